@@ -1,0 +1,27 @@
+"""Uncertainty-aware knowledge distillation of multimodal LLMs (Beta-KD) for Keras 3."""
+
+from keras_betakd.beta import (
+    AnalyticBeta,
+    Beta,
+    FixedBeta,
+    InstanceBeta,
+    TaskBeta,
+    TeacherOutputs,
+    TokenBeta,
+)
+from keras_betakd.distiller import BetaKDDistiller
+from keras_betakd.energies import (
+    CosineLogitsEnergy,
+    CosineProbsEnergy,
+    Energy,
+    ForwardKLEnergy,
+    JensenShannonEnergy,
+    MSELogitsEnergy,
+    MSEProbsEnergy,
+    ReverseKLEnergy,
+    SkewForwardKLEnergy,
+    SkewReverseKLEnergy,
+    TotalVariationEnergy,
+)
+from keras_betakd.preprocessing import DistillationPreprocessor
+from keras_betakd.version import __version__

@@ -1,0 +1,118 @@
+"""What all beta layers share: d, the penalty, the bounds and the multiplier."""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_betakd.objective import log_beta_penalty
+
+
+def positive(name, value):
+    if not value > 0 or not math.isfinite(value):
+        raise ValueError(
+            f"`{name}` must be a positive finite number. Received: {name}={value}"
+        )
+    return float(value)
+
+
+class Beta(keras.layers.Layer):
+    """Base of the beta layers; a subclass says what log beta is.
+
+    Args:
+        dim: d, positive; the relative weight of the teacher term.
+
+    Call arguments:
+        weights: (B, K) row weights that add up to one
+            (`keras_betakd.objective.row_weights`).
+        features: what `features_of` made of the teacher, or `None`.
+
+    Returns:
+        log beta, float32, broadcastable to (B, K).
+    """
+
+    uses_features = False
+
+    def __init__(self, dim=1.0, name=None, **kwargs):
+        # The dtype is not a choice: 1 + 1e-4 is 1 in bfloat16.
+        kwargs.pop("dtype", None)
+        super().__init__(name=name, dtype="float32", **kwargs)
+        self.dim = positive("dim", dim)
+
+    def features_of(self, teacher):
+        """Features for `call`, from a `TeacherOutputs`."""
+        return None
+
+    def features_width(self, teacher_view):
+        """How wide they are for a teacher, `None` where only a batch can tell."""
+        return None
+
+    def call(self, weights, features=None):
+        log_beta = self.log_beta(features)
+        self.add_loss(log_beta_penalty(log_beta, weights, self.dim))
+        return log_beta
+
+    def log_beta(self, features):
+        raise NotImplementedError
+
+    def update(self, energy, weights):
+        """Called once a training step with the energy (B, K) just measured."""
+
+    def get_config(self):
+        config = super().get_config()
+        del config["dtype"]
+        return {**config, "dim": self.dim}
+
+
+class BoundedBeta(Beta):
+    """Base of the betas that move: a start, two bounds, a multiplier."""
+
+    default_multiplier = 1.0
+
+    def __init__(
+        self,
+        dim=1.0,
+        initial_value=1.0,
+        min_value=0.01,
+        max_value=100.0,
+        multiplier=None,
+        name=None,
+        **kwargs,
+    ):
+        super().__init__(dim=dim, name=name, **kwargs)
+        self.initial_value = positive("initial_value", initial_value)
+        self.min_value = positive("min_value", min_value)
+        self.max_value = positive("max_value", max_value)
+        if not min_value < initial_value < max_value:
+            raise ValueError(
+                "`initial_value` must lie between `min_value` and `max_value`. "
+                f"Received: initial_value={initial_value}, min_value={min_value}, "
+                f"max_value={max_value}"
+            )
+        if multiplier is None:
+            multiplier = self.default_multiplier
+        self.multiplier = positive("multiplier", multiplier)
+
+    def bounded(self, raw):
+        """log beta of an unbounded `raw`: smooth, slope 1 at the start.
+
+        log beta = log(initial_value) + x / sqrt(1 + (x / h)^2), x = multiplier * raw,
+        h the distance from the start to the bound on that side. It falls off as a
+        power and not exponentially, so the gradient lives far outside the bounds.
+        """
+        # Same value as multiplier * raw, but the gradient of raw alone.
+        x = raw + ops.stop_gradient((self.multiplier - 1.0) * raw)
+        start = math.log(self.initial_value)
+        above = math.log(self.max_value) - start
+        below = start - math.log(self.min_value)
+        room = ops.where(x > 0, above, below)
+        return start + x / ops.sqrt(1.0 + ops.square(x / room))
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "initial_value": self.initial_value,
+            "min_value": self.min_value,
+            "max_value": self.max_value,
+            "multiplier": self.multiplier,
+        }

@@ -1,0 +1,96 @@
+"""What a predicted beta may look at: features of the teacher, h(x).
+
+The teacher is frozen and the features are cut off from the gradient, so a beta can
+only be predicted from them, never improved by changing them.
+"""
+
+import dataclasses
+from typing import Any
+
+from keras import ops
+
+UNCERTAINTY_WIDTH = 3
+NO_HIDDEN_STATES = (
+    'features="hidden_states" needs a teacher whose hidden states are known: a '
+    "keras-hub CausalLM, with batches in the answer-position form. Here the teacher "
+    'gives logits only. Use features="uncertainty", a callable, or a `TaskBeta`.'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherOutputs:
+    """What the teacher made of a batch.
+
+    Attributes:
+        logits: (B, K, V), at the answer rows.
+        weights: (B, K), the row weights: zero where nothing is supervised.
+        hidden_states: (B, T, H), or `None` for a model whose inside is not known.
+        padding_mask: (B, T), true where the hidden state is not padding's, or `None`.
+        rows: (B, K, H), the hidden states at the answer rows, or `None`.
+    """
+
+    logits: Any
+    weights: Any
+    hidden_states: Any = None
+    padding_mask: Any = None
+    rows: Any = None
+
+
+def expect_hidden_states(teacher_view):
+    """The view, if it can give hidden states."""
+    if not teacher_view.sees_hidden_states:
+        raise ValueError(NO_HIDDEN_STATES)
+    return teacher_view
+
+
+def hidden_features(teacher, per_token=False):
+    """Hidden states of the teacher: (B, H), or (B, K, H) `per_token`.
+
+    Per example, the mean over the positions that are not padding.
+    """
+    if teacher.hidden_states is None:
+        raise ValueError(NO_HIDDEN_STATES)
+    if per_token:
+        return ops.cast(teacher.rows, "float32")
+    hidden = ops.cast(teacher.hidden_states, "float32")
+    mask = ops.cast(teacher.padding_mask, "float32")[..., None]
+    count = ops.maximum(ops.sum(mask, axis=1), 1.0)
+    # Selected: the state of a padding position may be anything.
+    return ops.sum(ops.where(mask > 0, hidden, 0.0), axis=1) / count
+
+
+def uncertainty_features(teacher, per_token=False):
+    """The teacher's own uncertainty: (B, 3), or (B, K, 3) `per_token`.
+
+    Entropy in nats, probability of the best class, and its margin over the second;
+    per example, the mean over the supervised rows.
+    """
+    logits = ops.cast(teacher.logits, "float32")
+    log_p = ops.log_softmax(logits, axis=-1)
+    p = ops.exp(log_p)
+    entropy = -ops.sum(p * ops.where(p > 0, log_p, 0.0), axis=-1)
+    best, second = ops.unstack(ops.top_k(p, 2)[0], axis=-1)
+    features = ops.stack([entropy, best, best - second], axis=-1)
+    if per_token:
+        return features
+    mask = ops.cast(teacher.weights != 0, "float32")[..., None]
+    count = ops.maximum(ops.sum(mask, axis=1), 1.0)
+    return ops.sum(ops.where(mask > 0, features, 0.0), axis=1) / count
+
+
+FEATURES = {
+    "hidden_states": hidden_features,
+    "uncertainty": uncertainty_features,
+}
+
+
+def teacher_features(features):
+    """The function `(teacher, per_token) -> features` behind a name or a callable."""
+    if callable(features):
+        return lambda teacher, per_token: ops.cast(features(teacher), "float32")
+    if features not in FEATURES:
+        raise ValueError(
+            f"`features` must be one of {sorted(FEATURES)} or a callable that takes a "
+            f"`TeacherOutputs`. Received: features={features}"
+        )
+    return FEATURES[features]

@@ -1,0 +1,119 @@
+"""Betas predicted from features of the teacher, for each example or each token."""
+
+import keras
+from keras import ops
+
+from keras_betakd.beta.base import BoundedBeta
+from keras_betakd.beta.features import (
+    UNCERTAINTY_WIDTH,
+    expect_hidden_states,
+    teacher_features,
+)
+
+
+@keras.saving.register_keras_serializable(package="keras_betakd")
+class InstanceBeta(BoundedBeta):
+    """Beta predicted for each example: instance-level uncertainty.
+
+    A small MLP (layer normalisation, one hidden layer, one output) on features h(x)
+    of the teacher, through which no gradient flows back. Its optimum is
+    beta(x) = d / (2 E[l | x]): examples on which the student stays far from the teacher
+    count less. The last layer starts at zero, so beta starts at `initial_value`.
+
+    Args:
+        dim, initial_value, min_value, max_value: as for `TaskBeta`.
+        hidden_units: width of the hidden layer. Defaults to 64.
+        features: what the prediction rests on.
+            `"hidden_states"` (default): the teacher's last hidden states, averaged over
+            the positions that are not padding.
+            `"uncertainty"`: entropy, top probability and margin between the two best
+            classes of the teacher, averaged over the supervised answer rows.
+            Or a callable that takes a `keras_betakd.TeacherOutputs` and returns (B, F)
+            (register it with `keras.saving` if the distiller is to be saved).
+        multiplier: as for `TaskBeta`; defaults to 10, since the many weights of a
+            network add up to a faster move than one scalar's.
+
+    Reference: Beta-KD, arXiv 2603.21426 (CVPR 2026), instance level.
+    """
+
+    uses_features = True
+    per_token = False
+    default_multiplier = 10.0
+
+    def __init__(
+        self,
+        dim=1.0,
+        initial_value=1.0,
+        min_value=0.01,
+        max_value=100.0,
+        hidden_units=64,
+        features="hidden_states",
+        multiplier=None,
+        name=None,
+        **kwargs,
+    ):
+        super().__init__(
+            dim=dim,
+            initial_value=initial_value,
+            min_value=min_value,
+            max_value=max_value,
+            multiplier=multiplier,
+            name=name,
+            **kwargs,
+        )
+        if isinstance(features, dict):
+            features = keras.saving.deserialize_keras_object(features)
+        self.hidden_units = hidden_units
+        self.features = features
+        self._features_of = teacher_features(features)
+        self.normalization = keras.layers.LayerNormalization(
+            center=False, scale=False, dtype="float32", name="normalization"
+        )
+        self.hidden = keras.layers.Dense(
+            hidden_units, activation="gelu", dtype="float32", name="hidden"
+        )
+        self.raw = keras.layers.Dense(
+            1, kernel_initializer="zeros", dtype="float32", name="raw_log_beta"
+        )
+
+    def features_of(self, teacher):
+        return ops.stop_gradient(self._features_of(teacher, per_token=self.per_token))
+
+    def features_width(self, teacher_view):
+        if self.features == "hidden_states":
+            return expect_hidden_states(teacher_view).hidden_dim
+        return UNCERTAINTY_WIDTH if self.features == "uncertainty" else None
+
+    def build(self, weights_shape, features_shape):
+        self.normalization.build(features_shape)
+        self.hidden.build(features_shape)
+        self.raw.build((*features_shape[:-1], self.hidden_units))
+
+    def log_beta(self, features):
+        raw = self.raw(self.hidden(self.normalization(features)))
+        # One value an example, (B, 1), or one a row, (B, K, 1) -> (B, K).
+        return self.bounded(ops.squeeze(raw, -1) if self.per_token else raw)
+
+    def get_config(self):
+        features = self.features
+        if not isinstance(features, str):
+            features = keras.saving.serialize_keras_object(features)
+        return {
+            **super().get_config(),
+            "hidden_units": self.hidden_units,
+            "features": features,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_betakd")
+class TokenBeta(InstanceBeta):
+    """Beta predicted for each answer token.
+
+    `InstanceBeta` on the features of each answer row: the teacher's hidden state
+    there, or its uncertainty there. A callable must return (B, K, F). Rows without a
+    supervised token add neither an energy nor a log beta.
+
+    Args: as for `InstanceBeta`.
+    """
+
+    per_token = True

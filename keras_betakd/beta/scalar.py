@@ -1,0 +1,149 @@
+"""One beta for an energy: fixed, learned, or in closed form."""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_betakd.beta.base import Beta, BoundedBeta, positive
+from keras_betakd.objective import weighted_sum
+
+
+@keras.saving.register_keras_serializable(package="keras_betakd")
+class FixedBeta(Beta):
+    """A beta that is not learned.
+
+    The total still holds -(d / 2) * log(value), so that its values compare with those
+    of a learned beta.
+
+    Args:
+        value: beta, positive. Defaults to 1, which is plain distillation.
+        dim: d, see the module.
+
+    Example:
+
+    >>> from keras_betakd import FixedBeta
+    >>> round(float(FixedBeta(2.0).log_beta(None)), 4)
+    0.6931
+    """
+
+    def __init__(self, value=1.0, dim=1.0, name=None, **kwargs):
+        super().__init__(dim=dim, name=name, **kwargs)
+        self.value = positive("value", value)
+        self.built = True
+
+    def log_beta(self, features):
+        return ops.convert_to_tensor(math.log(self.value), dtype="float32")
+
+    def get_config(self):
+        return {**super().get_config(), "value": self.value}
+
+
+@keras.saving.register_keras_serializable(package="keras_betakd")
+class TaskBeta(BoundedBeta):
+    """One learned beta for an energy: task-level uncertainty.
+
+    Minimising beta * E[l] - (d / 2) * log beta gives beta = d / (2 E[l]).
+
+    Args:
+        dim: d. Only (d / 2) * grad log l reaches the student at the best beta, so d is
+            the weight of the teacher relative to the cross-entropy. Defaults to 1.
+        initial_value: beta at the start. Defaults to 1.
+        min_value, max_value: bounds of beta, never reached. As l goes to 0 the best
+            beta goes to infinity; `max_value` is what stops it. Defaults to 0.01
+            and 100.
+        multiplier: log beta moves `multiplier` times as fast as a plain variable.
+            Defaults to 500, so that with Adam at a fine-tuning rate of 2e-5 log beta
+            moves by 0.01 a step, by one in a hundred steps. When training from
+            scratch at 1e-3 choose about 10 to 20.
+
+    Example:
+
+    >>> from keras import ops
+    >>> from keras_betakd import TaskBeta
+    >>> beta = TaskBeta(initial_value=2.0)
+    >>> log_beta = beta(weights=ops.array([[0.5, 0.0], [0.5, 0.0]]))
+    >>> round(float(log_beta), 4), round(float(beta.losses[0]), 4)
+    (0.6931, -0.3466)
+
+    Reference: Beta-KD, arXiv 2603.21426 (CVPR 2026), task level; Kendall, Gal and
+    Cipolla, Multi-Task Learning Using Uncertainty to Weigh Losses, CVPR 2018.
+    """
+
+    default_multiplier = 500.0
+
+    def build(self, weights_shape):
+        self.raw = self.add_weight(
+            name="raw_log_beta", shape=(), initializer="zeros", trainable=True
+        )
+
+    def log_beta(self, features):
+        return self.bounded(ops.convert_to_tensor(self.raw))
+
+
+@keras.saving.register_keras_serializable(package="keras_betakd")
+class AnalyticBeta(Beta):
+    """The closed form without parameters: beta = d / (2 * running mean of l).
+
+    The mean is an exponential one of the training batches, without bias at the start,
+    and is updated once a training step, never in `evaluate`. Batches without a
+    supervised token leave it alone.
+
+    Args:
+        dim: d, see `TaskBeta`.
+        initial_value: beta until a first energy is known. Defaults to 1.
+        min_value, max_value: bounds of beta, reached. Defaults to 0.01 and 100.
+        momentum: weight of the past in the running mean. Defaults to 0.99.
+    """
+
+    def __init__(
+        self,
+        dim=1.0,
+        initial_value=1.0,
+        min_value=0.01,
+        max_value=100.0,
+        momentum=0.99,
+        name=None,
+        **kwargs,
+    ):
+        super().__init__(dim=dim, name=name, **kwargs)
+        self.initial_value = positive("initial_value", initial_value)
+        self.min_value = positive("min_value", min_value)
+        self.max_value = positive("max_value", max_value)
+        if not 0 <= momentum < 1:
+            raise ValueError(
+                f"`momentum` must lie in [0, 1). Received: momentum={momentum}"
+            )
+        self.momentum = momentum
+
+    def build(self, weights_shape):
+        options = {"shape": (), "initializer": "zeros", "trainable": False}
+        # sum of m^(t-i) * l_i, and of m^(t-i) alone: their ratio is the mean.
+        self.energy_sum = self.add_weight(name="energy_sum", **options)
+        self.weight_sum = self.add_weight(name="weight_sum", **options)
+
+    def log_beta(self, features):
+        known = ops.convert_to_tensor(self.weight_sum)
+        mean = self.energy_sum / ops.where(known > 0, known, 1.0)
+        # Bounded on l and not on beta, so that an energy of 0 divides nothing by 0.
+        mean = ops.clip(
+            mean, 0.5 * self.dim / self.max_value, 0.5 * self.dim / self.min_value
+        )
+        beta = ops.where(known > 0, 0.5 * self.dim / mean, self.initial_value)
+        return ops.log(beta)
+
+    def update(self, energy, weights):
+        counted = ops.cast(ops.any(weights != 0), "float32")
+        past = 1.0 - counted * (1.0 - self.momentum)
+        mean = ops.stop_gradient(weighted_sum(energy, weights))
+        self.energy_sum.assign(past * self.energy_sum + counted * mean)
+        self.weight_sum.assign(past * self.weight_sum + counted)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "initial_value": self.initial_value,
+            "min_value": self.min_value,
+            "max_value": self.max_value,
+            "momentum": self.momentum,
+        }

@@ -1,0 +1,113 @@
+"""How the distiller reads its arguments: energies and betas by name, what to freeze."""
+
+import keras
+
+from keras_betakd.beta import Beta, TaskBeta
+from keras_betakd.energies.base import Energy
+
+
+def named_energies(energies):
+    """A dict of name to energy, from one energy, a list or a dict of them."""
+    if isinstance(energies, Energy):
+        energies = [energies]
+    if isinstance(energies, (list, tuple)):
+        energies = dict(zip(_unique_names(energies), energies, strict=True))
+    valid = isinstance(energies, dict) and energies
+    if not valid or not all(isinstance(e, Energy) for e in energies.values()):
+        raise ValueError(
+            "`energies` must be a `keras_betakd.Energy` (for example "
+            "`CosineProbsEnergy()`), or a list or dict of them. Received: "
+            f"energies={energies}"
+        )
+    return dict(energies)
+
+
+def _unique_names(energies):
+    names = []
+    for energy in energies:
+        name = getattr(energy, "name", "energy")
+        seen = sum(other == name or other.startswith(f"{name}_") for other in names)
+        names.append(f"{name}_{seen}" if name in names else name)
+    return names
+
+
+def named_betas(beta, names):
+    """A dict of name to beta layer, one for each energy.
+
+    One layer stands for as many layers of its kind as there are energies: betas are
+    never shared, since each energy has its own scale.
+    """
+    if beta is None:
+        beta = TaskBeta()
+    if isinstance(beta, Beta):
+        beta = [beta] + [type(beta).from_config(_unnamed(beta)) for _ in names[1:]]
+    if isinstance(beta, (list, tuple)):
+        if len(beta) != len(names):
+            raise ValueError(
+                f"`beta` must have one layer for each of the {len(names)} energies "
+                f"{names}. Received: {len(beta)} layers"
+            )
+        beta = dict(zip(names, beta, strict=True))
+    if not isinstance(beta, dict) or set(beta) != set(names):
+        raise ValueError(
+            "`beta` must be a beta layer (for example `TaskBeta()`), a list, or a "
+            f"dict with the energies' names {names}. Received: beta={beta}"
+        )
+    layers = [expect_beta(beta[name]) for name in names]
+    if len({id(layer) for layer in layers}) < len(layers):
+        raise ValueError(
+            "Each energy needs a beta layer of its own; the same layer was passed "
+            f"for more than one. Received: beta={beta}"
+        )
+    return dict(zip(names, layers, strict=True))
+
+
+def _unnamed(beta):
+    config = beta.get_config()
+    del config["name"]
+    return config
+
+
+def expect_beta(beta):
+    if not isinstance(beta, Beta):
+        raise ValueError(
+            "A beta must be a `keras_betakd.Beta` layer, for example `TaskBeta()` or "
+            f"`FixedBeta(1.0)`. Received: {beta} of type {type(beta)}"
+        )
+    return beta
+
+
+def apply_freeze(view, freeze):
+    """Freezes a part of the student; never unfreezes what its owner froze.
+
+    Args:
+        view: the student's `ModelView`.
+        freeze: `"vision_tower"`, `None`, or a callable that takes a layer and returns
+            whether to freeze it.
+    """
+    if freeze is None:
+        return
+    if freeze == "vision_tower":
+        layers = view.vision_tower()
+    elif callable(freeze):
+        layers = [layer for layer in all_layers(view.model) if freeze(layer)]
+    else:
+        raise ValueError(
+            '`freeze` must be "vision_tower", `None`, or a callable that takes a '
+            f"layer. Received: freeze={freeze}"
+        )
+    for layer in layers:
+        layer.trainable = False
+
+
+def all_layers(model):
+    """The layers of a model, and those inside its models."""
+    for layer in model.layers:
+        yield layer
+        if isinstance(layer, keras.Model):
+            yield from all_layers(layer)
+
+
+def computes_in_float16(model):
+    """Whether a layer computes in float16, whose gradients need loss scaling."""
+    return any(layer.compute_dtype == "float16" for layer in all_layers(model))

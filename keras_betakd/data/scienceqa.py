@@ -1,0 +1,218 @@
+"""ScienceQA: multiple-choice school questions, about half of them with a picture.
+
+The official layout on disk (Lu et al., 2022, arXiv 2209.09513):
+
+    problems.json                       id -> question, choices, answer, hint, ...
+    pid_splits.json                     split -> list of ids
+    images/<split>/<id>/image.png       for the questions that have a picture
+
+`load_scienceqa` reads it to records, `ScienceQADataset` makes batches of them. A
+prompt has the form that LLaVA, MobileVLM and Beta-KD use, "CQM-A": context,
+question and multiple choices in, answer out.
+"""
+
+import math
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+
+from keras_betakd.data.images import IMAGE_MARK
+from keras_betakd.data.images import neutralize_image_marks
+from keras_betakd.data.scienceqa_records import LETTERS
+from keras_betakd.data.scienceqa_records import ScienceQARecord
+from keras_betakd.data.scienceqa_records import record_images
+from keras_betakd.data.scienceqa_records import sound_records
+
+LETTER_PROMPT_SUFFIX = (
+    "\nAnswer with the option's letter from the given choices directly."
+)
+"""What LLaVA's generator appends; pass it as `prompt_suffix`."""
+
+
+def scienceqa_prompt(record: ScienceQARecord, suffix: str | None = None) -> str:
+    """The prompt of a record in the published CQM-A form.
+
+    Double spaces are narrowed in one pass, as the published script does it (so
+    four become two). Image marks in the record's own text are neutralized.
+
+    Args:
+        record: The question.
+        suffix: Text to append as it is, for example `LETTER_PROMPT_SUFFIX`.
+
+    Returns:
+        The prompt; with a picture, it starts with `IMAGE_MARK` and a newline.
+
+    Example:
+
+    >>> scienceqa_prompt(ScienceQARecord("4", "A mammal?", ("cat", "trout"), 0))
+    'Context: N/A\\nQuestion: A mammal?\\nOptions: (A) cat (B) trout'
+    """
+    options = " ".join(
+        f"({letter}) {choice}"
+        for letter, choice in zip(LETTERS, record.choices, strict=False)
+    )
+    context = record.hint.strip() or "N/A"
+    prompt = f"Context: {context}\nQuestion: {record.question}\nOptions: {options}"
+    prompt = neutralize_image_marks(prompt.replace("  ", " ").strip())
+    if record.image is not None:
+        prompt = f"{IMAGE_MARK}\n{prompt}"
+    return prompt + (suffix or "")
+
+
+def scienceqa_response(record: ScienceQARecord, answer_format: str = "letter") -> str:
+    """The answer a model should learn to give.
+
+    Args:
+        record: The question.
+        answer_format: "letter" for "The answer is B.", the published target;
+            "text" for the text of the right choice.
+
+    Returns:
+        The answer.
+
+    Raises:
+        ValueError: `answer_format` is neither of the two.
+
+    Example:
+
+    >>> scienceqa_response(ScienceQARecord("4", "?", ("cat", "trout"), 1))
+    'The answer is B.'
+    """
+    if answer_format == "letter":
+        return f"The answer is {LETTERS[record.answer]}."
+    if answer_format == "text":
+        return neutralize_image_marks(record.choices[record.answer])
+    raise ValueError(
+        "`answer_format` must be 'letter' or 'text'. "
+        f"Received: answer_format={answer_format!r}"
+    )
+
+
+class ScienceQADataset(keras.utils.PyDataset):
+    """Batches of ScienceQA questions that belong to no model yet.
+
+    A batch is a dict of `"ids"`, `"prompts"` and `"responses"` (arrays of strings)
+    and `"images"` (for each record a list with one `(H, W, 3)` uint8 array, or
+    an empty list). Pictures keep their own size and are read when the batch is
+    made; each model's preprocessing resizes them and swaps `IMAGE_MARK`.
+
+    The order of an epoch depends on `seed` and the epoch's number alone, so it is
+    the same with any number of workers, threads or processes. Process workers
+    should be spawned, as a fork of a process that runs JAX or TensorFlow may hang:
+    call `multiprocessing.set_start_method("spawn")` first.
+
+    A record whose picture is missing is refused at construction. One whose file
+    turns out to be damaged raises, with its id, when its batch is read: a batch
+    never shrinks in silence. With `on_error="skip"` (or `verify_images=True`)
+    all pictures are decoded at construction, so that none can be damaged later.
+
+    Args:
+        records: `ScienceQARecord`s, for example from `load_scienceqa`.
+        batch_size: Records in a batch; the last may be smaller.
+        shuffle: Whether each epoch has an order of its own.
+        seed: Seed of that order.
+        answer_format: "letter" or "text", see `scienceqa_response`.
+        prompt_suffix: Text appended to each prompt, see `scienceqa_prompt`.
+        drop_remainder: Whether to leave out a smaller last batch.
+        on_error: "raise", or "skip" to leave out records whose picture cannot be
+            read; a warning says how many, the attribute `skipped` which.
+        limit: How many records to use, the first ones; `None` for all.
+        verify_images: As for `load_scienceqa`.
+        **kwargs: `workers`, `use_multiprocessing` and `max_queue_size` of
+            `keras.utils.PyDataset`.
+
+    Raises:
+        FileNotFoundError: A record's picture is missing; the message names its id.
+        ValueError: An argument is out of range, or no batch is left.
+
+    Example:
+
+    >>> dataset = ScienceQADataset(load_scienceqa("data/scienceqa"), batch_size=8)
+    >>> dataset[0]["prompts"][0]
+    """
+
+    def __init__(
+        self,
+        records: Sequence[ScienceQARecord],
+        batch_size: int,
+        shuffle: bool = False,
+        seed: int = 0,
+        answer_format: str = "letter",
+        prompt_suffix: str | None = None,
+        drop_remainder: bool = False,
+        on_error: str = "raise",
+        limit: int | None = None,
+        verify_images: bool | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        _expect_positive("batch_size", batch_size)
+        if limit is not None:
+            _expect_positive("limit", limit)
+        if prompt_suffix and IMAGE_MARK in prompt_suffix:
+            raise ValueError(
+                f"`prompt_suffix` must not hold the image mark {IMAGE_MARK!r}. "
+                f"Received: prompt_suffix={prompt_suffix!r}"
+            )
+        sound = sound_records(
+            records[:limit], lambda record: record, on_error, verify_images
+        )
+        self.records, self.skipped = sound.records, sound.skipped
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.answer_format = answer_format
+        self.prompt_suffix = prompt_suffix
+        self.drop_remainder = drop_remainder
+        self._epoch = 0
+        if not len(self):
+            raise ValueError(
+                "There must be at least one batch of records. Received: "
+                f"{len(self.records)} records, {len(self.skipped)} skipped, "
+                f"batch_size={batch_size}, drop_remainder={drop_remainder}"
+            )
+        scienceqa_response(self.records[0], answer_format)  # Raises if unknown.
+        self._order = self._order_of_epoch()
+
+    def __len__(self) -> int:
+        batches = len(self.records) / self.batch_size
+        return int(batches) if self.drop_remainder else math.ceil(batches)
+
+    def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < len(self):
+            raise IndexError(
+                f"`index` must lie in 0..{len(self) - 1}. Received: index={index}"
+            )
+        start = index * self.batch_size
+        chosen = self._order[start : start + self.batch_size]
+        return self._batch([self.records[i] for i in chosen])
+
+    def on_epoch_end(self) -> None:
+        """Draws the next epoch's order; Keras calls this."""
+        self._epoch += 1
+        self._order = self._order_of_epoch()
+
+    def _order_of_epoch(self):
+        if not self.shuffle:
+            return np.arange(len(self.records))
+        generator = np.random.default_rng((self.seed, self._epoch))
+        return generator.permutation(len(self.records))
+
+    def _batch(self, records):
+        suffix, answer_format = self.prompt_suffix, self.answer_format
+        return {
+            "ids": np.array([r.id for r in records]),
+            "prompts": np.array([scienceqa_prompt(r, suffix) for r in records]),
+            "responses": np.array(
+                [scienceqa_response(r, answer_format) for r in records]
+            ),
+            "images": [record_images(r) for r in records],
+        }
+
+
+def _expect_positive(name, value):
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(
+            f"`{name}` must be a positive integer. Received: {name}={value!r}"
+        )

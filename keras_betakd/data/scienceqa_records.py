@@ -1,0 +1,273 @@
+"""ScienceQA records, and reading them from a folder in the official layout."""
+
+import dataclasses
+import json
+import os
+import warnings
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
+
+from keras_betakd.data.images import check_image_path
+from keras_betakd.data.images import load_image
+
+LETTERS = "ABCDE"
+_OPTIONAL_KEYS = ("topic", "category", "skill", "task", "lecture", "solution")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScienceQARecord:
+    """One multiple-choice question.
+
+    Args:
+        id: The problem's id.
+        question: The question.
+        choices: Two to five answers to choose from.
+        answer: The index of the right choice.
+        hint: Text to read before the question; may be empty.
+        image: Whatever `load_image` reads, usually a path; read only when a batch
+            needs it. `None` for a question of text alone.
+        subject: "natural science", "social science" or "language science".
+        grade: "grade1" to "grade12".
+        topic, category, skill, task, lecture, solution, split: As in the file.
+
+    Raises:
+        ValueError: A field has a type or value that no ScienceQA record has. The
+            message names the id.
+
+    Example:
+
+    >>> ScienceQARecord(id="4", question="Which is a mammal?",
+    ...                 choices=("cat", "trout"), answer=0)
+    """
+
+    id: str
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+    hint: str = ""
+    image: Any = None
+    subject: str = ""
+    grade: str = ""
+    topic: str = ""
+    category: str = ""
+    skill: str = ""
+    task: str = ""
+    lecture: str = ""
+    solution: str = ""
+    split: str = ""
+
+    def __post_init__(self):
+        object.__setattr__(self, "choices", _checked_choices(self))
+        if not isinstance(self.question, str) or not isinstance(self.hint, str):
+            raise ValueError(
+                f"Record {self.id!r}: `question` and `hint` must be strings. "
+                f"Received: question={self.question!r}, hint={self.hint!r}"
+            )
+        # `True` is an `int` to Python, and no answer.
+        if type(self.answer) is not int or not 0 <= self.answer < len(self.choices):
+            raise ValueError(
+                f"Record {self.id!r}: `answer` must be the index of one of the "
+                f"{len(self.choices)} choices. Received: answer={self.answer!r}"
+            )
+
+
+def _checked_choices(record):
+    choices = record.choices
+    if (
+        not isinstance(choices, (list, tuple))
+        or not 2 <= len(choices) <= len(LETTERS)
+        or not all(isinstance(choice, str) for choice in choices)
+    ):
+        raise ValueError(
+            f"Record {record.id!r}: `choices` must be two to {len(LETTERS)} strings. "
+            f"Received: choices={choices!r}"
+        )
+    return tuple(choices)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScienceQARecords(Sequence):
+    """The records of a split, as a read-only sequence.
+
+    Args:
+        records: The records that are sound.
+        skipped: `(id, reason)` of each record left out; empty unless
+            `on_error="skip"` was asked for.
+
+    Example:
+
+    >>> records = ScienceQARecords([record], skipped=[("7", "no image")])
+    >>> len(records), len(records.skipped)
+    (1, 1)
+    """
+
+    records: tuple[ScienceQARecord, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "records", tuple(self.records))
+        object.__setattr__(self, "skipped", tuple(self.skipped))
+
+    def __getitem__(self, index):
+        return self.records[index]
+
+    def __len__(self):
+        return len(self.records)
+
+
+def load_scienceqa(
+    directory: str | os.PathLike,
+    split: str = "train",
+    on_error: str = "raise",
+    verify_images: bool | None = None,
+) -> ScienceQARecords:
+    """Loads a split of a folder in the official ScienceQA layout.
+
+    Everything that can be wrong is looked for here, not in the middle of a run:
+    missing files and keys, an answer that is no choice, an image that is not there.
+
+    Args:
+        directory: The folder with `problems.json`, `pid_splits.json`, `images/`.
+        split: A split named in `pid_splits.json`: "train", "val", "test", "minival"...
+        on_error: "raise", or "skip" to leave faulty records out; a warning then
+            says how many, and the result's `skipped` which and why.
+        verify_images: Whether to decode every picture now, too. The default does so
+            if `on_error="skip"`, as only then can no batch stumble over one later;
+            otherwise, only the files' existence is checked.
+
+    Returns:
+        `ScienceQARecords`, in the split's order.
+
+    Raises:
+        FileNotFoundError: A JSON file is missing, or a record's picture (then the
+            message names the record's id).
+        ValueError: A JSON file is damaged, the split is unknown, or (with
+            `on_error="raise"`) a record is faulty; the message names its id.
+
+    Example:
+
+    >>> records = load_scienceqa("data/scienceqa", "test", on_error="skip")
+    """
+    problems = _read_json(directory, "problems.json")
+    splits = _read_json(directory, "pid_splits.json")
+    if split not in splits:
+        raise ValueError(
+            f"`split` must be one of {sorted(splits)}, as pid_splits.json has it. "
+            f"Received: split={split!r}"
+        )
+    seen = set()
+
+    def read(pid):
+        if pid in seen:
+            raise ValueError(f"Record {pid!r}: listed twice in split {split!r}.")
+        seen.add(pid)
+        return _record(directory, pid, problems)
+
+    return sound_records(map(str, splits[split]), read, on_error, verify_images)
+
+
+def _read_json(directory, name):
+    path = os.path.join(directory, name)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            "A ScienceQA folder holds problems.json, pid_splits.json and images/. "
+            f"This file is missing: {path!r}"
+        )
+    with open(path, encoding="utf-8") as file:
+        try:
+            value = json.load(file)
+        except ValueError as error:
+            raise ValueError(f"Not a JSON file: {path!r} ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"{path!r} must hold a JSON object. Received: {type(value).__name__}"
+        )
+    return value
+
+
+def _record(directory, pid, problems):
+    """The record of one problem; its image lies under the problem's own split.
+
+    (`minival` and `trainval` are lists over the same three folders.)
+    """
+    try:
+        fields = dict(problems[pid])
+        values = {
+            key: fields[key]
+            for key in ("question", "choices", "answer", "hint", "subject", "grade")
+        }
+        name, folder = fields["image"], fields["split"]
+    except KeyError as error:
+        where = "its entry" if pid in problems else "problems.json"
+        raise ValueError(f"Record {pid!r}: {where} lacks the key {error}.") from error
+    values.update({key: fields.get(key, "") for key in _OPTIONAL_KEYS})
+    for part in (folder, *([] if name is None else [name])):
+        if not isinstance(part, str) or not part or os.path.basename(part) != part:
+            raise ValueError(
+                f"Record {pid!r}: `split` and `image` must be plain names (or null, "
+                f"for no image). Received: split={folder!r}, image={name!r}"
+            )
+    image = (
+        None if name is None else os.path.join(directory, "images", folder, pid, name)
+    )
+    return ScienceQARecord(id=pid, image=image, split=folder, **values)
+
+
+def sound_records(
+    items: Iterable,
+    read: Callable[[Any], ScienceQARecord],
+    on_error: str,
+    verify_images: bool | None,
+) -> ScienceQARecords:
+    """Reads each item and checks its image; a faulty one raises or is set aside."""
+    if on_error not in ("raise", "skip"):
+        raise ValueError(
+            f"`on_error` must be 'raise' or 'skip'. Received: on_error={on_error!r}"
+        )
+    if verify_images is None:
+        verify_images = on_error == "skip"
+    records, skipped = [], []
+    for item in items:
+        try:
+            record = read(item)
+            _check_image(record, verify_images)
+            records.append(record)
+        except (FileNotFoundError, ValueError) as error:
+            if on_error == "raise":
+                raise
+            skipped.append((getattr(item, "id", item), str(error)))
+    if skipped:
+        warnings.warn(
+            f"Skipped {len(skipped)} of {len(records) + len(skipped)} ScienceQA "
+            f"records; see `skipped`. The first: {skipped[0][1]}",
+            stacklevel=3,
+        )
+    return ScienceQARecords(records, skipped)
+
+
+def _check_image(record, verify):
+    if verify:
+        record_images(record)
+    elif isinstance(record.image, (str, os.PathLike)):
+        _naming(record, check_image_path)
+
+
+def record_images(record: ScienceQARecord) -> list:
+    """The pictures of a record: a list with one array, or with none.
+
+    Raises:
+        FileNotFoundError, ValueError: As `load_image`, with the record's id.
+    """
+    return [] if record.image is None else [_naming(record, load_image)]
+
+
+def _naming(record, read):
+    """Reads a record's image; an error then says whose it was."""
+    try:
+        return read(record.image)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"Record {record.id!r}: {error}") from error
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"Record {record.id!r}: {error}") from error

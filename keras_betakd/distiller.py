@@ -1,0 +1,351 @@
+"""`BetaKDDistiller`: a teacher trains a student, and learns how much to be heard."""
+
+import keras
+from keras import ops
+
+from keras_betakd.beta import TaskBeta
+from keras_betakd.beta.features import TeacherOutputs
+from keras_betakd.components import (
+    computes_in_float16,
+    expect_beta,
+    named_betas,
+    named_energies,
+)
+from keras_betakd.energies.base import select_supervised
+from keras_betakd.fitting import RecordFitting
+from keras_betakd.models.views import view_of
+from keras_betakd.objective import (
+    REDUCTIONS,
+    row_weights,
+    weighted_energy,
+    weighted_sum,
+)
+from keras_betakd.preprocessing import DistillationPreprocessor
+from keras_betakd.saving import TeacherKeeping
+from keras_betakd.training_data import MODEL_KEYS
+
+
+@keras.saving.register_keras_serializable(package="keras_betakd")
+class BetaKDDistiller(RecordFitting, TeacherKeeping, keras.Model):
+    """Distils a teacher into a student with learned weights (Beta-KD).
+
+    Minimises, over the supervised answer tokens,
+
+        CE + sum_k [ beta_k * l_k - (d_k / 2) * log beta_k ]
+
+    with CE the student's cross-entropy on the labels, l_k an energy between teacher
+    and student (`energies`), beta_k its weight (`beta`), which is learned and settles
+    at d_k / (2 l_k). Units: nats per token. The total may be negative; the energies and
+    betas are reported on their own.
+
+    The teacher is frozen, in its own copy of the caller's object: it is set to
+    `trainable=False`, runs in inference mode, has no optimizer slots and is not part
+    of weights files.
+
+    Args:
+        teacher: a `keras_hub.models.CausalLM` (Gemma 3, PaliGemma, any text family), or
+            any `keras.Model` whose output is logits.
+        student: a smaller one over the same vocabulary.
+        energies: a `keras_betakd.Energy`, or a list or dict of them.
+        beta: a beta layer (`TaskBeta()` if `None`); a list or dict gives each energy
+            its own, a single one stands for one of its kind for each energy.
+        weight_task_loss: whether CE has a beta of its own too (Kendall and Gal); `True`
+            for a `TaskBeta()`, or a beta layer.
+        reduction: `"example"` (default) averages over the tokens of an example, then
+            over examples; `"token"` over all tokens.
+        freeze: what of the student does not train: `"vision_tower"` (default; the
+            projector and the language model train, as in the paper), `None`, or a
+            callable that takes a layer. Never unfreezes.
+        preprocessor: a `DistillationPreprocessor` for raw records. Made of the two
+            models' own preprocessors if `None`.
+
+    Inputs: raw records as keras-hub takes them ({"images", "prompts", "responses"}; as
+    a dict of lists or arrays, `PyDataset`, `tf.data.Dataset` or torch `DataLoader`),
+    or the answer-position form of `DistillationPreprocessor`, or, for plain models,
+    ordinary `(x, y, sample_weight)` with x = {"student": ..., "teacher": ...} where
+    the two see different inputs.
+
+    Example:
+
+    ```python
+    distiller = BetaKDDistiller(
+        teacher, student, energies=CosineProbsEnergy(), beta=InstanceBeta()
+    )
+    distiller.compile(optimizer=keras.optimizers.AdamW(2e-5))
+    distiller.fit(dataset)
+    distiller.student.save_to_preset("my_student")
+    ```
+
+    Reference: Beta-KD, arXiv 2603.21426 (CVPR 2026).
+    """
+
+    def __init__(
+        self,
+        teacher,
+        student,
+        energies,
+        beta=None,
+        weight_task_loss=False,
+        reduction="example",
+        freeze="vision_tower",
+        preprocessor=None,
+        name=None,
+        **kwargs,
+    ):
+        super().__init__(name=name, **{**kwargs, "dtype": "float32"})
+        self.student_view = view_of(student)
+        self.teacher_view = view_of(teacher)
+        _check_pair(self.teacher_view, self.student_view)
+        if reduction not in REDUCTIONS:
+            raise ValueError(
+                f"`reduction` must be one of {REDUCTIONS}. Received: {reduction}"
+            )
+        self.student = student
+        self.teacher = teacher
+        self.energies = named_energies(energies)
+        self.betas = named_betas(beta, list(self.energies))
+        self.task_beta = TaskBeta() if weight_task_loss is True else None
+        if weight_task_loss and self.task_beta is None:
+            self.task_beta = expect_beta(weight_task_loss)
+        self.reduction = reduction
+        self.freeze = freeze
+        self.preprocessor = preprocessor or _default_preprocessor(teacher, student)
+        self._freeze()
+        self._build_betas()
+        self._make_trackers()
+        self._predicting = False
+
+    def _make_trackers(self):
+        # Made here and not in `build`: JAX needs every metric before it traces.
+        self.task_loss_tracker = keras.metrics.Mean(name="task_loss")
+        self.energy_trackers = {n: keras.metrics.Mean(name=n) for n in self.energies}
+        self.beta_trackers = {
+            name: keras.metrics.Mean(name=f"{name}_beta") for name in self._all_betas()
+        }
+
+    def _all_betas(self):
+        task = {} if self.task_beta is None else {"task": self.task_beta}
+        return {**task, **self.betas}
+
+    def _build_betas(self):
+        """Creates the betas' variables now, so that files can be loaded at once."""
+        for beta in self._all_betas().values():
+            if beta.built:
+                continue
+            width = beta.features_width(self.teacher_view)
+            if not beta.uses_features:
+                beta.build((None, None))
+            elif width is not None:
+                middle = (None,) if beta.per_token else ()
+                beta.build((None, None), (None, *middle, width))
+        children = [self.student, self.teacher, *self._all_betas().values()]
+        self.built = all(layer.built for layer in children)
+
+    # The computation
+
+    def call(self, inputs, training=None):
+        if not (isinstance(inputs, dict) and set(MODEL_KEYS) <= set(inputs)):
+            inputs = {"student": inputs, "teacher": inputs}
+        student = self._outputs(self.student_view, "student", inputs, training)
+        if self._predicting:
+            return student["logits"]
+        teacher = self._outputs(self.teacher_view, "teacher", inputs, False)
+        weights = row_weights(_label_weights(inputs, student["logits"]), self.reduction)
+        teacher = TeacherOutputs(
+            **{k: ops.stop_gradient(v) for k, v in teacher.items()}, weights=weights
+        )
+        log_beta = {
+            name: beta(weights, features=beta.features_of(teacher))
+            for name, beta in self._all_betas().items()
+        }
+        return {
+            "student": student["logits"],
+            "teacher": teacher.logits,
+            "log_beta": log_beta,
+            "weights": weights,
+        }
+
+    def _outputs(self, view, role, inputs, training):
+        """What a model makes of its inputs, with logits as (B, K, V)."""
+        x, positions = inputs[role], inputs.get(f"{role}_positions")
+        if positions is None:
+            return {"logits": _as_rows(view.logits(x, training=training))}
+        hidden = view.hidden_states(x, training=training)
+        where = ops.expand_dims(view.row_positions(positions), -1)
+        rows = ops.take_along_axis(hidden, where, axis=1)
+        outputs = {"logits": view.head(rows)}
+        if role == "teacher":
+            mask = view.padding_mask(x)
+            outputs.update(hidden_states=hidden, padding_mask=mask, rows=rows)
+        return outputs
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        weights, log_beta = y_pred["weights"], y_pred["log_beta"]
+        student = select_supervised(y_pred["student"], weights)
+        teacher = select_supervised(y_pred["teacher"], weights)
+        values = {name: e.call(teacher, student) for name, e in self.energies.items()}
+        task = self._task_values(y, student, weights)
+        total = weighted_sum(task, weights)
+        if self.task_beta is not None:
+            total = weighted_energy(task, log_beta["task"], weights)
+        for name, energy in values.items():
+            total = total + weighted_energy(energy, log_beta[name], weights)
+        # The -(d / 2) log beta of each beta layer, and regularisation.
+        for loss in self.losses:
+            total = total + ops.sum(ops.cast(loss, "float32"))
+        self._track({"task": task, **values}, log_beta, weights)
+        if training:
+            for name, beta in self._all_betas().items():
+                beta.update(values.get(name, task), weights)
+        return total
+
+    def _task_values(self, y, logits, weights):
+        y = ops.reshape(y, ops.shape(weights))
+        # Ignored labels may be no class at all (-100): any class will do there.
+        y = ops.where(weights != 0, y, ops.zeros_like(y))
+        loss = self.task_loss
+        loss = loss.call if isinstance(loss, keras.losses.Loss) else loss
+        return loss(y, ops.cast(logits, "float32"))
+
+    def _track(self, values, log_beta, weights):
+        supervised = ops.cast(weights != 0, "float32")
+        if self.reduction == "example":
+            supervised = ops.max(supervised, axis=1)
+        count = ops.sum(supervised)
+        trackers = {"task": self.task_loss_tracker, **self.energy_trackers}
+        for name, value in values.items():
+            trackers[name].update_state(weighted_sum(value, weights), count)
+        for name, value in log_beta.items():
+            mean = weighted_sum(ops.exp(value), weights)
+            self.beta_trackers[name].update_state(mean, count)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        weights = y_pred["weights"]
+        y = ops.where(weights != 0, ops.reshape(y, ops.shape(weights)), 0)
+        counted = ops.reshape(x["sample_weight"], ops.shape(weights))
+        return super().compute_metrics(x, y, y_pred["student"], counted)
+
+    # Training
+
+    def compile(
+        self,
+        optimizer="auto",
+        loss="auto",
+        *,
+        weighted_metrics="auto",
+        auto_scale_loss=True,
+        **kwargs,
+    ):
+        """Configures the distiller for training.
+
+        Args:
+            optimizer: optimizer or its name; `"auto"` for `Adam(2e-5)`. The betas are
+                excluded from its weight decay, which would pull them towards their
+                start.
+            loss: the task loss; `"auto"` for the sparse cross-entropy from logits.
+                Another must be a `keras.losses.Loss` or a function that takes labels
+                (B, K) and logits (B, K, V) and returns one value for each label.
+            weighted_metrics: metrics of the student at the supervised rows; `"auto"`
+                for its accuracy.
+            auto_scale_loss: whether to scale the loss when the student computes in
+                float16.
+            **kwargs: as for `keras.Model.compile`.
+        """
+        self._freeze()
+        if optimizer == "auto":
+            optimizer = keras.optimizers.Adam(2e-5)
+        optimizer = keras.optimizers.get(optimizer)
+        scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        if auto_scale_loss and not scaled and computes_in_float16(self.student):
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        if weighted_metrics == "auto":
+            weighted_metrics = [keras.metrics.SparseCategoricalAccuracy("accuracy")]
+        self._exclude_betas_from_weight_decay(optimizer)
+        super().compile(
+            optimizer=optimizer,
+            weighted_metrics=weighted_metrics,
+            auto_scale_loss=False,
+            **kwargs,
+        )
+        self.task_loss = _task_loss(loss)
+        self._compile_arguments = keras.saving.serialize_keras_object(
+            {
+                "optimizer": optimizer,
+                "loss": loss,
+                "weighted_metrics": weighted_metrics,
+                "auto_scale_loss": auto_scale_loss,
+                **kwargs,
+            }
+        )
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def _exclude_betas_from_weight_decay(self, optimizer):
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        variables = [v for b in self._all_betas().values() for v in b.variables]
+        if not inner.weight_decay or not variables:
+            return
+        if inner.built:
+            raise ValueError(
+                "The optimizer is built already, so the betas can no longer be "
+                "excluded from its weight decay, which would pull them towards "
+                "their start. Pass a new optimizer to `compile`. Received: "
+                f"optimizer={inner.name}, weight_decay={inner.weight_decay}"
+            )
+        inner.exclude_from_weight_decay(var_list=variables)
+
+    def generate(self, *args, **kwargs):
+        """The student's answers; as `keras_hub.models.CausalLM.generate`."""
+        return self.student.generate(*args, **kwargs)
+
+
+def _check_pair(teacher, student):
+    if not (teacher.sees_hidden_states and student.sees_hidden_states):
+        return
+    if teacher.vocabulary_size != student.vocabulary_size:
+        raise ValueError(
+            "Teacher and student must have the same vocabulary: an energy compares "
+            "them class by class. Received: a teacher with vocabulary_size="
+            f"{teacher.vocabulary_size} and a student with vocabulary_size="
+            f"{student.vocabulary_size}"
+        )
+
+
+def _default_preprocessor(teacher, student):
+    pair = [getattr(model, "preprocessor", None) for model in (teacher, student)]
+    if None in pair:
+        return None
+    return DistillationPreprocessor(*pair)
+
+
+def _task_loss(loss):
+    if loss == "auto":
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    if isinstance(loss, str) or not callable(loss):
+        raise ValueError(
+            '`loss` must be "auto", a `keras.losses.Loss` for logits, or a function '
+            "that returns one value for each label. A name stands for a loss that "
+            f"expects probabilities. Received: loss={loss!r}"
+        )
+    return loss
+
+
+def _label_weights(inputs, logits):
+    """The weight of each label, (B, K), times the mask that Keras attached."""
+    shape = ops.shape(logits)[:2]
+    weights = inputs.get("sample_weight")
+    weights = ops.ones(shape) if weights is None else ops.reshape(weights, shape)
+    mask = getattr(logits, "_keras_mask", None)
+    if mask is not None:
+        weights = weights * ops.cast(ops.reshape(mask, shape), weights.dtype)
+    return weights
+
+
+def _as_rows(logits):
+    """Logits of any rank as (B, K, V)."""
+    shape = ops.shape(logits)
+    if len(shape) == 3:
+        return logits
+    return ops.reshape(logits, (shape[0], -1, shape[-1]))

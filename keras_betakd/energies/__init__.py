@@ -1,0 +1,37 @@
+"""Distillation energies: how far a student is from its teacher, per position.
+
+Every energy is a `keras.losses.Loss`, called with the teacher's logits as `y_true`
+and the student's as `y_pred`; see `keras_betakd.energies.base` for the concept.
+"""
+
+from keras_betakd.energies.base import Energy, ProbabilityEnergy, select_supervised
+from keras_betakd.energies.distances import (
+    CosineLogitsEnergy,
+    CosineProbsEnergy,
+    MSELogitsEnergy,
+    MSEProbsEnergy,
+)
+from keras_betakd.energies.divergences import (
+    ForwardKLEnergy,
+    JensenShannonEnergy,
+    ReverseKLEnergy,
+    SkewForwardKLEnergy,
+    SkewReverseKLEnergy,
+    TotalVariationEnergy,
+)
+
+__all__ = [
+    "CosineLogitsEnergy",
+    "CosineProbsEnergy",
+    "Energy",
+    "ForwardKLEnergy",
+    "JensenShannonEnergy",
+    "MSELogitsEnergy",
+    "MSEProbsEnergy",
+    "ProbabilityEnergy",
+    "ReverseKLEnergy",
+    "SkewForwardKLEnergy",
+    "SkewReverseKLEnergy",
+    "TotalVariationEnergy",
+    "select_supervised",
+]

@@ -1,0 +1,291 @@
+"""What every energy shares: shapes, precision, masks and configuration.
+
+An *energy* l(student; teacher) measures how far a student's output is from its
+teacher's at one position; Beta-KD reads it as the negative log of a Gibbs prior,
+p(student | teacher, beta) = exp(-beta l) / Z. In this library an energy is a
+`keras.losses.Loss` whose `call(y_true=teacher, y_pred=student)` returns one value
+per position: only the class axis is reduced. That is what lets a weight be learned
+per example or per token later on, and it is 0 exactly where the two models agree,
+as the -(d/2) log(beta) term of the objective requires.
+
+To write a new energy, subclass `Energy` (it sees logits) or `ProbabilityEnergy` (it
+sees log-probabilities) and implement `pointwise`. Everything else is done here.
+"""
+
+import math
+import numbers
+import re
+
+import keras
+from keras import ops
+
+_MEANS_OVER_ALL_POSITIONS = ("mean", "sum_over_batch_size")
+
+
+def checked_number(argument, value, low=0.0, high=math.inf, hint=""):
+    """Returns `value` as a float if it lies strictly between `low` and `high`."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (is_number and low < value < high):
+        raise ValueError(
+            f"`{argument}` must be a number above {low} and below {high}.{hint} "
+            f"Received: {argument}={value}"
+        )
+    return float(value)
+
+
+def _float32_or_wider(*dtypes):
+    # `keras.backend.result_type` turns float64 into float32 on torch and JAX.
+    names = [keras.backend.standardize_dtype(dtype) for dtype in dtypes]
+    return "float64" if "float64" in names else "float32"
+
+
+def check_same_shape(teacher, student):
+    """Raises if the two tensors do not describe the same positions and classes."""
+    expected, received = tuple(teacher.shape), tuple(student.shape)
+    same = len(expected) == len(received) and all(
+        a == b or None in (a, b) for a, b in zip(expected, received, strict=True)
+    )
+    if not same:
+        raise ValueError(
+            "Teacher and student logits must have the same shape (..., V): one row "
+            "of class scores per position, for the same positions and the same V "
+            "classes. If one vocabulary is padded to a greater width, crop the "
+            "logits (not the probabilities) of both to the tokens they share; if "
+            "the sequences differ, gather the supervised positions of each first. "
+            f"Received: teacher shape={expected}, student shape={received}"
+        )
+
+
+def position_weights(sample_weight, values):
+    """Broadcasts `sample_weight` to the shape of the per-position `values`.
+
+    Missing trailing axes are added, so `(B,)` and `(B, 1)` weigh whole examples and
+    `(B, T)` single positions; `(B, T, 1)` is taken as `(B, T)`. Keras' own reduction
+    would divide the sum over T positions by the B weights it was given.
+    """
+    weights = ops.convert_to_tensor(sample_weight, dtype=values.dtype)
+    received, rank = tuple(weights.shape), len(values.shape)
+    if len(received) == rank + 1 and received[-1] == 1:
+        weights = ops.squeeze(weights, axis=-1)
+    while len(weights.shape) < rank:
+        weights = ops.expand_dims(weights, axis=-1)
+    fits = len(weights.shape) == rank and all(
+        w in (1, v) or None in (w, v)
+        for w, v in zip(weights.shape, values.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            "`sample_weight` must give one weight per example or per position, "
+            f"that is, broadcast to {tuple(values.shape)} after trailing axes of 1 "
+            f"are added. Received: sample_weight.shape={received}"
+        )
+    return weights * ops.ones_like(values)
+
+
+def select_supervised(logits, weights):
+    """Replaces the logits of positions that carry no weight by a harmless constant.
+
+    A product with a zero weight is no mask: 0 * NaN is NaN, forward and backward.
+    Selecting before any arithmetic leaves padding without influence on the value and
+    with a gradient of exactly 0, whatever it contains.
+
+    Args:
+        logits: tensor of shape `(..., V)`, for example `(B, K, V)`.
+        weights: tensor of shape `(...)`, for example `(B, K)`; the positions where
+            it is zero (or False) are replaced.
+
+    Returns:
+        A tensor like `logits`, with a row of ones (a uniform distribution, read as
+        logits or as probabilities) in every position without weight.
+    """
+    supervised = ops.expand_dims(ops.cast(weights, "bool"), axis=-1)
+    return ops.where(supervised, logits, ops.ones_like(logits))
+
+
+def log_probabilities(x, temperature=1.0, from_logits=True):
+    """log softmax(x / temperature) over the last axis, with -inf for excluded classes.
+
+    With `from_logits=False`, `x` holds probabilities; they are tempered as
+    p^(1/temperature) and renormalised, and a negative entry gives NaN: logits passed
+    by mistake must not turn into a number that looks like a loss.
+    """
+    if not from_logits:
+        positive = x > 0
+        # The inner selection keeps log(0), and its infinite slope, out of the gradient.
+        logs = ops.log(ops.where(positive, x, ops.ones_like(x)))
+        excluded = ops.where(x == 0, -math.inf, math.nan)
+        x = ops.where(positive, logs, ops.cast(excluded, x.dtype))
+    if temperature != 1.0:
+        x = x / temperature
+    return ops.log_softmax(x, axis=-1)
+
+
+class _MaskProbe(keras.losses.Loss):
+    """Reads the Keras mask of a tensor as 0/1 weights, one per position.
+
+    Where a mask is stored depends on the backend (JAX tracers take no attributes)
+    and the function that finds it is private; a `Loss` is handed it by Keras itself.
+    """
+
+    def call(self, y_true, y_pred):
+        return ops.ones_like(y_pred[..., 0])
+
+
+def _mask_weights(y_pred, dtype, reduction):
+    probe_dtype = keras.backend.standardize_dtype(y_pred.dtype)
+    # The mask is 0 or 1, so the logits need not be cast to read it.
+    mask = _MaskProbe("mask_probe", reduction=None, dtype=probe_dtype)(y_pred, y_pred)
+    mask = ops.cast(mask, dtype)
+    if reduction in _MEANS_OVER_ALL_POSITIONS:
+        # As in Keras: these divide by every position, so the valid ones are scaled up.
+        mask = mask * ops.divide_no_nan(ops.sum(ops.ones_like(mask)), ops.sum(mask))
+    return mask
+
+
+def _snake_case_name(cls):
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__)
+    return words.removesuffix("_Energy").lower()
+
+
+class Energy(keras.losses.Loss):
+    """Base class of the energies: a distance between teacher and student logits.
+
+    Subclasses implement `pointwise(teacher, student)`; this class owns the checks,
+    the precision, the masks and the configuration.
+
+    Shapes: `y_true` (teacher) and `y_pred` (student) are `(..., V)`, `call` returns
+    `(...)`, calling the energy returns a scalar unless `reduction` is `None`.
+
+    Masking: positions where `sample_weight`, or a mask that Keras attached to
+    `y_pred`, is zero are replaced before any arithmetic, so NaN or infinite logits in
+    padding change neither value nor gradient. `sample_weight` may be `(B,)`,
+    `(B, 1)`, `(B, T)` or `(B, T, 1)`. The default reduction divides by the weight
+    that was counted and returns 0 if there was none.
+
+    Precision: half-precision inputs are raised to float32 once, before any
+    arithmetic, under every dtype policy and `floatx`.
+
+    Args:
+        name: Name of the loss. Defaults to the class name in snake case without
+            "energy", for example `"forward_kl"`.
+        reduction: As in `keras.losses.Loss`. Defaults to
+            `"mean_with_sample_weight"`, the mean over the supervised weight.
+        dtype: `"float32"` or `"float64"`. Defaults to `None`: float64 if that is
+            `keras.config.floatx()`, float32 otherwise.
+
+    Raises:
+        ValueError: at construction for an invalid `reduction` or `dtype`; when
+            called, if teacher and student differ in shape (vocabularies of different
+            width included), or if `sample_weight` fits no position.
+    """
+
+    def __init__(self, name=None, reduction="mean_with_sample_weight", dtype=None):
+        if dtype is None:
+            dtype = _float32_or_wider(keras.config.floatx())
+        super().__init__(
+            name=name or _snake_case_name(type(self)), reduction=reduction, dtype=dtype
+        )
+        if self.dtype not in ("float32", "float64"):
+            raise ValueError(
+                "`dtype` must be 'float32' or 'float64': the sums of an energy run "
+                "over a whole vocabulary, and logits in half precision are raised to "
+                f"float32 without being asked. Received: dtype={dtype}"
+            )
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        if not ops.is_tensor(y_pred):
+            y_pred = ops.convert_to_tensor(y_pred, dtype=self.dtype)
+        y_true = ops.convert_to_tensor(y_true, dtype=self.dtype)
+        check_same_shape(y_true, y_pred)
+        weights = _mask_weights(y_pred, self.dtype, self.reduction)
+        if sample_weight is not None:
+            weights = weights * position_weights(sample_weight, weights)
+        y_pred = ops.cast(y_pred, self.dtype)
+        return super().__call__(
+            select_supervised(y_true, weights),
+            select_supervised(y_pred, weights),
+            sample_weight=weights,
+        )
+
+    def call(self, y_true, y_pred):
+        """Returns the energy of each position: `(..., V)` twice to `(...)`."""
+        teacher, student = (
+            x if ops.is_tensor(x) else ops.convert_to_tensor(x, dtype=self.dtype)
+            for x in (y_true, y_pred)
+        )
+        check_same_shape(teacher, student)
+        dtype = _float32_or_wider(teacher.dtype, student.dtype)
+        return self.pointwise(
+            self.represent(ops.cast(teacher, dtype)),
+            self.represent(ops.cast(student, dtype)),
+        )
+
+    def represent(self, logits):
+        """Turns one model's logits into what `pointwise` compares."""
+        return logits
+
+    def pointwise(self, teacher, student):
+        """Returns the energy per position, `(..., V)` twice to `(...)`.
+
+        Both arguments went through `represent`, agree in shape and are float32 or
+        wider.
+        """
+        raise NotImplementedError
+
+    def get_config(self):
+        return {**super().get_config(), "dtype": self.dtype}
+
+
+class ProbabilityEnergy(Energy):
+    """Base class of the energies that compare probabilities.
+
+    `pointwise(log_p, log_q)` receives the teacher's and the student's
+    log-probabilities at `temperature`. A class excluded by both models (-inf in both)
+    counts for nothing; one excluded by a single model gives the true value, which is
+    infinite for a KL divergence.
+
+    The temperature divides both logits. Gradients fall like 1/T^2 as it grows;
+    `scale_by_t2=True` multiplies by T^2 to undo that (Hinton et al. 2015, section 2).
+    Under a learned weight the factor has no effect at the optimum, since
+    beta* = d / (2 l) moves by 1/T^2 in return; it moves the start and the bounds.
+
+    Args:
+        temperature: Positive number T. Defaults to 1.
+        scale_by_t2: Whether to multiply the energy by T^2. Defaults to `False`.
+        from_logits: Whether the inputs are logits. If `False` they are probabilities,
+            which are tempered and renormalised. Defaults to `True`.
+        name, reduction, dtype: See `Energy`.
+
+    Raises:
+        ValueError: if `temperature` is not positive and finite; see also `Energy`.
+    """
+
+    def __init__(
+        self,
+        temperature=1.0,
+        scale_by_t2=False,
+        from_logits=True,
+        name=None,
+        reduction="mean_with_sample_weight",
+        dtype=None,
+    ):
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        self.temperature = checked_number("temperature", temperature)
+        self.scale_by_t2 = scale_by_t2
+        self.from_logits = from_logits
+
+    def represent(self, logits):
+        return log_probabilities(logits, self.temperature, self.from_logits)
+
+    def call(self, y_true, y_pred):
+        """Returns the energy of each position: `(..., V)` twice to `(...)`."""
+        values = super().call(y_true, y_pred)
+        return values * self.temperature**2 if self.scale_by_t2 else values
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "temperature": self.temperature,
+            "scale_by_t2": self.scale_by_t2,
+            "from_logits": self.from_logits,
+        }

@@ -1,0 +1,236 @@
+"""Which of the given choices does an answer name?
+
+`parse_letter_strict` is the rule behind the published LLaVA, MobileVLM and Beta-KD
+numbers, with all its traps. `parse_choice` reads what a person would read, and says
+`None` rather than guess.
+"""
+
+import re
+import string
+import unicodedata
+from collections.abc import Sequence
+
+from keras_betakd.evaluation.generation import clean_answer
+
+LETTERS = string.ascii_uppercase
+
+# A letter counts only where it can be no word or initial: "A dog" and "I think" do
+# not, "A is right" and "I." do. "(A)" always does.
+_GOES_ON = (
+    r"(?=\s*(?:\.(?!\w)|[,;:!?)\]\n/&]|$)|\s+(?:is|was|because|since|as|or|and)\b)"
+)
+_I_GOES_ON = r"(?=\s*(?:\.(?!\w)|[;:!?)\]\n]|$)|\s+(?:is|because)\b)"
+_LETTER = rf"(?:\(([A-Za-z])\)|([A-HJ-Z]){_GOES_ON}|(I){_I_GOES_ON})"
+_SMALL_LETTER = r"([b-hj-z])(?=\s*(?:[.;:!?)\]\n]|$))"
+_OR_LETTER = re.compile(
+    rf"[).]?\s*(?:or|and|/|,|&)\s*(?:(?i:option|choice)\s+)?{_LETTER}"
+)
+
+_BARE = re.compile(r"""[(\["']*([A-Za-z])[)\]"'.:,;!]*""")
+_LEADING = re.compile(
+    r"(?:\(([A-Za-z])\)|([A-Z])\s?(?:[.):\n]|(?<!I),)(?!\w|\s?[A-Z]\.)|([a-z])\))"
+)
+_LABEL = re.compile(r"(?:\(([A-Za-z])\)|\b([A-Z])\s?[.):])\s*$")
+_STATED = re.compile(
+    r"\b(?i:answer(?:\s+(?:to|for)\b[^.?!:]{0,60}?)?|correct\s+(?:choice|option|letter))"
+    r"(?i:\s+(?:is|would\s+be|should\s+be|must\s+be)|\s*:)[\s:]*"
+    rf"(?i:(?:option|choice|letter)\s+)?(?:{_LETTER}|{_SMALL_LETTER})"
+)
+_MENTIONED = re.compile(
+    rf"(?:^|[.!?;:]\s+|\n|\b(?i:is|be|was|say|choose|select|pick|with)\s+){_LETTER}"
+    r"|\b(?i:option|choice|letter)\s+([A-Z])(?![\w'-])|\(([A-Z])\)"
+)
+
+_REFUSED_AFTER = re.compile(
+    r"\)?\s*(?:(?:is|was|are)(?:n't|\s+(?:not|wrong|incorrect|false|never|a\s+(?:\w+\s+)"
+    r"?distractor)\b)|can(?:not|'t)\b)"
+)
+_REFUSED_BEFORE = re.compile(
+    r"(?i:\bnot|n't|\bneither|\bnor|\bnever|\bcannot|\bexcept|\bunlike|\brather\s+than"
+    r"|\binstead\s+of)\s+(?i:be\s+)?(?i:(?:a|an|the|in|at|on|of|option|choice)\s+)?\(?$"
+    r"|(?i:(?:\bnot|n't)\s+(?:think|believe|know|say|sure|certain)|\bdoubt)\b[^.!?;,\n]*$"
+)
+# A choice of such words alone is too common to be looked for inside a sentence.
+_COMMON = frozenset(
+    "a an the i is are was were be it its this that in on at of to and or not".split()
+)
+
+
+def parse_letter_strict(text: str, choices: Sequence[str]) -> int | None:
+    """The choice that the published LLaVA scorer reads out of an answer.
+
+    In this order: the whole text is one of A to E; the text starts with one of
+    them, a period and a space; "The answer is X" and any one character occurs exactly
+    once. Use it to reproduce published numbers. Known traps: "B." and "(B)" and a
+    final "The answer is D" are not read, "The answer is Apple." is read as A.
+
+    Args:
+        text: The answer.
+        choices: The choices of the question.
+
+    Returns:
+        The index of the choice, or `None`.
+
+    Example:
+
+    >>> parse_letter_strict("The answer is B.", ["cat", "trout"])
+    1
+    """
+    letters = LETTERS[:5]
+    stated = re.findall(r"The answer is ([A-Z]).", text)
+    if len(text) == 1 and text in letters:
+        letter = text
+    elif len(text) >= 3 and text[0] in letters and text[1:3] == ". ":
+        letter = text[0]
+    elif len(stated) == 1:
+        letter = stated[0]
+    else:
+        return None
+    index = LETTERS.index(letter)
+    return index if index < min(len(choices), len(letters)) else None
+
+
+def parse_choice(text: str, choices: Sequence[str]) -> int | None:
+    """The choice that an answer names, in whatever form, or `None`; never a guess.
+
+    Read are a letter ("B", "b.", "(B)", "**B**", "B. New Hampshire"), a statement
+    ("The answer is B", which outweighs letters mentioned elsewhere), the text of
+    a choice, alone or as whole words in a sentence (the longest wins where one choice
+    is part of another), and letters that a sentence plainly uses as such ("I
+    think it is C", "option D"). Only letters of choices that exist count. The
+    article "a", the pronoun "I", letters inside words and what is denied ("not A",
+    "B is wrong") do not. Several candidates are no answer.
+
+    Args:
+        text: The answer; end marks, Markdown stars and outer spaces do not matter.
+        choices: The choices of the question, up to 26.
+
+    Returns:
+        The index of the choice, or `None`.
+
+    Example:
+
+    >>> parse_choice("The colony is New Hampshire.", ["Maryland", "New Hampshire"])
+    1
+    >>> parse_choice("None of the above", ["Maryland", "New Hampshire"])
+    """
+    text = _normalized(text)
+    options = [_normalized(choice) for choice in choices]
+    whole = _whole(text, options)
+    if whole:
+        return _only(whole, len(options))
+    spans = _option_spans(text, options)
+    letters = _without(text, spans)
+    stated = _stated(letters) | _leading(letters, spans)
+    if stated:
+        return _only(stated, len(options))
+    mentioned = {i for i in _found(_MENTIONED, letters) if i < len(options)}
+    named = {i for start, end, i in spans if not _refused(text, start, end)}
+    return _only(mentioned | named, len(options))
+
+
+def _only(indices, count):
+    """The one index, if it is the only one and that of a choice."""
+    (index,) = indices if len(indices) == 1 else (count,)
+    return index if index < count else None
+
+
+def _normalized(text):
+    text = unicodedata.normalize("NFKC", clean_answer(text))
+    text = text.replace("\u2019", "'").replace("*", "").replace("`", "")
+    return re.sub(r"[^\S\n]*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text)).strip()
+
+
+def _core(text):
+    """A text without the punctuation around it: "Red." and "red" are one answer."""
+    return text.strip(" \n.,;:!?\"'()[]") or text
+
+
+def _equal_options(text, options):
+    """The options equal to `text`; case decides only between several."""
+    same = [i for i, o in enumerate(options) if _core(o).casefold() == text.casefold()]
+    exact = [i for i in same if _core(options[i]) == text]
+    return set(exact or same)
+
+
+def _whole(text, options):
+    """The choices that the text as a whole can mean, by letter or by wording."""
+    found = _equal_options(_core(text), options)
+    letter = _BARE.fullmatch(text)
+    if letter and text not in ("a", "i"):  # A cut-off "a dog" or "i think".
+        found.add(_index(letter))
+    return found
+
+
+def _index(match):
+    return LETTERS.index(match[match.lastindex].upper())
+
+
+def _option_spans(text, options):
+    """Where choices occur in the text as whole words: (start, end, index)."""
+    spans = []
+    for core in {_core(option).casefold() for option in options}:
+        single_letter = len(core) == 1 and core.isalpha()
+        if not core or single_letter or set(core.split()) <= _COMMON:
+            continue
+        words = r"\s+".join(map(re.escape, core.split()))
+        pattern = rf"(?<![\w-])(?<!\d[.,/:]){words}(?!\w|-\w|[.,/:]\d)"
+        for match in re.finditer(pattern, text, re.IGNORECASE):
+            for index in _equal_options(re.sub(r"\s+", " ", match[0]), options):
+                spans.append((*match.span(), index))
+    return [span for span in spans if not any(_inside(span, s) for s in spans)]
+
+
+def _inside(span, other):
+    shorter = span[1] - span[0] < other[1] - other[0]
+    return shorter and other[0] <= span[0] and span[1] <= other[1]
+
+
+def _without(text, spans):
+    """The text with the choices' wording blotted out: no letters are found there."""
+    for start, end, _ in spans:
+        text = text[:start] + "\0" * (end - start) + text[end:]
+    return text
+
+
+def _stated(text):
+    """The choices said to be the answer, "B or C" included as both."""
+    return _found(_STATED, text)
+
+
+def _found(pattern, text):
+    found = set()
+    for match in pattern.finditer(text):
+        start = match.start(match.lastindex)
+        if _refused(text, start, start + 1):
+            continue
+        found |= _with_alternative(match, text, start + 1)
+    return found
+
+
+def _with_alternative(match, text, end):
+    """The choice of a matched letter, and that of a letter joined to it: "B or C"."""
+    other = _OR_LETTER.match(text, end)
+    return {_index(match)} | ({_index(other)} if other else set())
+
+
+def _leading(text, spans):
+    """The choice whose letter opens the text, as in "B. New Hampshire".
+
+    Both the letter's and the wording's, if they disagree; none if the text merely
+    repeats the list of choices.
+    """
+    match = _LEADING.match(text)
+    if not match:
+        return set()
+    labels = [(_LABEL.search(text, 0, start), i) for start, _, i in spans]
+    if len({i for label, i in labels if label}) > 1:
+        return set()
+    letters = _with_alternative(match, text, match.end(match.lastindex))
+    return letters | {i for label, i in labels if label and not label.start()}
+
+
+def _refused(text, start, end):
+    """Whether what stands between `start` and `end` is denied."""
+    before, after = text[:start], text[end:]
+    return bool(_REFUSED_BEFORE.search(before) or _REFUSED_AFTER.match(after))

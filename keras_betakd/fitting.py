@@ -1,0 +1,106 @@
+"""`fit`, `evaluate` and `predict` on raw records as well as on batches of tensors."""
+
+import keras
+
+from keras_betakd.training_data import (
+    BatchFormatter,
+    formatted,
+    is_raw_records,
+    split_records,
+)
+
+
+class RecordFitting:
+    """The part of the distiller that takes whatever data its user has.
+
+    Mixed into `BetaKDDistiller`, in front of `keras.Model`. Everything is brought
+    into the distiller's form (see `keras_betakd.training_data`) and handed on.
+    """
+
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        *,
+        sample_weight=None,
+        shuffle=True,
+        validation_data=None,
+        validation_split=0.0,
+        validation_batch_size=None,
+        **kwargs,
+    ):
+        """Trains the student and the betas; as `keras.Model.fit`.
+
+        `x` may be raw records too (see the class). `class_weight` is not supported:
+        put it into `sample_weight`.
+        """
+        if kwargs.get("class_weight") is not None:
+            raise ValueError(
+                "`class_weight` is not supported; give each label its weight in "
+                f"`sample_weight`. Received: {kwargs['class_weight']}"
+            )
+        self._freeze()
+        if validation_split and is_raw_records(x):
+            x, validation_data = split_records(x, validation_split)
+            validation_split = 0.0
+        x, y, sample_weight = self._format(x, y, sample_weight, batch_size, shuffle)
+        if validation_data is not None:
+            if isinstance(validation_data, tuple):
+                validation_data = (*validation_data, None, None)[:3]
+            else:
+                validation_data = (validation_data, None, None)
+            validation_data = self._format(
+                *validation_data, validation_batch_size or batch_size
+            )
+        batched = isinstance(x, keras.utils.PyDataset)
+        return super().fit(
+            x,
+            y,
+            batch_size=None if batched else batch_size,
+            epochs=epochs,
+            sample_weight=sample_weight,
+            shuffle=shuffle,
+            validation_data=validation_data,
+            validation_split=validation_split,
+            validation_batch_size=None if batched else validation_batch_size,
+            **kwargs,
+        )
+
+    def evaluate(
+        self, x=None, y=None, batch_size=None, *, sample_weight=None, **kwargs
+    ):
+        """The losses, energies and betas on other data; as `keras.Model.evaluate`."""
+        x, y, sample_weight = self._format(x, y, sample_weight, batch_size)
+        if isinstance(x, keras.utils.PyDataset):
+            batch_size = None
+        return super().evaluate(
+            x, y, batch_size=batch_size, sample_weight=sample_weight, **kwargs
+        )
+
+    def predict(self, x, batch_size=None, **kwargs):
+        """The student's logits at the answer rows: (N, K, V)."""
+        x, _, _ = self._format(x, None, None, batch_size)
+        if isinstance(x, keras.utils.PyDataset):
+            batch_size = None
+        self._predicting = True
+        try:
+            return super().predict(x, batch_size=batch_size, **kwargs)
+        finally:
+            self._predicting = False
+
+    def train_on_batch(self, x, y=None, sample_weight=None, **kwargs):
+        x, y, sample_weight = self._format_batch(x, y, sample_weight)
+        return super().train_on_batch(x, y, sample_weight=sample_weight, **kwargs)
+
+    def test_on_batch(self, x, y=None, sample_weight=None, **kwargs):
+        x, y, sample_weight = self._format_batch(x, y, sample_weight)
+        return super().test_on_batch(x, y, sample_weight=sample_weight, **kwargs)
+
+    def _format(self, x, y, sample_weight, batch_size, shuffle=False):
+        return formatted(x, y, sample_weight, batch_size, shuffle, self.preprocessor)
+
+    def _format_batch(self, x, y, sample_weight):
+        batch = BatchFormatter(self.preprocessor)((x, y, sample_weight))
+        return (*batch, None, None)[:3]

@@ -1,0 +1,144 @@
+"""What the distiller saves: the student and the betas always, the teacher on demand.
+
+Weights files hold what training changes: student, betas, energy state, optimizer.
+The teacher, several times as large and frozen, is given again on loading. The
+complete archive of `save("x.keras")` holds it too.
+"""
+
+import contextlib
+
+import keras
+
+from keras_betakd.components import apply_freeze
+from keras_betakd.preprocessing import DistillationPreprocessor
+
+
+class _Untracked:
+    """Holds a model where Keras' saving does not look."""
+
+    def __init__(self, model):
+        self.model = model
+
+
+class TeacherKeeping:
+    """The part of the distiller that keeps the teacher: frozen, and out of files.
+
+    Mixed into `BetaKDDistiller`, in front of `keras.Model`.
+    """
+
+    _hides_teacher = False
+
+    @property
+    def teacher(self):
+        if self._hides_teacher:
+            raise AttributeError("The teacher is not part of weights files.")
+        return self._teacher_holder.model
+
+    @teacher.setter
+    def teacher(self, value):
+        # Keras tracks the value before this runs, so its variables are known to the
+        # JAX trainer; held untracked, it can be left out of weights files.
+        self._teacher_holder = _Untracked(value)
+
+    @property
+    def layers(self):
+        layers = super().layers
+        if self._hides_teacher:
+            layers = [x for x in layers if x is not self._teacher_holder.model]
+        return layers
+
+    @property
+    def trainable(self):
+        return keras.Model.trainable.fget(self)
+
+    @trainable.setter
+    def trainable(self, value):
+        keras.Model.trainable.fset(self, value)
+        self._freeze()
+
+    def _freeze(self):
+        self.teacher.trainable = False
+        apply_freeze(self.student_view, self.freeze)
+
+    @contextlib.contextmanager
+    def _without_teacher(self):
+        self._hides_teacher = True
+        try:
+            yield
+        finally:
+            self._hides_teacher = False
+
+    def save_weights(self, *args, **kwargs):
+        """Saves student, betas and optimizer, not the teacher."""
+        with self._without_teacher():
+            return super().save_weights(*args, **kwargs)
+
+    def load_weights(self, *args, **kwargs):
+        """Loads what `save_weights` saved; the teacher stays as it is."""
+        with self._without_teacher():
+            return super().load_weights(*args, **kwargs)
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        freeze = self.freeze if not callable(self.freeze) else serialize(self.freeze)
+        length = getattr(self.preprocessor, "max_response_length", None)
+        return {
+            "name": self.name,
+            "teacher": _model_config(self.teacher),
+            "student": _model_config(self.student),
+            "energies": {k: serialize(v) for k, v in self.energies.items()},
+            "betas": {k: serialize(v) for k, v in self.betas.items()},
+            "task_beta": self.task_beta and serialize(self.task_beta),
+            "reduction": self.reduction,
+            "freeze": freeze,
+            "max_response_length": length,
+            "shares": _shared_parts(self.teacher, self.student),
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = keras.saving.deserialize_keras_object(dict(config))
+        teacher, student = config["teacher"], config["student"]
+        _share_parts(teacher, student, config.pop("shares"))
+        length = config.pop("max_response_length")
+        if length is not None:
+            config["preprocessor"] = DistillationPreprocessor(
+                teacher.preprocessor, student.preprocessor, length
+            )
+        config["beta"] = config.pop("betas")
+        config["weight_task_loss"] = config.pop("task_beta") or False
+        return cls(**config)
+
+    def get_compile_config(self):
+        return self._compile_arguments if self.compiled else {}
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+
+
+def _model_config(model):
+    """Config of teacher or student; how it was compiled alone does not matter here."""
+    config = keras.saving.serialize_keras_object(model)
+    config.pop("compile_config", None)
+    return config
+
+
+# Objects that teacher and student have in common would come back from a file as two,
+# of which only the first would get its vocabulary.
+
+
+def _shared_parts(teacher, student):
+    ours = getattr(student, "preprocessor", None)
+    theirs = getattr(teacher, "preprocessor", None)
+    if ours is None or theirs is None:
+        return None
+    if ours is theirs:
+        return "preprocessor"
+    return "tokenizer" if ours.tokenizer is theirs.tokenizer else None
+
+
+def _share_parts(teacher, student, shared):
+    if shared == "preprocessor":
+        teacher.preprocessor = student.preprocessor
+    elif shared == "tokenizer":
+        teacher.preprocessor.tokenizer = student.preprocessor.tokenizer

@@ -1,0 +1,296 @@
+"""Brings what Keras users pass to `fit` into the one form the distiller computes on.
+
+    x = {"student": ..., "teacher": ..., "sample_weight": (B, K),
+         "student_positions": (B, K), "teacher_positions": (B, K)}
+
+The positions are there for models whose hidden states are gathered. The sample
+weight travels in x because the beta layers run inside the distiller's `call`, where
+Keras passes x alone, and must leave out the rows that are not supervised.
+"""
+
+import math
+
+import keras
+import numpy as np
+from keras import ops, tree
+
+POSITION_KEYS = ("student_positions", "teacher_positions")
+MODEL_KEYS = ("student", "teacher")
+
+
+def is_raw_records(x):
+    """Whether x is a dict of raw records, for a preprocessor to turn into tensors."""
+    return isinstance(x, dict) and "prompts" in x
+
+
+class BatchFormatter:
+    """Callable that brings one batch into the distiller's form.
+
+    Args:
+        preprocessor: a `DistillationPreprocessor`, or `None` for models that take
+            their inputs as they come.
+    """
+
+    def __init__(self, preprocessor=None):
+        self.preprocessor = preprocessor
+
+    def __call__(self, batch):
+        batch = (batch,) if isinstance(batch, dict) else tuple(batch)
+        x, y, sample_weight = (*batch, None, None)[:3]
+        if is_raw_records(x):
+            x, y, sample_weight = self._preprocess(x)
+        elif not (isinstance(x, dict) and set(MODEL_KEYS) <= set(x)):
+            x = {"student": x, "teacher": x}
+        if y is None:
+            return (x,)
+        if sample_weight is None:
+            sample_weight = x.get("sample_weight", np.ones(np.shape(y), "float32"))
+        sample_weight = _per_label(sample_weight, y)
+        _check_labels(y, sample_weight)
+        return {**x, "sample_weight": sample_weight}, y, sample_weight
+
+    def _preprocess(self, records):
+        if self.preprocessor is None:
+            raise ValueError(
+                "Raw records need a preprocessor, and teacher or student has none "
+                "attached. Pass `preprocessor=DistillationPreprocessor(...)` to the "
+                "distiller, or batches in the answer-position form. Received: "
+                f"keys={sorted(records)}"
+            )
+        return self.preprocessor(records)
+
+
+def _per_label(sample_weight, y):
+    """One weight for each label: weights (B,) or (B, 1) are those of all K labels."""
+    weight = ops.convert_to_numpy(sample_weight).astype("float32")
+    shape = np.shape(y)
+    if weight.ndim < len(shape):
+        weight = weight.reshape(weight.shape + (1,) * (len(shape) - weight.ndim))
+    try:
+        return np.array(np.broadcast_to(weight, shape))
+    except ValueError:
+        raise ValueError(
+            "`sample_weight` must have one entry for each label, or one for each "
+            f"example. Received: sample_weight of shape {weight.shape}, labels of "
+            f"shape {shape}"
+        ) from None
+
+
+def _check_labels(y, sample_weight):
+    if not np.isfinite(sample_weight).all() or (sample_weight < 0).any():
+        raise ValueError(
+            "`sample_weight` must be finite and not negative. Received: values from "
+            f"{np.nanmin(sample_weight)} to {np.nanmax(sample_weight)}"
+        )
+    bad = (ops.convert_to_numpy(y) < 0) & (sample_weight > 0)
+    if bad.any():
+        where = tuple(int(i) for i in np.argwhere(bad)[0])
+        label = ops.convert_to_numpy(y)[where]
+        raise ValueError(
+            f"Label {label} at {where} is no class, but its `sample_weight` is "
+            f"{sample_weight[where]}. Give ignored labels (-100, -1) the weight 0."
+        )
+
+
+class FormattedDataset(keras.utils.PyDataset):
+    """A `PyDataset` whose batches are formatted as they are read."""
+
+    def __init__(self, dataset, formatter):
+        super().__init__(
+            workers=dataset.workers,
+            use_multiprocessing=dataset.use_multiprocessing,
+            max_queue_size=dataset.max_queue_size,
+        )
+        self.dataset = dataset
+        self.formatter = formatter
+
+    @property
+    def num_batches(self):
+        return self.dataset.num_batches
+
+    def __getitem__(self, index):
+        return self.formatter(self.dataset[index])
+
+    def on_epoch_begin(self):
+        self.dataset.on_epoch_begin()
+
+    def on_epoch_end(self):
+        self.dataset.on_epoch_end()
+
+
+class RecordBatches(keras.utils.PyDataset):
+    """Batches of a dict of arrays or lists, all of one length.
+
+    Args:
+        records: dict of arrays or lists.
+        batch_size: how many records a batch.
+        shuffle: whether to deal the records anew each epoch, by NumPy's global
+            generator (`keras.utils.set_random_seed` makes it repeatable).
+    """
+
+    def __init__(self, records, batch_size=32, shuffle=False):
+        super().__init__()
+        self.records = records
+        self.size = len(records["prompts"])
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.order = np.arange(self.size)
+        self.on_epoch_end()
+        for key, values in records.items():
+            if values is not None and len(values) != self.size:
+                raise ValueError(
+                    "All entries of raw records must have one length. Received: "
+                    f'{self.size} "prompts", {len(values)} "{key}"'
+                )
+
+    @property
+    def num_batches(self):
+        return math.ceil(self.size / self.batch_size)
+
+    def __getitem__(self, index):
+        start = index * self.batch_size
+        return take_records(self.records, self.order[start : start + self.batch_size])
+
+    def on_epoch_end(self):
+        if self.shuffle:
+            np.random.shuffle(self.order)
+
+
+class IterableBatches(keras.utils.PyDataset):
+    """Batches of any iterable that can be started again, in its own order.
+
+    Args:
+        iterable: a `torch` `DataLoader` or a `tf.data.Dataset`.
+        num_batches: how many there are, `None` when endless.
+    """
+
+    def __init__(self, iterable, num_batches):
+        super().__init__()
+        self.iterable = iterable
+        self._num_batches = num_batches
+        self._iterator = None
+
+    @property
+    def num_batches(self):
+        return self._num_batches
+
+    def __getitem__(self, index):
+        if self._iterator is None:
+            self._iterator = iter(self.iterable)
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            self._iterator = iter(self.iterable)
+            return next(self._iterator)
+
+
+def take_records(records, rows):
+    """The rows (indices) of a dict of raw records."""
+    return {k: v if v is None else [v[i] for i in rows] for k, v in records.items()}
+
+
+def split_records(records, validation_split):
+    """Two dicts of raw records: the first part, and the last `validation_split`."""
+    size = len(records["prompts"])
+    first = size - int(size * validation_split)
+    if not 0 < first < size:
+        raise ValueError(
+            f"`validation_split` leaves a part of the {size} records empty. "
+            f"Received: validation_split={validation_split}"
+        )
+    rows = np.arange(size)
+    return take_records(records, rows[:first]), take_records(records, rows[first:])
+
+
+def formatted(
+    x,
+    y=None,
+    sample_weight=None,
+    batch_size=None,
+    shuffle=False,
+    preprocessor=None,
+):
+    """Whatever `fit` was given, in the distiller's form.
+
+    Args:
+        x, y, sample_weight: as for `keras.Model.fit`.
+        batch_size: for raw records given as arrays; defaults to 32.
+        shuffle: for raw records given as arrays.
+        preprocessor: a `DistillationPreprocessor` or `None`.
+
+    Returns:
+        `(x, y, sample_weight)`; a `PyDataset` and two `None` where the data comes in
+        batches of its own.
+    """
+    formatter = BatchFormatter(preprocessor)
+    if isinstance(x, FormattedDataset):
+        return x, None, None
+    dataset = _as_dataset(x, batch_size, shuffle)
+    if dataset is None:
+        return (*formatter((x, y, sample_weight)), None, None)[:3]
+    if y is not None or sample_weight is not None:
+        raise ValueError(
+            "Raw records and data sets carry their labels and weights themselves. "
+            f"Received: `y` or `sample_weight` beside x of type {type(x)}"
+        )
+    return FormattedDataset(dataset, formatter), None, None
+
+
+def _as_dataset(x, batch_size, shuffle):
+    """A `PyDataset` of the batches of x, or `None` if x is arrays already."""
+    if isinstance(x, keras.utils.PyDataset):
+        return x
+    if is_raw_records(x):
+        return RecordBatches(x, batch_size or 32, shuffle)
+    if hasattr(x, "as_numpy_iterator"):  # tf.data.Dataset
+        return _from_tf_dataset(x)
+    if hasattr(x, "batch_sampler"):  # torch.utils.data.DataLoader
+        return IterableBatches(_NumpyBatches(x), len(x))
+    leaves = tree.flatten(x)
+    if leaves and all(hasattr(leaf, "shape") for leaf in leaves):
+        return None
+    raise ValueError(
+        "`x` must be raw records (a dict of lists or arrays), arrays, a "
+        "`keras.utils.PyDataset`, a `tf.data.Dataset` or a torch `DataLoader`. A "
+        "generator cannot be started again for a second epoch. Received: "
+        f"x of type {type(x)}"
+    )
+
+
+def _from_tf_dataset(dataset):
+    count = int(dataset.cardinality())
+    if count == -2:  # unknown: a filter or a generator is in the pipeline
+        count = sum(1 for _ in dataset)
+    return IterableBatches(_TFBatches(dataset), None if count == -1 else count)
+
+
+class _TFBatches:
+    """A `tf.data.Dataset` as NumPy batches; ragged images stay lists."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __iter__(self):
+        for batch in self.dataset:
+            yield tree.map_structure(_tf_to_numpy, batch)
+
+
+def _tf_to_numpy(value):
+    if hasattr(value, "to_list"):  # tf.RaggedTensor: rows of different length
+        return [[image.numpy() for image in row] for row in value]
+    return value.numpy()
+
+
+class _NumpyBatches:
+    """A torch `DataLoader` with tensors turned into NumPy arrays."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __iter__(self):
+        for batch in self.loader:
+            yield tree.map_structure(_torch_to_numpy, batch)
+
+
+def _torch_to_numpy(value):
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else value

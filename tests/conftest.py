@@ -1,0 +1,21 @@
+"""Settings shared by the whole suite, which runs once per backend."""
+
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import pytest
+
+
+def pytest_report_header(config):
+    return f"keras {keras.__version__}, backend {keras.config.backend()}"
+
+
+@pytest.fixture(autouse=True)
+def clean_keras_state():
+    """Seed every test alike, and give back a global dtype policy it changed."""
+    keras.utils.set_random_seed(0)
+    yield
+    keras.config.set_dtype_policy("float32")

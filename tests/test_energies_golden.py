@@ -1,0 +1,203 @@
+"""Every energy against golden numbers (see golden/README.md), on any backend."""
+
+import contextlib
+import functools
+import math
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+from gradients import value_and_grad
+from keras import ops
+
+from keras_betakd.energies import (
+    CosineLogitsEnergy,
+    CosineProbsEnergy,
+    ForwardKLEnergy,
+    JensenShannonEnergy,
+    MSELogitsEnergy,
+    MSEProbsEnergy,
+    ReverseKLEnergy,
+    SkewForwardKLEnergy,
+    SkewReverseKLEnergy,
+    TotalVariationEnergy,
+)
+
+GOLDEN = dict(np.load(pathlib.Path(__file__).parent / "golden" / "energies.npz"))
+CASES = sorted({key.split("/")[0] for key in GOLDEN})
+MSEProbsMean = functools.partial(MSEProbsEnergy, mean_over_vocabulary=True)
+
+PROBABILITY_ENERGIES = {
+    "fkl": ForwardKLEnergy,
+    "rkl": ReverseKLEnergy,
+    "js_w0.1": functools.partial(JensenShannonEnergy, teacher_weight=0.1),
+    "js_w0.5": JensenShannonEnergy,
+    "js_w0.9": functools.partial(JensenShannonEnergy, teacher_weight=0.9),
+    "tvd": TotalVariationEnergy,
+    "mse_probs": MSEProbsMean,
+    "cosine_probs": CosineProbsEnergy,
+    "skew_fkl_a0.1": SkewForwardKLEnergy,
+    "skew_fkl_a0.5": functools.partial(SkewForwardKLEnergy, skew=0.5),
+    "skew_rkl_a0.1": SkewReverseKLEnergy,
+    "skew_rkl_a0.5": functools.partial(SkewReverseKLEnergy, skew=0.5),
+    "fkl_T2": functools.partial(ForwardKLEnergy, temperature=2.0),
+    "rkl_T2": functools.partial(ReverseKLEnergy, temperature=2.0),
+    "js_w0.5_T2": functools.partial(JensenShannonEnergy, temperature=2.0),
+    "tvd_T2": functools.partial(TotalVariationEnergy, temperature=2.0),
+    "mse_probs_T2": functools.partial(MSEProbsMean, temperature=2.0),
+    "cosine_probs_T2": functools.partial(CosineProbsEnergy, temperature=2.0),
+}
+LOGIT_ENERGIES = {
+    "mse_logits_raw": functools.partial(MSELogitsEnergy, standardize=False),
+    "mse_logits_std": MSELogitsEnergy,
+    "mse_logits_std_ddof0": functools.partial(MSELogitsEnergy, ddof=0),
+    "cosine_logits_raw": functools.partial(CosineLogitsEnergy, standardize=False),
+    "cosine_logits_std": CosineLogitsEnergy,
+}
+ENERGIES = {**PROBABILITY_ENERGIES, **LOGIT_ENERGIES}
+NEGINF_ONE_SIDED = ("g_neginf_student", "h_neginf_teacher")
+
+
+def inputs(case):
+    names = ("teacher_logits", "student_logits", "mask")
+    return [GOLDEN[f"{case}/in/{name}"] for name in names]
+
+
+def golden_key(case, name):
+    """The golden a case is held to: over common columns where both exclude one."""
+    if case == "c_neginf_both" and name == "mse_logits_std":
+        return "mse_logits_std_finitecols"
+    return name
+
+
+def cases_with_golden(name):
+    if name in PROBABILITY_ENERGIES:
+        return CASES
+    undefined = NEGINF_ONE_SIDED
+    if name != "mse_logits_std":
+        undefined += ("c_neginf_both",)
+    return [case for case in CASES if case not in undefined]
+
+
+def values_and_grads(energy, teacher, student):
+    """Per-position values, and their gradients towards the student's own position."""
+    values = ops.convert_to_numpy(energy.call(teacher, student))
+    _, (grads,) = value_and_grad(lambda s: ops.sum(energy.call(teacher, s)), student)
+    return values, grads
+
+
+def value_tolerance(case):
+    if case == "j_near_identical":
+        return {"rtol": 0, "atol": 2e-7}
+    return {"rtol": 1e-5 if case == "k_extreme" else 2e-6, "atol": 3e-7}
+
+
+def grad_tolerance(case):
+    if case == "k_extreme":
+        return {"rtol": 1e-5, "atol": 2e-5}
+    return {"rtol": 2e-6, "atol": 3e-7}
+
+
+@contextlib.contextmanager
+def double_precision():
+    """Makes float64 available; JAX has it switched off otherwise."""
+    if keras.config.backend() != "jax":
+        yield
+        return
+    import jax
+
+    with jax.enable_x64(True):
+        yield
+
+
+def assert_matches_golden(name, dtype, value_tolerance, grad_tolerance):
+    """Compares value and gradient; the cases are stacked, to run each energy once."""
+    cases = cases_with_golden(name)
+    pairs = [inputs(case)[:2] for case in cases]
+    teacher, student = (np.stack(x).astype(dtype) for x in zip(*pairs, strict=True))
+    values, grads = values_and_grads(ENERGIES[name](dtype=dtype), teacher, student)
+    assert values.dtype == dtype and values.shape == (len(cases), 3, 5)
+    for case, value, grad in zip(cases, values, grads, strict=True):
+        key = golden_key(case, name)
+        expected = GOLDEN[f"{case}/value/{key}"]
+        np.testing.assert_allclose(
+            value, expected, err_msg=case, **value_tolerance(case)
+        )
+        if np.isfinite(expected).all():
+            expected = GOLDEN[f"{case}/grad/{key}"]
+            np.testing.assert_allclose(
+                grad, expected, err_msg=f"{case}: gradient", **grad_tolerance(case)
+            )
+
+
+@pytest.mark.parametrize("name", ENERGIES)
+def test_float32_matches_golden(name):
+    assert_matches_golden(name, "float32", value_tolerance, grad_tolerance)
+
+
+@pytest.mark.parametrize("name", ENERGIES)
+def test_float64_matches_golden(name):
+    def tight(case):
+        return {"rtol": 1e-11, "atol": 1e-13}
+
+    with double_precision():
+        assert_matches_golden(name, "float64", tight, tight)
+
+
+@pytest.mark.parametrize("name", ENERGIES)
+def test_masked_mean_matches_golden(name):
+    """The default reduction divides by the mask's sum; 0, not NaN, if that is 0."""
+    energy = ENERGIES[name]()
+    for case in cases_with_golden(name):
+        teacher, student, mask = inputs(case)
+        mean = float(energy(teacher, student, sample_weight=mask))
+        expected = GOLDEN[f"{case}/mean/{golden_key(case, name)}"]
+        if case == "l_all_masked":
+            assert math.isnan(expected) and mean == 0.0
+        else:
+            np.testing.assert_allclose(
+                mean, expected, err_msg=case, **value_tolerance(case)
+            )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_masked_mean_has_masked_gradient(case):
+    teacher, student, mask = inputs(case)
+    energy = CosineProbsEnergy()
+    _, (grad,) = value_and_grad(
+        lambda s: energy(teacher, s, sample_weight=mask), student
+    )
+    share = mask / max(mask.sum(), 1.0)
+    expected = GOLDEN[f"{case}/grad/cosine_probs"] * share[..., None]
+    np.testing.assert_allclose(grad, expected, **grad_tolerance(case))
+    assert np.all(grad[mask == 0] == 0.0)
+
+
+@pytest.mark.parametrize("name", LOGIT_ENERGIES)
+@pytest.mark.parametrize("case", NEGINF_ONE_SIDED)
+def test_one_sided_exclusion_is_undefined_in_logit_space(case, name):
+    """The reference turned this into a loss of exactly 0, without a word."""
+    teacher, student, _ = inputs(case)
+    values = ops.convert_to_numpy(ENERGIES[name]().call(teacher, student))
+    assert not np.isfinite(values).any()
+
+
+@pytest.mark.parametrize("name", ENERGIES)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_inputs_lose_nothing_but_their_own_rounding(dtype, name):
+    teacher, student, _ = inputs("a_generic")
+    teacher, student = (ops.cast(x, dtype) for x in (teacher, student))
+    values = ops.convert_to_numpy(ENERGIES[name]().call(teacher, student))
+    called = ENERGIES[name](reduction=None)(teacher, student)
+    assert values.dtype == np.float32
+    with double_precision():
+        rounded = [
+            ops.convert_to_numpy(ops.cast(x, "float32")).astype("float64")
+            for x in (teacher, student)
+        ]
+        exact = ENERGIES[name](dtype="float64").call(*rounded)
+        assert keras.backend.standardize_dtype(exact.dtype) == "float64"
+        exact = ops.convert_to_numpy(exact)
+    np.testing.assert_allclose(values, exact, rtol=2e-6, atol=3e-7)
+    np.testing.assert_allclose(ops.convert_to_numpy(called), values, rtol=1e-6)

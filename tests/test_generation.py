@@ -1,0 +1,199 @@
+"""Greedy generation: no answer depends on its batch, and the model stays as it was."""
+
+import keras
+import keras_hub
+import numpy as np
+import pytest
+from scienceqa_folder import write_folder
+from tiny_models import picture
+from tiny_models import tiny_gemma3
+from tiny_models import tiny_gemma_text
+from tiny_models import tiny_pali_gemma
+
+from keras_betakd.data import ScienceQADataset
+from keras_betakd.data import load_scienceqa
+from keras_betakd.evaluation import generate_answers
+
+WORDS = "one two three four five six seven eight nine ten".split()
+
+
+def random_weights(model):
+    """Weights large enough for answers that depend on the whole prompt."""
+    rng = np.random.default_rng(0)
+    for weight in model.backbone.weights:
+        if weight.dtype == "float32":
+            weight.assign(rng.normal(0, 0.6, weight.shape))
+    return model
+
+
+def deep_pali_gemma():
+    """Three layers: with one, the cache holds nothing of a token's context."""
+    model = tiny_pali_gemma(width=16)
+    config = {**model.backbone.get_config(), "num_layers": 3}
+    return keras_hub.models.PaliGemmaCausalLM(
+        backbone=keras_hub.models.PaliGemmaBackbone.from_config(config),
+        preprocessor=model.preprocessor,
+    )
+
+
+MODELS = {
+    "gemma3": lambda: tiny_gemma3(width=16, num_layers=2),
+    "pali_gemma": deep_pali_gemma,
+    "text": lambda: tiny_gemma_text(width=16),
+}
+
+
+def batches(name, size=5, batch_size=2):
+    """Prompts of five lengths; for Gemma 3, with and without a picture."""
+    rows = []
+    for i in range(size):
+        has_image = name == "pali_gemma" or (name == "gemma3" and i % 2 == 0)
+        mark = "<image>\n" if has_image else ""
+        images = [picture(i, height=9 + i, width=20 - i)] if has_image else []
+        rows.append((f"q{i}", mark + " ".join(WORDS[: 2 * i + 1]), images))
+    for start in range(0, size, batch_size):
+        ids, prompts, images = zip(*rows[start : start + batch_size], strict=True)
+        yield {
+            "ids": np.array(ids),
+            "prompts": np.array(prompts),
+            "images": list(images),
+        }
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_answers_do_not_depend_on_the_batch_size(name):
+    # Public fault: accuracy changed with the evaluation batch size. In keras-hub,
+    # PaliGemma's answers do when the prompts of a batch differ in length, and a
+    # limit on the new tokens is one for the longest prompt of the batch.
+    model = random_weights(MODELS[name]())
+    options = {"max_new_tokens": 6, "progress": False}
+    alone = generate_answers(model, batches(name), batch_size=1, **options)
+    assert list(alone) == ["q0", "q1", "q2", "q3", "q4"]
+    assert len(set(alone.values())) > 1, "the weights say the same to everything"
+    assert generate_answers(model, batches(name), **options) == alone
+    assert generate_answers(model, batches(name, 5, 5), batch_size=4, **options) == alone
+
+
+def test_greedy_whatever_the_sampler_and_the_model_unchanged():
+    # Public fault: keras-hub draws at random by default, so that scores changed
+    # from run to run.
+    model = random_weights(tiny_gemma_text(width=16))
+    model.compile(sampler="random")
+    model.generate("one two", max_length=8)
+    sampler, function = model.sampler, model.generate_function
+    first = generate_answers(model, batches("text"), progress=False)
+    assert generate_answers(model, batches("text"), progress=False) == first
+    assert model.sampler is sampler
+    assert model.generate_function is function
+    model.compile(sampler="greedy")
+    prompt = next(batches("text"))["prompts"][1]
+    expected = model.generate(str(prompt), strip_prompt=True)
+    assert first["q1"] == expected.strip()
+
+
+def test_greedy_model_keeps_its_compiled_function():
+    model = tiny_gemma_text()
+    model.compile(sampler="greedy")
+    sampler = model.sampler
+    generate_answers(model, batches("text", 2), max_new_tokens=2, progress=False)
+    function = model.generate_function
+    assert function is not None
+    generate_answers(model, batches("text", 2), max_new_tokens=3, progress=False)
+    assert model.generate_function is function
+    assert model.sampler is sampler
+
+
+def test_model_is_given_back_after_an_error():
+    model = tiny_gemma_text()
+    sampler = model.sampler
+    with pytest.raises(ValueError, match="'q4'"):
+        generate_answers(model, batches("text"), max_length=10, progress=False)
+    assert model.sampler is sampler
+    assert model.generate_function is None
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_prompt_that_would_be_cut_is_named(name):
+    # keras-hub's packers cut the prompt, image tokens included, without a word.
+    model = MODELS[name]()
+    longest = " ".join(WORDS * 30)
+    batch = next(batches(name, 1))
+    batch["prompts"] = np.array([str(batch["prompts"][0]) + longest])
+    limit = model.preprocessor.sequence_length
+    message = rf"Record 'q0': its prompt has \d{{3}} tokens.*but {limit} are"
+    with pytest.raises(ValueError, match=message):
+        generate_answers(model, batch, progress=False)
+
+
+def test_limits_on_length_are_exact():
+    model = tiny_gemma_text()
+    batch = {"prompts": ["one two three"]}
+    tokens = len(model.preprocessor.tokenizer("one two three")) + 1  # And the start.
+    options = {"progress": False, "max_new_tokens": 2}
+    generate_answers(model, batch, max_length=tokens + 2, **options)
+    with pytest.raises(ValueError, match=f"has {tokens} tokens.*room for 2"):
+        generate_answers(model, batch, max_length=tokens + 1, **options)
+
+
+def forced(model, pieces):
+    """Makes a text model say the pieces in turn, whatever the prompt."""
+    tokenizer = model.preprocessor.tokenizer
+    ids = [tokenizer.token_to_id(piece) for piece in pieces]
+    generate_step = model.generate_step
+
+    def step(inputs, stop_token_ids=None):
+        outputs = generate_step(inputs, stop_token_ids)
+        start = keras.ops.sum(keras.ops.cast(inputs["padding_mask"], "int32"), -1)
+        tokens = outputs["token_ids"]
+        places = keras.ops.arange(tokens.shape[-1])[None] - start[:, None]
+        for place, token in enumerate(ids):
+            tokens = keras.ops.where(places == place, token, tokens)
+        outputs["token_ids"] = keras.ops.where(places >= len(ids), 0, tokens)
+        outputs["padding_mask"] = places < len(ids)
+        return outputs
+
+    model.generate_step = step
+    return model
+
+
+def test_end_marks_and_the_prompt_are_removed():
+    # Public fault: "2011<|im_end|>" against "2011" scored nothing; elsewhere, the
+    # prompt was echoed in front of the answer.
+    words = ["\u2581yes", "<end_of_turn>", "\u2581no"]
+    model = forced(tiny_gemma_text(), words)
+    answers = generate_answers(model, {"prompts": ["one", "one two"]}, progress=False)
+    assert answers == {"0": "yes", "1": "yes"}
+
+
+def test_dataset_of_questions_with_and_without_pictures(tmp_path):
+    # Public fault: a batch of text alone crashed a model that can see.
+    records = load_scienceqa(write_folder(tmp_path, num=6, split_sizes={"val": 6}), "val")
+    dataset = ScienceQADataset(records, batch_size=4, shuffle=True)
+    model = tiny_gemma3(sequence_length=160)
+    answers = generate_answers(model, dataset, max_new_tokens=2, progress=False)
+    assert sorted(answers) == ["1", "2", "3", "4", "5", "6"]
+    # Without pictures, the same batches give other prompts and still run.
+    texts = [r for r in records if r.image is None]
+    alone = ScienceQADataset(texts, batch_size=3)
+    only = generate_answers(model, alone, max_new_tokens=2, progress=False)
+    assert only == {r.id: answers[r.id] for r in texts}
+
+
+def test_progress_is_shown_only_when_asked_for(capsys):
+    model = tiny_gemma_text()
+    generate_answers(model, batches("text", 3), max_new_tokens=1, progress=False)
+    assert capsys.readouterr().out == ""
+    generate_answers(model, batches("text", 3), max_new_tokens=1)
+    assert "2/Unknown" in capsys.readouterr().out
+
+
+def test_wrong_arguments():
+    model = tiny_gemma_text()
+    with pytest.raises(TypeError, match="Sequential"):
+        generate_answers(keras.Sequential(), [])
+    with pytest.raises(ValueError, match="max_new_tokens=0"):
+        generate_answers(model, [], max_new_tokens=0)
+    with pytest.raises(ValueError, match="'q0'"):
+        twice = [*batches("text", 2), *batches("text", 2)]
+        generate_answers(model, twice, max_new_tokens=1, progress=False)
+    assert generate_answers(model, [], progress=False) == {}
