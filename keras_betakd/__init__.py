@@ -9,6 +9,7 @@ from keras_betakd.beta import (
     TeacherOutputs,
     TokenBeta,
 )
+from keras_betakd.callbacks import DistillationHistory
 from keras_betakd.distiller import BetaKDDistiller
 from keras_betakd.energies import (
     CosineLogitsEnergy,

@@ -97,7 +97,19 @@ def apply_freeze(view, freeze):
             f"layer. Received: freeze={freeze}"
         )
     for layer in layers:
-        layer.trainable = False
+        freeze_layer(layer)
+
+
+def freeze_layer(layer):
+    """Freezes a layer and all that is in it.
+
+    Variable by variable too: a layer that was made with `trainable=False` (from a
+    config) does not hand that on to its sublayers, and on TensorFlow setting it again
+    to what it is does nothing.
+    """
+    layer.trainable = False
+    for variable in layer.variables:
+        variable.trainable = False
 
 
 def all_layers(model):

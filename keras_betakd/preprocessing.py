@@ -17,7 +17,7 @@ response: nothing is shifted again here.
 import numpy as np
 from keras import ops
 
-from keras_betakd.models.inputs import model_inputs, record_ids
+from keras_betakd.models.inputs import model_inputs, record_ids, training_inputs
 
 # How far to look for the true length of a record that fills its sequence.
 MAX_DOUBLINGS = 12
@@ -97,9 +97,9 @@ class DistillationPreprocessor:
 
     def _encode(self, preprocessor, records, ids, role):
         inputs = model_inputs(preprocessor, records)
-        x, y, weight = _to_numpy(preprocessor(inputs))
-        if _is_full(y, preprocessor):
-            _check_length(preprocessor, inputs, y.shape[1], ids, role)
+        x, y, weight = _to_numpy(training_inputs(preprocessor, inputs))
+        if _is_full(weight):
+            _check_length(preprocessor, inputs, weight.shape[1], ids, role)
         positions, weights = self._answer_slots(weight, ids)
         return {
             "x": x,
@@ -162,26 +162,26 @@ def _to_numpy(batch):
     return x, ops.convert_to_numpy(y), ops.convert_to_numpy(weight).astype("float32")
 
 
-def _is_full(y, preprocessor):
-    """Whether some record reaches the end of its sequence, and so may be cut."""
-    return bool((y[:, -1] != preprocessor.tokenizer.pad_token_id).any())
+def _is_full(weight):
+    """Whether some answer reaches the end of its sequence, so may have been cut."""
+    return bool((weight[:, -1] > 0).any())
 
 
 def _check_length(preprocessor, inputs, limit, ids, role):
     """Raises for the records that a packer has cut in silence.
 
     A full sequence looks the same whether it fits exactly or was cut, so the records
-    are packed again with more and more room until all of them end in padding.
+    are packed again with more and more room until every answer ends before it. The
+    answer with its end mark comes last, and a packer cuts the prompt as well as it.
     """
     length = limit
     for _ in range(MAX_DOUBLINGS):
         length *= 2
-        y = ops.convert_to_numpy(preprocessor(inputs, sequence_length=length)[1])
-        if not _is_full(y, preprocessor):
+        _, _, weight = _to_numpy(training_inputs(preprocessor, inputs, length))
+        if not _is_full(weight):
             break
-    # One more: y starts with the second token.
-    needed = (y != preprocessor.tokenizer.pad_token_id).sum(axis=1)
-    for name, size in zip(ids, needed, strict=True):
+    for name, row in zip(ids, weight, strict=True):
+        size = int(np.flatnonzero(row)[-1]) + 1
         if size > limit:
             raise ValueError(
                 f"Record {name} needs a sequence_length of {size} in the {role}'s "

@@ -9,7 +9,7 @@ import contextlib
 
 import keras
 
-from keras_betakd.components import apply_freeze
+from keras_betakd.components import apply_freeze, freeze_layer
 from keras_betakd.preprocessing import DistillationPreprocessor
 
 
@@ -57,7 +57,7 @@ class TeacherKeeping:
         self._freeze()
 
     def _freeze(self):
-        self.teacher.trainable = False
+        freeze_layer(self.teacher)
         apply_freeze(self.student_view, self.freeze)
 
     @contextlib.contextmanager

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_betakd.data import load_image
-from keras_betakd.data import neutralize_image_marks
+from keras_betakd.data import load_image, neutralize_image_marks
 
 WHITES = {
     "1": 1,

@@ -9,15 +9,16 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image
-from scienceqa_folder import edit_problem
-from scienceqa_folder import write_folder
+from scienceqa_folder import edit_problem, write_folder
 
-from keras_betakd.data import LETTER_PROMPT_SUFFIX
-from keras_betakd.data import ScienceQADataset
-from keras_betakd.data import ScienceQARecord
-from keras_betakd.data import load_scienceqa
-from keras_betakd.data import scienceqa_prompt
-from keras_betakd.data import scienceqa_response
+from keras_betakd.data import (
+    LETTER_PROMPT_SUFFIX,
+    ScienceQADataset,
+    ScienceQARecord,
+    load_scienceqa,
+    scienceqa_prompt,
+    scienceqa_response,
+)
 
 GOLDEN = os.path.join(os.path.dirname(__file__), "golden", "scienceqa.json")
 
@@ -288,15 +289,21 @@ class Recorder(keras.losses.Loss):
 def fit(dataset, **kwargs):
     model = keras.Sequential([keras.layers.Rescaling(1.0)])
     model.compile(optimizer="sgd", loss=Recorder(reduction="sum"), run_eagerly=True)
+    # A model that is not built yet makes Keras read ahead, and then serve what it had
+    # read first in the next epoch.
+    model.train_on_batch(np.ones((4, 1)), np.ones((4, 1)))
     history = model.fit(Numbers(dataset, **kwargs), epochs=3, verbose=0)
     return history.history["loss"]
 
 
 @pytest.mark.parametrize("processes", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_workers_finish_three_epochs_and_hand_on_errors(folder, workers, processes):
+def test_workers_finish_three_epochs_and_hand_on_errors(
+    folder, workers, processes, monkeypatch
+):
     # Public fault: more than one worker hung at the end of the first epoch, and
     # process workers never started.
+    monkeypatch.setenv("KERAS_BACKEND", "numpy")  # Of the spawned: quick to import.
     method = multiprocessing.get_start_method()
     multiprocessing.set_start_method("spawn", force=True)
     options = {"workers": workers, "use_multiprocessing": processes}

@@ -6,10 +6,12 @@ import os
 import pytest
 
 from keras_betakd.data import ScienceQARecord
-from keras_betakd.evaluation import clean_answer
-from keras_betakd.evaluation import parse_choice
-from keras_betakd.evaluation import parse_letter_strict
-from keras_betakd.evaluation import score_scienceqa
+from keras_betakd.evaluation import (
+    clean_answer,
+    parse_choice,
+    parse_letter_strict,
+    score_scienceqa,
+)
 
 STATES = ("Maryland", "New Hampshire", "Rhode Island", "Vermont")
 NINE = tuple(f"option number {i}" for i in range(9))

@@ -17,12 +17,13 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from keras_betakd.data.images import IMAGE_MARK
-from keras_betakd.data.images import neutralize_image_marks
-from keras_betakd.data.scienceqa_records import LETTERS
-from keras_betakd.data.scienceqa_records import ScienceQARecord
-from keras_betakd.data.scienceqa_records import record_images
-from keras_betakd.data.scienceqa_records import sound_records
+from keras_betakd.data.images import IMAGE_MARK, neutralize_image_marks
+from keras_betakd.data.scienceqa_records import (
+    LETTERS,
+    ScienceQARecord,
+    record_images,
+    sound_records,
+)
 
 LETTER_PROMPT_SUFFIX = (
     "\nAnswer with the option's letter from the given choices directly."

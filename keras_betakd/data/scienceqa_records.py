@@ -4,13 +4,10 @@ import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from keras_betakd.data.images import check_image_path
-from keras_betakd.data.images import load_image
+from keras_betakd.data.images import check_image_path, load_image
 
 LETTERS = "ABCDE"
 _OPTIONAL_KEYS = ("topic", "category", "skill", "task", "lecture", "solution")

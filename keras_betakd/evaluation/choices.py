@@ -16,12 +16,11 @@ LETTERS = string.ascii_uppercase
 
 # A letter counts only where it can be no word or initial: "A dog" and "I think" do
 # not, "A is right" and "I." do. "(A)" always does.
-_GOES_ON = (
-    r"(?=\s*(?:\.(?!\w)|[,;:!?)\]\n/&]|$)|\s+(?:is|was|because|since|as|or|and)\b)"
-)
-_I_GOES_ON = r"(?=\s*(?:\.(?!\w)|[;:!?)\]\n]|$)|\s+(?:is|because)\b)"
+_ENDS = r"\s*(?:\.(?!\w)|[;:!?)\]\n]|$)"
+_GOES_ON = rf"(?={_ENDS}|\s*[,/&]|\s+(?:is|was|because|since|as|or|and)\b)"
+_I_GOES_ON = rf"(?={_ENDS}|\s+(?:is|because)\b)"
 _LETTER = rf"(?:\(([A-Za-z])\)|([A-HJ-Z]){_GOES_ON}|(I){_I_GOES_ON})"
-_SMALL_LETTER = r"([b-hj-z])(?=\s*(?:[.;:!?)\]\n]|$))"
+_SMALL_LETTER = rf"([b-hj-z])(?={_ENDS})"
 _OR_LETTER = re.compile(
     rf"[).]?\s*(?:or|and|/|,|&)\s*(?:(?i:option|choice)\s+)?{_LETTER}"
 )

@@ -10,6 +10,7 @@ before they are resized, so that a record would depend on its neighbours.
 
 import functools
 
+import keras
 import numpy as np
 
 from keras_betakd.data.images import IMAGE_MARK
@@ -56,6 +57,42 @@ def model_inputs(preprocessor, records):
     if "responses" in records:
         result["responses"] = [as_text(r) for r in records["responses"]]
     return result
+
+
+def training_inputs(preprocessor, inputs, sequence_length=None):
+    """Runs a preprocessor on `model_inputs`: `(x, y, sample_weight)`, y shifted by one.
+
+    keras-hub's text families take one text and weigh all of it; for them the response
+    is marked here as its multimodal families do, so that the prompt is never trained.
+    """
+    import keras_hub
+
+    base = keras_hub.models.CausalLMPreprocessor
+    if type(preprocessor).call is not base.call:
+        return preprocessor(inputs, sequence_length=sequence_length)
+    tokenizer = preprocessor.tokenizer
+    length = sequence_length or preprocessor.sequence_length
+    start = tokenizer.start_token_id
+    packer = keras_hub.layers.MultiSegmentPacker(
+        # Some families have no start token, and then do not add it either.
+        start_value=tokenizer.end_token_id if start is None else start,
+        end_value=tokenizer.end_token_id,
+        pad_value=tokenizer.pad_token_id,
+        sep_value=[],
+        sequence_length=length + 1,
+    )
+    token_ids, segment_ids = packer(
+        (tokenizer(inputs["prompts"]), tokenizer(inputs["responses"])),
+        add_start_value=preprocessor.add_start_token,
+        add_end_value=preprocessor.add_end_token,
+    )
+    token_ids = keras.ops.convert_to_numpy(token_ids)
+    is_response = keras.ops.convert_to_numpy(segment_ids) == 1
+    # Up to the last token of the response: the id that pads (GPT-2's is that of "!")
+    # may be a token of the text as well.
+    padding_mask = np.maximum.accumulate(is_response[:, ::-1], axis=1)[:, ::-1]
+    x = {"token_ids": token_ids[:, :-1], "padding_mask": padding_mask[:, :-1]}
+    return x, token_ids[:, 1:], is_response[:, 1:]
 
 
 def as_text(value):

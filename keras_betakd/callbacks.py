@@ -1,0 +1,106 @@
+"""Callbacks that show a distillation: the losses, energies and betas over the steps."""
+
+import csv
+
+import keras
+
+
+class DistillationHistory(keras.callbacks.Callback):
+    """Records losses, energies and betas every few training steps.
+
+    Keras reports the mean since the start of the epoch; this undoes it and keeps the
+    mean of each window of `every` steps, so that a curve shows what happens now. The
+    last batch of an epoch, if smaller, counts as a whole one.
+
+    Args:
+        every: how many training steps a row covers. Defaults to 10.
+
+    Attributes:
+        rows: list of dicts: `"step"` (counted over all epochs, at the end of the
+            window), then every metric of the distiller by name.
+
+    Example:
+
+    ```python
+    history = DistillationHistory(every=50)
+    distiller.fit(dataset, callbacks=[history])
+    history.write_csv("history.csv")
+    history.plot("history.png")
+    ```
+    """
+
+    def __init__(self, every=10):
+        super().__init__()
+        if not isinstance(every, int) or every < 1:
+            raise ValueError(
+                f"`every` must be a positive integer. Received: every={every}"
+            )
+        self.every = every
+        self.rows = []
+        self._step = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._done, self._sums = 0, {}
+
+    def on_train_batch_end(self, batch, logs=None):
+        done = batch + 1
+        self._last = (done, logs)
+        if done - self._done >= self.every:
+            self._close_window(done, logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        done, logs = self._last
+        if done > self._done:
+            self._close_window(done, logs)
+
+    def _close_window(self, done, logs):
+        steps = done - self._done
+        sums = {name: float(mean) * done for name, mean in logs.items()}
+        self._step += steps
+        means = {n: (s - self._sums.get(n, 0.0)) / steps for n, s in sums.items()}
+        self.rows.append({"step": self._step, **means})
+        self._done, self._sums = done, sums
+
+    def write_csv(self, path):
+        """Writes the rows, one line a window."""
+        self._expect_rows()
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    def plot(self, path, title=None):
+        """Draws losses, energies and betas over the steps (needs matplotlib).
+
+        Args:
+            path: picture file, e.g. `"history.png"`.
+            title: title of the figure.
+        """
+        self._expect_rows()
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(12, 3.6), layout="constrained")
+        steps = [row["step"] for row in self.rows]
+        betas = [name for name in self.rows[0] if name.endswith("_beta")]
+        energies = [n.removesuffix("_beta") for n in betas if n != "task_beta"]
+        panels = (
+            ("losses (nats per token)", ["loss", "task_loss"], "linear"),
+            ("energies", energies, "log"),
+            ("betas", betas, "log"),
+        )
+        axes = figure.subplots(1, len(panels))
+        for axis, (label, names, scale) in zip(axes, panels, strict=True):
+            for name in names:
+                axis.plot(steps, [row[name] for row in self.rows], label=name)
+            axis.set(xlabel="training step", title=label, yscale=scale)
+            axis.grid(alpha=0.3)
+            axis.legend()
+        if title:
+            figure.suptitle(title)
+        figure.savefig(path, dpi=120)
+
+    def _expect_rows(self):
+        if not self.rows:
+            raise ValueError(
+                "Nothing is recorded yet: pass this callback to `fit` first."
+            )
