@@ -64,7 +64,11 @@ def cross_entropy64(y, student):
 
 def example_mean64(values, weight):
     """Mean over an example's tokens, then over the examples that have any."""
-    means = [(v * w).sum() / w.sum() for v, w in zip(values, weight, strict=True) if w.sum() > 0]
+    means = [
+        (v * w).sum() / w.sum()
+        for v, w in zip(values, weight, strict=True)
+        if w.sum() > 0
+    ]
     return float(np.mean(means)) if means else 0.0
 
 

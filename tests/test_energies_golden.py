@@ -71,13 +71,12 @@ def golden_key(case, name):
     return name
 
 
-def cases_with_golden(name):
+def has_golden(case, name):
     if name in PROBABILITY_ENERGIES:
-        return CASES
-    undefined = NEGINF_ONE_SIDED
-    if name != "mse_logits_std":
-        undefined += ("c_neginf_both",)
-    return [case for case in CASES if case not in undefined]
+        return True
+    if case == "c_neginf_both":
+        return name == "mse_logits_std"
+    return case not in NEGINF_ONE_SIDED
 
 
 def values_and_grads(energy, teacher, student):
@@ -113,12 +112,13 @@ def double_precision():
 
 def assert_matches_golden(name, dtype, value_tolerance, grad_tolerance):
     """Compares value and gradient; the cases are stacked, to run each energy once."""
-    cases = cases_with_golden(name)
-    pairs = [inputs(case)[:2] for case in cases]
+    pairs = [inputs(case)[:2] for case in CASES]
     teacher, student = (np.stack(x).astype(dtype) for x in zip(*pairs, strict=True))
     values, grads = values_and_grads(ENERGIES[name](dtype=dtype), teacher, student)
-    assert values.dtype == dtype and values.shape == (len(cases), 3, 5)
-    for case, value, grad in zip(cases, values, grads, strict=True):
+    assert values.dtype == dtype and values.shape == (len(CASES), 3, 5)
+    for case, value, grad in zip(CASES, values, grads, strict=True):
+        if not has_golden(case, name):
+            continue
         key = golden_key(case, name)
         expected = GOLDEN[f"{case}/value/{key}"]
         np.testing.assert_allclose(
@@ -149,7 +149,7 @@ def test_float64_matches_golden(name):
 def test_masked_mean_matches_golden(name):
     """The default reduction divides by the mask's sum; 0, not NaN, if that is 0."""
     energy = ENERGIES[name]()
-    for case in cases_with_golden(name):
+    for case in (case for case in CASES if has_golden(case, name)):
         teacher, student, mask = inputs(case)
         mean = float(energy(teacher, student, sample_weight=mask))
         expected = GOLDEN[f"{case}/mean/{golden_key(case, name)}"]

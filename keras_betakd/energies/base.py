@@ -177,6 +177,16 @@ class Energy(keras.losses.Loss):
         ValueError: at construction for an invalid `reduction` or `dtype`; when
             called, if teacher and student differ in shape (vocabularies of different
             width included), or if `sample_weight` fits no position.
+
+    Example:
+
+    >>> class LargestGap(Energy):
+    ...     def pointwise(self, teacher, student):
+    ...         return ops.max(ops.abs(teacher - student), axis=-1)
+    >>> teacher = ops.array([[1.0, 2.0], [0.0, 0.0]])
+    >>> student = ops.array([[1.0, 5.0], [9.0, 9.0]])
+    >>> float(LargestGap()(teacher, student, sample_weight=[1.0, 0.0]))
+    3.0
     """
 
     def __init__(self, name=None, reduction="mean_with_sample_weight", dtype=None):
@@ -258,6 +268,16 @@ class ProbabilityEnergy(Energy):
 
     Raises:
         ValueError: if `temperature` is not positive and finite; see also `Energy`.
+
+    Example:
+
+    >>> class SquaredHellinger(ProbabilityEnergy):
+    ...     def pointwise(self, log_p, log_q):
+    ...         gap = ops.exp(log_p / 2) - ops.exp(log_q / 2)
+    ...         return 0.5 * ops.sum(gap * gap, axis=-1)
+    >>> energy = SquaredHellinger(from_logits=False)
+    >>> float(energy(ops.array([[1.0, 0.0]]), ops.array([[0.0, 1.0]])))
+    1.0
     """
 
     def __init__(

@@ -6,97 +6,19 @@ reverse KL charges it for likely outputs that the teacher finds unlikely and sha
 it (mode seeking); Jensen-Shannon and total variation are bounded compromises; the
 skew KLs mix a little of the other model in, which keeps value and gradient bounded.
 
-All but total variation are the KL divergence to a mixture of the two models, so one
-function computes them, `kl_to_mixture`, in Bregman form:
-
-    KL(p || m) = sum_v p_v (exp(d_v) - 1 - d_v),    d_v = log m_v - log p_v
-
-which equals sum_v p_v log(p_v / m_v) because both sum to 1, has the same gradient,
-and has no negative term. A sum of terms of both signs loses all digits when the
-student approaches its teacher, which is exactly where a learned weight divides by the
-energy; this form is exact there, 0 at equality and never negative.
+All but total variation are a KL divergence to a mixture of the two models, see
+`keras_betakd.energies.bregman` for how that is computed.
 
 The functions take log-probabilities of shape `(..., V)` and return nats, `(...)`.
 """
-
-import math
 
 import keras
 from keras import ops
 
 from keras_betakd.energies.base import ProbabilityEnergy, checked_number
+from keras_betakd.energies.bregman import kl_to_mixture
 
-_NEAR = 0.3  # below this |d|, exp(d) - 1 - d is summed as a series
-_SERIES_DEGREE = {"float32": 8, "float64": 13}  # truncated below rounding at _NEAR
 _REGISTER = keras.saving.register_keras_serializable(package="keras_betakd")
-
-
-def _log_ratio(log_p, log_q):
-    """log q - log p; 0 where both are -inf, outside the support of the comparison."""
-    excluded = (log_p == -math.inf) & (log_q == -math.inf)
-    zero = ops.zeros_like(log_p)
-    return ops.where(excluded, zero, log_q) - ops.where(excluded, zero, log_p)
-
-
-def _log_mixture_ratio(d, share):
-    """log((1 - share) + share * exp(d)), the log-ratio of the mixture to p."""
-    near = ops.abs(d) < 1.0
-    # Exactly 0 at d = 0, which a log-add-exp of the two rounded shares is not.
-    d_near = ops.where(near, d, ops.zeros_like(d))
-    close = ops.log1p(share * ops.expm1(d_near))
-    # Log-add-exp with the larger exponent taken out; `ops.logaddexp` rounds float64
-    # to float32 on torch and JAX.
-    d_far = ops.where(near, ops.ones_like(d), d)
-    positive = d_far > 0
-    decay = ops.exp(-ops.abs(d_far))
-    keep = 1.0 - share
-    inner = ops.where(positive, share + keep * decay, keep + share * decay)
-    far = ops.log(inner) + ops.where(positive, d_far, ops.zeros_like(d))
-    return ops.where(near, close, far)
-
-
-def _exp_remainder(d):
-    """exp(d) - 1 - d for |d| < _NEAR, by its Taylor series in Horner's form."""
-    degree = _SERIES_DEGREE[keras.backend.standardize_dtype(d.dtype)]
-    total = ops.full_like(d, 1.0 / math.factorial(degree))
-    for k in range(degree - 1, 1, -1):
-        total = total * d + 1.0 / math.factorial(k)
-    return total * d * d
-
-
-def kl_to_mixture(log_p, log_q, share=1.0):
-    """KL(p || (1 - share) p + share q) in nats, never negative and 0 at p = q.
-
-    Every selection below also replaces the argument of the branch not taken: 0 times
-    an infinite slope would otherwise put NaN into the gradient.
-    """
-    p = ops.exp(log_p)
-    gap = share * (ops.exp(log_q) - p)
-    d = _log_ratio(log_p, log_q)
-    if share < 1.0:
-        d = _log_mixture_ratio(d, share)
-    zero = ops.zeros_like(d)
-    near = ops.abs(d) < _NEAR
-    close = p * _exp_remainder(ops.where(near, d, zero))
-    # p exp(d) is written as p + gap: with p rounded to 0, exp(d) may overflow.
-    unused = near | (ops.abs(d) == math.inf)
-    far = gap - p * ops.where(unused, zero, d)
-    terms = ops.where(near, close, far)
-    # A class that p allows and q excludes, even if exp(log p) is rounded to 0.
-    terms = ops.where(d == -math.inf, ops.full_like(d, math.inf), terms)
-    return _centred_gradient(ops.sum(terms, axis=-1), p)
-
-
-def _centred_gradient(value, p):
-    """`value`, with the slope along the constant sum of `p` taken out: adds 0.
-
-    The slope of KL(p || m) in log p is near p (log p/m); the softmax behind p then
-    subtracts p KL. For a sharp model both are large, and their difference, the
-    gradient, would keep few digits of float32.
-    """
-    total = ops.sum(p, axis=-1)
-    level = ops.where(value == math.inf, ops.zeros_like(value), value)
-    return value + ops.stop_gradient(level) * (ops.stop_gradient(total) - total)
 
 
 def forward_kl(log_p, log_q):

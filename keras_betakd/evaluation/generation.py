@@ -70,8 +70,9 @@ def generate_answers(
             "0", "1", and so on.
         batch_size: Prompts to generate for at once; by default, as many as the first
             batch has.
-        max_length: Tokens of prompt and answer together. By default the preprocessor's
-            `sequence_length`.
+        max_length: Tokens of prompt and answer together, and the one length that all
+            batches are decoded in. By default the preprocessor's `sequence_length`,
+            or just what a batch needs, rounded up, if `max_new_tokens` is given.
         max_new_tokens: Tokens of an answer; by default whatever `max_length` leaves.
         progress: Whether to show a progress bar.
 
@@ -110,7 +111,7 @@ def generate_answers(
     bar = keras.utils.Progbar(None, unit_name="batch") if progress else None
     with _greedy(model, max_new_tokens):
         for count, group in enumerate(_groups(reader.rows(batches), batch_size), 1):
-            length = reader.total_length(group, max_new_tokens)
+            length = max_length or _total_length(group, reader.limit, max_new_tokens)
             answers.update(_answer(model, group, length))
             if bar:
                 bar.update(count)
@@ -207,13 +208,6 @@ class _Reader:
                 "smaller `max_new_tokens`."
             )
 
-    def total_length(self, group, max_new_tokens):
-        """Tokens to decode `group` in, rounded up: few shapes to compile."""
-        if max_new_tokens is None:
-            return self.limit
-        needed = max(row.length for row in group) + max_new_tokens
-        return min(self.limit, -(-needed // _LENGTH_STEP) * _LENGTH_STEP)
-
 
 def _as_model_takes(inputs):
     """Text-only preprocessors take the strings alone."""
@@ -231,6 +225,14 @@ def _groups(rows, batch_size):
             yield waiting.pop(kind)
     for group in waiting.values():
         yield group + group[-1:] * (batch_size - len(group))
+
+
+def _total_length(group, limit, max_new_tokens):
+    """Tokens to decode `group` in, rounded up: few shapes to compile."""
+    if max_new_tokens is None:
+        return limit
+    needed = max(row.length for row in group) + max_new_tokens
+    return min(limit, -(-needed // _LENGTH_STEP) * _LENGTH_STEP)
 
 
 def _answer(model, group, max_length):

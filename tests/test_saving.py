@@ -1,0 +1,233 @@
+"""Weights files, archives, presets: what they hold, and that training goes on."""
+
+import os
+import subprocess
+import sys
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from plain_models import linear_model, token_batch
+from tiny_models import tiny_gemma3, vqa_records
+
+from keras_betakd import (
+    AnalyticBeta,
+    BetaKDDistiller,
+    CosineProbsEnergy,
+    DistillationPreprocessor,
+    ForwardKLEnergy,
+    InstanceBeta,
+    TaskBeta,
+)
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def gemma_distiller(seed=0):
+    """A pair with different widths, image sizes and lengths, one file's worth."""
+    keras.utils.set_random_seed(seed)
+    teacher = tiny_gemma3(width=16)
+    student = tiny_gemma3(image_size=32, sequence_length=80)
+    distiller = BetaKDDistiller(
+        teacher,
+        student,
+        energies=[CosineProbsEnergy(), ForwardKLEnergy()],
+        beta=[InstanceBeta(hidden_units=4), TaskBeta(multiplier=10.0)],
+        preprocessor=DistillationPreprocessor(
+            teacher.preprocessor, student.preprocessor, 6
+        ),
+    )
+    schedule = keras.optimizers.schedules.CosineDecay(1e-2, 20)
+    distiller.compile(optimizer=keras.optimizers.AdamW(schedule))
+    return distiller
+
+
+def losses(distiller, steps):
+    records = vqa_records(2)
+    return [float(distiller.train_on_batch(records)[0]) for _ in range(steps)]
+
+
+def plain_distiller(seed=1, **kwargs):
+    distiller = BetaKDDistiller(
+        linear_model(seed), linear_model(seed + 1), ForwardKLEnergy(), **kwargs
+    )
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 2, 0.5)
+    distiller.compile(optimizer=keras.optimizers.Adam(schedule))
+    return distiller
+
+
+def test_archive_brings_everything_back(tmp_path):
+    """The same losses afterwards, and a teacher that is frozen: a model made from a
+    config with `trainable=False` once did not hand that on to its vision tower."""
+    distiller = gemma_distiller()
+    losses(distiller, 2)
+    path = tmp_path / "distiller.keras"
+    distiller.save(path)
+    loaded = keras.saving.load_model(path)
+    for was, now in zip(
+        distiller.teacher.get_weights(), loaded.teacher.get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(was, now)
+    assert loaded.teacher.trainable_variables == []
+    assert len(loaded.trainable_variables) == len(distiller.trainable_variables)
+    assert loaded.teacher.preprocessor.tokenizer.vocabulary_size() == 160
+    np.testing.assert_allclose(losses(loaded, 3), losses(distiller, 3), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shared", ["preprocessor", "tokenizer"])
+def test_archive_of_models_that_share_their_preprocessor(tmp_path, shared):
+    teacher, student = tiny_gemma3(width=16), tiny_gemma3()
+    if shared == "preprocessor":
+        student.preprocessor = teacher.preprocessor
+    else:
+        student.preprocessor.tokenizer = teacher.preprocessor.tokenizer
+    preprocessor = DistillationPreprocessor(
+        teacher.preprocessor, student.preprocessor, 6
+    )
+    distiller = BetaKDDistiller(
+        teacher, student, ForwardKLEnergy(), preprocessor=preprocessor
+    )
+    distiller.save(tmp_path / "distiller.keras")
+    loaded = keras.saving.load_model(tmp_path / "distiller.keras")
+    records = vqa_records(2)
+    np.testing.assert_array_equal(
+        loaded.preprocessor(records)[1], preprocessor(records)[1]
+    )
+
+
+def test_weights_file_holds_no_teacher_and_training_goes_on(tmp_path):
+    """In a new process, from a file, with another start: the same losses."""
+    distiller = gemma_distiller()
+    losses(distiller, 2)
+    path = tmp_path / "step2.weights.h5"
+    distiller.save_weights(path)
+    teacher = tmp_path / "teacher.weights.h5"
+    distiller.teacher.save_weights(teacher)
+    trained = sum(int(np.prod(v.shape)) for v in distiller.trainable_variables)
+    frozen_tower = distiller.student.backbone.vision_encoder.count_params()
+    assert saved_values(path) < 3 * trained + frozen_tower + 100
+    code = f"""
+import keras, numpy as np
+from test_saving import gemma_distiller, losses
+distiller = gemma_distiller(seed=5)
+distiller.teacher.load_weights({str(teacher)!r})
+distiller.load_weights({str(path)!r})
+print("losses", *losses(distiller, 3))
+"""
+    output = run_python(code)
+    resumed = [float(x) for x in output.split("losses")[1].split()]
+    np.testing.assert_allclose(resumed, losses(distiller, 3), rtol=1e-5)
+
+
+def saved_values(path):
+    sizes = []
+    with h5py.File(path) as file:
+        file.visititems(lambda _, x: sizes.append(getattr(x, "size", 0)))
+    return sum(sizes)
+
+
+def run_python(code):
+    result = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", code],
+        env={**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{os.path.dirname(HERE)}"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_student_preset_loads_in_plain_keras_hub(tmp_path):
+    distiller = gemma_distiller()
+    losses(distiller, 1)
+    folder = str(tmp_path / "student")
+    distiller.student.save_to_preset(folder)
+    prompt = {"prompts": "<start_of_image> red", "images": np.ones((32, 32, 3))}
+    expected = distiller.generate(dict(prompt), max_length=30)
+    code = f"""
+import sys, numpy as np, keras_hub
+model = keras_hub.models.CausalLM.from_preset({folder!r})
+prompt = {{"prompts": "<start_of_image> red", "images": np.ones((32, 32, 3))}}
+print(repr(model.generate(prompt, max_length=30)), "keras_betakd" in sys.modules)
+"""
+    assert run_python(code).strip().endswith(f"{expected!r} False")
+
+
+@pytest.mark.parametrize("beta", [TaskBeta, AnalyticBeta])
+@pytest.mark.parametrize("way", ["backup", "checkpoint"])
+def test_interrupted_training_equals_unbroken(tmp_path, way, beta):
+    """Stopped by an exception after epoch 2 of 4, with a schedule."""
+    x, y, weight = token_batch(batch=8)
+    options = {
+        "batch_size": 4,
+        "epochs": 4,
+        "sample_weight": weight,
+        "shuffle": False,
+        "verbose": 0,
+    }
+    unbroken = plain_distiller(beta=beta()).fit(x, y, **options).history
+
+    class Interrupt(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    def keeper():
+        if way == "backup":
+            return keras.callbacks.BackupAndRestore(tmp_path / "backup")
+        return keras.callbacks.ModelCheckpoint(
+            tmp_path / "last.weights.h5", save_weights_only=True
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        plain_distiller(beta=beta()).fit(
+            x, y, callbacks=[keeper(), Interrupt()], **options
+        )
+    # A student with another start: everything must come from the file.
+    resumed = plain_distiller(beta=beta())
+    resumed.student.set_weights(linear_model(9).get_weights())
+    if way == "checkpoint":
+        resumed.load_weights(tmp_path / "last.weights.h5")
+        options["initial_epoch"] = 2
+    history = resumed.fit(x, y, callbacks=[keeper()], **options).history
+    for name in ("loss", "task_loss", "forward_kl", "forward_kl_beta"):
+        np.testing.assert_allclose(history[name], unbroken[name][2:], rtol=1e-5)
+
+
+def test_config_round_trip_of_every_option():
+    distiller = BetaKDDistiller(
+        linear_model(1),
+        linear_model(2),
+        {"kl": ForwardKLEnergy(temperature=2.0)},
+        {"kl": AnalyticBeta(dim=2.0)},
+        weight_task_loss=TaskBeta(dim=3.0),
+        reduction="token",
+        freeze=None,
+        name="pair",
+    )
+    config = distiller.get_config()
+    again = BetaKDDistiller.from_config(config).get_config()
+    # The models have configs of their own, with names that Keras counts up.
+    for name in set(config) - {"teacher", "student"}:
+        assert again[name] == config[name], name
+
+
+def test_compile_arguments_come_back(tmp_path):
+    distiller = plain_distiller()
+    distiller.compile(
+        optimizer=keras.optimizers.SGD(0.25),
+        loss=keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True, ignore_class=3
+        ),
+        weighted_metrics=[keras.metrics.SparseTopKCategoricalAccuracy(2)],
+    )
+    distiller.save(tmp_path / "distiller.keras")
+    loaded = keras.saving.load_model(tmp_path / "distiller.keras")
+    assert float(loaded.optimizer.learning_rate) == 0.25
+    assert loaded.task_loss.ignore_class == 3
+    before = distiller.test_on_batch(*token_batch(), return_dict=True)
+    after = loaded.test_on_batch(*token_batch(), return_dict=True)
+    assert {k: float(v) for k, v in before.items()} == pytest.approx(
+        {k: float(v) for k, v in after.items()}
+    )
