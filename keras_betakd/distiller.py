@@ -11,7 +11,7 @@ from keras_betakd.components import (
     named_betas,
     named_energies,
 )
-from keras_betakd.energies.base import select_supervised
+from keras_betakd.energies.base import attached_mask, select_supervised
 from keras_betakd.fitting import RecordFitting
 from keras_betakd.models.views import view_of
 from keras_betakd.objective import (
@@ -150,9 +150,10 @@ class BetaKDDistiller(RecordFitting, TeacherKeeping, keras.Model):
         if self._predicting:
             return student["logits"]
         teacher = self._outputs(self.teacher_view, "teacher", inputs, False)
-        weights = row_weights(_label_weights(inputs, student["logits"]), self.reduction)
+        weights = row_weights(_label_weights(inputs, student), self.reduction)
         teacher = TeacherOutputs(
-            **{k: ops.stop_gradient(v) for k, v in teacher.items()}, weights=weights
+            **{k: ops.stop_gradient(v) for k, v in teacher.items() if k != "mask"},
+            weights=weights,
         )
         log_beta = {
             name: beta(weights, features=beta.features_of(teacher))
@@ -169,7 +170,8 @@ class BetaKDDistiller(RecordFitting, TeacherKeeping, keras.Model):
         """What a model makes of its inputs, with logits as (B, K, V)."""
         x, positions = inputs[role], inputs.get(f"{role}_positions")
         if positions is None:
-            return {"logits": _as_rows(view.logits(x, training=training))}
+            logits = view.logits(x, training=training)
+            return {"logits": _as_rows(logits), "mask": attached_mask(logits)}
         hidden = view.hidden_states(x, training=training)
         where = ops.expand_dims(view.row_positions(positions), -1)
         rows = ops.take_along_axis(hidden, where, axis=1)
@@ -332,14 +334,13 @@ def _task_loss(loss):
     return loss
 
 
-def _label_weights(inputs, logits):
+def _label_weights(inputs, student):
     """The weight of each label, (B, K), times the mask that Keras attached."""
-    shape = ops.shape(logits)[:2]
-    weights = inputs.get("sample_weight")
-    weights = ops.ones(shape) if weights is None else ops.reshape(weights, shape)
-    mask = getattr(logits, "_keras_mask", None)
-    if mask is not None:
-        weights = weights * ops.cast(ops.reshape(mask, shape), weights.dtype)
+    shape = ops.shape(student["logits"])[:2]
+    weights = ops.ones(shape)
+    for factor in (inputs.get("sample_weight"), student.get("mask")):
+        if factor is not None:
+            weights = weights * ops.reshape(factor, shape)
     return weights
 
 

@@ -131,11 +131,16 @@ class _MaskProbe(keras.losses.Loss):
         return ops.ones_like(y_pred[..., 0])
 
 
+def attached_mask(tensor, dtype="float32"):
+    """The mask that Keras attached to `(..., V)`, as 0/1 of shape `(...)`; or ones."""
+    probe_dtype = keras.backend.standardize_dtype(tensor.dtype)
+    # The mask is 0 or 1, so the tensor need not be cast to read it.
+    mask = _MaskProbe("mask_probe", reduction=None, dtype=probe_dtype)(tensor, tensor)
+    return ops.cast(mask, dtype)
+
+
 def _mask_weights(y_pred, dtype, reduction):
-    probe_dtype = keras.backend.standardize_dtype(y_pred.dtype)
-    # The mask is 0 or 1, so the logits need not be cast to read it.
-    mask = _MaskProbe("mask_probe", reduction=None, dtype=probe_dtype)(y_pred, y_pred)
-    mask = ops.cast(mask, dtype)
+    mask = attached_mask(y_pred, dtype)
     if reduction in _MEANS_OVER_ALL_POSITIONS:
         # As in Keras: these divide by every position, so the valid ones are scaled up.
         mask = mask * ops.divide_no_nan(ops.sum(ops.ones_like(mask)), ops.sum(mask))
