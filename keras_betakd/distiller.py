@@ -231,6 +231,15 @@ class BetaKDDistiller(RecordFitting, TeacherKeeping, keras.Model):
 
     # Training
 
+    def zero_grad(self, set_to_none=True):
+        """Clears the gradients; called by Keras' trainer on PyTorch alone.
+
+        There Keras lists parameters by path, and a teacher and a student of one family
+        have the same paths: the student's gradients would be left to pile up.
+        """
+        for variable in self.trainable_variables:
+            variable.value.grad = None
+
     def compile(
         self,
         optimizer="auto",
