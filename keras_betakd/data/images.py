@@ -120,7 +120,9 @@ def check_image_path(path) -> None:
 
     Example:
 
-    >>> check_image_path("pictures/1.png")
+    ```python
+    check_image_path("pictures/1.png")
+    ```
     """
     if not os.path.exists(path):
         raise FileNotFoundError(

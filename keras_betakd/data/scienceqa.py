@@ -129,8 +129,10 @@ class ScienceQADataset(keras.utils.PyDataset):
 
     Example:
 
-    >>> dataset = ScienceQADataset(load_scienceqa("data/scienceqa"), batch_size=8)
-    >>> dataset[0]["prompts"][0]
+    ```python
+    dataset = ScienceQADataset(load_scienceqa("data/scienceqa"), batch_size=8)
+    dataset[0]["prompts"][0]
+    ```
     """
 
     def __init__(

@@ -35,8 +35,11 @@ class ScienceQARecord:
 
     Example:
 
-    >>> ScienceQARecord(id="4", question="Which is a mammal?",
-    ...                 choices=("cat", "trout"), answer=0)
+    >>> record = ScienceQARecord(
+    ...     id="4", question="Which is a mammal?", choices=("cat", "trout"), answer=0
+    ... )
+    >>> record.choices[record.answer]
+    'cat'
     """
 
     id: str
@@ -95,6 +98,7 @@ class ScienceQARecords(Sequence):
 
     Example:
 
+    >>> record = ScienceQARecord("4", "Which is a mammal?", ("cat", "trout"), 0)
     >>> records = ScienceQARecords([record], skipped=[("7", "no image")])
     >>> len(records), len(records.skipped)
     (1, 1)
@@ -145,7 +149,9 @@ def load_scienceqa(
 
     Example:
 
-    >>> records = load_scienceqa("data/scienceqa", "test", on_error="skip")
+    ```python
+    records = load_scienceqa("data/scienceqa", "test", on_error="skip")
+    ```
     """
     problems = _read_json(directory, "problems.json")
     splits = _read_json(directory, "pid_splits.json")

@@ -87,8 +87,10 @@ def generate_answers(
 
     Example:
 
-    >>> answers = generate_answers(student, dataset, max_new_tokens=16)
-    >>> score_scienceqa(dataset.records, answers).accuracy
+    ```python
+    answers = generate_answers(student, dataset, max_new_tokens=16)
+    score_scienceqa(dataset.records, answers).accuracy
+    ```
     """
     if not hasattr(model, "generate") or getattr(model, "preprocessor", None) is None:
         raise TypeError(
