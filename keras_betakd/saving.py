@@ -31,7 +31,8 @@ class TeacherKeeping:
     @property
     def teacher(self):
         if self._hides_teacher:
-            raise AttributeError("The teacher is not part of weights files.")
+            # Not an AttributeError: PyTorch would then look among its modules.
+            raise RuntimeError("The teacher is not part of weights files.")
         return self._teacher_holder.model
 
     @teacher.setter
