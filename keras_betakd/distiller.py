@@ -22,7 +22,7 @@ from keras_betakd.objective import (
 )
 from keras_betakd.preprocessing import DistillationPreprocessor
 from keras_betakd.saving import TeacherKeeping
-from keras_betakd.training_data import MODEL_KEYS
+from keras_betakd.training_data import by_model
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
@@ -144,16 +144,14 @@ class BetaKDDistiller(RecordFitting, TeacherKeeping, keras.Model):
     # The computation
 
     def call(self, inputs, training=None):
-        if not (isinstance(inputs, dict) and set(MODEL_KEYS) <= set(inputs)):
-            inputs = {"student": inputs, "teacher": inputs}
+        inputs = by_model(inputs)
         student = self._outputs(self.student_view, "student", inputs, training)
         if self._predicting:
             return student["logits"]
         teacher = self._outputs(self.teacher_view, "teacher", inputs, False)
         weights = row_weights(_label_weights(inputs, student), self.reduction)
         teacher = TeacherOutputs(
-            **{k: ops.stop_gradient(v) for k, v in teacher.items() if k != "mask"},
-            weights=weights,
+            **{k: ops.stop_gradient(v) for k, v in teacher.items()}, weights=weights
         )
         log_beta = {
             name: beta(weights, features=beta.features_of(teacher))
@@ -171,7 +169,10 @@ class BetaKDDistiller(RecordFitting, TeacherKeeping, keras.Model):
         x, positions = inputs[role], inputs.get(f"{role}_positions")
         if positions is None:
             logits = view.logits(x, training=training)
-            return {"logits": _as_rows(logits), "mask": attached_mask(logits)}
+            outputs = {"logits": _as_rows(logits)}
+            if role == "student":
+                outputs["mask"] = attached_mask(logits)
+            return outputs
         hidden = view.hidden_states(x, training=training)
         where = ops.expand_dims(view.row_positions(positions), -1)
         rows = ops.take_along_axis(hidden, where, axis=1)

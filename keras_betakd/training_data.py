@@ -14,8 +14,12 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-POSITION_KEYS = ("student_positions", "teacher_positions")
-MODEL_KEYS = ("student", "teacher")
+
+def by_model(x):
+    """Inputs for each of the two models: x itself, unless it names them."""
+    if isinstance(x, dict) and {"student", "teacher"} <= set(x):
+        return x
+    return {"student": x, "teacher": x}
 
 
 def is_raw_records(x):
@@ -39,8 +43,7 @@ class BatchFormatter:
         x, y, sample_weight = (*batch, None, None)[:3]
         if is_raw_records(x):
             x, y, sample_weight = self._preprocess(x)
-        elif not (isinstance(x, dict) and set(MODEL_KEYS) <= set(x)):
-            x = {"student": x, "teacher": x}
+        x = by_model(x)
         if y is None:
             return (x,)
         if sample_weight is None:
@@ -245,7 +248,7 @@ def _as_dataset(x, batch_size, shuffle):
     if hasattr(x, "as_numpy_iterator"):  # tf.data.Dataset
         return _from_tf_dataset(x)
     if hasattr(x, "batch_sampler"):  # torch.utils.data.DataLoader
-        return IterableBatches(_NumpyBatches(x), len(x))
+        return IterableBatches(_Converted(x, _torch_to_numpy), len(x))
     leaves = tree.flatten(x)
     if leaves and all(hasattr(leaf, "shape") for leaf in leaves):
         return None
@@ -261,35 +264,26 @@ def _from_tf_dataset(dataset):
     count = int(dataset.cardinality())
     if count == -2:  # unknown: a filter or a generator is in the pipeline
         count = sum(1 for _ in dataset)
-    return IterableBatches(_TFBatches(dataset), None if count == -1 else count)
+    batches = _Converted(dataset, _tf_to_numpy)
+    return IterableBatches(batches, None if count == -1 else count)
 
 
-class _TFBatches:
-    """A `tf.data.Dataset` as NumPy batches; ragged images stay lists."""
+class _Converted:
+    """The batches of an iterable, every leaf converted; can be started again."""
 
-    def __init__(self, dataset):
-        self.dataset = dataset
+    def __init__(self, iterable, convert):
+        self.iterable = iterable
+        self.convert = convert
 
     def __iter__(self):
-        for batch in self.dataset:
-            yield tree.map_structure(_tf_to_numpy, batch)
+        for batch in self.iterable:
+            yield tree.map_structure(self.convert, batch)
 
 
 def _tf_to_numpy(value):
     if hasattr(value, "to_list"):  # tf.RaggedTensor: rows of different length
         return [[image.numpy() for image in row] for row in value]
     return value.numpy()
-
-
-class _NumpyBatches:
-    """A torch `DataLoader` with tensors turned into NumPy arrays."""
-
-    def __init__(self, loader):
-        self.loader = loader
-
-    def __iter__(self):
-        for batch in self.loader:
-            yield tree.map_structure(_torch_to_numpy, batch)
 
 
 def _torch_to_numpy(value):

@@ -64,10 +64,8 @@ class Beta(keras.layers.Layer):
         return {**config, "dim": self.dim}
 
 
-class BoundedBeta(Beta):
-    """Base of the betas that move: a start, two bounds, a multiplier."""
-
-    default_multiplier = 1.0
+class RangedBeta(Beta):
+    """Base of the betas that move: a start and two bounds."""
 
     def __init__(
         self,
@@ -75,7 +73,6 @@ class BoundedBeta(Beta):
         initial_value=1.0,
         min_value=0.01,
         max_value=100.0,
-        multiplier=None,
         name=None,
         **kwargs,
     ):
@@ -89,6 +86,23 @@ class BoundedBeta(Beta):
                 f"Received: initial_value={initial_value}, min_value={min_value}, "
                 f"max_value={max_value}"
             )
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "initial_value": self.initial_value,
+            "min_value": self.min_value,
+            "max_value": self.max_value,
+        }
+
+
+class BoundedBeta(RangedBeta):
+    """Base of the betas that are learned: bounded smoothly, with a multiplier."""
+
+    default_multiplier = 1.0
+
+    def __init__(self, *args, multiplier=None, **kwargs):
+        super().__init__(*args, **kwargs)
         if multiplier is None:
             multiplier = self.default_multiplier
         self.multiplier = positive("multiplier", multiplier)
@@ -109,10 +123,4 @@ class BoundedBeta(Beta):
         return start + x / ops.sqrt(1.0 + ops.square(x / room))
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            "initial_value": self.initial_value,
-            "min_value": self.min_value,
-            "max_value": self.max_value,
-            "multiplier": self.multiplier,
-        }
+        return {**super().get_config(), "multiplier": self.multiplier}

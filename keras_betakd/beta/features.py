@@ -53,10 +53,7 @@ def hidden_features(teacher, per_token=False):
     if per_token:
         return ops.cast(teacher.rows, "float32")
     hidden = ops.cast(teacher.hidden_states, "float32")
-    mask = ops.cast(teacher.padding_mask, "float32")[..., None]
-    count = ops.maximum(ops.sum(mask, axis=1), 1.0)
-    # Selected: the state of a padding position may be anything.
-    return ops.sum(ops.where(mask > 0, hidden, 0.0), axis=1) / count
+    return _masked_mean(hidden, teacher.padding_mask)
 
 
 def uncertainty_features(teacher, per_token=False):
@@ -73,9 +70,15 @@ def uncertainty_features(teacher, per_token=False):
     features = ops.stack([entropy, best, best - second], axis=-1)
     if per_token:
         return features
-    mask = ops.cast(teacher.weights != 0, "float32")[..., None]
+    return _masked_mean(features, teacher.weights != 0)
+
+
+def _masked_mean(values, mask):
+    """The mean over axis 1 where the mask is true: (B, T, F), (B, T) to (B, F)."""
+    mask = ops.cast(mask, "float32")[..., None]
     count = ops.maximum(ops.sum(mask, axis=1), 1.0)
-    return ops.sum(ops.where(mask > 0, features, 0.0), axis=1) / count
+    # Selected: what stands at a masked position may be anything.
+    return ops.sum(ops.where(mask > 0, values, 0.0), axis=1) / count
 
 
 FEATURES = {

@@ -5,7 +5,7 @@ import math
 import keras
 from keras import ops
 
-from keras_betakd.beta.base import Beta, BoundedBeta, positive
+from keras_betakd.beta.base import Beta, BoundedBeta, RangedBeta, positive
 from keras_betakd.objective import weighted_sum
 
 
@@ -82,7 +82,7 @@ class TaskBeta(BoundedBeta):
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
-class AnalyticBeta(Beta):
+class AnalyticBeta(RangedBeta):
     """The closed form without parameters: beta = d / (2 * running mean of l).
 
     The mean is an exponential one of the training batches, without bias at the start,
@@ -106,10 +106,14 @@ class AnalyticBeta(Beta):
         name=None,
         **kwargs,
     ):
-        super().__init__(dim=dim, name=name, **kwargs)
-        self.initial_value = positive("initial_value", initial_value)
-        self.min_value = positive("min_value", min_value)
-        self.max_value = positive("max_value", max_value)
+        super().__init__(
+            dim=dim,
+            initial_value=initial_value,
+            min_value=min_value,
+            max_value=max_value,
+            name=name,
+            **kwargs,
+        )
         if not 0 <= momentum < 1:
             raise ValueError(
                 f"`momentum` must lie in [0, 1). Received: momentum={momentum}"
@@ -142,8 +146,5 @@ class AnalyticBeta(Beta):
     def get_config(self):
         return {
             **super().get_config(),
-            "initial_value": self.initial_value,
-            "min_value": self.min_value,
-            "max_value": self.max_value,
             "momentum": self.momentum,
         }
