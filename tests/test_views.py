@@ -1,6 +1,7 @@
 """Views: the logits of the gathered rows are the model's own."""
 
 import keras
+import keras_hub
 import numpy as np
 import pytest
 from keras import ops
@@ -80,9 +81,10 @@ def test_text_only_sample_has_the_numbers_it_has_alone():
     alone = {"prompts": mixed["prompts"][1:], "responses": ["yes"], "images": [None]}
     together = view.hidden_states(preprocess(mixed)[0]["student"])
     single = view.hidden_states(preprocess(alone)[0]["student"])
-    text_only = tiny_gemma3_without_images(model, alone)
-    for other in (single, text_only):
-        length = int(np.sum(preprocess(alone)[0]["student"]["padding_mask"]))
+    tokens = preprocess(alone)[0]["student"]
+    text = {key: tokens[key] for key in ("token_ids", "padding_mask")}
+    length = int(np.sum(tokens["padding_mask"]))
+    for other in (single, text_only_twin(model)(text)):
         np.testing.assert_allclose(
             ops.convert_to_numpy(together)[1, :length],
             ops.convert_to_numpy(other)[0, :length],
@@ -91,11 +93,17 @@ def test_text_only_sample_has_the_numbers_it_has_alone():
         )
 
 
-def tiny_gemma3_without_images(model, records):
-    """What keras-hub itself computes for the prompt when no picture is passed."""
-    inputs = {k: records[k] for k in ("prompts", "responses")}
-    x, _, _ = model.preprocessor(inputs)
-    return model.backbone(x)
+def text_only_twin(model):
+    """The same language model without a vision tower.
+
+    Not the model itself on an empty batch of pictures, which is what keras-hub makes
+    of a missing one: TensorFlow's convolution fails on that on some processors.
+    """
+    config = {**model.backbone.get_config(), "vision_encoder": None}
+    twin = keras_hub.models.Gemma3Backbone.from_config(config)
+    for layer in twin.layers:
+        layer.set_weights(model.backbone.get_layer(layer.name).get_weights())
+    return twin
 
 
 def test_pictures_of_other_sizes_do_not_depend_on_their_neighbours():
