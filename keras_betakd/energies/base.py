@@ -19,6 +19,9 @@ import re
 import keras
 from keras import ops
 
+from keras_betakd.autodiff import value_and_gradient
+from keras_betakd.energies.rows import probability_rows
+
 _MEANS_OVER_ALL_POSITIONS = ("mean", "sum_over_batch_size")
 
 
@@ -247,6 +250,21 @@ class Energy(keras.losses.Loss):
         """
         raise NotImplementedError
 
+    def value_and_gradient(self, teacher, student):
+        """The energy of each row, and its gradient towards the student's logits.
+
+        What the fused head asks of an energy (`keras_betakd.fused`).
+
+        Args:
+            teacher, student: `LogitRows` of the same shape (N, V).
+
+        Returns:
+            `(value, gradient)`, (N,) and (N, V), cut off from differentiation.
+        """
+        return value_and_gradient(
+            lambda logits: self.call(teacher.logits, logits), student.logits
+        )
+
     def get_config(self):
         return {**super().get_config(), "dtype": self.dtype}
 
@@ -306,6 +324,25 @@ class ProbabilityEnergy(Energy):
         """Returns the energy of each position: `(..., V)` twice to `(...)`."""
         values = super().call(y_true, y_pred)
         return values * self.temperature**2 if self.scale_by_t2 else values
+
+    # `closed_form(rows)` returns value and slope, see `energies.closed_forms`.
+    closed_form = None
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        # An inherited closed form would belong to another formula than this one.
+        redefined = {"pointwise", "represent", "call"} & set(vars(cls))
+        if redefined and "closed_form" not in vars(cls):
+            cls.closed_form = None
+
+    def value_and_gradient(self, teacher, student):
+        if self.closed_form is None or not self.from_logits:
+            return super().value_and_gradient(teacher, student)
+        rows = probability_rows(teacher, student, self.temperature)
+        value, slope = self.closed_form(rows)
+        if self.scale_by_t2:
+            return value * self.temperature**2, slope * self.temperature
+        return value, slope if self.temperature == 1.0 else slope / self.temperature
 
     def get_config(self):
         return {

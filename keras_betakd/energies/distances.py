@@ -18,6 +18,7 @@ import math
 import keras
 from keras import ops
 
+from keras_betakd.energies import closed_forms
 from keras_betakd.energies.base import Energy, ProbabilityEnergy, checked_number
 
 _REGISTER = keras.saving.register_keras_serializable(package="keras_betakd")
@@ -144,6 +145,9 @@ class CosineProbsEnergy(ProbabilityEnergy):
     def pointwise(self, log_p, log_q):
         return cosine_probs(log_p, log_q)
 
+    def closed_form(self, rows):
+        return closed_forms.cosine_probs(rows)
+
 
 @_REGISTER
 class MSEProbsEnergy(ProbabilityEnergy):
@@ -194,6 +198,9 @@ class MSEProbsEnergy(ProbabilityEnergy):
 
     def pointwise(self, log_p, log_q):
         return mse_probs(log_p, log_q, self.mean_over_vocabulary)
+
+    def closed_form(self, rows):
+        return closed_forms.mse_probs(rows, self.mean_over_vocabulary)
 
     def get_config(self):
         return {

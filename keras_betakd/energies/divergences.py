@@ -15,6 +15,7 @@ The functions take log-probabilities of shape `(..., V)` and return nats, `(...)
 import keras
 from keras import ops
 
+from keras_betakd.energies import closed_forms
 from keras_betakd.energies.base import ProbabilityEnergy, checked_number
 from keras_betakd.energies.bregman import kl_to_mixture
 
@@ -95,6 +96,9 @@ class ForwardKLEnergy(ProbabilityEnergy):
     def pointwise(self, log_p, log_q):
         return forward_kl(log_p, log_q)
 
+    def closed_form(self, rows):
+        return closed_forms.forward_kl(rows)
+
 
 @_REGISTER
 class ReverseKLEnergy(ProbabilityEnergy):
@@ -135,6 +139,9 @@ class ReverseKLEnergy(ProbabilityEnergy):
 
     def pointwise(self, log_p, log_q):
         return reverse_kl(log_p, log_q)
+
+    def closed_form(self, rows):
+        return closed_forms.reverse_kl(rows)
 
 
 @_REGISTER
@@ -192,6 +199,9 @@ class JensenShannonEnergy(ProbabilityEnergy):
     def pointwise(self, log_p, log_q):
         return jensen_shannon(log_p, log_q, self.teacher_weight)
 
+    def closed_form(self, rows):
+        return closed_forms.jensen_shannon(rows, self.teacher_weight)
+
     def get_config(self):
         return {**super().get_config(), "teacher_weight": self.teacher_weight}
 
@@ -236,6 +246,9 @@ class TotalVariationEnergy(ProbabilityEnergy):
 
     def pointwise(self, log_p, log_q):
         return total_variation(log_p, log_q)
+
+    def closed_form(self, rows):
+        return closed_forms.total_variation(rows)
 
 
 class _SkewEnergy(ProbabilityEnergy):
@@ -293,6 +306,9 @@ class SkewForwardKLEnergy(_SkewEnergy):
     def pointwise(self, log_p, log_q):
         return skew_forward_kl(log_p, log_q, self.skew)
 
+    def closed_form(self, rows):
+        return closed_forms.skew_forward_kl(rows, self.skew)
+
 
 @_REGISTER
 class SkewReverseKLEnergy(_SkewEnergy):
@@ -337,3 +353,6 @@ class SkewReverseKLEnergy(_SkewEnergy):
 
     def pointwise(self, log_p, log_q):
         return skew_reverse_kl(log_p, log_q, self.skew)
+
+    def closed_form(self, rows):
+        return closed_forms.skew_reverse_kl(rows, self.skew)

@@ -1,0 +1,52 @@
+"""The gradient of a function inside a forward pass, on each backend.
+
+The one place that knows the backends by name: Keras has no public way to ask for a
+gradient, and the fused head must know an energy's slope while a tile of logits is at
+hand (`keras_betakd.fused`).
+"""
+
+import keras
+from keras import ops
+
+
+def value_and_gradient(function, x):
+    """`function(x)` and the gradient of its sum with respect to `x`.
+
+    Args:
+        function: takes a tensor like `x` and returns a tensor.
+        x: a float tensor; nothing flows back through it.
+
+    Returns:
+        `(value, gradient)`, both cut off from further differentiation.
+    """
+    x = ops.stop_gradient(x)
+    value, gradient = _BACKENDS[keras.backend.backend()](function, x)
+    return ops.stop_gradient(value), ops.stop_gradient(gradient)
+
+
+def _jax(function, x):
+    import jax
+
+    value, pull_back = jax.vjp(function, x)
+    return value, pull_back(ops.ones_like(value))[0]
+
+
+def _torch(function, x):
+    import torch
+
+    with torch.enable_grad():
+        x = x.requires_grad_()
+        value = function(x)
+        return value, torch.autograd.grad(value.sum(), x)[0]
+
+
+def _tensorflow(function, x):
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        value = function(x)
+    return value, tape.gradient(value, x)
+
+
+_BACKENDS = {"jax": _jax, "torch": _torch, "tensorflow": _tensorflow}

@@ -1,0 +1,292 @@
+"""LM head, cross-entropy and energies in one operation, without (N, V) logits.
+
+With a vocabulary of 262,144 classes the logits of teacher and student, their softmaxes
+and their gradients are what runs a user out of memory. Here the heads run on tiles of
+a few rows; value and gradient of a tile are taken at once and the tile is forgotten:
+
+    total = sum_n [ c_0n CE_n + sum_k c_kn l_kn ]
+
+The coefficients c (row weight times exp(log beta)) rest on features of the teacher and
+not on logits, so they are known before the head runs. Hence the gradient can be taken
+in the forward pass and nothing is computed twice: d total / d logits of a tile is
+summed into the gradients of the hidden states and of the head, and the gradient
+towards c, from which the betas learn, is the values themselves, exactly. The backward
+pass only scales. (Recomputing tiles by remat costs the head's products once more.)
+
+Rows without weight are sorted behind the others and their tiles never run. Tiles are
+of rows only: energies need whole rows, so tiles of the vocabulary would have to compute
+the logits again for each pass over them.
+"""
+
+import dataclasses
+from typing import Any
+
+from keras import ops
+
+from keras_betakd.energies.rows import LogitRows
+
+# Live float32 copies of a tile: logits, logs, probabilities, slopes and their parts.
+_COPIES = 8
+_SMALLEST_BUDGET = 64 * 2**20
+
+
+def rows_per_tile(classes, width, memory_budget=None):
+    """How many rows of logits to hold at a time.
+
+    Args:
+        classes: V.
+        width: H, the width of the student's hidden states.
+        memory_budget: bytes that the tiles of all stages may take together. Defaults
+            to the size of the head's gradient, (V, H) in float32, which training needs
+            anyway, but at least 64 MiB: fewer rows save little and starve the
+            processor, since every tile reads the whole head.
+    """
+    if memory_budget is None:
+        memory_budget = max(_SMALLEST_BUDGET, 4 * classes * width)
+    return max(1, memory_budget // (4 * classes * _COPIES))
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadLoss:
+    """What `fused_head_loss` returns.
+
+    Attributes:
+        total: scalar, the weighted sum; what is differentiated.
+        task: (N,), cross-entropy of each row in nats; 0 where the weight is 0.
+        energies: dict of (N,), each energy at each row; 0 where the weight is 0.
+        correct: (N,), 1 where the label has the student's largest logit.
+    """
+
+    total: Any
+    task: Any
+    energies: dict
+    correct: Any
+
+
+def fused_head_loss(
+    student_rows,
+    student_head,
+    teacher_rows,
+    teacher_head,
+    labels,
+    coefficients,
+    energies,
+    tile_rows=None,
+    gradients=True,
+):
+    """Cross-entropy and energies of rows of hidden states, and their weighted sum.
+
+    The same numbers as computing the logits whole, to rounding; see the module.
+
+    Args:
+        student_rows: (N, H_s), hidden states where a label is predicted.
+        student_head: a `keras_betakd.models.HeadMatrix` over V classes.
+        teacher_rows: (N, H_t); nothing flows back through it.
+        teacher_head: callable, (n, H_t) to logits (n, V).
+        labels: (N,) class ids, any where all coefficients are 0.
+        coefficients: (1 + E, N) float32: the weight of the cross-entropy and of each
+            energy at each row. A row whose first coefficient is 0 is not supervised:
+            whatever its hidden states hold, it changes nothing.
+        energies: dict of E energies, in the order of the coefficients.
+        tile_rows: rows of logits to hold at a time; by `rows_per_tile` if `None`.
+        gradients: whether `total` will be differentiated.
+
+    Returns:
+        A `HeadLoss`. Only `total` carries gradients: towards `student_rows`, the
+        head's kernel, bias and LoRA factors, and `coefficients`.
+    """
+    kernel = student_head.kernel
+    if tile_rows is None:
+        tile_rows = rows_per_tile(*kernel.shape)
+    job = _Tiles(student_head, teacher_head, energies, gradients)
+    low_rank = _low_rank_rows(student_rows, student_head)
+    supervised = coefficients[0] != 0
+    data = {
+        "student": _cleared(student_rows, supervised),
+        "teacher": _cleared(teacher_rows, supervised),
+        "labels": ops.where(supervised, ops.cast(labels, "int32"), 0),
+        "coefficients": ops.transpose(ops.stop_gradient(coefficients)),
+    }
+    if low_rank is not None:
+        data["low_rank"] = _cleared(low_rank, supervised)
+    rows, sums = _run(job, data, supervised, tile_rows)
+    values = ops.transpose(rows["values"])
+    values = ops.where(supervised, values, 0.0)
+    correct, values = values[0], values[1:]
+    total = ops.sum(ops.where(supervised, coefficients * values, 0.0))
+    if gradients:
+        inputs = {
+            "student": student_rows,
+            "low_rank": low_rank,
+            "kernel": kernel,
+            "bias": student_head.bias,
+            "low_rank_kernel": student_head.low_rank and student_head.low_rank[0],
+        }
+        pairs = [(coefficients, values)]
+        pairs += [(inputs[k], v) for k, v in {**rows, **sums}.items() if k in inputs]
+        total = _with_gradients(ops.stop_gradient(total), pairs)
+    return HeadLoss(
+        total=total,
+        task=values[0],
+        energies=dict(zip(energies, ops.unstack(values[1:], len(energies)))),
+        correct=correct,
+    )
+
+
+def _cleared(rows, supervised):
+    """`rows` without gradient, and with zeros where nothing is supervised."""
+    return ops.where(supervised[:, None], ops.stop_gradient(rows), 0)
+
+
+def _low_rank_rows(rows, head):
+    """scale * rows @ B^T, through which only B learns; `None` without LoRA."""
+    if head.low_rank is None:
+        return None
+    _, down, scale = head.low_rank
+    rows = ops.cast(ops.stop_gradient(rows), "float32")
+    return scale * ops.matmul(rows, ops.transpose(ops.cast(down, "float32")))
+
+
+def _with_gradients(total, pairs):
+    """`total`, with gradients that are known already."""
+    inputs, gradients = zip(*pairs, strict=True)
+
+    @ops.custom_gradient
+    def attach(*inputs):
+        def gradient(*args, upstream=None):
+            upstream = args[0] if upstream is None else upstream
+            return tuple(
+                ops.cast(upstream * g, x.dtype)
+                for g, x in zip(gradients, inputs, strict=True)
+            )
+
+        return total, gradient
+
+    return attach(*inputs)
+
+
+def _run(job, data, supervised, tile_rows):
+    """Row-wise results in the rows' own order, and sums over all tiles."""
+    count = data["student"].shape[0]
+    if count <= tile_rows:
+        return job.tile(data)
+    order = ops.argsort(ops.cast(ops.logical_not(supervised), "int32"))
+    tiles = -(-count // tile_rows)
+    data = {k: _in_tiles(ops.take(v, order, 0), tiles) for k, v in data.items()}
+    needed = -(-ops.sum(ops.cast(supervised, "int32")) // tile_rows)
+
+    def body(i, rows, sums):
+        here = {k: ops.take(v, i, axis=0) for k, v in data.items()}
+        new_rows, new_sums = job.tile(here)
+        rows = {k: _set_tile(rows[k], i, v) for k, v in new_rows.items()}
+        return i + 1, rows, {k: sums[k] + v for k, v in new_sums.items()}
+
+    rows, sums = job.zeros(tiles, tile_rows, data)
+    start = ops.convert_to_tensor(0, "int32")
+    _, rows, sums = ops.while_loop(lambda i, *_: i < needed, body, (start, rows, sums))
+    back = ops.argsort(order)
+    flat = {k: ops.reshape(v, (-1, v.shape[-1])) for k, v in rows.items()}
+    return {k: ops.take(v, back, 0) for k, v in flat.items()}, sums
+
+
+def _in_tiles(x, tiles):
+    """(N, ...) padded with zeros and cut into (tiles, n, ...)."""
+    height = -(-x.shape[0] // tiles)
+    padding = [[0, tiles * height - x.shape[0]]] + [[0, 0]] * (len(x.shape) - 1)
+    return ops.reshape(ops.pad(x, padding), (tiles, height, *x.shape[1:]))
+
+
+def _set_tile(all_tiles, i, tile):
+    return ops.slice_update(all_tiles, (i, 0, 0), ops.expand_dims(tile, 0))
+
+
+class _Tiles:
+    """The computation of one tile, and the empty results to sum into."""
+
+    def __init__(self, head, teacher_head, energies, gradients):
+        self.head = dataclasses.replace(
+            head, kernel=ops.cast(ops.stop_gradient(head.kernel), head.dtype)
+        )
+        self.teacher_head = teacher_head
+        self.energies = energies
+        self.gradients = gradients
+
+    def zeros(self, tiles, height, data):
+        """Results of no tile: rows (tiles, n, width) and sums."""
+        height = data["student"].shape[1]
+        classes, width = self.head.kernel.shape
+        widths = {"values": 2 + len(self.energies)}
+        shapes = {}
+        if self.gradients:
+            widths["student"] = width
+            if self.head.trainable:
+                shapes["kernel"] = (classes, width)
+            if self.head.bias is not None:
+                shapes["bias"] = (classes,)
+            if self.head.low_rank is not None:
+                rank = data["low_rank"].shape[-1]
+                widths["low_rank"] = rank
+                shapes["low_rank_kernel"] = (classes, rank)
+        rows = {k: ops.zeros((tiles, height, w)) for k, w in widths.items()}
+        return rows, {k: ops.zeros(shape) for k, shape in shapes.items()}
+
+    def tile(self, data):
+        """Values of some rows, and, of their weighted sum, the gradients."""
+        capped = self._student_logits(data["student"])
+        logits = capped if self.head.bias is None else capped + self.head.bias
+        student = LogitRows(logits)
+        teacher = LogitRows(ops.cast(self.teacher_head(data["teacher"]), "float32"))
+        labels, coefficients = data["labels"], data["coefficients"]
+        correct = ops.cast(ops.argmax(logits, axis=-1), "int32") == labels
+        task = -_at(student.log_probabilities(), labels)
+        values, slope = [ops.cast(correct, "float32"), task], None
+        slope = coefficients[:, :1] * student.probabilities()
+        for k, energy in enumerate(self.energies.values(), start=1):
+            value, gradient = energy.value_and_gradient(teacher, student)
+            values.append(value)
+            slope = slope + coefficients[:, k : k + 1] * gradient
+        rows = {"values": ops.stack(values, axis=-1)}
+        if not self.gradients:
+            return rows, {}
+        slope = _add_at(slope, labels, -coefficients[:, 0])
+        return self._gradients(rows, slope, capped, data)
+
+    def _student_logits(self, rows):
+        head = self.head
+        rows = ops.cast(rows, head.dtype)
+        logits = ops.matmul(rows, ops.transpose(head.kernel))
+        if head.soft_cap is not None:
+            logits = ops.tanh(logits / head.soft_cap) * head.soft_cap
+        return ops.cast(logits, "float32")
+
+    def _gradients(self, rows, slope, capped, data):
+        head, sums = self.head, {}
+        if head.bias is not None:
+            sums["bias"] = ops.sum(slope, axis=0)
+        if head.soft_cap is not None:
+            slope = slope * (1.0 - ops.square(capped / head.soft_cap))
+        if head.low_rank is not None:
+            up = ops.cast(head.low_rank[0], "float32")
+            rows["low_rank"] = ops.matmul(slope, up)
+            sums["low_rank_kernel"] = _outer(slope, data["low_rank"])
+        slope = ops.cast(slope, head.dtype)
+        rows["student"] = ops.cast(ops.matmul(slope, head.kernel), "float32")
+        if head.trainable:
+            hidden = ops.cast(data["student"], head.dtype)
+            sums["kernel"] = ops.cast(_outer(slope, hidden), "float32")
+        return rows, sums
+
+
+def _outer(left, right):
+    return ops.matmul(ops.transpose(left), right)
+
+
+def _at(x, labels):
+    """x[n, labels[n]] of each row."""
+    return ops.squeeze(ops.take_along_axis(x, labels[:, None], axis=-1), axis=-1)
+
+
+def _add_at(x, labels, increments):
+    """`x` with the increment of each row added at its label."""
+    indices = ops.stack([ops.arange(labels.shape[0], dtype="int32"), labels], axis=-1)
+    return ops.scatter_update(x, indices, _at(x, labels) + increments)

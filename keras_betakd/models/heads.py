@@ -1,0 +1,85 @@
+"""LM heads: how hidden states become logits, whole or as a matrix.
+
+Whole, a head is a callable: rows (..., H) to logits (..., V). The fused loss
+(`keras_betakd.fused`) also needs to see the student's as a matrix, since it takes the
+gradient itself; a head that has none (quantised, or of an unknown kind) gives `None`,
+and the distiller then computes its logits whole.
+"""
+
+import dataclasses
+from typing import Any
+
+from keras import ops
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadMatrix:
+    """A head as logits = soft_cap(rows @ kernel^T + bias).
+
+    Attributes:
+        kernel: (V, H).
+        trainable: whether the kernel gets a gradient.
+        dtype: what the products are computed in.
+        bias: (V,), or `None`; -inf excludes a class.
+        soft_cap: c of c tanh(logits / c), or `None`.
+        low_rank: `None`, or (A, B, scale) with A (V, r) and B (r, H) trainable and
+            scale A B already part of the kernel (LoRA).
+    """
+
+    kernel: Any
+    trainable: bool = True
+    dtype: str = "float32"
+    bias: Any = None
+    soft_cap: float | None = None
+    low_rank: tuple | None = None
+
+
+class LMHead:
+    """A head known only as a whole.
+
+    Args:
+        function: (..., H) to (..., V).
+    """
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, rows):
+        return self.function(rows)
+
+    def matrix(self):
+        """The head as a `HeadMatrix`, or `None`."""
+        return None
+
+
+class EmbeddingHead(LMHead):
+    """A `keras.layers.ReversibleEmbedding` used in reverse, soft cap included."""
+
+    def __init__(self, embedding):
+        super().__init__(lambda rows: embedding(rows, reverse=True))
+        self.embedding = embedding
+
+    def matrix(self):
+        embedding = self.embedding
+        if embedding.quantization_mode is not None:
+            return None
+        common = {
+            "dtype": embedding.reverse_dtype or embedding.compute_dtype,
+            "soft_cap": embedding.logit_soft_cap,
+        }
+        if not embedding.tie_weights:
+            kernel = embedding.reverse_embeddings
+            trainable = kernel.trainable
+            return HeadMatrix(ops.transpose(kernel), trainable, **common)
+        if not embedding.lora_enabled:
+            kernel = embedding.embeddings
+            return HeadMatrix(
+                ops.convert_to_tensor(kernel), kernel.trainable, **common
+            )
+        low_rank = (
+            ops.convert_to_tensor(embedding.lora_embeddings_a),
+            ops.convert_to_tensor(embedding.lora_embeddings_b),
+            embedding.lora_alpha / embedding.lora_rank,
+        )
+        kernel = ops.stop_gradient(embedding.embeddings)
+        return HeadMatrix(kernel, False, low_rank=low_rank, **common)
