@@ -23,11 +23,15 @@ from typing import Any
 
 from keras import ops
 
+from keras_betakd.backends import runs_eagerly
 from keras_betakd.energies.rows import LogitRows
 
-# Live float32 copies of a tile: logits, logs, probabilities, slopes and their parts.
+# Live float32 copies of a tile: two models' logits, their logs and probabilities, slopes.
 _COPIES = 8
-_SMALLEST_BUDGET = 64 * 2**20
+_SMALLEST_BUDGET = 128 * 2**20
+# Where every elementwise operation is a pass over memory, passes over blocks of this
+# many bytes stay in the processor's cache.
+_BLOCK_BYTES = 2**20
 
 
 def rows_per_tile(classes, width, memory_budget=None):
@@ -38,7 +42,7 @@ def rows_per_tile(classes, width, memory_budget=None):
         width: H, the width of the student's hidden states.
         memory_budget: bytes that the tiles of all stages may take together. Defaults
             to the size of the head's gradient, (V, H) in float32, which training needs
-            anyway, but at least 64 MiB: fewer rows save little and starve the
+            anyway, but at least 128 MiB: fewer rows save little and starve the
             processor, since every tile reads the whole head.
     """
     if memory_budget is None:
@@ -234,22 +238,33 @@ class _Tiles:
         """Values of some rows, and, of their weighted sum, the gradients."""
         capped = self._student_logits(data["student"])
         logits = capped if self.head.bias is None else capped + self.head.bias
-        student = LogitRows(logits)
-        teacher = LogitRows(ops.cast(self.teacher_head(data["teacher"]), "float32"))
-        labels, coefficients = data["labels"], data["coefficients"]
-        correct = ops.cast(ops.argmax(logits, axis=-1), "int32") == labels
+        teacher = ops.cast(self.teacher_head(data["teacher"]), "float32")
+        blocks = [
+            self._values_and_slope(
+                *(x[rows] for x in (logits, teacher)),
+                *(data[k][rows] for k in ("labels", "coefficients")),
+            )
+            for rows in _blocks(*logits.shape)
+        ]
+        values, slopes = (_joined(parts) for parts in zip(*blocks, strict=True))
+        rows = {"values": values}
+        if not self.gradients:
+            return rows, {}
+        return self._gradients(rows, slopes, capped, data)
+
+    def _values_and_slope(self, student, teacher, labels, coefficients):
+        """Values (n, 2 + E), and the slope of their weighted sum in the logits."""
+        correct = ops.cast(ops.argmax(student, axis=-1), "int32") == labels
+        student, teacher = LogitRows(student), LogitRows(teacher)
         task = -_at(student.log_probabilities(), labels)
-        values, slope = [ops.cast(correct, "float32"), task], None
+        values = [ops.cast(correct, "float32"), task]
         slope = coefficients[:, :1] * student.probabilities()
+        slope = _add_at(slope, labels, -coefficients[:, 0])
         for k, energy in enumerate(self.energies.values(), start=1):
             value, gradient = energy.value_and_gradient(teacher, student)
             values.append(value)
             slope = slope + coefficients[:, k : k + 1] * gradient
-        rows = {"values": ops.stack(values, axis=-1)}
-        if not self.gradients:
-            return rows, {}
-        slope = _add_at(slope, labels, -coefficients[:, 0])
-        return self._gradients(rows, slope, capped, data)
+        return ops.stack(values, axis=-1), slope
 
     def _student_logits(self, rows):
         head = self.head
@@ -275,6 +290,16 @@ class _Tiles:
             hidden = ops.cast(data["student"], head.dtype)
             sums["kernel"] = ops.cast(_outer(slope, hidden), "float32")
         return rows, sums
+
+
+def _blocks(rows, classes):
+    """Slices of a tile's rows that are worked on together."""
+    height = max(1, _BLOCK_BYTES // (4 * classes)) if runs_eagerly() else rows
+    return [slice(i, min(i + height, rows)) for i in range(0, rows, height)]
+
+
+def _joined(parts):
+    return parts[0] if len(parts) == 1 else ops.concatenate(parts, axis=0)
 
 
 def _outer(left, right):

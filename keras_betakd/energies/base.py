@@ -19,7 +19,7 @@ import re
 import keras
 from keras import ops
 
-from keras_betakd.autodiff import value_and_gradient
+from keras_betakd.backends import value_and_gradient
 from keras_betakd.energies.rows import probability_rows
 
 _MEANS_OVER_ALL_POSITIONS = ("mean", "sum_over_batch_size")

@@ -1,12 +1,20 @@
-"""The gradient of a function inside a forward pass, on each backend.
+"""What differs between the backends: the one place that knows them by name.
 
-The one place that knows the backends by name: Keras has no public way to ask for a
-gradient, and the fused head must know an energy's slope while a tile of logits is at
-hand (`keras_betakd.fused`).
+Keras has no public way to ask for a gradient inside a forward pass, and the fused head
+must know an energy's slope while a tile of logits is at hand (`keras_betakd.fused`).
 """
 
 import keras
 from keras import ops
+
+
+def runs_eagerly():
+    """Whether each operation runs by itself and writes its result to memory.
+
+    XLA (JAX and TensorFlow) fuses elementwise operations; PyTorch, as Keras trains with
+    it by default, does not.
+    """
+    return keras.backend.backend() == "torch"
 
 
 def value_and_gradient(function, x):
