@@ -11,18 +11,16 @@ from keras_betakd.components import (
     named_betas,
     named_energies,
 )
-from keras_betakd.energies.base import attached_mask, select_supervised
+from keras_betakd.energies.base import attached_mask
 from keras_betakd.fitting import RecordFitting
 from keras_betakd.models.views import view_of
-from keras_betakd.objective import (
-    REDUCTIONS,
-    row_weights,
-    weighted_energy,
-    weighted_sum,
-)
+from keras_betakd.objective import REDUCTIONS, row_weights, weighted_sum
 from keras_betakd.preprocessing import DistillationPreprocessor
 from keras_betakd.saving import TeacherKeeping
+from keras_betakd.terms import dense_terms, fused_terms
 from keras_betakd.training_data import by_model
+
+ROLES = ("student", "teacher")
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
@@ -58,6 +56,11 @@ class BetaKDDistiller(RecordFitting, TeacherKeeping, keras.Model):
             callable that takes a layer. Never unfreezes.
         preprocessor: a `DistillationPreprocessor` for raw records. Made of the two
             models' own preprocessors if `None`.
+        fused: whether the LM heads and the losses run as one operation that never
+            holds the logits of all rows (`keras_betakd.fused`): the same numbers with
+            much less memory. `None` (default) where that is possible: the student's
+            head can be seen, and task loss and weighted metrics are the default ones,
+            since others need the logits. `True` raises where it is not; `False` never.
 
     Inputs: raw records as keras-hub takes them ({"images", "prompts", "responses"}; as
     a dict of lists or arrays, `PyDataset`, `tf.data.Dataset` or torch `DataLoader`),
@@ -89,6 +92,7 @@ class BetaKDDistiller(RecordFitting, TeacherKeeping, keras.Model):
         reduction="example",
         freeze="vision_tower",
         preprocessor=None,
+        fused=None,
         name=None,
         **kwargs,
     ):
@@ -109,15 +113,18 @@ class BetaKDDistiller(RecordFitting, TeacherKeeping, keras.Model):
             self.task_beta = expect_beta(weight_task_loss)
         self.reduction = reduction
         self.freeze = freeze
+        self.fused = fused
         self.preprocessor = preprocessor or _default_preprocessor(teacher, student)
         self._freeze()
         self._build_betas()
         self._make_trackers()
         self._predicting = False
+        self._needs_logits = False
 
     def _make_trackers(self):
         # Made here and not in `build`: JAX needs every metric before it traces.
         self.task_loss_tracker = keras.metrics.Mean(name="task_loss")
+        self.accuracy_tracker = None
         self.energy_trackers = {n: keras.metrics.Mean(name=n) for n in self.energies}
         self.beta_trackers = {
             name: keras.metrics.Mean(name=f"{name}_beta") for name in self._all_betas()
@@ -158,14 +165,14 @@ class BetaKDDistiller(RecordFitting, TeacherKeeping, keras.Model):
             for name, beta in self._all_betas().items()
         }
         return {
-            "student": student["logits"],
-            "teacher": teacher.logits,
+            "student": student.get("logits", student.get("rows")),
+            "teacher": teacher.rows if teacher.logits is None else teacher.logits,
             "log_beta": log_beta,
             "weights": weights,
         }
 
     def _outputs(self, view, role, inputs, training):
-        """What a model makes of its inputs, with logits as (B, K, V)."""
+        """What a model makes of its inputs: logits (B, K, V), or rows (B, K, H)."""
         x, positions = inputs[role], inputs.get(f"{role}_positions")
         if positions is None:
             logits = view.logits(x, training=training)
@@ -176,50 +183,70 @@ class BetaKDDistiller(RecordFitting, TeacherKeeping, keras.Model):
         hidden = view.hidden_states(x, training=training)
         where = ops.expand_dims(view.row_positions(positions), -1)
         rows = ops.take_along_axis(hidden, where, axis=1)
-        outputs = {"logits": view.head(rows)}
+        outputs = {"rows": rows}
         if role == "teacher":
             mask = view.padding_mask(x)
-            outputs.update(hidden_states=hidden, padding_mask=mask, rows=rows)
+            outputs.update(hidden_states=hidden, padding_mask=mask)
+        if self._predicting or not self._fuses(inputs) or self._beta_reads(role):
+            outputs["logits"] = view.head(rows)
         return outputs
+
+    def _beta_reads(self, role):
+        betas = self._all_betas().values()
+        return role == "teacher" and any(beta.reads_logits for beta in betas)
+
+    def _fuses(self, inputs):
+        """Whether this batch goes through the fused head."""
+        if self.fused is False or self._needs_logits:
+            return False
+        if any(inputs.get(f"{role}_positions") is None for role in ROLES):
+            return False
+        return self.student_view.head.matrix() is not None
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
-        weights, log_beta = y_pred["weights"], y_pred["log_beta"]
-        student = select_supervised(y_pred["student"], weights)
-        teacher = select_supervised(y_pred["teacher"], weights)
-        values = {name: e.call(teacher, student) for name, e in self.energies.items()}
-        task = self._task_values(y, student, weights)
-        total = weighted_sum(task, weights)
-        if self.task_beta is not None:
-            total = weighted_energy(task, log_beta["task"], weights)
-        for name, energy in values.items():
-            total = total + weighted_energy(energy, log_beta[name], weights)
+        terms = self._terms(by_model(x), y, y_pred, training)
+        total = terms.total
         # The -(d / 2) log beta of each beta layer, and regularisation.
         for loss in self.losses:
             total = total + ops.sum(ops.cast(loss, "float32"))
-        self._track({"task": task, **values}, log_beta, weights)
+        weights = y_pred["weights"]
+        self._track(terms, y_pred["log_beta"], weights)
+        if self.accuracy_tracker is not None:
+            counted = ops.reshape(by_model(x)["sample_weight"], ops.shape(weights))
+            counted = ops.where(weights != 0, counted, 0)
+            self.accuracy_tracker.update_state(terms.correct, counted)
         if training:
             for name, beta in self._all_betas().items():
-                beta.update(values.get(name, task), weights)
+                beta.update(terms.energies.get(name, terms.task), weights)
         return total
 
-    def _task_values(self, y, logits, weights):
+    def _terms(self, inputs, y, y_pred, training):
+        student, teacher = y_pred["student"], y_pred["teacher"]
+        weights, log_beta = y_pred["weights"], y_pred["log_beta"]
         y = ops.reshape(y, ops.shape(weights))
-        # Ignored labels may be no class at all (-100): any class will do there.
-        y = ops.where(weights != 0, y, ops.zeros_like(y))
-        loss = self.task_loss
-        loss = loss.call if isinstance(loss, keras.losses.Loss) else loss
-        return loss(y, ops.cast(logits, "float32"))
+        if not self._fuses(inputs):
+            return dense_terms(
+                student, teacher, y, weights, log_beta, self.task_loss, self.energies
+            )
+        head = self.teacher_view.head
+        if self._beta_reads("teacher"):  # then its logits were made already
+            head = ops.stop_gradient
+        heads = self.student_view.head.matrix(), head
+        return fused_terms(
+            student, teacher, y, weights, log_beta, heads, self.energies, training
+        )
 
-    def _track(self, values, log_beta, weights):
+    def _track(self, terms, log_beta, weights):
         supervised = ops.cast(weights != 0, "float32")
         if self.reduction == "example":
             supervised = ops.max(supervised, axis=1)
         count = ops.sum(supervised)
-        trackers = {"task": self.task_loss_tracker, **self.energy_trackers}
-        for name, value in values.items():
-            trackers[name].update_state(weighted_sum(value, weights), count)
+        self.task_loss_tracker.update_state(weighted_sum(terms.task, weights), count)
+        for name, value in terms.energies.items():
+            mean = weighted_sum(value, weights)
+            self.energy_trackers[name].update_state(mean, count)
         for name, value in log_beta.items():
             mean = weighted_sum(ops.exp(value), weights)
             self.beta_trackers[name].update_state(mean, count)
@@ -260,7 +287,8 @@ class BetaKDDistiller(RecordFitting, TeacherKeeping, keras.Model):
                 Another must be a `keras.losses.Loss` or a function that takes labels
                 (B, K) and logits (B, K, V) and returns one value for each label.
             weighted_metrics: metrics of the student at the supervised rows; `"auto"`
-                for its accuracy.
+                for its accuracy. Others are given its logits, which rules out the
+                fused head.
             auto_scale_loss: whether to scale the loss when the student computes in
                 float16.
             **kwargs: as for `keras.Model.compile`.
@@ -272,12 +300,15 @@ class BetaKDDistiller(RecordFitting, TeacherKeeping, keras.Model):
         scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         if auto_scale_loss and not scaled and computes_in_float16(self.student):
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        self._needs_logits = loss != "auto" or weighted_metrics not in ("auto", None)
+        self._check_fused()
+        self.accuracy_tracker = None
         if weighted_metrics == "auto":
-            weighted_metrics = [keras.metrics.SparseCategoricalAccuracy("accuracy")]
+            self.accuracy_tracker = keras.metrics.Mean(name="accuracy")
         self._exclude_betas_from_weight_decay(optimizer)
         super().compile(
             optimizer=optimizer,
-            weighted_metrics=weighted_metrics,
+            weighted_metrics=None if weighted_metrics == "auto" else weighted_metrics,
             auto_scale_loss=False,
             **kwargs,
         )
@@ -293,6 +324,17 @@ class BetaKDDistiller(RecordFitting, TeacherKeeping, keras.Model):
         )
         if self.built:
             self.optimizer.build(self.trainable_variables)
+
+    def _check_fused(self):
+        head = self.student_view.head
+        if self.fused and (self._needs_logits or head is None or not head.matrix()):
+            raise ValueError(
+                "`fused=True` needs a student whose LM head can be seen (a keras-hub "
+                "CausalLM that is not quantised) and the default `loss` and "
+                "`weighted_metrics`: others are given the logits, which the fused head "
+                "never makes. Use `fused=None`. Received: student="
+                f"{type(self.student).__name__}, head={head}"
+            )
 
     def _exclude_betas_from_weight_decay(self, optimizer):
         inner = getattr(optimizer, "inner_optimizer", optimizer)
@@ -346,7 +388,8 @@ def _task_loss(loss):
 
 def _label_weights(inputs, student):
     """The weight of each label, (B, K), times the mask that Keras attached."""
-    shape = ops.shape(student["logits"])[:2]
+    outputs = student.get("logits", student.get("rows"))
+    shape = ops.shape(outputs)[:2]
     weights = ops.ones(shape)
     for factor in (inputs.get("sample_weight"), student.get("mask")):
         if factor is not None:

@@ -26,7 +26,7 @@ from keras import ops
 from keras_betakd.backends import runs_eagerly
 from keras_betakd.energies.rows import LogitRows
 
-# Live float32 copies of a tile: two models' logits, their logs and probabilities, slopes.
+# Live float32 copies of a tile: both models' logits, logs, probabilities, and slopes.
 _COPIES = 8
 _SMALLEST_BUDGET = 128 * 2**20
 # Where every elementwise operation is a pass over memory, passes over blocks of this
@@ -132,7 +132,9 @@ def fused_head_loss(
     return HeadLoss(
         total=total,
         task=values[0],
-        energies=dict(zip(energies, ops.unstack(values[1:], len(energies)))),
+        energies=dict(
+            zip(energies, ops.unstack(values[1:], len(energies)), strict=True)
+        ),
         correct=correct,
     )
 

@@ -32,6 +32,7 @@ class Beta(keras.layers.Layer):
     """
 
     uses_features = False
+    reads_logits = False  # whether the features rest on the teacher's logits
 
     def __init__(self, dim=1.0, name=None, **kwargs):
         # The dtype is not a choice: 1 + 1e-4 is 1 in bfloat16.

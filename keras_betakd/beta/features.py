@@ -22,15 +22,15 @@ class TeacherOutputs:
     """What the teacher made of a batch.
 
     Attributes:
-        logits: (B, K, V), at the answer rows.
         weights: (B, K), the row weights: zero where nothing is supervised.
+        logits: (B, K, V), at the answer rows; `None` if no beta reads them.
         hidden_states: (B, T, H), or `None` for a model whose inside is not known.
         padding_mask: (B, T), true where the hidden state is not padding's, or `None`.
         rows: (B, K, H), the hidden states at the answer rows, or `None`.
     """
 
-    logits: Any
     weights: Any
+    logits: Any = None
     hidden_states: Any = None
     padding_mask: Any = None
     rows: Any = None

@@ -76,6 +76,10 @@ class InstanceBeta(BoundedBeta):
             1, kernel_initializer="zeros", dtype="float32", name="raw_log_beta"
         )
 
+    @property
+    def reads_logits(self):
+        return self.features != "hidden_states"
+
     def features_of(self, teacher):
         return ops.stop_gradient(self._features_of(teacher, per_token=self.per_token))
 

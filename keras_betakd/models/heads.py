@@ -73,9 +73,7 @@ class EmbeddingHead(LMHead):
             return HeadMatrix(ops.transpose(kernel), trainable, **common)
         if not embedding.lora_enabled:
             kernel = embedding.embeddings
-            return HeadMatrix(
-                ops.convert_to_tensor(kernel), kernel.trainable, **common
-            )
+            return HeadMatrix(ops.convert_to_tensor(kernel), kernel.trainable, **common)
         low_rank = (
             ops.convert_to_tensor(embedding.lora_embeddings_a),
             ops.convert_to_tensor(embedding.lora_embeddings_b),

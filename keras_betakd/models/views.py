@@ -12,6 +12,8 @@ import sys
 import keras
 from keras import ops
 
+from keras_betakd.models.heads import EmbeddingHead
+
 # Inputs a text-only backbone of keras-hub may take. Anything else (images, audio)
 # means a multimodal model, whose layout of positions must be known, not guessed.
 TEXT_INPUTS = {"token_ids", "padding_mask", "segment_ids", "position_ids"}
@@ -25,9 +27,12 @@ class ModelView:
 
     Attributes:
         sees_hidden_states: whether `hidden_states` and `head` exist.
+        head: an `LMHead`, hidden states (B, K, H) to logits (B, K, V), soft cap
+            included; `None` where there is none to be seen.
     """
 
     sees_hidden_states = False
+    head = None
 
     def __init__(self, model):
         self.model = model
@@ -54,6 +59,7 @@ class CausalLMView(ModelView):
         super().__init__(model)
         self.backbone = model.backbone
         self.embedding = self._find_embedding()
+        self.head = EmbeddingHead(self.embedding)
 
     def _find_embedding(self):
         embedding = self.backbone.token_embedding
@@ -86,10 +92,6 @@ class CausalLMView(ModelView):
     def row_positions(self, positions):
         """Where in `hidden_states` the text positions of the labels are."""
         return positions
-
-    def head(self, rows):
-        """Logits of some hidden states, soft cap included: (B, K, V)."""
-        return self.embedding(rows, reverse=True)
 
 
 class Gemma3View(CausalLMView):

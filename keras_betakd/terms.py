@@ -1,0 +1,85 @@
+"""Cross-entropy and energies of a batch, with the logits whole or never made.
+
+Two ways to the same `HeadLoss`: `dense_terms` from logits (B, K, V), and `fused_terms`
+from hidden states (B, K, H) through `keras_betakd.fused`.
+"""
+
+import keras
+from keras import ops
+
+from keras_betakd.energies.base import select_supervised
+from keras_betakd.fused import HeadLoss, fused_head_loss
+from keras_betakd.objective import weighted_energy, weighted_sum
+
+
+def dense_terms(student, teacher, labels, weights, log_beta, task_loss, energies):
+    """The terms from logits.
+
+    Args:
+        student, teacher: (B, K, V) logits.
+        labels: (B, K), any where the weight is 0.
+        weights: (B, K) row weights.
+        log_beta: dict of log betas, broadcastable to (B, K), by the energies' names;
+            `"task"` for the cross-entropy, if it has one.
+        task_loss: a `keras.losses.Loss`, or takes labels and logits, returns (B, K).
+        energies: dict of energies.
+
+    Returns:
+        A `HeadLoss` with values (B, K).
+    """
+    student = select_supervised(student, weights)
+    teacher = select_supervised(teacher, weights)
+    # Ignored labels may be no class at all (-100): any class will do there.
+    labels = ops.where(weights != 0, labels, ops.zeros_like(labels))
+    if isinstance(task_loss, keras.losses.Loss):
+        task_loss = task_loss.call  # one value a label, not their mean
+    task = task_loss(labels, ops.cast(student, "float32"))
+    if "task" in log_beta:
+        total = weighted_energy(task, log_beta["task"], weights)
+    else:
+        total = weighted_sum(task, weights)
+    values = {name: e.call(teacher, student) for name, e in energies.items()}
+    for name, value in values.items():
+        total = total + weighted_energy(value, log_beta[name], weights)
+    best = ops.cast(ops.argmax(student, axis=-1), labels.dtype)
+    correct = ops.cast(best == labels, "float32")
+    return HeadLoss(total=total, task=task, energies=values, correct=correct)
+
+
+def fused_terms(
+    student, teacher, labels, weights, log_beta, heads, energies, gradients
+):
+    """The terms from hidden states.
+
+    Args:
+        student, teacher: (B, K, H) hidden states.
+        labels, weights, log_beta, energies: as for `dense_terms`.
+        heads: the student's `HeadMatrix` and the teacher's head, a callable.
+        gradients: whether the total will be differentiated.
+
+    Returns:
+        A `HeadLoss` with values (B, K).
+    """
+    shape = ops.shape(weights)
+    factors = [log_beta.get("task", 0.0), *(log_beta[name] for name in energies)]
+    coefficients = [weights * ops.exp(ops.cast(f, "float32")) for f in factors]
+    flat = fused_head_loss(
+        _rows(student),
+        heads[0],
+        _rows(teacher),
+        heads[1],
+        ops.reshape(labels, (-1,)),
+        ops.stack([ops.reshape(c, (-1,)) for c in coefficients]),
+        energies,
+        gradients=gradients,
+    )
+    return HeadLoss(
+        total=flat.total,
+        task=ops.reshape(flat.task, shape),
+        energies={k: ops.reshape(v, shape) for k, v in flat.energies.items()},
+        correct=ops.reshape(flat.correct, shape),
+    )
+
+
+def _rows(x):
+    return ops.reshape(x, (-1, x.shape[-1]))
