@@ -173,13 +173,16 @@ def _with_gradients(total, pairs):
 
 def _run(job, data, supervised, tile_rows):
     """Row-wise results in the rows' own order, and sums over all tiles."""
-    count = data["student"].shape[0]
-    if count <= tile_rows:
+    count = ops.shape(data["student"])[0]
+    known = isinstance(count, int)  # TensorFlow may trace without the batch size
+    if known and count <= tile_rows:
         return job.tile(data)
+    height = min(count, tile_rows) if known else ops.minimum(count, tile_rows)
+    height = height if known else ops.maximum(height, 1)
+    tiles = (count + height - 1) // height
     order = ops.argsort(ops.cast(ops.logical_not(supervised), "int32"))
-    tiles = -(-count // tile_rows)
-    data = {k: _in_tiles(ops.take(v, order, 0), tiles) for k, v in data.items()}
-    needed = -(-ops.sum(ops.cast(supervised, "int32")) // tile_rows)
+    data = {k: _in_tiles(ops.take(v, order, 0), tiles, height) for k, v in data.items()}
+    needed = (ops.sum(ops.cast(supervised, "int32")) + height - 1) // height
 
     def body(i, rows, sums):
         here = {k: ops.take(v, i, axis=0) for k, v in data.items()}
@@ -187,7 +190,7 @@ def _run(job, data, supervised, tile_rows):
         rows = {k: _set_tile(rows[k], i, v) for k, v in new_rows.items()}
         return i + 1, rows, {k: sums[k] + v for k, v in new_sums.items()}
 
-    rows, sums = job.zeros(tiles, tile_rows, data)
+    rows, sums = job.zeros(tiles, height, data)
     start = ops.convert_to_tensor(0, "int32")
     _, rows, sums = ops.while_loop(lambda i, *_: i < needed, body, (start, rows, sums))
     back = ops.argsort(order)
@@ -195,11 +198,12 @@ def _run(job, data, supervised, tile_rows):
     return {k: ops.take(v, back, 0) for k, v in flat.items()}, sums
 
 
-def _in_tiles(x, tiles):
-    """(N, ...) padded with zeros and cut into (tiles, n, ...)."""
-    height = -(-x.shape[0] // tiles)
-    padding = [[0, tiles * height - x.shape[0]]] + [[0, 0]] * (len(x.shape) - 1)
-    return ops.reshape(ops.pad(x, padding), (tiles, height, *x.shape[1:]))
+def _in_tiles(x, tiles, height):
+    """(N, ...) followed by zeros and cut into (tiles, height, ...)."""
+    missing = tiles * height - ops.shape(x)[0]
+    zeros = ops.zeros((missing, *x.shape[1:]), dtype=x.dtype)
+    x = ops.concatenate([x, zeros], axis=0)
+    return ops.reshape(x, (tiles, height, *x.shape[1:]))
 
 
 def _set_tile(all_tiles, i, tile):
@@ -210,8 +214,13 @@ class _Tiles:
     """The computation of one tile, and the empty results to sum into."""
 
     def __init__(self, head, teacher_head, energies, gradients):
+        # Cut off: what is computed here are the gradients themselves.
+        cut = ops.stop_gradient
         self.head = dataclasses.replace(
-            head, kernel=ops.cast(ops.stop_gradient(head.kernel), head.dtype)
+            head,
+            kernel=ops.cast(cut(head.kernel), head.dtype),
+            bias=None if head.bias is None else cut(head.bias),
+            low_rank=head.low_rank and (cut(head.low_rank[0]), *head.low_rank[1:]),
         )
         self.teacher_head = teacher_head
         self.energies = energies
@@ -219,7 +228,6 @@ class _Tiles:
 
     def zeros(self, tiles, height, data):
         """Results of no tile: rows (tiles, n, width) and sums."""
-        height = data["student"].shape[1]
         classes, width = self.head.kernel.shape
         widths = {"values": 2 + len(self.energies)}
         shapes = {}
@@ -296,8 +304,10 @@ class _Tiles:
 
 def _blocks(rows, classes):
     """Slices of a tile's rows that are worked on together."""
-    height = max(1, _BLOCK_BYTES // (4 * classes)) if runs_eagerly() else rows
-    return [slice(i, min(i + height, rows)) for i in range(0, rows, height)]
+    if not runs_eagerly():
+        return [slice(None)]
+    height = max(1, _BLOCK_BYTES // (4 * classes))
+    return [slice(i, i + height) for i in range(0, rows, height)]
 
 
 def _joined(parts):
@@ -315,5 +325,7 @@ def _at(x, labels):
 
 def _add_at(x, labels, increments):
     """`x` with the increment of each row added at its label."""
-    indices = ops.stack([ops.arange(labels.shape[0], dtype="int32"), labels], axis=-1)
+    indices = ops.stack(
+        [ops.arange(ops.shape(labels)[0], dtype="int32"), labels], axis=-1
+    )
     return ops.scatter_update(x, indices, _at(x, labels) + increments)

@@ -71,13 +71,22 @@ class EmbeddingHead(LMHead):
             kernel = embedding.reverse_embeddings
             trainable = kernel.trainable
             return HeadMatrix(ops.transpose(kernel), trainable, **common)
-        if not embedding.lora_enabled:
-            kernel = embedding.embeddings
-            return HeadMatrix(ops.convert_to_tensor(kernel), kernel.trainable, **common)
-        low_rank = (
-            ops.convert_to_tensor(embedding.lora_embeddings_a),
-            ops.convert_to_tensor(embedding.lora_embeddings_b),
-            embedding.lora_alpha / embedding.lora_rank,
-        )
-        kernel = ops.stop_gradient(embedding.embeddings)
+        kernel = ops.convert_to_tensor(embedding.embeddings)  # LoRA merged into it
+        factors = self._lora_factors()
+        others = [
+            v
+            for v in embedding.trainable_variables
+            if not any(v is factor for factor in factors)
+        ]
+        if others or not factors:
+            return HeadMatrix(kernel, bool(others), **common)
+        up, down = (ops.convert_to_tensor(factor) for factor in factors)
+        low_rank = (up, down, embedding.lora_alpha / embedding.lora_rank)
+        kernel = ops.stop_gradient(kernel)
         return HeadMatrix(kernel, False, low_rank=low_rank, **common)
+
+    def _lora_factors(self):
+        embedding = self.embedding
+        if not embedding.lora_enabled:
+            return []
+        return [embedding.lora_embeddings_a, embedding.lora_embeddings_b]

@@ -1,0 +1,317 @@
+"""The fused head against dense float64 numbers, and against the dense path."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from plain_models import as_array, log_softmax64
+from tiny_models import tiny_gemma3, vqa_records
+
+from keras_betakd import (
+    AnalyticBeta,
+    BetaKDDistiller,
+    CosineLogitsEnergy,
+    CosineProbsEnergy,
+    FixedBeta,
+    ForwardKLEnergy,
+    InstanceBeta,
+    JensenShannonEnergy,
+    MSEProbsEnergy,
+    ReverseKLEnergy,
+    SkewForwardKLEnergy,
+    SkewReverseKLEnergy,
+    TaskBeta,
+    TokenBeta,
+    TotalVariationEnergy,
+)
+from keras_betakd.backends import value_and_gradient
+from keras_betakd.fused import fused_head_loss, rows_per_tile
+from keras_betakd.models import HeadMatrix
+
+N, V, WIDTH, TEACHER_WIDTH = 11, 23, 6, 5
+UNSUPERVISED = [2, 5, 6, 10]
+
+
+def kl64(p, q):
+    with np.errstate(all="ignore"):
+        return np.where(p > 0, p * np.log(p / q), 0.0).sum(-1)
+
+
+def js64(p, q, w=0.5):
+    m = w * p + (1 - w) * q
+    return w * kl64(p, m) + (1 - w) * kl64(q, m)
+
+
+def cosine64(p, q):
+    return 1 - (p * q).sum(-1) / np.sqrt((p * p).sum(-1) * (q * q).sum(-1))
+
+
+# Each energy beside its definition in float64.
+ENERGIES = {
+    "forward_kl": (ForwardKLEnergy(), kl64),
+    "reverse_kl": (ReverseKLEnergy(), lambda p, q: kl64(q, p)),
+    "js": (JensenShannonEnergy(0.3), lambda p, q: js64(p, q, 0.3)),
+    "tvd": (TotalVariationEnergy(), lambda p, q: 0.5 * np.abs(p - q).sum(-1)),
+    "skew_fkl": (SkewForwardKLEnergy(0.2), lambda p, q: kl64(p, 0.2 * p + 0.8 * q)),
+    "skew_rkl": (SkewReverseKLEnergy(0.2), lambda p, q: kl64(q, 0.8 * p + 0.2 * q)),
+    "cosine": (CosineProbsEnergy(), cosine64),
+    "mse": (MSEProbsEnergy(), lambda p, q: np.square(p - q).sum(-1)),
+}
+
+
+class Case:
+    """Rows, heads, labels and coefficients; and their total in float64."""
+
+    def __init__(self, energies=1, bias=False, soft_cap=None, seed=0):
+        rng = np.random.default_rng(seed)
+        self.rows = rng.normal(size=(N, WIDTH))
+        self.kernel = rng.normal(size=(V, WIDTH))
+        self.teacher_rows = rng.normal(size=(N, TEACHER_WIDTH))
+        self.teacher_kernel = rng.normal(size=(V, TEACHER_WIDTH))
+        self.labels = rng.integers(1, V, size=N)
+        self.coefficients = rng.uniform(0.1, 1.0, size=(1 + energies, N))
+        self.coefficients[:, UNSUPERVISED] = 0
+        self.soft_cap = soft_cap
+        self.bias = np.zeros(V)
+        self.bias[0] = -math.inf if bias else 0.0
+        for name in ("rows", "kernel", "teacher_rows", "teacher_kernel"):
+            # The numbers that float32 holds, so that only arithmetic is compared.
+            setattr(self, name, getattr(self, name).astype("float32").astype("f8"))
+        self.coefficients = self.coefficients.astype("float32").astype("f8")
+
+    def values(self, definitions, rows, kernel):
+        logits = rows @ kernel.T
+        if self.soft_cap:
+            logits = self.soft_cap * np.tanh(logits / self.soft_cap)
+        log_q = log_softmax64(logits + self.bias)
+        log_p = log_softmax64(self.teacher_rows @ self.teacher_kernel.T + self.bias)
+        task = -log_q[np.arange(N), self.labels]
+        p, q = np.exp(log_p), np.exp(log_q)
+        return np.stack([task, *(f(p, q) for f in definitions)])
+
+    def total(self, definitions, rows=None, kernel=None):
+        rows = self.rows if rows is None else rows
+        kernel = self.kernel if kernel is None else kernel
+        return (self.coefficients * self.values(definitions, rows, kernel)).sum()
+
+    def slope(self, definitions, argument):
+        """Central differences of the total in float64."""
+        x = getattr(self, argument)
+        slope, step = np.zeros_like(x), 1e-6
+        for i in np.ndindex(x.shape):
+            up, down = x.copy(), x.copy()
+            up[i] += step
+            down[i] -= step
+            change = self.total(definitions, **{argument: up})
+            slope[i] = change - self.total(definitions, **{argument: down})
+        return slope / (2 * step)
+
+    def fused(self, energies, tile_rows=None, dtype="float32", **arguments):
+        """The `HeadLoss`, with some of the arrays replaced by given tensors."""
+
+        def tensor(name):
+            given = arguments.get(name)
+            x = getattr(self, name) if given is None else given
+            return ops.cast(ops.convert_to_tensor(x), "float32")
+
+        bias, teacher_kernel = tensor("bias"), tensor("teacher_kernel")
+        head = HeadMatrix(
+            tensor("kernel"), bias=bias, soft_cap=self.soft_cap, dtype=dtype
+        )
+        return fused_head_loss(
+            tensor("rows"),
+            head,
+            tensor("teacher_rows"),
+            lambda rows: ops.matmul(rows, ops.transpose(teacher_kernel)) + bias,
+            ops.convert_to_tensor(self.labels),
+            tensor("coefficients"),
+            energies,
+            tile_rows=tile_rows,
+        )
+
+    def gradient(self, energies, argument, **kwargs):
+        x = ops.cast(ops.convert_to_tensor(getattr(self, argument)), "float32")
+        _, gradient = value_and_gradient(
+            lambda t: self.fused(energies, **{argument: t}, **kwargs).total, x
+        )
+        return as_array(gradient)
+
+
+@pytest.mark.parametrize("tile_rows", [N, 4, 1], ids=lambda n: f"tile{n}")
+@pytest.mark.parametrize("name", ENERGIES)
+def test_value_and_gradients_against_float64(name, tile_rows):
+    energy, definition = ENERGIES[name]
+    case = Case()
+    result = case.fused({name: energy}, tile_rows)
+    expected = case.values([definition], case.rows, case.kernel)
+    supervised = case.coefficients[0] > 0
+    for got, want in zip([result.task, result.energies[name]], expected, strict=True):
+        want = np.where(supervised, want, 0.0)
+        np.testing.assert_allclose(as_array(got), want, rtol=5e-6, atol=1e-6)
+    assert float(result.total) == pytest.approx(case.total([definition]), rel=5e-6)
+    for argument in ("rows", "kernel"):
+        got = case.gradient({name: energy}, argument, tile_rows=tile_rows)
+        want = case.slope([definition], argument)
+        np.testing.assert_allclose(got, want, rtol=2e-5, atol=3e-6)
+    # What the betas learn from is the energy itself.
+    got = case.gradient({name: energy}, "coefficients", tile_rows=tile_rows)
+    np.testing.assert_allclose(
+        got, np.where(supervised, expected, 0.0), rtol=5e-6, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("soft_cap", [None, 2.0])
+def test_excluded_classes_soft_cap_and_several_energies(soft_cap):
+    """-inf in both models is legal; a selection by product would give NaN here."""
+    names = ["forward_kl", "reverse_kl", "js", "skew_rkl", "cosine"]
+    energies = {n: ENERGIES[n][0] for n in names}
+    definitions = [ENERGIES[n][1] for n in names]
+    case = Case(len(names), bias=True, soft_cap=soft_cap)
+    result = case.fused(energies, tile_rows=3)
+    with np.errstate(all="ignore"):
+        assert float(result.total) == pytest.approx(case.total(definitions), rel=5e-6)
+        want = case.slope(definitions, "rows")
+    got = case.gradient(energies, "rows", tile_rows=3)
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=3e-6)
+
+
+def test_rows_without_weight_may_hold_anything():
+    """A product with a zero weight would hand on their NaN."""
+    case, energies = Case(), {"kl": ForwardKLEnergy()}
+    clean = float(case.fused(energies, tile_rows=3).total)
+    case.rows[UNSUPERVISED] = math.nan
+    case.teacher_rows[UNSUPERVISED] = math.inf
+    case.labels[UNSUPERVISED] = -100
+    assert float(case.fused(energies, tile_rows=3).total) == clean
+    gradient = case.gradient(energies, "rows", tile_rows=3)
+    assert np.all(gradient[UNSUPERVISED] == 0) and np.all(np.isfinite(gradient))
+
+
+@pytest.mark.parametrize("tile_rows", [N, 3])
+def test_nothing_supervised_gives_zero(tile_rows):
+    case = Case()
+    case.coefficients[:] = 0
+    assert float(case.fused({"kl": ForwardKLEnergy()}, tile_rows).total) == 0.0
+    gradient = case.gradient({"kl": ForwardKLEnergy()}, "kernel", tile_rows=tile_rows)
+    assert np.all(gradient == 0)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_hidden_states(dtype):
+    """Rows in half precision under a float32 head lose nothing more."""
+    case, energies = Case(), {"cos": CosineProbsEnergy()}
+    half = ops.cast(ops.convert_to_tensor(case.rows), dtype)
+    case.rows = as_array(ops.cast(half, "float32")).astype("f8")
+    got = float(case.fused(energies, rows=half).total)
+    assert got == pytest.approx(case.total([cosine64]), rel=5e-6)
+
+
+def test_an_energy_without_closed_form_is_differentiated():
+    """`CosineLogitsEnergy` has none; its gradient comes from the backend."""
+    case, energy = Case(), CosineLogitsEnergy()
+
+    def correlation(rows):
+        student = rows @ case.kernel.T
+        teacher = case.teacher_rows @ case.teacher_kernel.T
+        pairs = zip(teacher, student, strict=True)
+        return np.array([1 - np.corrcoef(t, s)[0, 1] for t, s in pairs])
+
+    case.coefficients[0] *= 1e-6  # all but the energy alone
+    got = case.gradient({"e": energy}, "rows", tile_rows=4)
+    step, want = 1e-6, np.zeros_like(case.rows)
+    for j in range(WIDTH):
+        move = step * np.eye(WIDTH)[j]
+        change = correlation(case.rows + move) - correlation(case.rows - move)
+        want[:, j] = case.coefficients[1] * change / (2 * step)
+    np.testing.assert_allclose(got, want, rtol=2e-4, atol=5e-6)
+
+
+def test_a_subclass_with_another_formula_does_not_inherit_the_closed_form():
+    class Doubled(ForwardKLEnergy):
+        def pointwise(self, log_p, log_q):
+            return 2.0 * super().pointwise(log_p, log_q)
+
+    case = Case()
+    plain = case.fused({"kl": ForwardKLEnergy()}).energies["kl"]
+    doubled = case.fused({"kl": Doubled()}).energies["kl"]
+    np.testing.assert_allclose(as_array(doubled), 2 * as_array(plain), rtol=1e-5)
+
+
+def test_a_tile_is_as_large_as_the_budget_allows():
+    assert rows_per_tile(1000, 10, memory_budget=8 * 4 * 1000 * 5) == 5
+    assert rows_per_tile(10**9, 10, memory_budget=1) == 1
+
+
+BETAS = [
+    FixedBeta(2.0),
+    TaskBeta(),
+    InstanceBeta(),
+    InstanceBeta(features="uncertainty"),
+    TokenBeta(),
+    AnalyticBeta(),
+]
+
+
+def distiller(beta, fused, head_policy="train", **kwargs):
+    keras.utils.set_random_seed(3)
+    teacher, student = tiny_gemma3(width=12), tiny_gemma3()
+    embedding = student.backbone.token_embedding
+    if head_policy == "lora":
+        embedding.enable_lora(2)
+        embedding.lora_embeddings_b.assign(
+            ops.full(embedding.lora_embeddings_b.shape, 0.1)
+        )
+    if head_policy == "frozen":
+        embedding.trainable = False
+    if head_policy == "lora_and_base":
+        embedding.enable_lora(2)
+        embedding.trainable = True  # which wakes the base up as well
+    model = BetaKDDistiller(
+        teacher,
+        student,
+        [CosineProbsEnergy(), JensenShannonEnergy()],
+        beta.__class__.from_config(beta.get_config()),
+        fused=fused,
+        **kwargs,
+    )
+    model.compile(optimizer=keras.optimizers.Adam(1e-2))
+    return model
+
+
+@pytest.mark.parametrize("beta", BETAS, ids=lambda b: type(b).__name__)
+def test_training_is_the_same_as_with_whole_logits(beta):
+    histories = [
+        distiller(beta, fused, weight_task_loss=True)
+        .fit(vqa_records(), batch_size=2, epochs=2, shuffle=False, verbose=0)
+        .history
+        for fused in (True, False)
+    ]
+    assert histories[0].keys() == histories[1].keys()
+    for name, values in histories[0].items():
+        np.testing.assert_allclose(values, histories[1][name], rtol=2e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("head_policy", ["frozen", "lora", "lora_and_base"])
+def test_frozen_and_lora_heads(head_policy):
+    """They get no kernel gradient, and the rest of the student the same one."""
+    weights = []
+    for fused in (True, False):
+        model = distiller(TaskBeta(), fused, head_policy)
+        model.fit(vqa_records(), batch_size=2, shuffle=False, verbose=0)
+        weights.append([as_array(v) for v in model.student.trainable_variables])
+    for ours, dense in zip(*weights, strict=True):
+        np.testing.assert_allclose(ours, dense, rtol=1e-3, atol=2e-5)
+
+
+def test_other_metrics_need_the_logits():
+    model = distiller(TaskBeta(), None)
+    top5 = keras.metrics.SparseTopKCategoricalAccuracy(5, name="top5")
+    model.compile(weighted_metrics=[top5])
+    assert "top5" in model.evaluate(
+        vqa_records(), batch_size=2, return_dict=True, verbose=0
+    )
+    model = distiller(TaskBeta(), True)
+    with pytest.raises(ValueError, match="fused=True.*weighted_metrics"):
+        model.compile(weighted_metrics=[top5])
