@@ -92,6 +92,7 @@ class TeacherKeeping:
             "task_beta": self.task_beta and serialize(self.task_beta),
             "reduction": self.reduction,
             "freeze": freeze,
+            "fused": self.fused,
             "max_response_length": length,
             "shares": _shared_parts(self.teacher, self.student),
         }

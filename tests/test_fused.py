@@ -305,6 +305,11 @@ def test_frozen_and_lora_heads(head_policy):
         np.testing.assert_allclose(ours, dense, rtol=1e-3, atol=2e-5)
 
 
+def test_the_choice_is_part_of_the_configuration():
+    model = distiller(TaskBeta(), False)
+    assert BetaKDDistiller.from_config(model.get_config()).fused is False
+
+
 def test_other_metrics_need_the_logits():
     model = distiller(TaskBeta(), None)
     top5 = keras.metrics.SparseTopKCategoricalAccuracy(5, name="top5")

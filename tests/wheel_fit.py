@@ -32,4 +32,5 @@ def main(backend):
     sys.stdout.write(f"{backend}: two steps, {logs}\n")
 
 
-main(sys.argv[1])
+if __name__ == "__main__":
+    main(sys.argv[1])

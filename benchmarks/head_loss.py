@@ -1,0 +1,283 @@
+"""LM head + distillation loss, forward and backward: ours beside the floor and peers.
+
+    python benchmarks/head_loss.py                       # every path and loss
+    python benchmarks/head_loss.py --paths floor ours --losses kl --backends jax
+
+The floor is the bare matrix products of the supervised rows, forward and backward.
+Each path runs in a fresh process; the table gives the median of `--repeats` runs, the
+range of the middle 80 %, and the peak of resident memory above the start of the first
+run (compilation included). Peers that are not installed are named and left out:
+`pip install --no-deps liger-kernel trl` (TRL also needs transformers).
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+
+PATHS = {  # path -> backends it exists on
+    "floor": ("jax", "torch", "tensorflow"),
+    "ours": ("jax", "torch", "tensorflow"),
+    "keras": ("jax", "torch", "tensorflow"),
+    "trl": ("torch",),
+    "liger": ("torch",),
+}
+LOSSES = ("kl", "js", "cosine")
+PEERS = {("keras", "kl"), ("trl", "kl"), ("trl", "js"), ("liger", "js")}
+PEERS |= {("liger", "cosine"), ("liger", "kl")}
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--paths", nargs="+", default=list(PATHS), choices=PATHS)
+    parser.add_argument("--losses", nargs="+", default=LOSSES, choices=LOSSES)
+    parser.add_argument("--backends", nargs="+", default=["jax", "torch", "tensorflow"])
+    for name, default in {
+        "batch": 2,
+        "length": 512,
+        "student-width": 256,
+        "teacher-width": 512,
+        "vocabulary": 16384,
+        "repeats": 15,
+    }.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--supervised", type=float, default=0.25)
+    parser.add_argument("--worker", nargs=2, metavar=("PATH", "LOSS"))
+    return parser.parse_args()
+
+
+def main():
+    options = arguments()
+    if options.worker:
+        sys.stdout.write("\n" + json.dumps(measure(options)) + "\n")
+        return
+    line = "{:<11} {:<6} {:<7} {:>8} {:>15} {:>9}\n"
+    sys.stdout.write(line.format("backend", "path", "loss", "ms", "range", "peak MB"))
+    for backend in options.backends:
+        for path in options.paths:
+            for loss in ["-"] if path == "floor" else options.losses:
+                if backend not in PATHS[path]:
+                    continue
+                if path in ("floor", "ours") or (path, loss) in PEERS:
+                    sys.stdout.write(
+                        line.format(backend, path, loss, *run(path, loss, backend))
+                    )
+                    sys.stdout.flush()
+
+
+def run(path, loss, backend):
+    command = [sys.executable, __file__, *sys.argv[1:], "--worker", path, loss]
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if result.returncode:
+        return "failed", result.stderr.strip().splitlines()[-1][:60], ""
+    values = json.loads(result.stdout.strip().splitlines()[-1])
+    times = sorted(1e3 * t for t in values["seconds"])
+    tenth = len(times) // 10
+    span = f"{times[tenth]:.0f} to {times[-1 - tenth]:.0f}"
+    return f"{times[len(times) // 2]:.1f}", span, f"{values['megabytes']:.0f}"
+
+
+def measure(options):
+    """Seconds of each run, and peak memory of the first one."""
+    step = make_step(options)
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # starts the peak anew
+    start = memory("VmRSS")
+    step()
+    peak = memory("VmHWM") - start
+    seconds = []
+    for _ in range(options.repeats):
+        begin = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - begin)
+    return {"seconds": seconds, "megabytes": peak}
+
+
+def memory(name):
+    with open("/proc/self/status") as file:
+        return next(int(x.split()[1]) / 1024 for x in file if x.startswith(name))
+
+
+def make_step(options):
+    import keras
+    import numpy as np
+    from keras import ops
+
+    path, loss = options.worker
+    rng = np.random.default_rng(0)
+    rows, classes = options.batch * options.length, options.vocabulary
+    narrow, wide = options.student_width, options.teacher_width
+
+    def normal(*shape, scale=1.0):
+        return ops.convert_to_tensor((scale * rng.normal(size=shape)).astype("float32"))
+
+    hidden, kernel = normal(rows, narrow), normal(classes, narrow, scale=0.1)
+    teacher, teacher_kernel = normal(rows, wide), normal(classes, wide, scale=0.07)
+    labels = rng.integers(0, classes, size=rows).astype("int32")
+    chosen = rng.choice(rows, int(options.supervised * rows), replace=False)
+    weights = np.zeros(rows, "float32")
+    weights[np.sort(chosen)] = 1 / len(chosen)
+    build = {
+        "floor": floor,
+        "ours": ours,
+        "keras": keras_kl,
+        "trl": trl,
+        "liger": liger,
+    }
+    function = build[path](loss, teacher, teacher_kernel, labels, weights)
+    differentiate = path != "floor"
+    backend = keras.backend.backend()
+    return BACKENDS[backend](function, hidden, kernel, differentiate)
+
+
+def jax_step(function, hidden, kernel, differentiate):
+    import jax
+
+    if differentiate:
+        function = jax.value_and_grad(function, (0, 1))
+    function = jax.jit(function)
+    return lambda: jax.block_until_ready(function(hidden, kernel))
+
+
+def torch_step(function, hidden, kernel, differentiate):
+    import torch
+
+    def step():
+        if not differentiate:
+            with torch.no_grad():
+                return function(hidden, kernel)
+        hidden.grad = kernel.grad = None
+        function(hidden.requires_grad_(), kernel.requires_grad_()).backward()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    return step
+
+
+def tensorflow_step(function, hidden, kernel, differentiate):
+    import tensorflow as tf
+
+    @tf.function(jit_compile=True)
+    def step():
+        if not differentiate:
+            return function(hidden, kernel)
+        with tf.GradientTape() as tape:
+            tape.watch([hidden, kernel])
+            total = function(hidden, kernel)
+        return tape.gradient(total, [hidden, kernel])
+
+    return step
+
+
+BACKENDS = {"jax": jax_step, "torch": torch_step, "tensorflow": tensorflow_step}
+
+
+def floor(loss, teacher, teacher_kernel, labels, weights):
+    from keras import ops
+
+    chosen = weights.nonzero()[0]
+
+    def function(hidden, kernel):
+        rows = ops.take(hidden, chosen, axis=0)
+        teacher_rows = ops.take(teacher, chosen, axis=0)
+        logits = ops.matmul(rows, ops.transpose(kernel))
+        return (
+            ops.matmul(teacher_rows, ops.transpose(teacher_kernel)),
+            ops.matmul(logits, kernel),
+            ops.matmul(ops.transpose(logits), rows),
+        )
+
+    return function
+
+
+def ours(loss, teacher, teacher_kernel, labels, weights):
+    from keras import ops
+
+    import keras_betakd as kd
+    from keras_betakd.fused import fused_head_loss
+    from keras_betakd.models import HeadMatrix
+
+    energy = {
+        "kl": kd.ForwardKLEnergy,
+        "js": kd.JensenShannonEnergy,
+        "cosine": kd.CosineProbsEnergy,
+    }[loss]()
+    coefficients = ops.stack([ops.convert_to_tensor(weights)] * 2)
+
+    def function(hidden, kernel):
+        return fused_head_loss(
+            hidden,
+            HeadMatrix(kernel),
+            teacher,
+            lambda rows: ops.matmul(rows, ops.transpose(teacher_kernel)),
+            ops.convert_to_tensor(labels),
+            coefficients,
+            {loss: energy},
+        ).total
+
+    return function
+
+
+def keras_kl(loss, teacher, teacher_kernel, labels, weights):
+    import keras
+    from keras import ops
+
+    distillation = keras.distillation.LogitsDistillation(
+        loss=keras.losses.KLDivergence()
+    )
+    entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    def function(hidden, kernel):
+        logits = ops.matmul(hidden, ops.transpose(kernel))
+        teacher_logits = ops.matmul(teacher, ops.transpose(teacher_kernel))
+        energy = distillation.compute_loss(teacher_logits, logits)
+        return energy + entropy(labels, logits, sample_weight=weights)
+
+    return function
+
+
+def trl(loss, teacher, teacher_kernel, labels, weights):
+    import torch
+    from trl.experimental.gkd import GKDTrainer
+
+    ignored = torch.from_numpy(labels).long()
+    ignored[torch.from_numpy(weights) == 0] = -100
+    beta = {"kl": 0.0, "js": 0.5}[loss]
+
+    def function(hidden, kernel):
+        logits, teacher_logits = hidden @ kernel.T, teacher @ teacher_kernel.T
+        energy = GKDTrainer.generalized_jsd_loss(
+            logits[None], teacher_logits[None], labels=ignored[None], beta=beta
+        )
+        return energy + torch.nn.functional.cross_entropy(logits, ignored)
+
+    return function
+
+
+def liger(loss, teacher, teacher_kernel, labels, weights):
+    import torch
+    from liger_kernel.chunked_loss.cosine_similarity_loss import (
+        LigerFusedLinearCosineSimilarityLoss,
+    )
+    from liger_kernel.chunked_loss.jsd_loss import LigerFusedLinearJSDLoss
+
+    target = torch.from_numpy(labels).long()
+    target[torch.from_numpy(weights) == 0] = -100
+    if loss == "cosine":
+        fused = LigerFusedLinearCosineSimilarityLoss(compiled=False)
+    else:
+        beta = {"kl": 0.0, "js": 0.5}[loss]
+        fused = LigerFusedLinearJSDLoss(beta=beta, compiled=False)
+
+    def function(hidden, kernel):
+        result = fused(hidden, kernel, teacher, teacher_kernel, target)
+        return result[0] if isinstance(result, tuple) else result
+
+    return function
+
+
+if __name__ == "__main__":
+    main()
