@@ -300,7 +300,11 @@ class BetaKDDistiller(RecordFitting, TeacherKeeping, keras.Model):
         scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         if auto_scale_loss and not scaled and computes_in_float16(self.student):
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-        self._needs_logits = loss != "auto" or weighted_metrics not in ("auto", None)
+        self._needs_logits = loss != "auto" or weighted_metrics not in (
+            "auto",
+            None,
+            [],
+        )
         self._check_fused()
         self.accuracy_tracker = None
         if weighted_metrics == "auto":

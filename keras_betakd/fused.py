@@ -177,8 +177,8 @@ def _run(job, data, supervised, tile_rows):
     known = isinstance(count, int)  # TensorFlow may trace without the batch size
     if known and count <= tile_rows:
         return job.tile(data)
-    height = min(count, tile_rows) if known else ops.minimum(count, tile_rows)
-    height = height if known else ops.maximum(height, 1)
+    # Of a small batch a full tile would be mostly padding.
+    height = tile_rows if known else ops.clip(count, 1, tile_rows)
     tiles = (count + height - 1) // height
     order = ops.argsort(ops.cast(ops.logical_not(supervised), "int32"))
     data = {k: _in_tiles(ops.take(v, order, 0), tiles, height) for k, v in data.items()}
