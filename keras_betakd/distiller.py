@@ -124,7 +124,8 @@ class BetaKDDistiller(RecordFitting, TeacherKeeping, keras.Model):
     def _make_trackers(self):
         # Made here and not in `build`: JAX needs every metric before it traces.
         self.task_loss_tracker = keras.metrics.Mean(name="task_loss")
-        self.accuracy_tracker = None
+        self.accuracy_tracker = keras.metrics.Mean(name="accuracy")
+        self._reports_accuracy = False
         self.energy_trackers = {n: keras.metrics.Mean(name=n) for n in self.energies}
         self.beta_trackers = {
             name: keras.metrics.Mean(name=f"{name}_beta") for name in self._all_betas()
@@ -213,7 +214,7 @@ class BetaKDDistiller(RecordFitting, TeacherKeeping, keras.Model):
             total = total + ops.sum(ops.cast(loss, "float32"))
         weights = y_pred["weights"]
         self._track(terms, y_pred["log_beta"], weights)
-        if self.accuracy_tracker is not None:
+        if self._reports_accuracy:
             counted = ops.reshape(by_model(x)["sample_weight"], ops.shape(weights))
             counted = ops.where(weights != 0, counted, 0)
             self.accuracy_tracker.update_state(terms.correct, counted)
@@ -250,6 +251,11 @@ class BetaKDDistiller(RecordFitting, TeacherKeeping, keras.Model):
         for name, value in log_beta.items():
             mean = weighted_sum(ops.exp(value), weights)
             self.beta_trackers[name].update_state(mean, count)
+
+    @property
+    def metrics(self):
+        hidden = None if self._reports_accuracy else self.accuracy_tracker
+        return [metric for metric in super().metrics if metric is not hidden]
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         weights = y_pred["weights"]
@@ -306,9 +312,7 @@ class BetaKDDistiller(RecordFitting, TeacherKeeping, keras.Model):
             [],
         )
         self._check_fused()
-        self.accuracy_tracker = None
-        if weighted_metrics == "auto":
-            self.accuracy_tracker = keras.metrics.Mean(name="accuracy")
+        self._reports_accuracy = weighted_metrics == "auto"
         self._exclude_betas_from_weight_decay(optimizer)
         super().compile(
             optimizer=optimizer,
