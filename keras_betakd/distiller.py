@@ -202,7 +202,7 @@ class BetaKDDistiller(RecordFitting, TeacherKeeping, keras.Model):
             return False
         if any(inputs.get(f"{role}_positions") is None for role in ROLES):
             return False
-        return self.student_view.head.matrix() is not None
+        return self.student_view.head.has_matrix
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
@@ -335,7 +335,7 @@ class BetaKDDistiller(RecordFitting, TeacherKeeping, keras.Model):
 
     def _check_fused(self):
         head = self.student_view.head
-        if self.fused and (self._needs_logits or head is None or not head.matrix()):
+        if self.fused and (self._needs_logits or head is None or not head.has_matrix):
             raise ValueError(
                 "`fused=True` needs a student whose LM head can be seen (a keras-hub "
                 "CausalLM that is not quantised) and the default `loss` and "

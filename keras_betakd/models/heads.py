@@ -14,7 +14,7 @@ from keras import ops
 
 @dataclasses.dataclass(frozen=True)
 class HeadMatrix:
-    """A head as logits = soft_cap(rows @ kernel^T + bias).
+    """A head as logits = soft_cap(rows @ kernel^T) + bias.
 
     Attributes:
         kernel: (V, H).
@@ -47,6 +47,11 @@ class LMHead:
     def __call__(self, rows):
         return self.function(rows)
 
+    @property
+    def has_matrix(self):
+        """Whether `matrix` gives one; it may cost a copy of the head (LoRA)."""
+        return False
+
     def matrix(self):
         """The head as a `HeadMatrix`, or `None`."""
         return None
@@ -59,10 +64,14 @@ class EmbeddingHead(LMHead):
         super().__init__(lambda rows: embedding(rows, reverse=True))
         self.embedding = embedding
 
+    @property
+    def has_matrix(self):
+        return self.embedding.quantization_mode is None
+
     def matrix(self):
-        embedding = self.embedding
-        if embedding.quantization_mode is not None:
+        if not self.has_matrix:
             return None
+        embedding = self.embedding
         common = {
             "dtype": embedding.reverse_dtype or embedding.compute_dtype,
             "soft_cap": embedding.logit_soft_cap,
