@@ -23,14 +23,14 @@ from typing import Any
 
 from keras import ops
 
-from keras_betakd.backends import runs_eagerly
+from keras_betakd.backends import argmax, runs_on_processor
 from keras_betakd.energies.rows import LogitRows
 
 # Live float32 copies of a tile: both models' logits, logs, probabilities, and slopes.
 _COPIES = 8
 _SMALLEST_BUDGET = 128 * 2**20
-# Where every elementwise operation is a pass over memory, passes over blocks of this
-# many bytes stay in the processor's cache.
+# A processor makes its many elementwise passes over blocks of this many bytes, which
+# stay in its cache, several times faster than over a whole tile.
 _BLOCK_BYTES = 2**20
 
 
@@ -175,34 +175,55 @@ def _run(job, data, supervised, tile_rows):
     """Row-wise results in the rows' own order, and sums over all tiles."""
     count = ops.shape(data["student"])[0]
     known = isinstance(count, int)  # TensorFlow may trace without the batch size
-    if known and count <= tile_rows:
-        return job.tile(data)
     # Of a small batch a full tile would be mostly padding.
-    height = tile_rows if known else ops.clip(count, 1, tile_rows)
+    height = min(count, tile_rows) if known else ops.clip(count, 1, tile_rows)
+    block, height = _whole_blocks(height, job.block_rows(tile_rows))
+    if known and count <= tile_rows:
+        rows, sums = job.tile({k: _padded(v, height) for k, v in data.items()}, block)
+        return {k: v[:count] for k, v in rows.items()}, sums
     tiles = (count + height - 1) // height
     order = ops.argsort(ops.cast(ops.logical_not(supervised), "int32"))
     data = {k: _in_tiles(ops.take(v, order, 0), tiles, height) for k, v in data.items()}
     needed = (ops.sum(ops.cast(supervised, "int32")) + height - 1) // height
 
+    def tile(i):
+        return job.tile({k: ops.take(v, i, axis=0) for k, v in data.items()}, block)
+
     def body(i, rows, sums):
-        here = {k: ops.take(v, i, axis=0) for k, v in data.items()}
-        new_rows, new_sums = job.tile(here)
+        new_rows, new_sums = tile(i)
         rows = {k: _set_tile(rows[k], i, v) for k, v in new_rows.items()}
         return i + 1, rows, {k: sums[k] + v for k, v in new_sums.items()}
 
-    rows, sums = job.zeros(tiles, height, data)
-    start = ops.convert_to_tensor(0, "int32")
+    # The first tile before the loop: a sum need not start from zeros.
+    rows, sums = tile(0)
+    rows = {k: _padded(ops.expand_dims(v, 0), tiles) for k, v in rows.items()}
+    start = ops.convert_to_tensor(1, "int32")
     _, rows, sums = ops.while_loop(lambda i, *_: i < needed, body, (start, rows, sums))
     back = ops.argsort(order)
     flat = {k: ops.reshape(v, (-1, v.shape[-1])) for k, v in rows.items()}
     return {k: ops.take(v, back, 0) for k, v in flat.items()}, sums
 
 
+def _whole_blocks(height, block):
+    """`block` and `height` such that a tile is so many whole blocks."""
+    if isinstance(height, int):
+        blocks = max(1, -(-height // block))
+        block = -(-height // blocks)
+    else:
+        blocks = (height + block - 1) // block
+    return block, blocks * block
+
+
+def _padded(x, length):
+    """(N, ...) followed by zeros up to `length`."""
+    rows, *rest = ops.shape(x)
+    zeros = ops.zeros((length - rows, *rest), dtype=x.dtype)
+    return ops.concatenate([x, zeros], axis=0)
+
+
 def _in_tiles(x, tiles, height):
     """(N, ...) followed by zeros and cut into (tiles, height, ...)."""
-    missing = tiles * height - ops.shape(x)[0]
-    zeros = ops.zeros((missing, *x.shape[1:]), dtype=x.dtype)
-    x = ops.concatenate([x, zeros], axis=0)
+    x = _padded(x, tiles * height)
     return ops.reshape(x, (tiles, height, *x.shape[1:]))
 
 
@@ -211,7 +232,7 @@ def _set_tile(all_tiles, i, tile):
 
 
 class _Tiles:
-    """The computation of one tile, and the empty results to sum into."""
+    """The computation of one tile."""
 
     def __init__(self, head, teacher_head, energies, gradients):
         # Cut off: what is computed here are the gradients themselves.
@@ -226,37 +247,20 @@ class _Tiles:
         self.energies = energies
         self.gradients = gradients
 
-    def zeros(self, tiles, height, data):
-        """Results of no tile: rows (tiles, n, width) and sums."""
-        classes, width = self.head.kernel.shape
-        widths = {"values": 2 + len(self.energies)}
-        shapes = {}
-        if self.gradients:
-            widths["student"] = width
-            if self.head.trainable:
-                shapes["kernel"] = (classes, width)
-            if self.head.bias is not None:
-                shapes["bias"] = (classes,)
-            if self.head.low_rank is not None:
-                rank = data["low_rank"].shape[-1]
-                widths["low_rank"] = rank
-                shapes["low_rank_kernel"] = (classes, rank)
-        rows = {k: ops.zeros((tiles, height, w)) for k, w in widths.items()}
-        return rows, {k: ops.zeros(shape) for k, shape in shapes.items()}
+    def block_rows(self, tile_rows):
+        """How many of a tile's rows to work on together, between the products."""
+        if not runs_on_processor():
+            return tile_rows
+        classes = self.head.kernel.shape[0]
+        return min(tile_rows, max(1, _BLOCK_BYTES // (4 * classes)))
 
-    def tile(self, data):
+    def tile(self, data, block):
         """Values of some rows, and, of their weighted sum, the gradients."""
         capped = self._student_logits(data["student"])
         logits = capped if self.head.bias is None else capped + self.head.bias
         teacher = ops.cast(self.teacher_head(data["teacher"]), "float32")
-        blocks = [
-            self._values_and_slope(
-                *(x[rows] for x in (logits, teacher)),
-                *(data[k][rows] for k in ("labels", "coefficients")),
-            )
-            for rows in _blocks(*logits.shape)
-        ]
-        values, slopes = (_joined(parts) for parts in zip(*blocks, strict=True))
+        inputs = logits, teacher, data["labels"], data["coefficients"]
+        values, slopes = _by_blocks(self._values_and_slope, inputs, block)
         rows = {"values": values}
         if not self.gradients:
             return rows, {}
@@ -264,7 +268,7 @@ class _Tiles:
 
     def _values_and_slope(self, student, teacher, labels, coefficients):
         """Values (n, 2 + E), and the slope of their weighted sum in the logits."""
-        correct = ops.cast(ops.argmax(student, axis=-1), "int32") == labels
+        correct = argmax(student) == labels
         student, teacher = LogitRows(student), LogitRows(teacher)
         task = -_at(student.log_probabilities(), labels)
         values = [ops.cast(correct, "float32"), task]
@@ -302,16 +306,13 @@ class _Tiles:
         return rows, sums
 
 
-def _blocks(rows, classes):
-    """Slices of a tile's rows that are worked on together."""
-    if not runs_eagerly():
-        return [slice(None)]
-    height = max(1, _BLOCK_BYTES // (4 * classes))
-    return [slice(i, i + height) for i in range(0, rows, height)]
-
-
-def _joined(parts):
-    return parts[0] if len(parts) == 1 else ops.concatenate(parts, axis=0)
+def _by_blocks(function, inputs, block):
+    """`function(*inputs)`, a tuple of tensors, computed `block` rows at a time."""
+    if inputs[0].shape[0] == block:
+        return function(*inputs)
+    cut = tuple(ops.reshape(x, (-1, block, *x.shape[1:])) for x in inputs)
+    outputs = ops.map(lambda parts: function(*parts), cut)
+    return tuple(ops.reshape(x, (-1, x.shape[-1])) for x in outputs)
 
 
 def _outer(left, right):

@@ -26,7 +26,7 @@ from keras_betakd import (
     TokenBeta,
     TotalVariationEnergy,
 )
-from keras_betakd.backends import value_and_gradient
+from keras_betakd.backends import argmax, value_and_gradient
 from keras_betakd.fused import fused_head_loss, rows_per_tile
 from keras_betakd.models import HeadMatrix
 
@@ -162,9 +162,11 @@ def test_value_and_gradients_against_float64(name, tile_rows):
     )
 
 
-@pytest.mark.parametrize("soft_cap", [None, 2.0])
-def test_excluded_classes_soft_cap_and_several_energies(soft_cap):
-    """-inf in both models is legal; a selection by product would give NaN here."""
+@pytest.mark.parametrize("soft_cap, block", [(None, 3), (2.0, 3), (2.0, 2), (None, 1)])
+def test_excluded_classes_soft_cap_and_several_energies(soft_cap, block, monkeypatch):
+    """-inf in both models is legal; a selection by product would give NaN here. Blocks
+    that do not divide the tile are filled with rows that count for nothing."""
+    monkeypatch.setattr("keras_betakd.fused._BLOCK_BYTES", block * 4 * V)
     names = ["forward_kl", "reverse_kl", "js", "skew_rkl", "cosine"]
     energies = {n: ENERGIES[n][0] for n in names}
     definitions = [ENERGIES[n][1] for n in names]
@@ -237,6 +239,12 @@ def test_a_subclass_with_another_formula_does_not_inherit_the_closed_form():
     plain = case.fused({"kl": ForwardKLEnergy()}).energies["kl"]
     doubled = case.fused({"kl": Doubled()}).energies["kl"]
     np.testing.assert_allclose(as_array(doubled), 2 * as_array(plain), rtol=1e-5)
+
+
+def test_argmax_is_the_first_largest_class():
+    """As `keras.ops.argmax`, also where XLA's own is replaced for its slowness."""
+    x = [[1.0, 3.0, 3.0], [5.0, 5.0, 5.0], [-math.inf, -math.inf, -2.0]]
+    assert as_array(argmax(ops.convert_to_tensor(x))).tolist() == [1, 0, 2]
 
 
 def test_a_tile_is_as_large_as_the_budget_allows():
