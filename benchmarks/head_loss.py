@@ -3,23 +3,24 @@
     python benchmarks/head_loss.py                       # every path and loss
     python benchmarks/head_loss.py --paths floor ours --losses kl --backends jax
 
-The floor is the bare matrix products of the supervised rows, forward and backward.
-Each path runs in a fresh process; the table gives the median of `--repeats` runs, the
-range of the middle 80 %, and the peak of resident memory above the start of the first
-run (compilation included). Peers that are not installed are named and left out:
-`pip install --no-deps liger-kernel trl` (TRL also needs transformers).
+The floor is the bare matrix products of the supervised rows, forward and backward;
+`dense` is this library with `fused=False`. Each path runs in a fresh process; the table
+gives the median of `--repeats` runs, the range of the middle 80 %, and the peak of
+memory above what the inputs and the compiled program take (TensorFlow alone cannot
+compile beforehand: there what its compiler keeps is counted). Peers that are not
+installed are named and left out: `pip install --no-deps liger-kernel trl` (TRL also
+needs transformers).
 """
 
 import argparse
-import json
-import os
-import subprocess
 import sys
-import time
+
+from measure import cells, in_fresh_process, median, report
 
 PATHS = {  # path -> backends it exists on
     "floor": ("jax", "torch", "tensorflow"),
     "ours": ("jax", "torch", "tensorflow"),
+    "dense": ("jax", "torch", "tensorflow"),
     "keras": ("jax", "torch", "tensorflow"),
     "trl": ("torch",),
     "liger": ("torch",),
@@ -51,54 +52,35 @@ def arguments():
 def main():
     options = arguments()
     if options.worker:
-        sys.stdout.write("\n" + json.dumps(measure(options)) + "\n")
+        report(make_step(options), options.repeats)
         return
-    line = "{:<11} {:<6} {:<7} {:>8} {:>15} {:>9}\n"
-    sys.stdout.write(line.format("backend", "path", "loss", "ms", "range", "peak MB"))
+    line = "{:<11} {:<6} {:<7} {:>8} {:>15} {:>9} {:>10}\n"
+    head = ("backend", "path", "loss", "ms", "range", "peak MB", "of floor")
+    sys.stdout.write(line.format(*head))
     for backend in options.backends:
-        for path in options.paths:
-            for loss in ["-"] if path == "floor" else options.losses:
-                if backend not in PATHS[path]:
-                    continue
-                if path in ("floor", "ours") or (path, loss) in PEERS:
-                    sys.stdout.write(
-                        line.format(backend, path, loss, *run(path, loss, backend))
-                    )
-                    sys.stdout.flush()
+        floor = None
+        for path, loss in _pairs(options):
+            if backend not in PATHS[path]:
+                continue
+            worker = [*sys.argv[1:], "--worker", path, loss]
+            numbers = in_fresh_process(__file__, worker, backend)
+            if path == "floor" and "failed" not in numbers:
+                floor = median(numbers)
+            ratio = ""
+            if floor and "failed" not in numbers:
+                ratio = f"{median(numbers) / floor:.2f}"
+            sys.stdout.write(line.format(backend, path, loss, *cells(numbers), ratio))
+            sys.stdout.flush()
 
 
-def run(path, loss, backend):
-    command = [sys.executable, __file__, *sys.argv[1:], "--worker", path, loss]
-    environment = {**os.environ, "KERAS_BACKEND": backend}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if result.returncode:
-        return "failed", result.stderr.strip().splitlines()[-1][:60], ""
-    values = json.loads(result.stdout.strip().splitlines()[-1])
-    times = sorted(1e3 * t for t in values["seconds"])
-    tenth = len(times) // 10
-    span = f"{times[tenth]:.0f} to {times[-1 - tenth]:.0f}"
-    return f"{times[len(times) // 2]:.1f}", span, f"{values['megabytes']:.0f}"
-
-
-def measure(options):
-    """Seconds of each run, and peak memory of the first one."""
-    step = make_step(options)
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # starts the peak anew
-    start = memory("VmRSS")
-    step()
-    peak = memory("VmHWM") - start
-    seconds = []
-    for _ in range(options.repeats):
-        begin = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - begin)
-    return {"seconds": seconds, "megabytes": peak}
-
-
-def memory(name):
-    with open("/proc/self/status") as file:
-        return next(int(x.split()[1]) / 1024 for x in file if x.startswith(name))
+def _pairs(options):
+    for path in options.paths:
+        if path == "floor":
+            yield path, "-"
+            continue
+        for loss in options.losses:
+            if path in ("ours", "dense") or (path, loss) in PEERS:
+                yield path, loss
 
 
 def make_step(options):
@@ -123,6 +105,7 @@ def make_step(options):
     build = {
         "floor": floor,
         "ours": ours,
+        "dense": dense,
         "keras": keras_kl,
         "trl": trl,
         "liger": liger,
@@ -138,7 +121,7 @@ def jax_step(function, hidden, kernel, differentiate):
 
     if differentiate:
         function = jax.value_and_grad(function, (0, 1))
-    function = jax.jit(function)
+    function = jax.jit(function).lower(hidden, kernel).compile()
     return lambda: jax.block_until_ready(function(hidden, kernel))
 
 
@@ -149,10 +132,10 @@ def torch_step(function, hidden, kernel, differentiate):
         if not differentiate:
             with torch.no_grad():
                 return function(hidden, kernel)
-        hidden.grad = kernel.grad = None
         function(hidden.requires_grad_(), kernel.requires_grad_()).backward()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
+        hidden.grad = kernel.grad = None
 
     return step
 
@@ -193,18 +176,23 @@ def floor(loss, teacher, teacher_kernel, labels, weights):
     return function
 
 
-def ours(loss, teacher, teacher_kernel, labels, weights):
-    from keras import ops
-
+def energy_of(loss):
     import keras_betakd as kd
-    from keras_betakd.fused import fused_head_loss
-    from keras_betakd.models import HeadMatrix
 
-    energy = {
+    return {
         "kl": kd.ForwardKLEnergy,
         "js": kd.JensenShannonEnergy,
         "cosine": kd.CosineProbsEnergy,
     }[loss]()
+
+
+def ours(loss, teacher, teacher_kernel, labels, weights):
+    from keras import ops
+
+    from keras_betakd.fused import fused_head_loss
+    from keras_betakd.models import HeadMatrix
+
+    energy = energy_of(loss)
     coefficients = ops.stack([ops.convert_to_tensor(weights)] * 2)
 
     def function(hidden, kernel):
@@ -215,6 +203,29 @@ def ours(loss, teacher, teacher_kernel, labels, weights):
             lambda rows: ops.matmul(rows, ops.transpose(teacher_kernel)),
             ops.convert_to_tensor(labels),
             coefficients,
+            {loss: energy},
+        ).total
+
+    return function
+
+
+def dense(loss, teacher, teacher_kernel, labels, weights):
+    import keras
+    from keras import ops
+
+    from keras_betakd.terms import dense_terms
+
+    task_loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    energy = energy_of(loss)
+
+    def function(hidden, kernel):
+        return dense_terms(
+            ops.matmul(hidden, ops.transpose(kernel))[None],
+            ops.matmul(teacher, ops.transpose(teacher_kernel))[None],
+            ops.convert_to_tensor(labels)[None],
+            ops.convert_to_tensor(weights)[None],
+            {loss: ops.convert_to_tensor(0.0)},
+            task_loss,
             {loss: energy},
         ).total
 

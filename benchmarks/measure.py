@@ -1,0 +1,132 @@
+"""What the benchmarks share: fresh processes, medians, spread and peak memory."""
+
+import ctypes
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+import types
+
+
+def in_fresh_process(script, arguments, backend):
+    """What `report` wrote in a process of its own, or {"failed": last line}."""
+    result = subprocess.run(
+        [sys.executable, script, *(str(a) for a in arguments)],
+        env={**os.environ, "KERAS_BACKEND": backend},
+        capture_output=True,
+        text=True,
+    )
+    if result.returncode:
+        lines = result.stderr.strip().splitlines() or ["no message"]
+        reason = f"exit status {result.returncode}: {lines[-1]}"
+        return {"failed": reason[:100]}
+    return json.loads(result.stdout.strip().splitlines()[-1])
+
+
+def report(step, repeats, parts=1):
+    """Writes seconds of each run of `step`, over `parts`, and its peak memory.
+
+    Memory is of a run after the first one, which is not timed either, above what was
+    held before the first one: what a compiler keeps counts, what it gives back not.
+    """
+    start = held_memory()
+    step()
+    memory = peak_memory(step) - start
+    seconds = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        step()
+        seconds.append((time.perf_counter() - begin) / parts)
+    numbers = {"seconds": seconds, "megabytes": memory}
+    sys.stdout.write("\n" + json.dumps(numbers) + "\n")
+
+
+def cells(numbers):
+    """Median, range of the middle 80 %, and peak memory, as text."""
+    if "failed" in numbers:
+        return numbers["failed"], "", ""
+    times = sorted(1e3 * t for t in numbers["seconds"])
+    tenth = len(times) // 10
+    span = f"{times[tenth]:.0f} to {times[-1 - tenth]:.0f}"
+    return f"{median(numbers):.1f}", span, f"{numbers['megabytes']:.0f}"
+
+
+def median(numbers):
+    """Milliseconds."""
+    times = sorted(numbers["seconds"])
+    return 1e3 * times[len(times) // 2]
+
+
+def held_memory():
+    """Megabytes held now, on the accelerator or, without one, by the process."""
+    gc.collect()
+    accelerator = _accelerator()
+    if accelerator is not None:
+        return accelerator.held() / 2**20
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return _status("VmRSS")
+
+
+def peak_memory(step):
+    """Megabytes held at the peak of a run of `step`."""
+    held_memory()  # gives back what is free
+    accelerator = _accelerator()
+    if accelerator is not None:
+        accelerator.reset()
+        step()
+        return accelerator.peak() / 2**20
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # starts the peak anew
+    step()
+    return _status("VmHWM")
+
+
+def _status(name):
+    with open("/proc/self/status") as file:
+        return next(int(x.split()[1]) / 1024 for x in file if x.startswith(name))
+
+
+def _accelerator():
+    """`held`, `reset` and `peak` of the accelerator's memory; `None` without one."""
+    backends = {"jax": _jax, "torch": _torch, "tensorflow": _tensorflow}
+    return backends[os.environ["KERAS_BACKEND"]]()
+
+
+def _jax():
+    import jax
+
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return None
+    return types.SimpleNamespace(
+        held=lambda: device.memory_stats()["bytes_in_use"],
+        reset=lambda: None,  # JAX keeps one peak for the whole process
+        peak=lambda: device.memory_stats()["peak_bytes_in_use"],
+    )
+
+
+def _torch():
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return types.SimpleNamespace(
+        held=torch.cuda.memory_allocated,
+        reset=torch.cuda.reset_peak_memory_stats,
+        peak=torch.cuda.max_memory_allocated,
+    )
+
+
+def _tensorflow():
+    import tensorflow as tf
+
+    if not tf.config.list_logical_devices("GPU"):
+        return None
+    info = tf.config.experimental
+    return types.SimpleNamespace(
+        held=lambda: info.get_memory_info("GPU:0")["current"],
+        reset=lambda: info.reset_memory_stats("GPU:0"),
+        peak=lambda: info.get_memory_info("GPU:0")["peak"],
+    )

@@ -1,0 +1,236 @@
+"""A whole training step of a Gemma-3-shaped pair: ours beside the floor and others.
+
+    python benchmarks/train_step.py                    # every path and vocabulary
+    python benchmarks/train_step.py --backends jax --vocabulary 32000
+
+320 positions of which 256 are image tokens and 8 answers. The floor is what no way of
+distilling can do without: the teacher's backbone forward, the student's forward and
+backward, both heads on the answer rows, and the optimizer. Every path is trained by
+Keras' own `fit`; a run is `--steps` steps. Each path runs in a fresh process; the table
+gives the median of `--repeats` runs, the range of the middle 80 %, and the peak of
+memory above what models and batch take (what a compiler keeps is counted).
+"""
+
+import argparse
+import sys
+
+import numpy as np
+from measure import cells, in_fresh_process, median, report
+
+TOKENS, IMAGE_TOKENS, ANSWERS = 320, 256, 8
+PATHS = ("floor", "fixed", "instance", "dense", "keras", "finetune")
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--paths", nargs="+", default=PATHS, choices=PATHS)
+    parser.add_argument("--backends", nargs="+", default=["jax", "torch", "tensorflow"])
+    parser.add_argument("--vocabulary", nargs="+", type=int, default=[32000, 262144])
+    for name, default in {"teacher": (256, 3), "student": (128, 1)}.items():
+        parser.add_argument(
+            f"--{name}", nargs=2, type=int, default=default, metavar=("WIDTH", "LAYERS")
+        )
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--worker", choices=PATHS)
+    return parser.parse_args()
+
+
+def main():
+    options = arguments()
+    if options.worker:
+        report(make_run(options), options.repeats, options.steps)
+        return
+    line = "{:<11} {:>7} {:<9} {:>8} {:>15} {:>9} {:>9}\n"
+    head = ("backend", "V", "path", "ms", "range", "peak MB", "of floor")
+    sys.stdout.write(line.format(*head))
+    for backend in options.backends:
+        for classes in options.vocabulary:
+            floor = None
+            for path in options.paths:
+                worker = ["--worker", path, "--vocabulary", classes]
+                worker += ["--teacher", *options.teacher, "--student", *options.student]
+                for name in ("batch", "steps", "repeats"):
+                    worker += [f"--{name}", getattr(options, name)]
+                numbers = in_fresh_process(__file__, worker, backend)
+                failed = "failed" in numbers
+                floor = median(numbers) if path == "floor" and not failed else floor
+                ratio = "" if failed or not floor else f"{median(numbers) / floor:.2f}"
+                row = (backend, classes, path, *cells(numbers), ratio)
+                sys.stdout.write(line.format(*row))
+                sys.stdout.flush()
+
+
+def make_run(options):
+    """A function that trains for `steps` steps."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    classes = options.vocabulary[0]
+    teacher = gemma3(classes, *options.teacher)
+    student = gemma3(classes, *options.student)
+    # As in the paper, and as the distiller does anyway.
+    student.backbone.vision_encoder.get_layer("image_encoder").trainable = False
+    model, batch = PREPARE[options.worker](teacher, student, options.batch)
+    data = repeated(batch, options.steps)
+    return lambda: model.fit(data, verbose=0)
+
+
+def gemma3(classes, width, layers):
+    import keras_hub
+
+    vision_encoder = keras_hub.models.Gemma3VisionEncoder(
+        image_size=64,
+        patch_size=4,
+        num_heads=2,
+        hidden_dim=64,
+        num_layers=2,
+        intermediate_dim=128,
+        output_dim=width,
+        pool_size=1,
+    )
+    backbone = keras_hub.models.Gemma3Backbone(
+        vocabulary_size=classes,
+        image_size=64,
+        num_layers=layers,
+        num_query_heads=4,
+        num_key_value_heads=1,
+        hidden_dim=width,
+        intermediate_dim=4 * width,
+        head_dim=64,
+        vision_encoder=vision_encoder,
+    )
+    return keras_hub.models.Gemma3CausalLM(None, backbone)
+
+
+def inputs(batch, classes):
+    """What keras-hub's preprocessor gives: prompt with a picture, answer, padding."""
+    rng = np.random.default_rng(0)
+    image = np.arange(TOKENS) < IMAGE_TOKENS
+    x = {
+        "token_ids": rng.integers(4, classes, (batch, TOKENS)),
+        "padding_mask": np.ones((batch, TOKENS), bool),
+        "images": rng.uniform(-1, 1, (batch, 1, 64, 64, 3)).astype("float32"),
+        "vision_indices": np.tile(np.arange(IMAGE_TOKENS), (batch, 1)),
+        "vision_mask": np.tile(image, (batch, 1)),
+    }
+    positions = np.tile(np.arange(TOKENS - ANSWERS - 1, TOKENS - 1), (batch, 1))
+    return x, positions
+
+
+def whole_sequences(batch, classes):
+    """The form of ordinary Keras training: labels and weights of every position."""
+    x, positions = inputs(batch, classes)
+    y = np.roll(x["token_ids"], -1, axis=1)
+    weights = np.zeros((batch, TOKENS), "float32")
+    np.put_along_axis(weights, positions, 1.0, axis=1)
+    return x, y, weights
+
+
+def answer_rows(batch, classes):
+    """The distiller's form: labels and weights of the answers alone."""
+    x, positions = inputs(batch, classes)
+    y = np.take_along_axis(x["token_ids"], positions + 1, axis=1)
+    weights = np.ones(y.shape, "float32")
+    x = {"student": x, "teacher": x, "sample_weight": weights}
+    return {**x, "student_positions": positions, "teacher_positions": positions}, y
+
+
+def floor(teacher, student, batch):
+    import keras
+    from keras import ops
+
+    class Floor(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.student, self.teacher = student, teacher
+            teacher.trainable = False
+
+        def call(self, x, training=None):
+            return [self._logits(x, n, training) for n in ("student", "teacher")]
+
+        def _logits(self, x, name, training):
+            backbone = getattr(self, name).backbone
+            hidden = backbone(x[name], training=training and name == "student")
+            where = x[f"{name}_positions"][..., None]
+            rows = ops.take_along_axis(hidden, where, axis=1)
+            return backbone.token_embedding(rows, reverse=True)
+
+        def compute_loss(self, x, y, y_pred, sample_weight=None, training=True):
+            # Uses both logits, so that no compiler leaves anything out.
+            return ops.sum(y_pred[0] * ops.stop_gradient(y_pred[1]))
+
+        def zero_grad(self, set_to_none=True):
+            # Keras on PyTorch takes the teacher's parameters, of the same paths.
+            for variable in self.trainable_variables:
+                variable.value.grad = None
+
+    model = Floor()
+    model.compile(optimizer=keras.optimizers.Adam(2e-5))
+    return model, answer_rows(batch, student.backbone.token_embedding.input_dim)
+
+
+def ours(beta, **kwargs):
+    def prepare(teacher, student, batch):
+        import keras_betakd as kd
+
+        betas = {"fixed": kd.FixedBeta(), "instance": kd.InstanceBeta()}
+        model = kd.BetaKDDistiller(
+            teacher, student, kd.CosineProbsEnergy(), betas[beta], **kwargs
+        )
+        model.compile()
+        return model, answer_rows(batch, student.backbone.token_embedding.input_dim)
+
+    return prepare
+
+
+def keras_distiller(teacher, student, batch):
+    import keras
+
+    model = keras.distillation.Distiller(
+        teacher,
+        student,
+        keras.distillation.LogitsDistillation(loss=keras.losses.KLDivergence()),
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=keras.optimizers.Adam(2e-5), loss=loss)
+    return model, whole_sequences(batch, student.backbone.token_embedding.input_dim)
+
+
+def finetune(teacher, student, batch):
+    import keras
+
+    # Around keras-hub's own `fit`, which takes raw text.
+    model = keras.Model(student.input, student.output)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=keras.optimizers.Adam(2e-5), loss=loss)
+    return model, whole_sequences(batch, student.backbone.token_embedding.input_dim)
+
+
+PREPARE = {
+    "floor": floor,
+    "fixed": ours("fixed"),
+    "instance": ours("instance"),
+    "dense": ours("fixed", fused=False),
+    "keras": keras_distiller,
+    "finetune": finetune,
+}
+
+
+def repeated(batch, steps):
+    """The same batch `steps` times."""
+    import keras
+
+    class Repeated(keras.utils.PyDataset):
+        def __len__(self):
+            return steps
+
+        def __getitem__(self, i):
+            return batch
+
+    return Repeated()
+
+
+if __name__ == "__main__":
+    main()
