@@ -41,6 +41,7 @@ def arguments():
         "student-width": 256,
         "teacher-width": 512,
         "vocabulary": 16384,
+        "energies": 1,
         "repeats": 15,
     }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -97,7 +98,7 @@ def make_step(options):
         return ops.convert_to_tensor((scale * rng.normal(size=shape)).astype("float32"))
 
     hidden, kernel = normal(rows, narrow), normal(classes, narrow, scale=0.1)
-    teacher, teacher_kernel = normal(rows, wide), normal(classes, wide, scale=0.07)
+    models = normal(rows, wide), normal(classes, wide, scale=0.07)
     labels = rng.integers(0, classes, size=rows).astype("int32")
     chosen = rng.choice(rows, int(options.supervised * rows), replace=False)
     weights = np.zeros(rows, "float32")
@@ -110,7 +111,7 @@ def make_step(options):
         "trl": trl,
         "liger": liger,
     }
-    function = build[path](loss, teacher, teacher_kernel, labels, weights)
+    function = build[path](loss, options.energies, *models, labels, weights)
     differentiate = path != "floor"
     backend = keras.backend.backend()
     return BACKENDS[backend](function, hidden, kernel, differentiate)
@@ -158,7 +159,7 @@ def tensorflow_step(function, hidden, kernel, differentiate):
 BACKENDS = {"jax": jax_step, "torch": torch_step, "tensorflow": tensorflow_step}
 
 
-def floor(loss, teacher, teacher_kernel, labels, weights):
+def floor(loss, count, teacher, teacher_kernel, labels, weights):
     from keras import ops
 
     chosen = weights.nonzero()[0]
@@ -176,24 +177,32 @@ def floor(loss, teacher, teacher_kernel, labels, weights):
     return function
 
 
-def energy_of(loss):
+def energies_of(loss, count):
+    """`count` energies, `loss` first."""
     import keras_betakd as kd
 
-    return {
-        "kl": kd.ForwardKLEnergy,
-        "js": kd.JensenShannonEnergy,
-        "cosine": kd.CosineProbsEnergy,
-    }[loss]()
+    energies = {
+        "kl": kd.ForwardKLEnergy(),
+        "js": kd.JensenShannonEnergy(),
+        "cosine": kd.CosineProbsEnergy(),
+        "rkl": kd.ReverseKLEnergy(),
+        "tvd": kd.TotalVariationEnergy(),
+        "mse": kd.MSEProbsEnergy(),
+        "skew_kl": kd.SkewForwardKLEnergy(),
+        "skew_rkl": kd.SkewReverseKLEnergy(),
+    }
+    names = [loss, *(name for name in energies if name != loss)][:count]
+    return {name: energies[name] for name in names}
 
 
-def ours(loss, teacher, teacher_kernel, labels, weights):
+def ours(loss, count, teacher, teacher_kernel, labels, weights):
     from keras import ops
 
     from keras_betakd.fused import fused_head_loss
     from keras_betakd.models import HeadMatrix
 
-    energy = energy_of(loss)
-    coefficients = ops.stack([ops.convert_to_tensor(weights)] * 2)
+    energies = energies_of(loss, count)
+    coefficients = ops.stack([ops.convert_to_tensor(weights)] * (1 + len(energies)))
 
     def function(hidden, kernel):
         return fused_head_loss(
@@ -203,20 +212,21 @@ def ours(loss, teacher, teacher_kernel, labels, weights):
             lambda rows: ops.matmul(rows, ops.transpose(teacher_kernel)),
             ops.convert_to_tensor(labels),
             coefficients,
-            {loss: energy},
+            energies,
         ).total
 
     return function
 
 
-def dense(loss, teacher, teacher_kernel, labels, weights):
+def dense(loss, count, teacher, teacher_kernel, labels, weights):
     import keras
     from keras import ops
 
     from keras_betakd.terms import dense_terms
 
     task_loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    energy = energy_of(loss)
+    energies = energies_of(loss, count)
+    log_beta = dict.fromkeys(energies, ops.convert_to_tensor(0.0))
 
     def function(hidden, kernel):
         return dense_terms(
@@ -224,15 +234,15 @@ def dense(loss, teacher, teacher_kernel, labels, weights):
             ops.matmul(teacher, ops.transpose(teacher_kernel))[None],
             ops.convert_to_tensor(labels)[None],
             ops.convert_to_tensor(weights)[None],
-            {loss: ops.convert_to_tensor(0.0)},
+            log_beta,
             task_loss,
-            {loss: energy},
+            energies,
         ).total
 
     return function
 
 
-def keras_kl(loss, teacher, teacher_kernel, labels, weights):
+def keras_kl(loss, count, teacher, teacher_kernel, labels, weights):
     import keras
     from keras import ops
 
@@ -250,7 +260,7 @@ def keras_kl(loss, teacher, teacher_kernel, labels, weights):
     return function
 
 
-def trl(loss, teacher, teacher_kernel, labels, weights):
+def trl(loss, count, teacher, teacher_kernel, labels, weights):
     import torch
     from trl.experimental.gkd import GKDTrainer
 
@@ -268,7 +278,7 @@ def trl(loss, teacher, teacher_kernel, labels, weights):
     return function
 
 
-def liger(loss, teacher, teacher_kernel, labels, weights):
+def liger(loss, count, teacher, teacher_kernel, labels, weights):
     import torch
     from liger_kernel.chunked_loss.cosine_similarity_loss import (
         LigerFusedLinearCosineSimilarityLoss,
