@@ -4,9 +4,10 @@
     python benchmarks/head_loss.py --paths floor ours --losses kl --backends jax
 
 The floor is the bare matrix products of the supervised rows, forward and backward;
-`dense` is this library with `fused=False`. Each path runs in a fresh process; the table
-gives the median of `--repeats` runs, the range of the middle 80 %, and the peak of
-memory above what the inputs and the compiled program take (TensorFlow alone cannot
+`dense` is this library with `fused=False`, `remat` the same on tiles of the supervised
+rows that the backward pass computes once more. Each path runs in a fresh process; the
+table gives the median of `--repeats` runs, the range of the middle 80 %, and the peak
+of memory above what the inputs and the compiled program take (TensorFlow alone cannot
 compile beforehand: there what its compiler keeps is counted). Peers that are not
 installed are named and left out: `pip install --no-deps liger-kernel trl` (TRL also
 needs transformers).
@@ -20,6 +21,7 @@ from measure import cells, in_fresh_process, median, report
 PATHS = {  # path -> backends it exists on
     "floor": ("jax", "torch", "tensorflow"),
     "ours": ("jax", "torch", "tensorflow"),
+    "remat": ("jax", "torch", "tensorflow"),
     "dense": ("jax", "torch", "tensorflow"),
     "keras": ("jax", "torch", "tensorflow"),
     "trl": ("torch",),
@@ -80,7 +82,7 @@ def _pairs(options):
             yield path, "-"
             continue
         for loss in options.losses:
-            if path in ("ours", "dense") or (path, loss) in PEERS:
+            if path in ("ours", "remat", "dense") or (path, loss) in PEERS:
                 yield path, loss
 
 
@@ -106,6 +108,7 @@ def make_step(options):
     build = {
         "floor": floor,
         "ours": ours,
+        "remat": remat,
         "dense": dense,
         "keras": keras_kl,
         "trl": trl,
@@ -238,6 +241,27 @@ def dense(loss, count, teacher, teacher_kernel, labels, weights):
             task_loss,
             energies,
         ).total
+
+    return function
+
+
+def remat(loss, count, teacher, teacher_kernel, labels, weights):
+    import keras
+    from keras import ops
+
+    from keras_betakd.fused import rows_per_tile
+
+    whole = weights.nonzero()[0]
+    size = rows_per_tile(*teacher_kernel.shape)
+    tiles = [whole[i : i + size] for i in range(0, len(whole), size)]
+
+    def function(hidden, kernel):
+        total = 0.0
+        for tile in tiles:
+            rows = ops.take(teacher, tile, axis=0), teacher_kernel
+            tail = dense(loss, count, *rows, labels[tile], weights[tile])
+            total = total + keras.remat(tail)(ops.take(hidden, tile, axis=0), kernel)
+        return total
 
     return function
 

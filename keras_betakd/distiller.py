@@ -1,5 +1,7 @@
 """`BetaKDDistiller`: a teacher trains a student, and learns how much to be heard."""
 
+import contextlib
+
 import keras
 from keras import ops
 
@@ -13,6 +15,7 @@ from keras_betakd.components import (
 )
 from keras_betakd.energies.base import attached_mask
 from keras_betakd.fitting import RecordFitting
+from keras_betakd.models.towers import computed_once
 from keras_betakd.models.views import view_of
 from keras_betakd.objective import REDUCTIONS, row_weights, weighted_sum
 from keras_betakd.preprocessing import DistillationPreprocessor
@@ -120,6 +123,7 @@ class BetaKDDistiller(RecordFitting, TeacherKeeping, keras.Model):
         self._make_trackers()
         self._predicting = False
         self._needs_logits = False
+        self._shares_tower = False
 
     def _make_trackers(self):
         # Made here and not in `build`: JAX needs every metric before it traces.
@@ -153,10 +157,12 @@ class BetaKDDistiller(RecordFitting, TeacherKeeping, keras.Model):
 
     def call(self, inputs, training=None):
         inputs = by_model(inputs)
-        student = self._outputs(self.student_view, "student", inputs, training)
-        if self._predicting:
-            return student["logits"]
-        teacher = self._outputs(self.teacher_view, "teacher", inputs, False)
+        with self._tower_once(inputs):
+            student = self._outputs(self.student_view, "student", inputs, training)
+            if self._predicting:
+                return student["logits"]
+            inputs = self._with_pictures(inputs)
+            teacher = self._outputs(self.teacher_view, "teacher", inputs, False)
         weights = row_weights(_label_weights(inputs, student), self.reduction)
         teacher = TeacherOutputs(
             **{k: ops.stop_gradient(v) for k, v in teacher.items()}, weights=weights
@@ -171,6 +177,25 @@ class BetaKDDistiller(RecordFitting, TeacherKeeping, keras.Model):
             "log_beta": log_beta,
             "weights": weights,
         }
+
+    def _tower_once(self, inputs):
+        """Lets the teacher see through the student's eyes where theirs are the same."""
+        if not self._shares_tower or not self._shares_pictures(inputs):
+            return contextlib.nullcontext()
+        towers = self.student_view.vision_tower() + self.teacher_view.vision_tower()
+        return computed_once(*towers)
+
+    def _shares_pictures(self, inputs):
+        """Whether the teacher is to see the student's pictures."""
+        if not self.teacher_view.vision_tower():
+            return False
+        return "images" in inputs["student"] and "images" not in inputs["teacher"]
+
+    def _with_pictures(self, inputs):
+        if not self._shares_pictures(inputs):
+            return inputs
+        images = inputs["student"]["images"]
+        return {**inputs, "teacher": {**inputs["teacher"], "images": images}}
 
     def _outputs(self, view, role, inputs, training):
         """What a model makes of its inputs: logits (B, K, V), or rows (B, K, H)."""

@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_betakd.models.towers import same_frozen_tower
 from keras_betakd.training_data import (
     BatchFormatter,
     formatted,
@@ -42,6 +43,7 @@ class RecordFitting:
                 f"`sample_weight`. Received: {kwargs['class_weight']}"
             )
         self._freeze()
+        self._look_for_shared_tower()
         if validation_split and is_raw_records(x):
             x, validation_data = split_records(x, validation_split)
             validation_split = 0.0
@@ -72,6 +74,7 @@ class RecordFitting:
         self, x=None, y=None, batch_size=None, *, sample_weight=None, **kwargs
     ):
         """The losses, energies and betas on other data; as `keras.Model.evaluate`."""
+        self._look_for_shared_tower()
         x, y, sample_weight = self._format(x, y, sample_weight, batch_size)
         if isinstance(x, keras.utils.PyDataset):
             batch_size = None
@@ -91,12 +94,22 @@ class RecordFitting:
             self._predicting = False
 
     def train_on_batch(self, x, y=None, sample_weight=None, **kwargs):
+        self._look_for_shared_tower()
         x, y, sample_weight = self._format_batch(x, y, sample_weight)
         return super().train_on_batch(x, y, sample_weight=sample_weight, **kwargs)
 
     def test_on_batch(self, x, y=None, sample_weight=None, **kwargs):
+        self._look_for_shared_tower()
         x, y, sample_weight = self._format_batch(x, y, sample_weight)
         return super().test_on_batch(x, y, sample_weight=sample_weight, **kwargs)
+
+    def _look_for_shared_tower(self):
+        """Each time anew: weights may have been loaded since."""
+        shares = same_frozen_tower(self.student_view, self.teacher_view)
+        if shares != self._shares_tower:
+            self._shares_tower = shares
+            # Compiled for the other case.
+            self.train_function = self.test_function = None
 
     def _format(self, x, y, sample_weight, batch_size, shuffle=False):
         return formatted(x, y, sample_weight, batch_size, shuffle, self.preprocessor)

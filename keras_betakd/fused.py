@@ -206,6 +206,8 @@ def _run(job, data, supervised, tile_rows):
 
 def _whole_blocks(height, block):
     """`block` and `height` such that a tile is so many whole blocks."""
+    if block is None:
+        return None, height
     if isinstance(height, int):
         blocks = max(1, -(-height // block))
         block = -(-height // blocks)
@@ -248,9 +250,9 @@ class _Tiles:
         self.gradients = gradients
 
     def block_rows(self, tile_rows):
-        """How many of a tile's rows to work on together, between the products."""
+        """How many rows to work on together between the products; `None` for all."""
         if not runs_on_processor():
-            return tile_rows
+            return None
         classes = self.head.kernel.shape[0]
         return min(tile_rows, max(1, _BLOCK_BYTES // (4 * classes)))
 
@@ -308,7 +310,7 @@ class _Tiles:
 
 def _by_blocks(function, inputs, block):
     """`function(*inputs)`, a tuple of tensors, computed `block` rows at a time."""
-    if inputs[0].shape[0] == block:
+    if block in (None, inputs[0].shape[0]):
         return function(*inputs)
     cut = tuple(ops.reshape(x, (-1, block, *x.shape[1:])) for x in inputs)
     outputs = ops.map(lambda parts: function(*parts), cut)

@@ -40,7 +40,8 @@ class DistillationPreprocessor:
             errors.
 
     Returns:
-        `(x, y, sample_weight)` as NumPy arrays, in the form above.
+        `(x, y, sample_weight)` as NumPy arrays, in the form above. Where both models
+        take a picture in the same form, it stands in `x["student"]` alone.
 
     Raises:
         ValueError: different vocabularies; a record that does not fit in a sequence
@@ -89,11 +90,17 @@ class DistillationPreprocessor:
         _check_same_answers(teacher["y"], student["y"], ids)
         x = {
             "student": student["x"],
-            "teacher": teacher["x"],
+            "teacher": self._without_same_pictures(teacher["x"]),
             "student_positions": student["positions"],
             "teacher_positions": teacher["positions"],
         }
         return x, student["y"], student["sample_weight"]
+
+    def _without_same_pictures(self, x):
+        """The distiller gives the teacher the student's pictures, where it has none."""
+        if not _same_pictures(self.teacher_preprocessor, self.student_preprocessor):
+            return x
+        return {name: value for name, value in x.items() if name != "images"}
 
     def _encode(self, preprocessor, records, ids, role):
         inputs = model_inputs(preprocessor, records)
@@ -154,6 +161,20 @@ class DistillationPreprocessor:
                 f"add_end_token={student.add_end_token}"
             )
         self._vocabularies_checked = True
+
+
+def _same_pictures(teacher, student):
+    """Whether two preprocessors make the same array of the same pictures."""
+
+    def settings(preprocessor):
+        converter = getattr(preprocessor, "image_converter", None)
+        if converter is None:
+            return None
+        config = {k: v for k, v in converter.get_config().items() if k != "name"}
+        count = getattr(preprocessor, "max_images_per_prompt", None)
+        return type(preprocessor), type(converter), count, config
+
+    return settings(teacher) == settings(student)
 
 
 def _to_numpy(batch):

@@ -313,6 +313,26 @@ def test_frozen_and_lora_heads(head_policy):
         np.testing.assert_allclose(ours, dense, rtol=1e-3, atol=2e-5)
 
 
+def test_one_compilation_for_answers_of_any_length(monkeypatch):
+    """Tiles that followed the number of supervised rows would compile once for each."""
+    traces = []
+    compute = CosineProbsEnergy.value_and_gradient
+
+    def counted(energy, *rows):
+        traces.append(1)
+        return compute(energy, *rows)
+
+    monkeypatch.setattr(CosineProbsEnergy, "value_and_gradient", counted)
+    model = distiller(TaskBeta(), True)
+    records = vqa_records()
+    model.fit(records, batch_size=2, shuffle=False, verbose=0)
+    first = len(traces)
+    records["responses"] = ["red", "red blue", "green teal red", "teal " * 6]
+    model.fit(records, batch_size=2, shuffle=False, verbose=0)
+    per_step = first // 2 if keras.config.backend() == "torch" else 0
+    assert first > 0 and len(traces) - first == 2 * per_step
+
+
 def test_the_choice_is_part_of_the_configuration():
     model = distiller(TaskBeta(), False)
     assert BetaKDDistiller.from_config(model.get_config()).fused is False

@@ -1,0 +1,73 @@
+"""One vision tower for teacher and student, where both have the same.
+
+Models of one family are often made around the same frozen tower (all sizes of Gemma 3,
+MobileVLM and LLaVA). What it makes of a picture is then the same for both, and half of
+that work can be left out.
+"""
+
+import contextlib
+
+from keras import ops
+
+
+def same_frozen_tower(student, teacher):
+    """Whether two models make the same of a picture, and training keeps it so.
+
+    Looks at the weights themselves, not at where they came from.
+
+    Args:
+        student, teacher: `ModelView`s.
+    """
+    towers = student.vision_tower(), teacher.vision_tower()
+    if [len(found) for found in towers] != [1, 1]:
+        return False
+    ours, theirs = (found[0] for found in towers)
+    if ours.trainable_weights or _drops_out(ours) or not ours.built:
+        return False
+    if ours is theirs:
+        return True
+    if type(ours) is not type(theirs) or _settings(ours) != _settings(theirs):
+        return False
+    pairs = zip(ours.weights, theirs.weights, strict=True)
+    return all(_equal(*pair) for pair in pairs)
+
+
+def _settings(layer):
+    return {
+        k: v for k, v in layer.get_config().items() if k not in ("name", "trainable")
+    }
+
+
+def _drops_out(layer):
+    return any(v for k, v in layer.get_config().items() if "dropout" in k)
+
+
+def _equal(ours, theirs):
+    return ours.shape == theirs.shape and bool(ops.all(ops.equal(ours, theirs)))
+
+
+@contextlib.contextmanager
+def computed_once(first, second):
+    """Within, a call of `second` gives what the call of `first` before it gave.
+
+    Args:
+        first, second: built layers, or the same one twice. Their `call` is replaced
+            within and there again afterwards: a functional model holds its layers, and
+            there is no other way to give it what a layer in its middle would make.
+    """
+    outputs = []
+    compute = first.call
+
+    def call(*args, **kwargs):
+        if not outputs:
+            outputs.append(compute(*args, **kwargs))
+        return outputs[0]
+
+    layers = {id(layer): layer for layer in (first, second)}.values()
+    for layer in layers:
+        layer.call = call
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.call
