@@ -18,6 +18,7 @@ import numpy as np
 from keras import ops
 
 from keras_betakd.models.inputs import model_inputs, record_ids, training_inputs
+from keras_betakd.models.towers import settings
 
 # How far to look for the true length of a record that fills its sequence.
 MAX_DOUBLINGS = 12
@@ -166,15 +167,14 @@ class DistillationPreprocessor:
 def _same_pictures(teacher, student):
     """Whether two preprocessors make the same array of the same pictures."""
 
-    def settings(preprocessor):
+    def form(preprocessor):
         converter = getattr(preprocessor, "image_converter", None)
         if converter is None:
             return None
-        config = {k: v for k, v in converter.get_config().items() if k != "name"}
         count = getattr(preprocessor, "max_images_per_prompt", None)
-        return type(preprocessor), type(converter), count, config
+        return type(preprocessor), type(converter), count, settings(converter)
 
-    return settings(teacher) == settings(student)
+    return form(teacher) == form(student)
 
 
 def _to_numpy(batch):

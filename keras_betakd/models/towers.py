@@ -26,13 +26,14 @@ def same_frozen_tower(student, teacher):
         return False
     if ours is theirs:
         return True
-    if type(ours) is not type(theirs) or _settings(ours) != _settings(theirs):
+    if type(ours) is not type(theirs) or settings(ours) != settings(theirs):
         return False
     pairs = zip(ours.weights, theirs.weights, strict=True)
     return all(_equal(*pair) for pair in pairs)
 
 
-def _settings(layer):
+def settings(layer):
+    """The config of a layer, but for what says nothing of what it computes."""
     return {
         k: v for k, v in layer.get_config().items() if k not in ("name", "trainable")
     }
