@@ -12,8 +12,10 @@ from keras_betakd.beta import (
 from keras_betakd.callbacks import DistillationHistory
 from keras_betakd.distiller import BetaKDDistiller
 from keras_betakd.energies import (
+    AdaptiveKLEnergy,
     CosineLogitsEnergy,
     CosineProbsEnergy,
+    DKDEnergy,
     Energy,
     ForwardKLEnergy,
     JensenShannonEnergy,

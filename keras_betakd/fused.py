@@ -26,9 +26,13 @@ from keras import ops
 from keras_betakd.backends import argmax, runs_on_processor
 from keras_betakd.energies.rows import LogitRows
 
-# Live float32 copies of a tile: both models' logits, logs, probabilities, and slopes.
-_COPIES = 8
+# Live float32 copies of a tile: both models' logits and the slope, and, where a tile is
+# not worked on in blocks, logs and probabilities of both and what an energy needs.
+_COPIES_IN_BLOCKS, _COPIES = 3, 8
 _SMALLEST_BUDGET = 128 * 2**20
+# Beyond both of these a larger tile saves nothing: so many rows keep a product busy, so
+# many logits the rest.
+_ENOUGH_ROWS, _ENOUGH_LOGITS = 256, 2**22
 # A processor makes its many elementwise passes over blocks of this many bytes, which
 # stay in its cache, several times faster than over a whole tile.
 _BLOCK_BYTES = 2**20
@@ -44,10 +48,16 @@ def rows_per_tile(classes, width, memory_budget=None):
             to the size of the head's gradient, (V, H) in float32, which training needs
             anyway, but at least 128 MiB: fewer rows save little and starve the
             processor, since every tile reads the whole head.
+
+    Returns:
+        At most 256 rows, or as many as make four million logits: a larger tile
+        saves nothing, and the last one would compute more rows that nobody needs.
     """
     if memory_budget is None:
         memory_budget = max(_SMALLEST_BUDGET, 4 * classes * width)
-    return max(1, memory_budget // (4 * classes * _COPIES))
+    copies = _COPIES_IN_BLOCKS if runs_on_processor() else _COPIES
+    enough = max(_ENOUGH_ROWS, _ENOUGH_LOGITS // classes)
+    return max(1, min(enough, memory_budget // (4 * classes * copies)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,7 +281,7 @@ class _Tiles:
     def _values_and_slope(self, student, teacher, labels, coefficients):
         """Values (n, 2 + E), and the slope of their weighted sum in the logits."""
         correct = argmax(student) == labels
-        student, teacher = LogitRows(student), LogitRows(teacher)
+        student, teacher = LogitRows(student, labels), LogitRows(teacher)
         task = -_at(student.log_probabilities(), labels)
         values = [ops.cast(correct, "float32"), task]
         slope = coefficients[:, :1] * student.probabilities()

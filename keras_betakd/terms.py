@@ -38,7 +38,10 @@ def dense_terms(student, teacher, labels, weights, log_beta, task_loss, energies
         total = weighted_energy(task, log_beta["task"], weights)
     else:
         total = weighted_sum(task, weights)
-    values = {name: e.call(teacher, student) for name, e in energies.items()}
+    values = {
+        name: energy.call(energy.target(teacher, labels), student)
+        for name, energy in energies.items()
+    }
     for name, value in values.items():
         total = total + weighted_energy(value, log_beta[name], weights)
     best = ops.cast(ops.argmax(student, axis=-1), labels.dtype)

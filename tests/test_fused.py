@@ -247,9 +247,12 @@ def test_argmax_is_the_first_largest_class():
     assert as_array(argmax(ops.convert_to_tensor(x))).tolist() == [1, 0, 2]
 
 
-def test_a_tile_is_as_large_as_the_budget_allows():
-    assert rows_per_tile(1000, 10, memory_budget=8 * 4 * 1000 * 5) == 5
+def test_a_tile_is_as_large_as_the_budget_allows_and_a_product_needs():
+    few, twice = (rows_per_tile(10**5, 10, memory_budget=m * 10**8) for m in (1, 2))
+    assert twice in (2 * few, 2 * few + 1)
     assert rows_per_tile(10**9, 10, memory_budget=1) == 1
+    assert rows_per_tile(10**5, 10, memory_budget=10**12) == 256
+    assert rows_per_tile(2**10, 10, memory_budget=10**12) == 2**12
 
 
 BETAS = [

@@ -4,7 +4,9 @@ Every energy is a `keras.losses.Loss`, called with the teacher's logits as `y_tr
 and the student's as `y_pred`; see `keras_betakd.energies.base` for the concept.
 """
 
+from keras_betakd.energies.adaptive import AdaptiveKLEnergy
 from keras_betakd.energies.base import Energy, ProbabilityEnergy, select_supervised
+from keras_betakd.energies.decoupled import DKDEnergy
 from keras_betakd.energies.distances import (
     CosineLogitsEnergy,
     CosineProbsEnergy,
@@ -21,8 +23,10 @@ from keras_betakd.energies.divergences import (
 )
 
 __all__ = [
+    "AdaptiveKLEnergy",
     "CosineLogitsEnergy",
     "CosineProbsEnergy",
+    "DKDEnergy",
     "Energy",
     "ForwardKLEnergy",
     "JensenShannonEnergy",

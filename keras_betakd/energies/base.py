@@ -210,23 +210,30 @@ class Energy(keras.losses.Loss):
                 f"float32 without being asked. Received: dtype={dtype}"
             )
 
+    # Whether `y_true` is a dict of teacher "logits" and "labels", and `pointwise` takes
+    # `labels` as a third argument.
+    needs_labels = False
+
     def __call__(self, y_true, y_pred, sample_weight=None):
         if not ops.is_tensor(y_pred):
             y_pred = ops.convert_to_tensor(y_pred, dtype=self.dtype)
+        y_true, labels = self._logits_and_labels(y_true)
         y_true = ops.convert_to_tensor(y_true, dtype=self.dtype)
         check_same_shape(y_true, y_pred)
         weights = _mask_weights(y_pred, self.dtype, self.reduction)
         if sample_weight is not None:
             weights = weights * position_weights(sample_weight, weights)
         y_pred = ops.cast(y_pred, self.dtype)
+        teacher = select_supervised(y_true, weights)
         return super().__call__(
-            select_supervised(y_true, weights),
+            self.target(teacher, labels),
             select_supervised(y_pred, weights),
             sample_weight=weights,
         )
 
     def call(self, y_true, y_pred):
         """Returns the energy of each position: `(..., V)` twice to `(...)`."""
+        y_true, labels = self._logits_and_labels(y_true)
         teacher, student = (
             x if ops.is_tensor(x) else ops.convert_to_tensor(x, dtype=self.dtype)
             for x in (y_true, y_pred)
@@ -236,7 +243,23 @@ class Energy(keras.losses.Loss):
         return self.pointwise(
             self.represent(ops.cast(teacher, dtype)),
             self.represent(ops.cast(student, dtype)),
+            *([labels] if self.needs_labels else []),
         )
+
+    def target(self, logits, labels):
+        """`y_true` for `call`: the logits, with the labels where they are needed."""
+        return {"logits": logits, "labels": labels} if self.needs_labels else logits
+
+    def _logits_and_labels(self, y_true):
+        if not self.needs_labels:
+            return y_true, None
+        if not isinstance(y_true, dict) or {"logits", "labels"} - set(y_true):
+            raise ValueError(
+                f"`{type(self).__name__}` compares the models around the label, so "
+                '`y_true` must be a dict of "logits" (..., V) and "labels" (...), the '
+                f"class ids. Received: y_true of type {type(y_true).__name__}"
+            )
+        return y_true["logits"], y_true["labels"]
 
     def represent(self, logits):
         """Turns one model's logits into what `pointwise` compares."""
@@ -256,13 +279,15 @@ class Energy(keras.losses.Loss):
         What the fused head asks of an energy (`keras_betakd.fused`).
 
         Args:
-            teacher, student: `LogitRows` of the same shape (N, V).
+            teacher, student: `LogitRows` of the same shape (N, V), the student's with
+                the labels.
 
         Returns:
             `(value, gradient)`, (N,) and (N, V), cut off from differentiation.
         """
+        target = self.target(teacher.logits, student.labels)
         return value_and_gradient(
-            lambda logits: self.call(teacher.logits, logits), student.logits
+            lambda logits: self.call(target, logits), student.logits
         )
 
     def get_config(self):

@@ -10,10 +10,12 @@ class LogitRows:
 
     Args:
         logits: (N, V) float32.
+        labels: (N,) class ids, for the energies that need them.
     """
 
-    def __init__(self, logits):
+    def __init__(self, logits, labels=None):
         self.logits = logits
+        self.labels = labels
         self._log_probabilities = {}
         self._probabilities = {}
 
