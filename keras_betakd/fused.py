@@ -33,9 +33,10 @@ _SMALLEST_BUDGET = 128 * 2**20
 # Beyond both of these a larger tile saves nothing: so many rows keep a product busy, so
 # many logits the rest.
 _ENOUGH_ROWS, _ENOUGH_LOGITS = 256, 2**22
-# A processor makes its many elementwise passes over blocks of this many bytes, which
-# stay in its cache, several times faster than over a whole tile.
-_BLOCK_BYTES = 2**20
+# A processor makes its many elementwise passes over blocks of so many bytes, which stay
+# in its cache, several times faster than over a whole tile. But its threads share out
+# rows, so that a block needs some.
+_BLOCK_BYTES, _BLOCK_ROWS = 2**20, 4
 
 
 def rows_per_tile(classes, width, memory_budget=None):
@@ -264,7 +265,7 @@ class _Tiles:
         if not runs_on_processor():
             return None
         classes = self.head.kernel.shape[0]
-        return min(tile_rows, max(1, _BLOCK_BYTES // (4 * classes)))
+        return min(tile_rows, max(_BLOCK_ROWS, _BLOCK_BYTES // (4 * classes)))
 
     def tile(self, data, block):
         """Values of some rows, and, of their weighted sum, the gradients."""

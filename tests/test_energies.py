@@ -14,8 +14,10 @@ from keras import ops
 
 from keras_betakd import energies as library
 from keras_betakd.energies import (
+    AdaptiveKLEnergy,
     CosineLogitsEnergy,
     CosineProbsEnergy,
+    DKDEnergy,
     Energy,
     ForwardKLEnergy,
     JensenShannonEnergy,
@@ -39,6 +41,7 @@ PROBABILITY_CLASSES = {
     "skew_reverse_kl": SkewReverseKLEnergy,
     "cosine_probs": CosineProbsEnergy,
     "mse_probs": MSEProbsEnergy,
+    "adaptive_kl": AdaptiveKLEnergy,
 }
 LOGIT_CLASSES = {"cosine_logits": CosineLogitsEnergy, "mse_logits": MSELogitsEnergy}
 CLASSES = {**PROBABILITY_CLASSES, **LOGIT_CLASSES}
@@ -397,7 +400,11 @@ def test_order_of_the_vocabulary_is_irrelevant(cls):
     np.testing.assert_allclose(after, before, rtol=1e-5)
 
 
-@every_energy
+@pytest.mark.parametrize(
+    "cls",
+    # Its weight is a constant to the gradient, not to the slope.
+    [cls for cls in CLASSES.values() if cls is not AdaptiveKLEnergy],
+)
 def test_gradient_is_the_slope(cls):
     teacher, student = logits(2, 4, 7), logits(2, 4, 7, seed=1)
     direction = logits(2, 4, 7, seed=2, scale=1.0)
@@ -559,6 +566,10 @@ def test_float32_whatever_the_global_precision(floatx):
         (lambda: MSELogitsEnergy(ddof=2), "`ddof`.*ddof=2"),
         (lambda: MSELogitsEnergy(epsilon=0.0), "`epsilon`.*epsilon=0.0"),
         (lambda: CosineLogitsEnergy(epsilon=-1.0), "`epsilon`.*epsilon=-1.0"),
+        (lambda: AdaptiveKLEnergy(head_mass=1.0), "`head_mass`.*head_mass=1.0"),
+        (lambda: AdaptiveKLEnergy(head_rule="top"), "nucleus.*head_rule='top'"),
+        (lambda: DKDEnergy(alpha=0.0), "`alpha`.*alpha=0.0"),
+        (lambda: DKDEnergy(beta=-1.0), "`beta`.*beta=-1.0"),
         (lambda: ForwardKLEnergy(dtype="float16"), "`dtype`.*dtype=float16"),
         (lambda: ForwardKLEnergy(reduction="average"), "reduction=average"),
     ],
@@ -580,6 +591,8 @@ def test_invalid_arguments_raise_at_construction(make, message):
         (MSEProbsEnergy, {"mean_over_vocabulary": True, "temperature": 2.0}),
         (MSELogitsEnergy, {"standardize": False, "ddof": 0, "epsilon": 0.1}),
         (CosineLogitsEnergy, {"standardize": False, "epsilon": 0.1}),
+        (AdaptiveKLEnergy, {"head_mass": 0.7, "head_rule": "prefix"}),
+        (DKDEnergy, {"alpha": 2.0, "beta": 0.5, "temperature": 4.0}),
     ],
 )  # fmt: skip
 def test_configuration_survives_json(cls, arguments):
@@ -603,7 +616,8 @@ def test_every_public_energy_is_tested():
         and issubclass(x, Energy)
         and x not in (Energy, library.ProbabilityEnergy)
     }
-    assert concrete == set(CLASSES.values())
+    # The one that needs labels: tests/test_adaptive_energies.py.
+    assert concrete == {*CLASSES.values(), DKDEnergy}
 
 
 # --- in a Keras project -------------------------------------------------------------
