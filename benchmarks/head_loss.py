@@ -16,7 +16,7 @@ needs transformers).
 import argparse
 import sys
 
-from measure import cells, in_fresh_process, median, report
+from measure import Table, in_fresh_process, report
 
 PATHS = {  # path -> backends it exists on
     "floor": ("jax", "torch", "tensorflow"),
@@ -57,23 +57,15 @@ def main():
     if options.worker:
         report(make_step(options), options.repeats)
         return
-    line = "{:<11} {:<6} {:<7} {:>8} {:>15} {:>9} {:>10}\n"
-    head = ("backend", "path", "loss", "ms", "range", "peak MB", "of floor")
-    sys.stdout.write(line.format(*head))
+    table = Table({"backend": 11, "path": 6, "loss": 7})
     for backend in options.backends:
-        floor = None
+        table.start()
         for path, loss in _pairs(options):
             if backend not in PATHS[path]:
                 continue
             worker = [*sys.argv[1:], "--worker", path, loss]
             numbers = in_fresh_process(__file__, worker, backend)
-            if path == "floor" and "failed" not in numbers:
-                floor = median(numbers)
-            ratio = ""
-            if floor and "failed" not in numbers:
-                ratio = f"{median(numbers) / floor:.2f}"
-            sys.stdout.write(line.format(backend, path, loss, *cells(numbers), ratio))
-            sys.stdout.flush()
+            table.add((backend, path, loss), path, numbers)
 
 
 def _pairs(options):

@@ -43,6 +43,38 @@ def report(step, repeats, parts=1):
     sys.stdout.write("\n" + json.dumps(numbers) + "\n")
 
 
+class Table:
+    """A table written line by line, each path beside the floor before it.
+
+    Args:
+        columns: dict of the first columns' heads to their widths; text is set left.
+    """
+
+    def __init__(self, columns):
+        self._names = "".join(f"{{:<{width}}} " for width in columns.values())
+        self._floor = None
+        self._write((*columns, "ms", "range", "peak MB", "of floor"))
+
+    def add(self, names, path, numbers):
+        """One line; `path` "floor" is what the lines after it are compared with."""
+        failed = "failed" in numbers
+        if path == "floor":
+            self._floor = None if failed else median(numbers)
+        ratio = ""
+        if self._floor and not failed:
+            ratio = f"{median(numbers) / self._floor:.2f}"
+        self._write((*names, *cells(numbers), ratio))
+
+    def start(self):
+        """Forgets the floor: what follows has one of its own."""
+        self._floor = None
+
+    def _write(self, texts):
+        line = self._names + "{:>8} {:>15} {:>9} {:>9}\n"
+        sys.stdout.write(line.format(*texts))
+        sys.stdout.flush()
+
+
 def cells(numbers):
     """Median, range of the middle 80 %, and peak memory, as text."""
     if "failed" in numbers:

@@ -12,10 +12,9 @@ memory above what models and batch take (what a compiler keeps is counted).
 """
 
 import argparse
-import sys
 
 import numpy as np
-from measure import cells, in_fresh_process, median, report
+from measure import Table, in_fresh_process, report
 
 TOKENS, IMAGE_TOKENS, ANSWERS = 320, 256, 8
 PATHS = ("floor", "fixed", "instance", "dense", "keras", "finetune")
@@ -42,24 +41,17 @@ def main():
     if options.worker:
         report(make_run(options), options.repeats, options.steps)
         return
-    line = "{:<11} {:>7} {:<9} {:>8} {:>15} {:>9} {:>9}\n"
-    head = ("backend", "V", "path", "ms", "range", "peak MB", "of floor")
-    sys.stdout.write(line.format(*head))
+    table = Table({"backend": 11, "V": 7, "path": 9})
     for backend in options.backends:
         for classes in options.vocabulary:
-            floor = None
+            table.start()
             for path in options.paths:
                 worker = ["--worker", path, "--vocabulary", classes]
                 worker += ["--teacher", *options.teacher, "--student", *options.student]
                 for name in ("batch", "steps", "repeats"):
                     worker += [f"--{name}", getattr(options, name)]
                 numbers = in_fresh_process(__file__, worker, backend)
-                failed = "failed" in numbers
-                floor = median(numbers) if path == "floor" and not failed else floor
-                ratio = "" if failed or not floor else f"{median(numbers) / floor:.2f}"
-                row = (backend, classes, path, *cells(numbers), ratio)
-                sys.stdout.write(line.format(*row))
-                sys.stdout.flush()
+                table.add((backend, classes, path), path, numbers)
 
 
 def make_run(options):

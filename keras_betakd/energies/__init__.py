@@ -17,10 +17,9 @@ from keras_betakd.energies.divergences import (
     ForwardKLEnergy,
     JensenShannonEnergy,
     ReverseKLEnergy,
-    SkewForwardKLEnergy,
-    SkewReverseKLEnergy,
     TotalVariationEnergy,
 )
+from keras_betakd.energies.skew import SkewForwardKLEnergy, SkewReverseKLEnergy
 
 __all__ = [
     "AdaptiveKLEnergy",

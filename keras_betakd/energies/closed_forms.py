@@ -82,11 +82,10 @@ def reverse_kl(rows):
 
 
 def _kl_to_mixture(p, log_p, log_q, share):
-    """KL(p || m), m = (1 - share) p + share q, with log(m / p) and m / p - 1."""
+    """KL(p || m), m = (1 - share) p + share q, and m / p - 1."""
     d = log_q - log_p
     growth = share * ops.expm1(ops.minimum(d, _FAR))
-    to_p = ops.log1p(growth)
-    return _kl(p, to_p, growth, ops.max(d, axis=-1)), to_p, growth
+    return _kl(p, ops.log1p(growth), growth, ops.max(d, axis=-1)), growth
 
 
 def jensen_shannon(rows, teacher_weight):
@@ -108,13 +107,14 @@ def jensen_shannon(rows, teacher_weight):
 
 
 def skew_forward_kl(rows, skew):
-    value, _, growth = _kl_to_mixture(rows.p, rows.log_p, rows.log_q, 1.0 - skew)
+    value, growth = _kl_to_mixture(rows.p, rows.log_p, rows.log_q, 1.0 - skew)
     return value, _through_softmax(rows.q, (skew - 1.0) / (1.0 + growth))
 
 
 def skew_reverse_kl(rows, skew):
-    value, to_q, growth = _kl_to_mixture(rows.q, rows.log_q, rows.log_p, 1.0 - skew)
-    return value, _through_softmax(rows.q, -to_q - skew / (1.0 + growth))
+    value, growth = _kl_to_mixture(rows.q, rows.log_q, rows.log_p, 1.0 - skew)
+    slope = -ops.log1p(growth) - skew / (1.0 + growth)
+    return value, _through_softmax(rows.q, slope)
 
 
 def total_variation(rows):

@@ -39,8 +39,8 @@ def decoupled_kl(log_p, log_q, labels):
 def _log_sum_exp(x):
     """log sum exp, -inf for a row of -inf, without NaN in its gradient there."""
     largest = ops.max(x, axis=-1, keepdims=True)
-    empty = largest == -math.inf
-    shift = ops.stop_gradient(ops.where(empty, ops.zeros_like(largest), largest))
+    finite = ops.where(largest == -math.inf, ops.zeros_like(largest), largest)
+    shift = ops.stop_gradient(finite)
     total = ops.sum(ops.exp(x - shift), axis=-1)
     empty = total == 0
     logs = ops.log(ops.where(empty, ops.ones_like(total), total)) + shift[..., 0]

@@ -3,8 +3,8 @@
 They differ in which mistakes they charge for. The forward KL charges the student for
 missing what the teacher finds likely and spreads its mass (mode covering); the
 reverse KL charges it for likely outputs that the teacher finds unlikely and sharpens
-it (mode seeking); Jensen-Shannon and total variation are bounded compromises; the
-skew KLs mix a little of the other model in, which keeps value and gradient bounded.
+it (mode seeking); Jensen-Shannon and total variation are bounded compromises. The skew
+KLs are in `keras_betakd.energies.skew`.
 
 All but total variation are a KL divergence to a mixture of the two models, see
 `keras_betakd.energies.bregman` for how that is computed.
@@ -18,6 +18,7 @@ from keras import ops
 from keras_betakd.energies import closed_forms
 from keras_betakd.energies.base import ProbabilityEnergy, checked_number
 from keras_betakd.energies.bregman import kl_to_mixture
+from keras_betakd.energies.forms import FormedEnergy
 
 _REGISTER = keras.saving.register_keras_serializable(package="keras_betakd")
 
@@ -39,31 +40,23 @@ def jensen_shannon(log_p, log_q, teacher_weight=0.5):
     return w * to_teacher + (1.0 - w) * kl_to_mixture(log_q, log_p, share=w)
 
 
-def skew_forward_kl(log_p, log_q, skew=0.1):
-    """KL(p || skew p + (1 - skew) q), in nats."""
-    return kl_to_mixture(log_p, log_q, share=1.0 - skew)
-
-
-def skew_reverse_kl(log_p, log_q, skew=0.1):
-    """KL(q || (1 - skew) p + skew q), in nats."""
-    return kl_to_mixture(log_q, log_p, share=1.0 - skew)
-
-
 def total_variation(log_p, log_q):
     """0.5 sum |p - q|, between 0 and 1."""
     return 0.5 * ops.sum(ops.abs(ops.exp(log_q) - ops.exp(log_p)), axis=-1)
 
 
 @_REGISTER
-class ForwardKLEnergy(ProbabilityEnergy):
+class ForwardKLEnergy(FormedEnergy):
     """Forward Kullback-Leibler divergence, the classic distillation loss.
 
     Use it when the student should cover everything the teacher finds likely. It is
-    the true divergence, 0 at agreement, not the cross-entropy, whose floor is the
-    teacher's entropy and would cap a learned weight.
+    the true divergence, 0 at agreement, unless `form="cross_entropy"` asks for the
+    cross-entropy, whose floor is the teacher's entropy and caps a learned weight.
 
         l = sum_v p_v log(p_v / q_v),   p = softmax(y_true / temperature),
                                         q = softmax(y_pred / temperature)
+
+    Hinton's distillation is `ForwardKLEnergy(temperature=T, scale_by_t2=True)`.
 
     Shapes: `y_true` and `y_pred` are `(..., V)`; `call` returns `(...)`, in nats per
     token; +inf if the student excludes (logit -inf) a class that the teacher allows.
@@ -72,6 +65,8 @@ class ForwardKLEnergy(ProbabilityEnergy):
     see `ProbabilityEnergy` and `Energy`.
 
     Args:
+        form: `"divergence"` (default), or `"cross_entropy"` to add the teacher's
+            entropy; see `keras_betakd.energies.forms` for what that does to beta.
         temperature: Positive number T. Defaults to 1.
         scale_by_t2: Whether to multiply by T^2, which makes beta* T^2 times smaller.
         from_logits: Whether the inputs are logits rather than probabilities.
@@ -94,10 +89,11 @@ class ForwardKLEnergy(ProbabilityEnergy):
     """
 
     def pointwise(self, log_p, log_q):
-        return forward_kl(log_p, log_q)
+        return forward_kl(log_p, log_q) + self.floor(log_p)
 
     def closed_form(self, rows):
-        return closed_forms.forward_kl(rows)
+        value, slope = closed_forms.forward_kl(rows)
+        return value + self.floor(rows.log_p), slope
 
 
 @_REGISTER
@@ -249,110 +245,3 @@ class TotalVariationEnergy(ProbabilityEnergy):
 
     def closed_form(self, rows):
         return closed_forms.total_variation(rows)
-
-
-class _SkewEnergy(ProbabilityEnergy):
-    """What the two skew divergences share: the weight `skew`."""
-
-    def __init__(self, skew=0.1, **kwargs):
-        super().__init__(**kwargs)
-        self.skew = checked_number("skew", skew, high=1.0)
-
-    def get_config(self):
-        return {**super().get_config(), "skew": self.skew}
-
-
-@_REGISTER
-class SkewForwardKLEnergy(_SkewEnergy):
-    """Skew forward KL: the forward KL with some of the teacher mixed into the student.
-
-    Use it in place of `ForwardKLEnergy` where that is dominated by a few tokens on
-    which the student is far off: the mixture bounds it by -log(skew).
-
-        l = KL(p || a p + (1 - a) q),   p = softmax(y_true / temperature),
-                                        q = softmax(y_pred / temperature)
-
-    with a = `skew`. Near agreement l = (1 - a)^2 KL(p || q).
-
-    Shapes: `y_true` and `y_pred` are `(..., V)`; `call` returns `(...)`, in nats per
-    token.
-
-    Masking, temperature and its T^2 factor, and what they do to beta* = d / (2 l):
-    see `ProbabilityEnergy` and `Energy`.
-
-    Args:
-        skew: Weight a of the teacher in the mixture, above 0 and below 1. Defaults
-            to 0.1.
-        temperature: Positive number T. Defaults to 1.
-        scale_by_t2: Whether to multiply by T^2, which makes beta* T^2 times smaller.
-        from_logits: Whether the inputs are logits rather than probabilities.
-        name, reduction, dtype: See `Energy`.
-
-    Raises:
-        ValueError: for an invalid argument, or for inputs of different shape.
-
-    Example:
-
-    >>> from keras import ops
-    >>> teacher = ops.array([[0.0, -float("inf")]])
-    >>> student = ops.array([[-float("inf"), 0.0]])
-    >>> energy = SkewForwardKLEnergy(skew=0.1)
-    >>> round(float(energy(teacher, student)), 4)  # the bound, -log(0.1)
-    2.3026
-
-    Reference: DistiLLM, Ko et al. 2024 (arXiv:2402.03898), section 3.1; Lee 2001.
-    """
-
-    def pointwise(self, log_p, log_q):
-        return skew_forward_kl(log_p, log_q, self.skew)
-
-    def closed_form(self, rows):
-        return closed_forms.skew_forward_kl(rows, self.skew)
-
-
-@_REGISTER
-class SkewReverseKLEnergy(_SkewEnergy):
-    """Skew reverse KL: the reverse KL with some of the student mixed into the teacher.
-
-    Use it in place of `ReverseKLEnergy` where the teacher gives next to no mass to
-    what a young student writes: the mixture bounds the energy by -log(skew).
-
-        l = KL(q || (1 - a) p + a q),   p = softmax(y_true / temperature),
-                                        q = softmax(y_pred / temperature)
-
-    with a = `skew`. Near agreement l = (1 - a)^2 KL(q || p).
-
-    Shapes: `y_true` and `y_pred` are `(..., V)`; `call` returns `(...)`, in nats per
-    token.
-
-    Masking, temperature and its T^2 factor, and what they do to beta* = d / (2 l):
-    see `ProbabilityEnergy` and `Energy`.
-
-    Args:
-        skew: Weight a of the student in the mixture, above 0 and below 1. Defaults
-            to 0.1.
-        temperature: Positive number T. Defaults to 1.
-        scale_by_t2: Whether to multiply by T^2, which makes beta* T^2 times smaller.
-        from_logits: Whether the inputs are logits rather than probabilities.
-        name, reduction, dtype: See `Energy`.
-
-    Raises:
-        ValueError: for an invalid argument, or for inputs of different shape.
-
-    Example:
-
-    >>> from keras import ops
-    >>> teacher = ops.array([[0.0, -float("inf")]])
-    >>> student = ops.array([[-float("inf"), 0.0]])
-    >>> energy = SkewReverseKLEnergy(skew=0.5)
-    >>> round(float(energy(teacher, student)), 4)  # the bound, log 2
-    0.6931
-
-    Reference: DistiLLM, Ko et al. 2024 (arXiv:2402.03898), section 3.1; Lee 2001.
-    """
-
-    def pointwise(self, log_p, log_q):
-        return skew_reverse_kl(log_p, log_q, self.skew)
-
-    def closed_form(self, rows):
-        return closed_forms.skew_reverse_kl(rows, self.skew)
