@@ -24,6 +24,7 @@ from keras_betakd.energies import (
     ReverseKLEnergy,
     SkewForwardKLEnergy,
     SkewReverseKLEnergy,
+    TAIDEnergy,
     TotalVariationEnergy,
 )
 from keras_betakd.preprocessing import DistillationPreprocessor

@@ -1,7 +1,5 @@
 """`BetaKDDistiller`: a teacher trains a student, and learns how much to be heard."""
 
-import contextlib
-
 import keras
 from keras import ops
 
@@ -15,11 +13,11 @@ from keras_betakd.components import (
 )
 from keras_betakd.energies.base import attached_mask
 from keras_betakd.fitting import RecordFitting
-from keras_betakd.models.towers import computed_once
 from keras_betakd.models.views import view_of
 from keras_betakd.objective import REDUCTIONS, row_weights, weighted_sum
 from keras_betakd.preprocessing import DistillationPreprocessor
 from keras_betakd.saving import TeacherKeeping
+from keras_betakd.sharing import PictureSharing
 from keras_betakd.terms import dense_terms, fused_terms
 from keras_betakd.training_data import by_model
 
@@ -27,7 +25,7 @@ ROLES = ("student", "teacher")
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
-class BetaKDDistiller(RecordFitting, TeacherKeeping, keras.Model):
+class BetaKDDistiller(RecordFitting, PictureSharing, TeacherKeeping, keras.Model):
     """Distils a teacher into a student with learned weights (Beta-KD).
 
     Minimises, over the supervised answer tokens,
@@ -111,6 +109,11 @@ class BetaKDDistiller(RecordFitting, TeacherKeeping, keras.Model):
         self.teacher = teacher
         self.energies = named_energies(energies)
         self.betas = named_betas(beta, list(self.energies))
+        self.schedules = {
+            name: energy.schedule
+            for name, energy in self.energies.items()
+            if energy.schedule is not None
+        }
         self.task_beta = TaskBeta() if weight_task_loss is True else None
         if weight_task_loss and self.task_beta is None:
             self.task_beta = expect_beta(weight_task_loss)
@@ -123,7 +126,6 @@ class BetaKDDistiller(RecordFitting, TeacherKeeping, keras.Model):
         self._make_trackers()
         self._predicting = False
         self._needs_logits = False
-        self._shares_tower = False
 
     def _make_trackers(self):
         # Made here and not in `build`: JAX needs every metric before it traces.
@@ -133,6 +135,9 @@ class BetaKDDistiller(RecordFitting, TeacherKeeping, keras.Model):
         self.energy_trackers = {n: keras.metrics.Mean(name=n) for n in self.energies}
         self.beta_trackers = {
             name: keras.metrics.Mean(name=f"{name}_beta") for name in self._all_betas()
+        }
+        self.schedule_trackers = {
+            name: keras.metrics.Mean(name=f"{name}_t") for name in self.schedules
         }
 
     def _all_betas(self):
@@ -177,25 +182,6 @@ class BetaKDDistiller(RecordFitting, TeacherKeeping, keras.Model):
             "log_beta": log_beta,
             "weights": weights,
         }
-
-    def _tower_once(self, inputs):
-        """Lets the teacher see through the student's eyes where theirs are the same."""
-        if not self._shares_tower or not self._shares_pictures(inputs):
-            return contextlib.nullcontext()
-        towers = self.student_view.vision_tower() + self.teacher_view.vision_tower()
-        return computed_once(*towers)
-
-    def _shares_pictures(self, inputs):
-        """Whether the teacher is to see the student's pictures."""
-        if not self.teacher_view.vision_tower():
-            return False
-        return "images" in inputs["student"] and "images" not in inputs["teacher"]
-
-    def _with_pictures(self, inputs):
-        if not self._shares_pictures(inputs):
-            return inputs
-        images = inputs["student"]["images"]
-        return {**inputs, "teacher": {**inputs["teacher"], "images": images}}
 
     def _outputs(self, view, role, inputs, training):
         """What a model makes of its inputs: logits (B, K, V), or rows (B, K, H)."""
@@ -246,7 +232,15 @@ class BetaKDDistiller(RecordFitting, TeacherKeeping, keras.Model):
         if training:
             for name, beta in self._all_betas().items():
                 beta.update(terms.energies.get(name, terms.task), weights)
+            self._advance_schedules(terms.energies, weights)
         return total
+
+    def _advance_schedules(self, energies, weights):
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        every = optimizer.gradient_accumulation_steps or 1
+        for name, schedule in self.schedules.items():
+            mean = weighted_sum(energies[name], weights)
+            schedule.update(mean, ops.any(weights != 0), every)
 
     def _terms(self, inputs, y, y_pred, training):
         student, teacher = y_pred["student"], y_pred["teacher"]
@@ -273,6 +267,8 @@ class BetaKDDistiller(RecordFitting, TeacherKeeping, keras.Model):
         for name, value in terms.energies.items():
             mean = weighted_sum(value, weights)
             self.energy_trackers[name].update_state(mean, count)
+        for name, schedule in self.schedules.items():
+            self.schedule_trackers[name].update_state(schedule.t)
         for name, value in log_beta.items():
             mean = weighted_sum(ops.exp(value), weights)
             self.beta_trackers[name].update_state(mean, count)

@@ -2,7 +2,6 @@
 
 import keras
 
-from keras_betakd.models.towers import same_frozen_tower
 from keras_betakd.training_data import (
     BatchFormatter,
     formatted,
@@ -102,14 +101,6 @@ class RecordFitting:
         self._look_for_shared_tower()
         x, y, sample_weight = self._format_batch(x, y, sample_weight)
         return super().test_on_batch(x, y, sample_weight=sample_weight, **kwargs)
-
-    def _look_for_shared_tower(self):
-        """Each time anew: weights may have been loaded since."""
-        shares = same_frozen_tower(self.student_view, self.teacher_view)
-        if shares != self._shares_tower:
-            self._shares_tower = shares
-            # Compiled for the other case.
-            self.train_function = self.test_function = None
 
     def _format(self, x, y, sample_weight, batch_size, shuffle=False):
         return formatted(x, y, sample_weight, batch_size, shuffle, self.preprocessor)

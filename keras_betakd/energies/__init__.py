@@ -20,6 +20,7 @@ from keras_betakd.energies.divergences import (
     TotalVariationEnergy,
 )
 from keras_betakd.energies.skew import SkewForwardKLEnergy, SkewReverseKLEnergy
+from keras_betakd.energies.taid import TAIDEnergy, TAIDSchedule
 
 __all__ = [
     "AdaptiveKLEnergy",
@@ -35,6 +36,8 @@ __all__ = [
     "ReverseKLEnergy",
     "SkewForwardKLEnergy",
     "SkewReverseKLEnergy",
+    "TAIDEnergy",
+    "TAIDSchedule",
     "TotalVariationEnergy",
     "select_supervised",
 ]

@@ -214,6 +214,10 @@ class Energy(keras.losses.Loss):
     # `labels` as a third argument.
     needs_labels = False
 
+    # A layer whose `update(energy, counts, every)` the distiller calls after each
+    # training batch, for an energy that changes while training goes on.
+    schedule = None
+
     def __call__(self, y_true, y_pred, sample_weight=None):
         if not ops.is_tensor(y_pred):
             y_pred = ops.convert_to_tensor(y_pred, dtype=self.dtype)

@@ -32,11 +32,11 @@ class FormedEnergy(ProbabilityEnergy):
 
     Args:
         form: `"divergence"` (default) or `"cross_entropy"`.
-        **kwargs: See `ProbabilityEnergy`.
+        temperature, **kwargs: See `ProbabilityEnergy`.
     """
 
-    def __init__(self, form="divergence", **kwargs):
-        super().__init__(**kwargs)
+    def __init__(self, temperature=1.0, form="divergence", **kwargs):
+        super().__init__(temperature=temperature, **kwargs)
         if form not in FORMS:
             raise ValueError(f"`form` must be one of {FORMS}. Received: form={form!r}")
         self.form = form

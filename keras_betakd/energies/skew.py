@@ -35,7 +35,7 @@ class _SkewEnergy(ProbabilityEnergy):
 
 
 @_REGISTER
-class SkewForwardKLEnergy(FormedEnergy, _SkewEnergy):
+class SkewForwardKLEnergy(_SkewEnergy, FormedEnergy):
     """Skew forward KL: the forward KL with some of the teacher mixed into the student.
 
     Use it in place of `ForwardKLEnergy` where that is dominated by a few tokens on

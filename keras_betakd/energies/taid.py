@@ -1,0 +1,203 @@
+"""TAID: a target that moves from the student to the teacher while training goes on."""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_betakd.energies.divergences import forward_kl
+from keras_betakd.energies.forms import FormedEnergy
+
+
+def interpolated(log_p, log_q, t):
+    """log softmax((1 - t) log q + t log p), cut off from differentiation.
+
+    Args:
+        log_p, log_q: (..., V), log-probabilities of teacher and student.
+        t: scalar between 0 and 1.
+    """
+    log_p, log_q = ops.stop_gradient(log_p), ops.stop_gradient(log_q)
+    zero = ops.zeros_like(log_p)
+    # A model with no say excludes nothing: 0 * -inf would be NaN.
+    teacher = ops.where(t > 0, ops.where(t > 0, t, 1.0) * log_p, zero)
+    student = ops.where(t < 1, ops.where(t < 1, 1.0 - t, 1.0) * log_q, zero)
+    return ops.log_softmax(teacher + student, axis=-1)
+
+
+@keras.saving.register_keras_serializable(package="keras_betakd")
+class TAIDSchedule(keras.layers.Layer):
+    """How far the target of `TAIDEnergy` has moved, t, and how it moves.
+
+    At the k-th optimizer step (from 0) with mean energy l_k,
+
+        m = momentum * m + (1 - momentum) * (l_{k-1} - l_k) / l_{k-1}
+        t = min(end, max(start + (end - start) * k / total_steps,
+                         t + rate * sigmoid(m) * (1 - t)))
+
+    so that t follows a straight line and runs ahead of it while the energy falls. The
+    first step only notes its energy. A step without a supervised token, or whose energy
+    is not finite, moves t along the line alone. `rate=0` is the line.
+
+    Args:
+        start, end, total_steps, rate, momentum: see `TAIDEnergy`.
+
+    Reference: TAID, Shing et al. 2025 (arXiv:2501.16937), section 3.2 and algorithm 1.
+    """
+
+    def __init__(self, start, end, total_steps, rate, momentum, **kwargs):
+        super().__init__(**{**kwargs, "trainable": False})
+        self.start = start
+        self.end = end
+        self.total_steps = total_steps
+        self.rate = rate
+        self.momentum = momentum
+        self.build()
+
+    def build(self, input_shape=None):
+        def scalar(name, initial=0.0):
+            constant = keras.initializers.Constant(initial)
+            return self.add_weight(
+                shape=(), initializer=constant, trainable=False, name=name
+            )
+
+        self.t = scalar("t", self.start)
+        self.trend = scalar("trend")
+        self.last_energy = scalar("last_energy")
+        self.has_last = scalar("has_last")
+        self.calls = scalar("calls")
+        self.built = True
+
+    def update(self, energy, counts=True, every=1):
+        """Moves t; called once for each training batch.
+
+        Args:
+            energy: scalar, the batch's mean energy.
+            counts: whether the batch has a supervised token.
+            every: batches in an optimizer step (gradient accumulation); t moves with
+                the first of them.
+        """
+        energy = ops.stop_gradient(ops.cast(energy, self.t.dtype))
+        calls = ops.convert_to_tensor(self.calls)
+        moves = ops.floor(calls / every) * every == calls
+        usable = ops.logical_and(counts, ops.isfinite(energy))
+        usable = ops.logical_and(moves, usable)
+        energy = ops.where(usable, energy, 0.0)
+        last, t = ops.convert_to_tensor(self.last_energy), ops.convert_to_tensor(self.t)
+        compares = ops.logical_and(usable, self.has_last > 0)
+        fall = (last - energy) / ops.where(last > 0, last, 1.0)
+        trend = ops.convert_to_tensor(self.trend)
+        moved = self.momentum * trend + (1.0 - self.momentum) * fall
+        trend = ops.where(compares, moved, trend)
+        ahead = ops.where(compares, self.rate * ops.sigmoid(trend) * (1.0 - t), 0.0)
+        progress = ops.floor(calls / every) / self.total_steps
+        line = self.start + (self.end - self.start) * progress
+        new = ops.minimum(self.end, ops.maximum(line, t + ahead))
+        state = (
+            (self.t, ops.where(moves, new, t)),
+            (self.trend, trend),
+            (self.last_energy, ops.where(usable, energy, last)),
+            (self.has_last, ops.where(usable, 1.0, self.has_last)),
+            (self.calls, calls + 1.0),
+        )
+        # Only now: on PyTorch assigning changes what was read from the variable.
+        for variable, value in state:
+            variable.assign(value)
+
+
+@keras.saving.register_keras_serializable(package="keras_betakd")
+class TAIDEnergy(FormedEnergy):
+    """Temporally adaptive interpolated distillation (TAID).
+
+    Use it where the teacher is so much larger that its answers overwhelm the student:
+    the target starts near the student's own output and moves to the teacher's.
+
+        l = KL(p_t || q),   p_t = softmax((1 - t) z_s + t z_t)
+
+    with z_t = y_true / temperature, z_s = y_pred / temperature, q = softmax(z_s), and
+    p_t a constant to the gradient. Near agreement l = t^2 KL(p || q), so a learned
+    weight starts 1 / t^2 higher and comes down as t rises.
+
+    t goes from `start` to `end` in `total_steps` optimizer steps, see `TAIDSchedule`.
+    It is a Keras variable: a `BetaKDDistiller` advances it once an optimizer step
+    (never in `evaluate`), saves it with its weights and shows it as `<name>_t`.
+    Elsewhere call `energy.schedule.update(l)` after each step.
+
+    Shapes: `y_true` and `y_pred` are `(..., V)`; `call` returns `(...)`, in nats per
+    token. A class that either model excludes (logit -inf) is no part of p_t, except
+    that at t = 1 the target is the teacher's and the energy that of `ForwardKLEnergy`.
+
+    Masking, temperature and its T^2 factor, and what they do to beta* = d / (2 l):
+    see `ProbabilityEnergy` and `Energy`.
+
+    Args:
+        total_steps: positive integer, optimizer steps of the whole training.
+        start: t at first, between 0 and 1. Defaults to 0.4.
+        end: t at last, above `start`, at most 1. Defaults to 1.
+        rate: how fast t runs ahead of the straight line while the energy falls, alpha
+            in the paper. 0 for the line alone. Defaults to 5e-4.
+        momentum: of the running mean of the energy's fall, beta in the paper, at least
+            0 and below 1. Defaults to 0.99.
+        form: `"divergence"` (default), or `"cross_entropy"` to add the entropy of p_t;
+            see `keras_betakd.energies.forms` for what that does to beta.
+        temperature, scale_by_t2, from_logits: See `ProbabilityEnergy`.
+        name, reduction, dtype: See `Energy`.
+
+    Raises:
+        ValueError: for an invalid argument, or for inputs of different shape.
+
+    Example:
+
+    >>> from keras import ops
+    >>> p = ops.array([[0.7, 0.2, 0.1]])
+    >>> q = ops.array([[0.2, 0.5, 0.3]])
+    >>> energy = TAIDEnergy(total_steps=100, start=0.5, from_logits=False)
+    >>> round(float(energy(p, q)), 4)
+    0.1401
+
+    Reference: TAID, Shing et al. 2025 (arXiv:2501.16937), equations 3 and 4.
+    """
+
+    def __init__(
+        self,
+        total_steps,
+        start=0.4,
+        end=1.0,
+        rate=5e-4,
+        momentum=0.99,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if not isinstance(total_steps, int) or total_steps < 1:
+            raise ValueError(
+                "`total_steps` must be a positive integer, the optimizer steps of the "
+                f"whole training. Received: total_steps={total_steps!r}"
+            )
+        if not 0 <= start < end <= 1:
+            raise ValueError(
+                "`start` and `end` must be such that 0 <= start < end <= 1. Received: "
+                f"start={start}, end={end}"
+            )
+        if not 0 <= momentum < 1 or not 0 <= rate < math.inf:
+            raise ValueError(
+                "`momentum` must lie in [0, 1) and `rate` must not be negative. "
+                f"Received: momentum={momentum}, rate={rate}"
+            )
+        self.schedule = TAIDSchedule(
+            start, end, total_steps, rate, momentum, dtype=self.dtype
+        )
+
+    def pointwise(self, log_p, log_q):
+        t = ops.cast(ops.convert_to_tensor(self.schedule.t), log_q.dtype)
+        target = interpolated(log_p, log_q, t)
+        return forward_kl(target, log_q) + self.floor(target)
+
+    def get_config(self):
+        schedule = self.schedule
+        return {
+            **super().get_config(),
+            "total_steps": schedule.total_steps,
+            "start": schedule.start,
+            "end": schedule.end,
+            "rate": schedule.rate,
+            "momentum": schedule.momentum,
+        }
