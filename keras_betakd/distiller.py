@@ -268,7 +268,7 @@ class BetaKDDistiller(RecordFitting, PictureSharing, TeacherKeeping, keras.Model
             mean = weighted_sum(value, weights)
             self.energy_trackers[name].update_state(mean, count)
         for name, schedule in self.schedules.items():
-            self.schedule_trackers[name].update_state(schedule.t)
+            self.schedule_trackers[name].update_state(schedule.t.value)
         for name, value in log_beta.items():
             mean = weighted_sum(ops.exp(value), weights)
             self.beta_trackers[name].update_state(mean, count)

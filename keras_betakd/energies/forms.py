@@ -43,7 +43,9 @@ class FormedEnergy(ProbabilityEnergy):
 
     def floor(self, log_p):
         """What to add to the divergence: 0, or the teacher's entropy, `(...)`."""
-        return entropy(ops.stop_gradient(log_p)) if self.form == FORMS[1] else 0.0
+        if self.form == "divergence":
+            return 0.0
+        return entropy(ops.stop_gradient(log_p))
 
     def get_config(self):
         return {**super().get_config(), "form": self.form}

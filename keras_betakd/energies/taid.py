@@ -19,8 +19,8 @@ def interpolated(log_p, log_q, t):
     log_p, log_q = ops.stop_gradient(log_p), ops.stop_gradient(log_q)
     zero = ops.zeros_like(log_p)
     # A model with no say excludes nothing: 0 * -inf would be NaN.
-    teacher = ops.where(t > 0, ops.where(t > 0, t, 1.0) * log_p, zero)
-    student = ops.where(t < 1, ops.where(t < 1, 1.0 - t, 1.0) * log_q, zero)
+    teacher = ops.where(t > 0, t * log_p, zero)
+    student = ops.where(t < 1, (1.0 - t) * log_q, zero)
     return ops.log_softmax(teacher + student, axis=-1)
 
 
@@ -83,7 +83,8 @@ class TAIDSchedule(keras.layers.Layer):
         usable = ops.logical_and(moves, usable)
         energy = ops.where(usable, energy, 0.0)
         last, t = ops.convert_to_tensor(self.last_energy), ops.convert_to_tensor(self.t)
-        compares = ops.logical_and(usable, self.has_last > 0)
+        has_last = ops.convert_to_tensor(self.has_last)
+        compares = ops.logical_and(usable, has_last > 0)
         fall = (last - energy) / ops.where(last > 0, last, 1.0)
         trend = ops.convert_to_tensor(self.trend)
         moved = self.momentum * trend + (1.0 - self.momentum) * fall
@@ -96,7 +97,7 @@ class TAIDSchedule(keras.layers.Layer):
             (self.t, ops.where(moves, new, t)),
             (self.trend, trend),
             (self.last_energy, ops.where(usable, energy, last)),
-            (self.has_last, ops.where(usable, 1.0, self.has_last)),
+            (self.has_last, ops.where(usable, 1.0, has_last)),
             (self.calls, calls + 1.0),
         )
         # Only now: on PyTorch assigning changes what was read from the variable.
