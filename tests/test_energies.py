@@ -26,6 +26,7 @@ from keras_betakd.energies import (
     ReverseKLEnergy,
     SkewForwardKLEnergy,
     SkewReverseKLEnergy,
+    TAIDEnergy,
     TotalVariationEnergy,
     select_supervised,
 )
@@ -616,8 +617,9 @@ def test_every_public_energy_is_tested():
         and issubclass(x, Energy)
         and x not in (Energy, library.ProbabilityEnergy)
     }
-    # The one that needs labels: tests/test_adaptive_energies.py.
-    assert concrete == {*CLASSES.values(), DKDEnergy}
+    # One needs labels (tests/test_adaptive_energies.py), one the length of training and
+    # is no function of its inputs alone (tests/test_taid.py).
+    assert concrete == {*CLASSES.values(), DKDEnergy, TAIDEnergy}
 
 
 # --- in a Keras project -------------------------------------------------------------
