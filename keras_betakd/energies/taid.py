@@ -55,9 +55,12 @@ class TAIDSchedule(keras.layers.Layer):
 
     def build(self, input_shape=None):
         def scalar(name, initial=0.0):
-            constant = keras.initializers.Constant(initial)
+            # `initializers.Constant` rounds to float32 on TensorFlow.
             return self.add_weight(
-                shape=(), initializer=constant, trainable=False, name=name
+                shape=(),
+                initializer=lambda shape, dtype: ops.convert_to_tensor(initial, dtype),
+                trainable=False,
+                name=name,
             )
 
         self.t = scalar("t", self.start)
