@@ -45,6 +45,14 @@ class ModelView:
         """The layers that only look at pictures, the projector not included."""
         return []
 
+    def image_projector(self):
+        """The layer whose output are the image tokens that enter the language model.
+
+        It gives (B * P, T, H) or (B, P * T, H): T tokens for each of P pictures. `None`
+        for a model that sees no pictures.
+        """
+        return None
+
 
 class LogitsView(ModelView):
     """Any `keras.Model` whose output is logits."""
@@ -93,6 +101,28 @@ class CausalLMView(ModelView):
         """Where in `hidden_states` the text positions of the labels are."""
         return positions
 
+    def image_layout(self, inputs):
+        """Where in `hidden_states` the image tokens are.
+
+        Returns:
+            `(positions, present)`: int (B, P, T) for T tokens of each of P pictures, in
+            the order of the projector's output, and bool (B, P), false where a record
+            has fewer pictures.
+        """
+        raise NotImplementedError(f"{type(self).__name__} sees no pictures.")
+
+    def text_mask(self, inputs):
+        """True where `hidden_states` come from text, padding not counted: (B, T)."""
+        return self.padding_mask(inputs)
+
+    def first_attention(self):
+        """The self-attention layer of the first decoder block.
+
+        Its queries and keys are the two outputs of its `rope_layer`, and its mask the
+        argument `attention_mask`, as in keras-hub's Gemma.
+        """
+        return self.backbone.transformer_layers[0].attention
+
 
 class Gemma3View(CausalLMView):
     """`keras_hub.models.Gemma3CausalLM`, with or without its vision tower."""
@@ -101,6 +131,21 @@ class Gemma3View(CausalLMView):
         if self.backbone.vision_encoder is None:
             return []
         return [self.backbone.vision_encoder.get_layer("image_encoder")]
+
+    def image_projector(self):
+        return self.backbone.vision_encoder
+
+    def image_layout(self, inputs):
+        tokens = self.backbone.num_vision_tokens_per_image
+        found = ops.cast(inputs["vision_indices"], "int32")
+        positions = ops.reshape(found, (ops.shape(found)[0], -1, tokens))
+        marked = ops.sum(ops.cast(inputs["vision_mask"], "int32"), axis=1)
+        pictures = ops.arange(1, ops.shape(positions)[1] + 1, dtype="int32")
+        return positions, marked[:, None] >= pictures[None] * tokens
+
+    def text_mask(self, inputs):
+        image = ops.cast(inputs["vision_mask"], "bool")
+        return ops.logical_and(self.padding_mask(inputs), ops.logical_not(image))
 
 
 class PaliGemmaView(CausalLMView):
@@ -117,6 +162,21 @@ class PaliGemmaView(CausalLMView):
 
     def vision_tower(self):
         return [self.backbone.vit_encoder.get_layer("image_encoder")]
+
+    def image_projector(self):
+        return self.backbone.vit_encoder
+
+    def image_layout(self, inputs):
+        shape = (ops.shape(inputs["token_ids"])[0], 1)
+        positions = ops.arange(self.backbone.image_sequence_length, dtype="int32")
+        positions = ops.broadcast_to(positions, (*shape, positions.shape[0]))
+        return positions, ops.ones(shape, dtype="bool")
+
+    def text_mask(self, inputs):
+        first_text = self.backbone.image_sequence_length
+        everything = self.padding_mask(inputs)
+        positions = ops.arange(ops.shape(everything)[1], dtype="int32")
+        return ops.logical_and(everything, positions[None] >= first_text)
 
 
 _VIEWS = {
