@@ -13,11 +13,16 @@ from keras_betakd.callbacks import DistillationHistory
 from keras_betakd.distiller import BetaKDDistiller
 from keras_betakd.energies import (
     AdaptiveKLEnergy,
+    AttentionEnergy,
     CosineLogitsEnergy,
     CosineProbsEnergy,
     DKDEnergy,
     Energy,
+    FeatureCosineEnergy,
+    FeatureMSEEnergy,
+    FeatureRelationEnergy,
     ForwardKLEnergy,
+    ImageTokenEnergy,
     JensenShannonEnergy,
     MSELogitsEnergy,
     MSEProbsEnergy,

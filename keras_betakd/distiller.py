@@ -1,8 +1,11 @@
 """`BetaKDDistiller`: a teacher trains a student, and learns how much to be heard."""
 
+import dataclasses
+
 import keras
 from keras import ops
 
+from keras_betakd.alignment import FeatureAlignment, add_feature_terms
 from keras_betakd.beta import TaskBeta
 from keras_betakd.beta.features import TeacherOutputs
 from keras_betakd.components import (
@@ -18,14 +21,16 @@ from keras_betakd.objective import REDUCTIONS, row_weights, weighted_sum
 from keras_betakd.preprocessing import DistillationPreprocessor
 from keras_betakd.saving import TeacherKeeping
 from keras_betakd.sharing import PictureSharing
-from keras_betakd.terms import dense_terms, fused_terms
+from keras_betakd.terms import dense_terms, fused_terms, image_logits_term
 from keras_betakd.training_data import by_model
 
 ROLES = ("student", "teacher")
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
-class BetaKDDistiller(RecordFitting, PictureSharing, TeacherKeeping, keras.Model):
+class BetaKDDistiller(
+    RecordFitting, FeatureAlignment, PictureSharing, TeacherKeeping, keras.Model
+):
     """Distils a teacher into a student with learned weights (Beta-KD).
 
     Minimises, over the supervised answer tokens,
@@ -121,6 +126,7 @@ class BetaKDDistiller(RecordFitting, PictureSharing, TeacherKeeping, keras.Model
         self.freeze = freeze
         self.fused = fused
         self.preprocessor = preprocessor or _default_preprocessor(teacher, student)
+        self._prepare_features()
         self._freeze()
         self._build_betas()
         self._make_trackers()
@@ -169,11 +175,15 @@ class BetaKDDistiller(RecordFitting, PictureSharing, TeacherKeeping, keras.Model
             inputs = self._with_pictures(inputs)
             teacher = self._outputs(self.teacher_view, "teacher", inputs, False)
         weights = row_weights(_label_weights(inputs, student), self.reduction)
+        features = student.pop("features", None), _cut(teacher.pop("features", None))
         teacher = TeacherOutputs(
             **{k: ops.stop_gradient(v) for k, v in teacher.items()}, weights=weights
         )
+        values, rows, energy_weights = self._compare_features(*features, weights)
         log_beta = {
-            name: beta(weights, features=beta.features_of(teacher))
+            name: beta(
+                energy_weights.get(name, weights), features=beta.features_of(teacher)
+            )
             for name, beta in self._all_betas().items()
         }
         return {
@@ -181,21 +191,29 @@ class BetaKDDistiller(RecordFitting, PictureSharing, TeacherKeeping, keras.Model
             "teacher": teacher.rows if teacher.logits is None else teacher.logits,
             "log_beta": log_beta,
             "weights": weights,
+            "energy_weights": energy_weights,
+            "feature_values": values,
+            "image_rows": rows,
         }
 
     def _outputs(self, view, role, inputs, training):
         """What a model makes of its inputs: logits (B, K, V), or rows (B, K, H)."""
         x, positions = inputs[role], inputs.get(f"{role}_positions")
+        reader = self._reader(view, role)
         if positions is None:
+            reader.expect_nothing()
             logits = view.logits(x, training=training)
             outputs = {"logits": _as_rows(logits)}
             if role == "student":
                 outputs["mask"] = attached_mask(logits)
             return outputs
-        hidden = view.hidden_states(x, training=training)
-        where = ops.expand_dims(view.row_positions(positions), -1)
-        rows = ops.take_along_axis(hidden, where, axis=1)
+        with reader.recording():
+            hidden = view.hidden_states(x, training=training)
+        where = view.row_positions(positions)
+        rows = ops.take_along_axis(hidden, ops.expand_dims(where, -1), axis=1)
         outputs = {"rows": rows}
+        if reader.wanted:
+            outputs["features"] = reader.features(x, hidden, where)
         if role == "teacher":
             mask = view.padding_mask(x)
             outputs.update(hidden_states=hidden, padding_mask=mask)
@@ -224,54 +242,78 @@ class BetaKDDistiller(RecordFitting, PictureSharing, TeacherKeeping, keras.Model
         for loss in self.losses:
             total = total + ops.sum(ops.cast(loss, "float32"))
         weights = y_pred["weights"]
-        self._track(terms, y_pred["log_beta"], weights)
+        self._track(terms, y_pred)
         if self._reports_accuracy:
             counted = ops.reshape(by_model(x)["sample_weight"], ops.shape(weights))
             counted = ops.where(weights != 0, counted, 0)
             self.accuracy_tracker.update_state(terms.correct, counted)
         if training:
             for name, beta in self._all_betas().items():
-                beta.update(terms.energies.get(name, terms.task), weights)
-            self._advance_schedules(terms.energies, weights)
+                values = terms.energies.get(name, terms.task)
+                beta.update(values, y_pred["energy_weights"].get(name, weights))
+            self._advance_schedules(terms.energies, y_pred["energy_weights"])
         return total
 
-    def _advance_schedules(self, energies, weights):
+    def _advance_schedules(self, energies, energy_weights):
         optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
         every = optimizer.gradient_accumulation_steps or 1
         for name, schedule in self.schedules.items():
+            weights = energy_weights[name]
             mean = weighted_sum(energies[name], weights)
             schedule.update(mean, ops.any(weights != 0), every)
 
     def _terms(self, inputs, y, y_pred, training):
-        student, teacher = y_pred["student"], y_pred["teacher"]
         weights, log_beta = y_pred["weights"], y_pred["log_beta"]
         y = ops.reshape(y, ops.shape(weights))
-        if not self._fuses(inputs):
-            return dense_terms(
-                student, teacher, y, weights, log_beta, self.task_loss, self.energies
+        heads = self.student_view.head, self.teacher_view.head
+        energies = {n: e for n, e in self.energies.items() if e.features is None}
+        answer = y_pred["student"], y_pred["teacher"], y, weights, log_beta
+        fuses = self._fuses(inputs)
+        if fuses:
+            matrix = heads[0].matrix()
+            # Where a beta reads the teacher's logits, they were made already.
+            theirs = ops.stop_gradient if self._beta_reads("teacher") else heads[1]
+            terms = fused_terms(*answer, (matrix, theirs), energies, training)
+            heads = matrix, heads[1]
+        else:
+            terms = dense_terms(*answer, self.task_loss, energies)
+        values, total = dict(y_pred["feature_values"]), terms.total
+        total = add_feature_terms(total, values, log_beta, y_pred["energy_weights"])
+        for name, rows in y_pred["image_rows"].items():
+            term, values[name] = image_logits_term(
+                rows,
+                heads,
+                y_pred["energy_weights"][name],
+                log_beta[name],
+                self.energies[name],
+                fuses,
+                training,
             )
-        head = self.teacher_view.head
-        if self._beta_reads("teacher"):  # then its logits were made already
-            head = ops.stop_gradient
-        heads = self.student_view.head.matrix(), head
-        return fused_terms(
-            student, teacher, y, weights, log_beta, heads, self.energies, training
-        )
+            total = total + term
+        values = {**terms.energies, **values}
+        return dataclasses.replace(terms, total=total, energies=values)
 
-    def _track(self, terms, log_beta, weights):
-        supervised = ops.cast(weights != 0, "float32")
-        if self.reduction == "example":
-            supervised = ops.max(supervised, axis=1)
-        count = ops.sum(supervised)
+    def _track(self, terms, y_pred):
+        weights, energy_weights = y_pred["weights"], y_pred["energy_weights"]
+        count = self._count(weights)
         self.task_loss_tracker.update_state(weighted_sum(terms.task, weights), count)
         for name, value in terms.energies.items():
-            mean = weighted_sum(value, weights)
+            mean = weighted_sum(value, energy_weights[name])
+            count = self._count(energy_weights[name])
             self.energy_trackers[name].update_state(mean, count)
         for name, schedule in self.schedules.items():
             self.schedule_trackers[name].update_state(schedule.t.value)
-        for name, value in log_beta.items():
+        for name, value in y_pred["log_beta"].items():
+            weights = energy_weights.get(name, y_pred["weights"])
             mean = weighted_sum(ops.exp(value), weights)
-            self.beta_trackers[name].update_state(mean, count)
+            self.beta_trackers[name].update_state(mean, self._count(weights))
+
+    def _count(self, weights):
+        """How many examples, or tokens, a mean with these weights is of."""
+        counted = ops.cast(weights != 0, "float32")
+        if self.reduction == "example":
+            counted = ops.max(counted, axis=1)
+        return ops.sum(counted)
 
     @property
     def metrics(self):
@@ -424,6 +466,15 @@ def _label_weights(inputs, student):
         if factor is not None:
             weights = weights * ops.reshape(factor, shape)
     return weights
+
+
+def _cut(features):
+    """The teacher's `Features`, through which nothing flows back."""
+    if features is None:
+        return None
+    read = {k: v for k, v in vars(features).items() if v is not None}
+    cut = {k: ops.stop_gradient(v) for k, v in read.items()}
+    return dataclasses.replace(features, **cut)
 
 
 def _as_rows(logits):

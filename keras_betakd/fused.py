@@ -100,7 +100,7 @@ def fused_head_loss(
         teacher_head: callable, (n, H_t) to logits (n, V).
         labels: (N,) class ids, any where all coefficients are 0.
         coefficients: (1 + E, N) float32: the weight of the cross-entropy and of each
-            energy at each row. A row whose first coefficient is 0 is not supervised:
+            energy at each row. A row whose coefficients are all 0 is not supervised:
             whatever its hidden states hold, it changes nothing.
         energies: dict of E energies, in the order of the coefficients.
         tile_rows: rows of logits to hold at a time; by `rows_per_tile` if `None`.
@@ -115,7 +115,7 @@ def fused_head_loss(
         tile_rows = rows_per_tile(*kernel.shape)
     job = _Tiles(student_head, teacher_head, energies, gradients)
     low_rank = _low_rank_rows(student_rows, student_head)
-    supervised = coefficients[0] != 0
+    supervised = ops.any(coefficients != 0, axis=0)
     data = {
         "student": _cleared(student_rows, supervised),
         "teacher": _cleared(teacher_rows, supervised),

@@ -84,5 +84,41 @@ def fused_terms(
     )
 
 
+def image_logits_term(rows, heads, weights, log_beta, energy, fuses, gradients):
+    """beta * l of an energy between logits at the image tokens, and its values.
+
+    Args:
+        rows: dict of `"student"` (B, N, H_s) and `"teacher"` (B, N, H_t).
+        heads: the student's head (a `HeadMatrix` if `fuses`) and the teacher's.
+        weights, log_beta: (B, N) and broadcastable to it.
+        energy: an energy that needs no labels.
+        fuses: whether the logits are never to be whole.
+        gradients: whether the term will be differentiated.
+
+    Returns:
+        `(term, values)`, a scalar and (B, N).
+    """
+    shape = ops.shape(weights)
+    if not fuses:
+        logits = [
+            select_supervised(head(rows[role]), weights)
+            for role, head in zip(("student", "teacher"), heads, strict=True)
+        ]
+        values = energy.call(ops.stop_gradient(logits[1]), logits[0])
+        return weighted_energy(values, log_beta, weights), values
+    coefficients = ops.reshape(weights * ops.exp(log_beta), (-1,))
+    flat = fused_head_loss(
+        _rows(rows["student"]),
+        heads[0],
+        _rows(rows["teacher"]),
+        heads[1],
+        ops.zeros(ops.shape(coefficients), dtype="int32"),
+        ops.stack([ops.zeros_like(coefficients), coefficients]),  # no label, no CE
+        {"image": energy},
+        gradients=gradients,
+    )
+    return flat.total, ops.reshape(flat.energies["image"], shape)
+
+
 def _rows(x):
     return ops.reshape(x, (-1, x.shape[-1]))

@@ -44,6 +44,9 @@ def test_weights_are_the_softmax_of_the_layer(name):
     rows = np.array([[9, 5], [2, 7], [0, 12]])
     some = ops.convert_to_numpy(first_attention_weights(view, calls, rows))
     np.testing.assert_allclose(
-        some, np.take_along_axis(expected, rows[..., None], axis=1), rtol=1e-4, atol=1e-6
+        some,
+        np.take_along_axis(expected, rows[..., None], axis=1),
+        rtol=1e-4,
+        atol=1e-6,
     )
     assert "call" not in vars(view.first_attention())

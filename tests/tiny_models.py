@@ -62,9 +62,11 @@ def tiny_gemma3(
     extra_word="zebra",
     dropout=0.0,
     dtype=None,
+    grid=2,
+    max_images=1,
     **backbone_kwargs,
 ):
-    """A Gemma 3 with a vision tower: 16x16 pictures become 4 image tokens."""
+    """A Gemma 3 with a vision tower: a picture becomes `grid` x `grid` tokens."""
     tokenizer = keras_hub.models.Gemma3Tokenizer(proto=tokenizer_proto(extra_word))
     vision_encoder = keras_hub.models.Gemma3VisionEncoder(
         image_size=image_size,
@@ -74,7 +76,7 @@ def tiny_gemma3(
         num_layers=1,
         intermediate_dim=16,
         output_dim=width,
-        pool_size=image_size // 8,
+        pool_size=image_size // (4 * grid),
         dtype=dtype,
     )
     backbone = keras_hub.models.Gemma3Backbone(
@@ -97,7 +99,7 @@ def tiny_gemma3(
             image_size=(image_size, image_size), scale=1 / 127.5, offset=-1.0
         ),
         sequence_length=sequence_length,
-        max_images_per_prompt=1,
+        max_images_per_prompt=max_images,
         num_vision_tokens_per_image=backbone.num_vision_tokens_per_image,
     )
     return keras_hub.models.Gemma3CausalLM(backbone=backbone, preprocessor=preprocessor)

@@ -19,16 +19,29 @@ from keras_betakd.energies.divergences import (
     ReverseKLEnergy,
     TotalVariationEnergy,
 )
+from keras_betakd.energies.features import (
+    FeatureCosineEnergy,
+    FeatureEnergy,
+    FeatureMSEEnergy,
+    FeatureRelationEnergy,
+)
+from keras_betakd.energies.pictures import AttentionEnergy, ImageTokenEnergy
 from keras_betakd.energies.skew import SkewForwardKLEnergy, SkewReverseKLEnergy
 from keras_betakd.energies.taid import TAIDEnergy, TAIDSchedule
 
 __all__ = [
     "AdaptiveKLEnergy",
+    "AttentionEnergy",
     "CosineLogitsEnergy",
     "CosineProbsEnergy",
     "DKDEnergy",
     "Energy",
+    "FeatureCosineEnergy",
+    "FeatureEnergy",
+    "FeatureMSEEnergy",
+    "FeatureRelationEnergy",
     "ForwardKLEnergy",
+    "ImageTokenEnergy",
     "JensenShannonEnergy",
     "MSELogitsEnergy",
     "MSEProbsEnergy",

@@ -214,6 +214,9 @@ class Energy(keras.losses.Loss):
     # `labels` as a third argument.
     needs_labels = False
 
+    # What a distiller compares in place of the logits at the answer, or `None`.
+    features = None
+
     # A layer whose `update(energy, counts, every)` the distiller calls after each
     # training batch, for an energy that changes while training goes on.
     schedule = None
@@ -223,7 +226,7 @@ class Energy(keras.losses.Loss):
             y_pred = ops.convert_to_tensor(y_pred, dtype=self.dtype)
         y_true, labels = self._logits_and_labels(y_true)
         y_true = ops.convert_to_tensor(y_true, dtype=self.dtype)
-        check_same_shape(y_true, y_pred)
+        self.check_shapes(y_true, y_pred)
         weights = _mask_weights(y_pred, self.dtype, self.reduction)
         if sample_weight is not None:
             weights = weights * position_weights(sample_weight, weights)
@@ -242,13 +245,17 @@ class Energy(keras.losses.Loss):
             x if ops.is_tensor(x) else ops.convert_to_tensor(x, dtype=self.dtype)
             for x in (y_true, y_pred)
         )
-        check_same_shape(teacher, student)
+        self.check_shapes(teacher, student)
         dtype = _float32_or_wider(teacher.dtype, student.dtype)
         return self.pointwise(
             self.represent(ops.cast(teacher, dtype)),
             self.represent(ops.cast(student, dtype)),
             *([labels] if self.needs_labels else []),
         )
+
+    def check_shapes(self, teacher, student):
+        """Raises if the two tensors cannot be compared."""
+        check_same_shape(teacher, student)
 
     def target(self, logits, labels):
         """`y_true` for `call`: the logits, with the labels where they are needed."""

@@ -29,13 +29,13 @@ def _at_least(x, floor):
     return ops.where(x < floor, floor, x)
 
 
-def _unit(x, floor=0.0):
+def unit(x, floor=0.0):
     """x / |x| over the last axis, with |x|^2 no smaller than `floor`."""
     square = ops.sum(ops.square(x), axis=-1, keepdims=True)
     return x / ops.sqrt(_at_least(square, floor))
 
 
-def _squared_distance(a, b):
+def squared_distance(a, b):
     return ops.sum(ops.square(a - b), axis=-1)
 
 
@@ -70,12 +70,12 @@ def _standardize(x, support, count, ddof, epsilon):
 
 def cosine_probs(log_p, log_q):
     """1 - p.q / (|p| |q|), between 0 and 1."""
-    return 0.5 * _squared_distance(_unit(ops.exp(log_p)), _unit(ops.exp(log_q)))
+    return 0.5 * squared_distance(unit(ops.exp(log_p)), unit(ops.exp(log_q)))
 
 
 def mse_probs(log_p, log_q, mean_over_vocabulary=False):
     """sum (p - q)^2, at most 2, or its mean over the V classes."""
-    total = _squared_distance(ops.exp(log_p), ops.exp(log_q))
+    total = squared_distance(ops.exp(log_p), ops.exp(log_q))
     if not mean_over_vocabulary:
         return total
     # Not `ops.mean`, which rounds float64 to float32 on torch and JAX.
@@ -88,7 +88,7 @@ def mse_logits(teacher, student, standardize=True, ddof=1, epsilon=1e-3):
     if standardize:
         teacher = _standardize(teacher, support, count, ddof, epsilon)
         student = _standardize(student, support, count, ddof, epsilon)
-    return _squared_distance(teacher, student) / ops.squeeze(count, axis=-1)
+    return squared_distance(teacher, student) / ops.squeeze(count, axis=-1)
 
 
 def cosine_logits(teacher, student, standardize=True, epsilon=1e-3):
@@ -101,8 +101,8 @@ def cosine_logits(teacher, student, standardize=True, epsilon=1e-3):
         scale = _at_least(ops.squeeze(count, axis=-1) - 1.0, 1.0)
     else:
         floor = count * epsilon**2
-        teacher, student, scale = _unit(teacher, floor), _unit(student, floor), 1.0
-    return 0.5 * _squared_distance(teacher, student) / scale
+        teacher, student, scale = unit(teacher, floor), unit(student, floor), 1.0
+    return 0.5 * squared_distance(teacher, student) / scale
 
 
 @_REGISTER

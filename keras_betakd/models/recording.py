@@ -15,8 +15,8 @@ def recorded(*layers):
             time for the sake of a layer in its middle would cost what it cost at first.
 
     Yields:
-        For each layer, a list of `(args, kwargs, output)`, one for each call; the output
-        must be a tensor.
+        For each layer, a list of `(args, kwargs, output)`, one for each call. The
+        output must be a tensor.
     """
     calls = [[] for _ in layers]
     for layer, found in zip(layers, calls, strict=True):

@@ -1,0 +1,285 @@
+"""Energies between features: hidden states, image tokens, attention.
+
+Where the other energies compare answers, these compare what lies below: the image
+tokens that enter the language model, or its hidden states. In a `BetaKDDistiller` they
+get their beta like any other energy, and the distiller reads the features from the one
+run of each model (`keras_betakd.alignment`).
+
+Widths differ between a large model and a small one, so the student's features go
+through a learned linear projection where they do (Romero et al. 2015, FitNets,
+equation 3). It is trained with the student, saved with the distiller's weights, and is
+not part of the student afterwards. `FeatureRelationEnergy` compares similarities of
+tokens and needs none.
+"""
+
+import keras
+from keras import ops
+
+from keras_betakd.energies.base import Energy, position_weights
+from keras_betakd.energies.distances import squared_distance, unit
+
+FEATURES = ("image_features", "image_hidden_states", "hidden_states")
+ALIGNMENTS = ("resize", "pool")
+_REGISTER = keras.saving.register_keras_serializable(package="keras_betakd")
+# Floor of a feature vector's squared length: a vector of zeros has no direction, and
+# the slope of the root is infinite there.
+_SMALLEST_SQUARE = 1e-12
+
+
+class FeatureEnergy(Energy):
+    """Base class of the energies between features of teacher and student.
+
+    Shapes: `y_true` (teacher) is `(..., D_t)`, `y_pred` (student) `(..., D_s)`; `call`
+    returns `(...)`. In a distiller `...` is (B, P, T) for T tokens of each of P
+    pictures, or (B, K) for K answer rows.
+
+    Masking: as in `Energy`, positions without weight change nothing. In a distiller the
+    mean runs over the image tokens of the pictures that a record has, then over the
+    records that have one; a batch without pictures counts for nothing and leaves beta
+    alone.
+
+    Args:
+        features: what a distiller compares: `"image_features"` (default), the image
+            tokens that the projector hands to the language model;
+            `"image_hidden_states"`, what the language model made of them in its last
+            layer; `"hidden_states"`, its last layer where it predicts an answer token.
+        align: what to do with image tokens, of which the models may have different
+            numbers. `"resize"` (default): the teacher's grid of tokens is resized to
+            the student's, bilinearly, where they differ. `"pool"`: the mean over the
+            tokens of a record's pictures is compared.
+        top_tokens: `None` (default) for all image tokens, or how many of them to
+            compare in each record: those the teacher's text looks at most, by the
+            attention of its first layer with text as query and vision as key
+            (Align-KD, Feng et al. 2025, arXiv:2412.01282). Not with `"pool"` or
+            `"hidden_states"`.
+        widths: `(student, teacher)`, D_s and D_t. A distiller knows them; elsewhere
+            they are needed only where they differ.
+        name, reduction, dtype: See `Energy`.
+
+    Raises:
+        ValueError: for an invalid argument, for features of different shape, or if
+            widths differ that `widths` does not say.
+    """
+
+    def __init__(
+        self,
+        features="image_features",
+        align="resize",
+        top_tokens=None,
+        widths=None,
+        name=None,
+        reduction="mean_with_sample_weight",
+        dtype=None,
+    ):
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        _expect_one_of("features", features, FEATURES)
+        _expect_one_of("align", align, ALIGNMENTS)
+        self.features = features
+        self.align = align
+        self.top_tokens = self._checked_top_tokens(top_tokens)
+        self.widths = None
+        self.projection = None
+        if widths is not None:
+            self.set_widths(*widths)
+
+    def _checked_top_tokens(self, count):
+        if count is None:
+            return None
+        positive = isinstance(count, int) and not isinstance(count, bool) and count > 0
+        if not positive or self.align == "pool" or self.features == "hidden_states":
+            raise ValueError(
+                "`top_tokens` must be `None` or a positive integer, of image tokens "
+                f'aligned by "resize". Received: top_tokens={count}, '
+                f"align={self.align!r}, features={self.features!r}"
+            )
+        return count
+
+    def set_widths(self, student, teacher):
+        """Makes the projection that the widths ask for; called by the distiller.
+
+        Args:
+            student, teacher: D_s and D_t.
+        """
+        widths = (int(student), int(teacher))
+        if self.widths not in (None, widths):
+            raise ValueError(
+                f"`{self.name}` compares features of widths (student, teacher)="
+                f"{self.widths}. Use another energy object for each pair of models. "
+                f"Received: widths={widths}"
+            )
+        if self.widths is None and student != teacher and self.projects:
+            self.projection = keras.layers.Dense(
+                teacher, dtype=self.dtype, name=f"{self.name}_projection"
+            )
+            self.projection.build((None, student))
+        self.widths = widths
+
+    # Whether the student's features are projected to the teacher's width.
+    projects = True
+
+    def check_shapes(self, teacher, student):
+        """Raises if the two are not features of the same positions."""
+        expected, received = tuple(teacher.shape), tuple(student.shape)
+        widths = (received[-1], expected[-1])
+        same = len(expected) == len(received) and all(
+            a == b or None in (a, b)
+            for a, b in zip(expected[:-1], received[:-1], strict=True)
+        )
+        known = not self.projects or widths[0] == widths[1] or widths == self.widths
+        if not same or not known:
+            raise ValueError(
+                "Teacher's and student's features must be of the same positions, "
+                "(..., D_t) and (..., D_s), and where D_t and D_s differ the energy "
+                f"must know them by `widths=(student, teacher)`. Received: teacher "
+                f"shape={expected}, student shape={received}, widths={self.widths}"
+            )
+
+    def call(self, y_true, y_pred):
+        """Returns the energy of each position: `(..., D)` twice to `(...)`."""
+        teacher, student = (
+            ops.cast(ops.convert_to_tensor(x), self.dtype) for x in (y_true, y_pred)
+        )
+        self.check_shapes(teacher, student)
+        if self.projection is not None:
+            student = self.projection(student)
+        return self.pointwise(teacher, student)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "features": self.features,
+            "align": self.align,
+            "top_tokens": self.top_tokens,
+            "widths": self.widths,
+        }
+
+
+@_REGISTER
+class FeatureMSEEnergy(FeatureEnergy):
+    """Mean squared difference of features.
+
+    Use it where the student should see what the teacher sees, with its scale:
+
+        l = (1 / D) * sum_i (y_true_i - (W y_pred + b)_i)^2
+
+    with D the teacher's width, and W, b learned where the widths differ (else the
+    identity). Its unit is that of the features, squared: a learned beta takes care of
+    that, a fixed one must be chosen for the model.
+
+    Shapes, masking and arguments: see `FeatureEnergy`.
+
+    Example:
+
+    >>> from keras import ops
+    >>> teacher = ops.array([[[1.0, 2.0], [0.0, 0.0]]])
+    >>> student = ops.array([[[1.0, 4.0], [0.0, 0.0]]])
+    >>> float(FeatureMSEEnergy()(teacher, student))
+    1.0
+
+    Reference: FitNets, Romero et al., ICLR 2015 (arXiv:1412.6550), equation 3.
+    """
+
+    def pointwise(self, teacher, student):
+        return squared_distance(teacher, student) / teacher.shape[-1]
+
+
+@_REGISTER
+class FeatureCosineEnergy(FeatureEnergy):
+    """Cosine distance of features, between 0 and 2; blind to their scale.
+
+        l = 1 - <y_true, s> / (|y_true| |s|),   s = W y_pred + b
+
+    with W, b learned where the widths differ (else the identity). The energy to start
+    with between models whose features differ in scale.
+
+    Shapes, masking and arguments: see `FeatureEnergy`. A vector of zeros has no
+    direction: its cosine counts as 1/2 against any other.
+
+    Example:
+
+    >>> from keras import ops
+    >>> teacher = ops.array([[1.0, 0.0], [0.0, 2.0]])
+    >>> student = ops.array([[3.0, 0.0], [1.0, 0.0]])
+    >>> [round(float(x), 4) for x in FeatureCosineEnergy().call(teacher, student)]
+    [0.0, 1.0]
+    """
+
+    def pointwise(self, teacher, student):
+        teacher, student = (unit(x, _SMALLEST_SQUARE) for x in (teacher, student))
+        return 0.5 * squared_distance(teacher, student)
+
+
+@_REGISTER
+class FeatureRelationEnergy(FeatureEnergy):
+    """Relation distillation (RDist): do the tokens resemble each other alike?
+
+    Compares the similarities of a picture's tokens among themselves, so that widths may
+    differ without a projection:
+
+        l = 1 - <R_t, R_s> / (|R_t| |R_s|),   R_ij = <y_i, y_j> / (|y_i| |y_j|)
+
+    with y the T tokens of `y_true` for R_t, of `y_pred` for R_s, and the product taken
+    over all pairs of tokens; between 0 and 2.
+
+    Shapes: `(..., T, D_t)` and `(..., T, D_s)`; `call` returns `(...)`, and a
+    `sample_weight` weighs whole sets of tokens.
+
+    Args:
+        features: as in `FeatureEnergy`; `"image_hidden_states"` (default) or
+            `"image_features"`.
+        name, reduction, dtype: See `Energy`.
+
+    Example:
+
+    >>> from keras import ops
+    >>> teacher = ops.array([[[1.0, 0.0], [0.0, 1.0]]])
+    >>> student = ops.array([[[2.0, 0.0, 0.0], [2.0, 0.0, 0.0]]])
+    >>> round(float(FeatureRelationEnergy()(teacher, student)), 4)
+    0.2929
+
+    Reference: LLaVA-KD, Cai et al. 2024 (arXiv:2410.16236), relation distillation.
+    """
+
+    projects = False
+
+    def __init__(self, features="image_hidden_states", name=None, **kwargs):
+        super().__init__(features=features, name=name, **kwargs)
+        if self.features == "hidden_states" or self.align == "pool" or self.top_tokens:
+            raise ValueError(
+                "`FeatureRelationEnergy` compares all tokens of a picture. Received: "
+                f"features={self.features!r}, align={self.align!r}, "
+                f"top_tokens={self.top_tokens}"
+            )
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        teacher, student = (
+            ops.convert_to_tensor(x, dtype=self.dtype) for x in (y_true, y_pred)
+        )
+        self.check_shapes(teacher, student)
+        weights = ops.ones_like(student[..., 0, 0])
+        if sample_weight is not None:
+            weights = position_weights(sample_weight, weights)
+        counted = ops.cast(weights, "bool")[..., None, None]
+        teacher, student = (
+            ops.where(counted, x, ops.ones_like(x)) for x in (teacher, student)
+        )
+        return keras.losses.Loss.__call__(self, teacher, student, sample_weight=weights)
+
+    def pointwise(self, teacher, student):
+        return 0.5 * squared_distance(_relations(teacher), _relations(student))
+
+
+def _relations(tokens):
+    """Similarities of all pairs of tokens, as one unit vector: (..., T * T)."""
+    tokens = unit(tokens, _SMALLEST_SQUARE)
+    similarities = ops.matmul(tokens, ops.swapaxes(tokens, -1, -2))
+    shape = ops.shape(similarities)
+    pairs = tokens.shape[-2] ** 2
+    return unit(ops.reshape(similarities, (*shape[:-2], pairs)), _SMALLEST_SQUARE)
+
+
+def _expect_one_of(argument, value, allowed):
+    if value not in allowed:
+        raise ValueError(
+            f"`{argument}` must be one of {allowed}. Received: {argument}={value!r}"
+        )

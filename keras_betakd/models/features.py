@@ -1,0 +1,123 @@
+"""Features of a model, read while it runs once: tokens, hidden states, attention."""
+
+import contextlib
+import dataclasses
+from typing import Any
+
+from keras import ops
+
+from keras_betakd.models.attention import (
+    first_attention_weights,
+    record_first_attention,
+)
+from keras_betakd.models.recording import recorded
+
+
+@dataclasses.dataclass
+class Features:
+    """What was read; `None` where it was not wanted.
+
+    Attributes:
+        hidden_states: (B, K, H), at the answer rows.
+        image_features: (B, P, T, H), as the projector hands them on.
+        image_hidden_states: (B, P, T, H), after the last decoder block.
+        attention: (B, K, P, T), of the answer rows to the image tokens in the first
+            decoder block, averaged over heads.
+        saliency: (B, P, T), the same for the mean over all text rows.
+        present: (B, P), false where a record has fewer pictures.
+    """
+
+    hidden_states: Any = None
+    image_features: Any = None
+    image_hidden_states: Any = None
+    attention: Any = None
+    saliency: Any = None
+    present: Any = None
+
+
+class FeatureReader:
+    """Reads the features of one model that are wanted.
+
+    Used around the run of the model:
+
+        reader = FeatureReader(view, {"image_features"})
+        with reader.recording():
+            hidden = view.hidden_states(inputs)
+        features = reader.features(inputs, hidden, rows)
+
+    Args:
+        view: a `CausalLMView`.
+        wanted: set of names of `Features`.
+    """
+
+    def __init__(self, view, wanted):
+        self.view = view
+        self.wanted = set(wanted)
+
+    def expect_nothing(self):
+        """Raises if features are wanted of a batch that does not say where they are."""
+        if self.wanted:
+            raise ValueError(
+                f"Features ({', '.join(sorted(self.wanted))}) are compared, so batches "
+                "must be in the answer-position form of `DistillationPreprocessor`, "
+                "with `student_positions` and `teacher_positions`. Received inputs "
+                "without them."
+            )
+
+    @contextlib.contextmanager
+    def recording(self):
+        with contextlib.ExitStack() as stack:
+            if "image_features" in self.wanted:
+                layer = self.view.image_projector()
+                self._projected = stack.enter_context(recorded(layer))
+            if self.wanted & {"attention", "saliency"}:
+                self._attention = stack.enter_context(record_first_attention(self.view))
+            yield
+
+    def features(self, inputs, hidden, rows):
+        """The features, after the model ran.
+
+        Args:
+            inputs: what the model was given.
+            hidden: (B, T, H), its last hidden states.
+            rows: (B, K), the answer rows' positions in them.
+        """
+        found = Features()
+        if "hidden_states" in self.wanted:
+            found.hidden_states = _at(hidden, rows)
+        if not self.wanted - {"hidden_states"}:
+            return found
+        positions, found.present = self.view.image_layout(inputs)
+        shape = ops.shape(positions)
+        flat = ops.reshape(positions, (shape[0], -1))
+        if "image_features" in self.wanted:
+            output = self._projected[0][0][2]
+            tokens = (-1, *shape[1:], output.shape[-1])
+            found.image_features = ops.reshape(output, tokens)
+        if "image_hidden_states" in self.wanted:
+            tokens = (*shape, hidden.shape[-1])
+            found.image_hidden_states = ops.reshape(_at(hidden, flat), tokens)
+        if "attention" in self.wanted:
+            found.attention = self._attention_to(flat, shape, rows)
+        if "saliency" in self.wanted:
+            weights = ops.cast(self.view.text_mask(inputs), "float32")
+            count = ops.maximum(ops.sum(weights, axis=1), 1.0)
+            everything = first_attention_weights(self.view, self._attention)
+            mean = ops.einsum("bkt,bk->bt", everything, weights) / count[:, None]
+            found.saliency = ops.reshape(_pick(mean, flat), shape)
+        return found
+
+    def _attention_to(self, flat, shape, rows):
+        weights = first_attention_weights(self.view, self._attention, rows)
+        count = ops.shape(rows)[1]
+        where = ops.repeat(flat[:, None], count, axis=1)
+        weights = ops.take_along_axis(weights, where, axis=2)
+        return ops.reshape(weights, (shape[0], count, *shape[1:]))
+
+
+def _at(hidden, positions):
+    return ops.take_along_axis(hidden, positions[:, :, None], axis=1)
+
+
+def _pick(values, positions):
+    return ops.take_along_axis(values, positions, axis=1)
