@@ -617,8 +617,8 @@ def test_every_public_energy_is_tested():
         and issubclass(x, Energy)
         and x not in (Energy, library.ProbabilityEnergy)
     }
-    # One needs labels (tests/test_adaptive_energies.py), one the length of training and
-    # is no function of its inputs alone (tests/test_taid.py), and some compare no logits
+    # One needs labels (tests/test_adaptive_energies.py), one the length of training
+    # and is no function of its inputs alone (test_taid.py), some compare no logits
     # at the answer (tests/test_features.py).
     features = {
         getattr(library, name)
