@@ -143,7 +143,8 @@ class BetaKDDistiller(
             name: keras.metrics.Mean(name=f"{name}_beta") for name in self._all_betas()
         }
         self.schedule_trackers = {
-            name: keras.metrics.Mean(name=f"{name}_t") for name in self.schedules
+            name: keras.metrics.Mean(name=f"{name}_{schedule.shown_as}")
+            for name, schedule in self.schedules.items()
         }
 
     def _all_betas(self):
@@ -302,7 +303,7 @@ class BetaKDDistiller(
             count = self._count(energy_weights[name])
             self.energy_trackers[name].update_state(mean, count)
         for name, schedule in self.schedules.items():
-            self.schedule_trackers[name].update_state(schedule.t.value)
+            self.schedule_trackers[name].update_state(schedule.shown())
         for name, value in y_pred["log_beta"].items():
             weights = energy_weights.get(name, y_pred["weights"])
             mean = weighted_sum(ops.exp(value), weights)

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_betakd.energies.divergences import forward_kl
 from keras_betakd.energies.forms import FormedEnergy
+from keras_betakd.energies.schedule import EnergySchedule, expect_steps
 
 
 def interpolated(log_p, log_q, t):
@@ -25,7 +26,7 @@ def interpolated(log_p, log_q, t):
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
-class TAIDSchedule(keras.layers.Layer):
+class TAIDSchedule(EnergySchedule):
     """How far the target of `TAIDEnergy` has moved, t, and how it moves.
 
     At the k-th optimizer step (from 0) with mean energy l_k,
@@ -44,6 +45,8 @@ class TAIDSchedule(keras.layers.Layer):
     Reference: TAID, Shing et al. 2025 (arXiv:2501.16937), section 3.2 and algorithm 1.
     """
 
+    shown_as = "t"
+
     def __init__(self, start, end, total_steps, rate, momentum, **kwargs):
         super().__init__(**{**kwargs, "trainable": False})
         self.start = start
@@ -51,40 +54,12 @@ class TAIDSchedule(keras.layers.Layer):
         self.total_steps = total_steps
         self.rate = rate
         self.momentum = momentum
-        self.build()
+        self.t = self.scalar("t", start)
+        self.trend = self.scalar("trend")
+        self.last_energy = self.scalar("last_energy")
+        self.has_last = self.scalar("has_last")
 
-    def build(self, input_shape=None):
-        def scalar(name, initial=0.0):
-            # `initializers.Constant` rounds to float32 on TensorFlow.
-            return self.add_weight(
-                shape=(),
-                initializer=lambda shape, dtype: ops.convert_to_tensor(initial, dtype),
-                trainable=False,
-                name=name,
-            )
-
-        self.t = scalar("t", self.start)
-        self.trend = scalar("trend")
-        self.last_energy = scalar("last_energy")
-        self.has_last = scalar("has_last")
-        self.calls = scalar("calls")
-        self.built = True
-
-    def update(self, energy, counts=True, every=1):
-        """Moves t; called once for each training batch.
-
-        Args:
-            energy: scalar, the batch's mean energy.
-            counts: whether the batch has a supervised token.
-            every: batches in an optimizer step (gradient accumulation); t moves with
-                the first of them.
-        """
-        energy = ops.stop_gradient(ops.cast(energy, self.t.dtype))
-        calls = ops.convert_to_tensor(self.calls)
-        moves = ops.floor(calls / every) * every == calls
-        usable = ops.logical_and(counts, ops.isfinite(energy))
-        usable = ops.logical_and(moves, usable)
-        energy = ops.where(usable, energy, 0.0)
+    def state(self, energy, usable, moves, step):
         last, t = ops.convert_to_tensor(self.last_energy), ops.convert_to_tensor(self.t)
         has_last = ops.convert_to_tensor(self.has_last)
         compares = ops.logical_and(usable, has_last > 0)
@@ -93,19 +68,17 @@ class TAIDSchedule(keras.layers.Layer):
         moved = self.momentum * trend + (1.0 - self.momentum) * fall
         trend = ops.where(compares, moved, trend)
         ahead = ops.where(compares, self.rate * ops.sigmoid(trend) * (1.0 - t), 0.0)
-        progress = ops.floor(calls / every) / self.total_steps
-        line = self.start + (self.end - self.start) * progress
+        line = self.start + (self.end - self.start) * step / self.total_steps
         new = ops.minimum(self.end, ops.maximum(line, t + ahead))
-        state = (
+        return [
             (self.t, ops.where(moves, new, t)),
             (self.trend, trend),
             (self.last_energy, ops.where(usable, energy, last)),
             (self.has_last, ops.where(usable, 1.0, has_last)),
-            (self.calls, calls + 1.0),
-        )
-        # Only now: on PyTorch assigning changes what was read from the variable.
-        for variable, value in state:
-            variable.assign(value)
+        ]
+
+    def shown(self):
+        return ops.convert_to_tensor(self.t)
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
@@ -171,11 +144,7 @@ class TAIDEnergy(FormedEnergy):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if not isinstance(total_steps, int) or total_steps < 1:
-            raise ValueError(
-                "`total_steps` must be a positive integer, the optimizer steps of the "
-                f"whole training. Received: total_steps={total_steps!r}"
-            )
+        expect_steps(total_steps)
         if not 0 <= start < end <= 1:
             raise ValueError(
                 "`start` and `end` must be such that 0 <= start < end <= 1. Received: "
