@@ -16,6 +16,8 @@ from keras_betakd.energies import (
     AttentionEnergy,
     CosineLogitsEnergy,
     CosineProbsEnergy,
+    CTKDEnergy,
+    CTKDMLPEnergy,
     DKDEnergy,
     Energy,
     FeatureCosineEnergy,

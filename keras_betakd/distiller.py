@@ -228,11 +228,14 @@ class BetaKDDistiller(
 
     def _fuses(self, inputs):
         """Whether this batch goes through the fused head."""
-        if self.fused is False or self._needs_logits:
+        if self.fused is False or self._needs_logits or self._unfusable():
             return False
         if any(inputs.get(f"{role}_positions") is None for role in ROLES):
             return False
         return self.student_view.head.has_matrix
+
+    def _unfusable(self):
+        return [name for name, energy in self.energies.items() if not energy.fuses]
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
@@ -399,18 +402,22 @@ class BetaKDDistiller(
 
     def _check_fused(self):
         head = self.student_view.head
-        if self.fused and (self._needs_logits or head is None or not head.has_matrix):
+        sees = head is not None and head.has_matrix
+        if self.fused and (self._needs_logits or self._unfusable() or not sees):
             raise ValueError(
                 "`fused=True` needs a student whose LM head can be seen (a keras-hub "
                 "CausalLM that is not quantised) and the default `loss` and "
                 "`weighted_metrics`: others are given the logits, which the fused head "
-                "never makes. Use `fused=None`. Received: student="
-                f"{type(self.student).__name__}, head={head}"
+                "never makes, as do some energies. Use `fused=None`. Received: student="
+                f"{type(self.student).__name__}, head={head}, energies that need "
+                f"logits: {self._unfusable()}"
             )
 
     def _exclude_betas_from_weight_decay(self, optimizer):
         inner = getattr(optimizer, "inner_optimizer", optimizer)
         variables = [v for b in self._all_betas().values() for v in b.variables]
+        learned = [energy.parameter for energy in self.energies.values()]
+        variables += [v for v in learned if v is not None]
         if not inner.weight_decay or not variables:
             return
         if inner.built:

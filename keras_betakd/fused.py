@@ -108,7 +108,7 @@ def fused_head_loss(
 
     Returns:
         A `HeadLoss`. Only `total` carries gradients: towards `student_rows`, the
-        head's kernel, bias and LoRA factors, and `coefficients`.
+        head's kernel, bias and LoRA factors, `coefficients`, and what energies learn.
     """
     kernel = student_head.kernel
     if tile_rows is None:
@@ -127,7 +127,11 @@ def fused_head_loss(
     rows, sums = _run(job, data, supervised, tile_rows)
     values = ops.transpose(rows["values"])
     values = ops.where(supervised, values, 0.0)
-    correct, values = values[0], values[1:]
+    correct, values, derivatives = (
+        values[0],
+        values[1 : 2 + len(energies)],
+        values[2 + len(energies) :],
+    )
     total = ops.sum(ops.where(supervised, coefficients * values, 0.0))
     if gradients:
         inputs = {
@@ -138,6 +142,7 @@ def fused_head_loss(
             "low_rank_kernel": student_head.low_rank and student_head.low_rank[0],
         }
         pairs = [(coefficients, values)]
+        pairs += _parameter_gradients(energies, coefficients, derivatives)
         pairs += [(inputs[k], v) for k, v in {**rows, **sums}.items() if k in inputs]
         total = _with_gradients(ops.stop_gradient(total), pairs)
     return HeadLoss(
@@ -148,6 +153,20 @@ def fused_head_loss(
         ),
         correct=correct,
     )
+
+
+def _parameter_gradients(energies, coefficients, derivatives):
+    """What the energies learn, with the gradient of the weighted sum towards it."""
+    learned = [
+        (k, e) for k, e in enumerate(energies.values(), 1) if e.parameter is not None
+    ]
+    return [
+        (
+            ops.convert_to_tensor(energy.parameter),
+            ops.sum(ops.stop_gradient(coefficients[k]) * derivatives[i]),
+        )
+        for i, (k, energy) in enumerate(learned)
+    ]
 
 
 def _cleared(rows, supervised):
@@ -280,18 +299,27 @@ class _Tiles:
         return self._gradients(rows, slopes, capped, data)
 
     def _values_and_slope(self, student, teacher, labels, coefficients):
-        """Values (n, 2 + E), and the slope of their weighted sum in the logits."""
+        """Values, and the slope of their weighted sum in the logits.
+
+        The values are (n, 2 + E + P): correctness, cross-entropy, E energies, and the
+        derivatives of those of them that learn a parameter.
+        """
         correct = argmax(student) == labels
         student, teacher = LogitRows(student, labels), LogitRows(teacher)
         task = -_at(student.log_probabilities(), labels)
         values = [ops.cast(correct, "float32"), task]
         slope = coefficients[:, :1] * student.probabilities()
         slope = _add_at(slope, labels, -coefficients[:, 0])
+        derivatives = []
         for k, energy in enumerate(self.energies.values(), start=1):
-            value, gradient = energy.value_and_gradient(teacher, student)
+            if energy.parameter is None:
+                value, gradient = energy.value_and_gradient(teacher, student)
+            else:
+                value, gradient, *more = energy.value_and_gradients(teacher, student)
+                derivatives += more
             values.append(value)
             slope = slope + coefficients[:, k : k + 1] * gradient
-        return ops.stack(values, axis=-1), slope
+        return ops.stack(values + derivatives, axis=-1), slope
 
     def _student_logits(self, rows):
         head = self.head

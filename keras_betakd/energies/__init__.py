@@ -6,6 +6,7 @@ and the student's as `y_pred`; see `keras_betakd.energies.base` for the concept.
 
 from keras_betakd.energies.adaptive import AdaptiveKLEnergy
 from keras_betakd.energies.base import Energy, ProbabilityEnergy, select_supervised
+from keras_betakd.energies.ctkd import CTKDEnergy, CTKDMLPEnergy
 from keras_betakd.energies.decoupled import DKDEnergy
 from keras_betakd.energies.distances import (
     CosineLogitsEnergy,
@@ -32,6 +33,8 @@ from keras_betakd.energies.taid import TAIDEnergy, TAIDSchedule
 __all__ = [
     "AdaptiveKLEnergy",
     "AttentionEnergy",
+    "CTKDEnergy",
+    "CTKDMLPEnergy",
     "CosineLogitsEnergy",
     "CosineProbsEnergy",
     "DKDEnergy",

@@ -217,9 +217,14 @@ class Energy(keras.losses.Loss):
     # What a distiller compares in place of the logits at the answer, or `None`.
     features = None
 
-    # A layer whose `update(energy, counts, every)` the distiller calls after each
-    # training batch, for an energy that changes while training goes on.
+    # An `EnergySchedule`, for an energy that changes while training goes on.
     schedule = None
+
+    # A scalar variable that the energy learns; it then has `value_and_gradients`.
+    parameter = None
+
+    # Whether the fused head can compute it, which knows no other learned variables.
+    fuses = True
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         if not ops.is_tensor(y_pred):
@@ -300,6 +305,11 @@ class Energy(keras.losses.Loss):
         return value_and_gradient(
             lambda logits: self.call(target, logits), student.logits
         )
+
+    def value_and_gradients(self, teacher, student):
+        """As `value_and_gradient`, and the slope of each row's value, (N,), towards
+        `parameter`."""
+        raise NotImplementedError
 
     def get_config(self):
         return {**super().get_config(), "dtype": self.dtype}

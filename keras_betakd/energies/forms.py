@@ -20,6 +20,13 @@ from keras_betakd.energies.base import ProbabilityEnergy
 FORMS = ("divergence", "cross_entropy")
 
 
+def expect_form(form):
+    """`form`, if it is one."""
+    if form not in FORMS:
+        raise ValueError(f"`form` must be one of {FORMS}. Received: form={form!r}")
+    return form
+
+
 def entropy(log_p):
     """-sum p log p in nats, `(..., V)` to `(...)`; an excluded class adds nothing."""
     p = ops.exp(log_p)
@@ -37,9 +44,7 @@ class FormedEnergy(ProbabilityEnergy):
 
     def __init__(self, temperature=1.0, form="divergence", **kwargs):
         super().__init__(temperature=temperature, **kwargs)
-        if form not in FORMS:
-            raise ValueError(f"`form` must be one of {FORMS}. Received: form={form!r}")
-        self.form = form
+        self.form = expect_form(form)
 
     def floor(self, log_p):
         """What to add to the divergence: 0, or the teacher's entropy, `(...)`."""

@@ -96,12 +96,17 @@ class ImageTokenEnergy(Energy):
         super().__init__(name=name, reduction=reduction, dtype=dtype or energy.dtype)
         self.energy = energy
         self.schedule = energy.schedule
+        self.parameter = energy.parameter
+        self.fuses = energy.fuses
 
     def call(self, y_true, y_pred):
         return self.energy.call(y_true, y_pred)
 
     def value_and_gradient(self, teacher, student):
         return self.energy.value_and_gradient(teacher, student)
+
+    def value_and_gradients(self, teacher, student):
+        return self.energy.value_and_gradients(teacher, student)
 
     def get_config(self):
         energy = keras.saving.serialize_keras_object(self.energy)

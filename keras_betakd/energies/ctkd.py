@@ -1,0 +1,267 @@
+"""CTKD: a temperature that is learned against the student, slowly at first.
+
+A student that always sees the teacher at one temperature meets one difficulty. Here the
+temperature T is learned too, but in the opposite direction: the gradient that would
+lower the energy is reversed, so that T makes the task harder while the student learns
+it, and a curriculum lets the reversal grow from nothing to full strength,
+
+    d loss / d theta  becomes  -lambda * d loss / d theta,
+    lambda_k = (1 - cos(pi * min(k, K) / K)) / 2
+
+at optimizer step k, with K = `total_steps` and theta what T is computed from.
+
+Reference: Curriculum Temperature for Knowledge Distillation, Li et al., AAAI 2023
+(arXiv:2211.16231), sections 3.2 and 3.3.
+"""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_betakd.backends import value_and_gradient
+from keras_betakd.energies.base import Energy, checked_number
+from keras_betakd.energies.divergences import forward_kl
+from keras_betakd.energies.forms import entropy, expect_form
+from keras_betakd.energies.schedule import expect_steps
+from keras_betakd.energies.temperature import (
+    GlobalTemperature,
+    PredictedTemperature,
+    log_probabilities_at,
+)
+
+_REGISTER = keras.saving.register_keras_serializable(package="keras_betakd")
+
+
+class _TemperatureEnergy(Energy):
+    """T^power * KL(p_T || q_T) at a temperature that is a tensor."""
+
+    def __init__(
+        self,
+        total_steps,
+        min_temperature,
+        max_temperature,
+        power,
+        form,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        expect_steps(total_steps)
+        self.total_steps = total_steps
+        self.min_temperature = checked_number("min_temperature", min_temperature)
+        self.max_temperature = checked_number(
+            "max_temperature", max_temperature, low=self.min_temperature
+        )
+        self.power = checked_number("power", power, low=-math.inf)
+        self.form = expect_form(form)
+
+    def at(self, teacher, student, temperature):
+        """The energy at a temperature: (..., V) twice and (...) to (...)."""
+        log_p = log_probabilities_at(teacher, temperature)
+        log_q = log_probabilities_at(student, temperature)
+        value = forward_kl(log_p, log_q)
+        if self.form == "cross_entropy":
+            value = value + entropy(log_p)
+        return value * temperature**self.power
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "total_steps": self.total_steps,
+            "min_temperature": self.min_temperature,
+            "max_temperature": self.max_temperature,
+            "power": self.power,
+            "form": self.form,
+        }
+
+
+@_REGISTER
+class CTKDEnergy(_TemperatureEnergy):
+    """Curriculum temperature distillation (CTKD) with one learned temperature.
+
+    Use it where a fixed temperature would have to be searched for:
+
+        l = T^power * KL(softmax(y_true / T) || softmax(y_pred / T)),
+        T = min_temperature + (max_temperature - min_temperature) * sigmoid(theta)
+
+    theta is a trainable Keras variable whose gradient is reversed, see the module: it
+    is learned against the student, with the optimizer that trains the student. A
+    `BetaKDDistiller` trains it, advances the curriculum once an optimizer step (never
+    in `evaluate`), keeps weight decay from it, saves it with its weights and shows the
+    temperature as `<name>_temperature`. Elsewhere add `energy.schedule` to the layers
+    of a model and call `energy.schedule.update(l)` after each step.
+
+    With the optimizer's rate r, theta moves by about r a step: hardly at 2e-5, as in
+    fine-tuning, so that the temperature is then nearly a constant.
+
+    Shapes: `y_true` and `y_pred` are `(..., V)`; `call` returns `(...)`, in nats per
+    token times T^power. Masking: see `Energy`.
+
+    Args:
+        total_steps: positive integer, optimizer steps until the reversal has its full
+            strength; the paper takes 10 epochs of 240.
+        initial_temperature: T at first, between the bounds. Defaults to 2.
+        min_temperature, max_temperature: bounds of T, never reached. Default to 1 and
+            21, the paper's.
+        power: the exponent of T. Defaults to 2, which keeps the gradient's size.
+        form: `"divergence"` (default), or `"cross_entropy"` to add the teacher's
+            entropy; see `keras_betakd.energies.forms` for what that does to beta.
+        name, reduction, dtype: See `Energy`.
+
+    Raises:
+        ValueError: for an invalid argument, or for inputs of different shape.
+
+    Example:
+
+    >>> from keras import ops
+    >>> p = ops.log(ops.array([[0.7, 0.2, 0.1]]))
+    >>> q = ops.log(ops.array([[0.2, 0.5, 0.3]]))
+    >>> energy = CTKDEnergy(total_steps=100, initial_temperature=4.0)
+    >>> round(float(energy(p, q)), 4)
+    0.5991
+
+    Reference: CTKD, Li et al., AAAI 2023 (arXiv:2211.16231), equations 2 to 5.
+    """
+
+    def __init__(
+        self,
+        total_steps,
+        initial_temperature=2.0,
+        min_temperature=1.0,
+        max_temperature=21.0,
+        power=2.0,
+        form="divergence",
+        **kwargs,
+    ):
+        super().__init__(
+            total_steps, min_temperature, max_temperature, power, form, **kwargs
+        )
+        self.initial_temperature = checked_number(
+            "initial_temperature",
+            initial_temperature,
+            low=self.min_temperature,
+            high=self.max_temperature,
+        )
+        self.schedule = GlobalTemperature(
+            total_steps,
+            self.min_temperature,
+            self.max_temperature,
+            self.initial_temperature,
+            dtype=self.dtype,
+        )
+        self.parameter = self.schedule.theta
+
+    def pointwise(self, teacher, student):
+        temperature = ops.cast(self.schedule.temperature(), student.dtype)
+        return self.at(teacher, student, temperature)
+
+    def value_and_gradients(self, teacher, student):
+        theta = ops.convert_to_tensor(self.parameter)
+        column = ops.broadcast_to(theta, (ops.shape(student.logits)[0], 1))
+
+        def value(x):
+            temperature = self.schedule.temperature(x[:, -1])
+            return self.at(teacher.logits, x[:, :-1], temperature)
+
+        # As one input, since both gradients come from the same run.
+        logits = ops.concatenate([student.logits, column], axis=-1)
+        value, gradient = value_and_gradient(value, logits)
+        return value, gradient[:, :-1], gradient[:, -1]
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "initial_temperature": self.initial_temperature,
+        }
+
+
+@_REGISTER
+class CTKDMLPEnergy(_TemperatureEnergy):
+    """Curriculum temperature distillation with a temperature for each position.
+
+    As `CTKDEnergy`, with
+
+        T = min_temperature + (max_temperature - min_temperature)
+            * sigmoid(network([y_pred, y_true]))
+
+    and the network learned against the student. Its input is cut off from the gradient:
+    the student cannot make its temperature easy. The energy needs whole logits, so a
+    distiller with it cannot use the fused head, and the network's first layer has
+    2 * classes * units weights, for which vocabularies of 100,000 and more are large.
+
+    A distiller shows the strength of the reversal as `<name>_reversal`.
+
+    Args:
+        total_steps: see `CTKDEnergy`.
+        classes: V, the width of the logits.
+        units: widths of the network's hidden layers. Defaults to `(64,)`.
+        min_temperature, max_temperature, power, form: see `CTKDEnergy`.
+        name, reduction, dtype: See `Energy`.
+
+    Raises:
+        ValueError: for an invalid argument, for inputs of different shape, or of
+            another number of classes.
+
+    Example:
+
+    >>> from keras import ops
+    >>> energy = CTKDMLPEnergy(total_steps=100, classes=3)
+    >>> p, q = ops.array([[2.0, 0.0, 0.0]]), ops.array([[0.0, 0.0, 1.0]])
+    >>> energy(p, q).shape == () and float(energy(p, p)) == 0.0
+    True
+
+    Reference: CTKD, Li et al., AAAI 2023 (arXiv:2211.16231), section 3.2, instance-wise
+    temperature.
+    """
+
+    fuses = False
+
+    def __init__(
+        self,
+        total_steps,
+        classes,
+        units=(64,),
+        min_temperature=1.0,
+        max_temperature=21.0,
+        power=2.0,
+        form="divergence",
+        **kwargs,
+    ):
+        super().__init__(
+            total_steps, min_temperature, max_temperature, power, form, **kwargs
+        )
+        sizes = (classes, *units)
+        if not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise ValueError(
+                "`classes` and `units` must be positive integers. Received: "
+                f"classes={classes}, units={units}"
+            )
+        self.classes = classes
+        self.units = tuple(units)
+        self.schedule = PredictedTemperature(
+            total_steps,
+            self.min_temperature,
+            self.max_temperature,
+            classes,
+            self.units,
+            dtype=self.dtype,
+        )
+
+    def check_shapes(self, teacher, student):
+        super().check_shapes(teacher, student)
+        if student.shape[-1] not in (None, self.classes):
+            raise ValueError(
+                f"The logits must have `classes` columns. Received: {student.shape}, "
+                f"classes={self.classes}"
+            )
+
+    def pointwise(self, teacher, student):
+        temperature = self.schedule.temperature(teacher, student)
+        return self.at(teacher, student, ops.cast(temperature, student.dtype))
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "classes": self.classes,
+            "units": list(self.units),
+        }
