@@ -35,4 +35,5 @@ from keras_betakd.energies import (
     TotalVariationEnergy,
 )
 from keras_betakd.preprocessing import DistillationPreprocessor
+from keras_betakd.presets import released_energy, released_weighting
 from keras_betakd.version import __version__

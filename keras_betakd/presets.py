@@ -1,0 +1,183 @@
+"""The losses and weightings of the code released with Beta-KD, by their names there.
+
+For repeating published runs. Each name gives the energy of this library with the
+options that reproduce the released numbers; where that code does not compute what its
+name says, or nothing sensible, the table of `released_energy` says what differs.
+"""
+
+import math
+
+from keras_betakd import energies
+from keras_betakd.beta import FixedBeta, InstanceBeta, TaskBeta
+
+_CROSS_ENTROPY = {"form": "cross_entropy"}
+# The temperature's parameter starts at -2 there.
+_CTKD_START = 1.0 + 4.0 / (1.0 + math.exp(2.0))
+
+_ENERGIES = {
+    "fkl": (energies.ForwardKLEnergy, _CROSS_ENTROPY),
+    "rkl": (energies.ReverseKLEnergy, {}),
+    "js": (energies.JensenShannonEnergy, {"teacher_weight": 0.1}),
+    "tvd": (energies.TotalVariationEnergy, {}),
+    "mse": (energies.MSELogitsEnergy, {"epsilon": 1e-8}),
+    "mse-probs": (
+        energies.MSEProbsEnergy,
+        {"mean_over_vocabulary": True, "scale_by_t2": True},
+    ),
+    "cosine": (energies.CosineLogitsEnergy, {"epsilon": 1e-8}),
+    "cosine-probs": (energies.CosineProbsEnergy, {"scale_by_t2": True}),
+    "sfkl": (energies.SkewForwardKLEnergy, {"skew": 0.1, **_CROSS_ENTROPY}),
+    "srkl": (energies.SkewReverseKLEnergy, {"skew": 0.1}),
+    "adaptive_kl": (energies.AdaptiveKLEnergy, {}),
+    "dkd": (energies.DKDEnergy, {"alpha": 1.0, "beta": 0.5}),
+    "taid": (energies.TAIDEnergy, _CROSS_ENTROPY),
+    "ctkd": (
+        energies.CTKDEnergy,
+        {
+            "initial_temperature": _CTKD_START,
+            "max_temperature": 5.0,
+            "power": 1.0,
+            **_CROSS_ENTROPY,
+        },
+    ),
+    "ctkd-mlp": (
+        energies.CTKDMLPEnergy,
+        {
+            "min_temperature": 0.5,
+            "max_temperature": 4.0,
+            "power": 0.0,
+            **_CROSS_ENTROPY,
+        },
+    ),
+    "align-kd": (energies.ForwardKLEnergy, _CROSS_ENTROPY),
+    "kl": (energies.ForwardKLEnergy, {"temperature": 2.0, "scale_by_t2": True}),
+}
+
+
+def released_energy(name, **options):
+    """The energy behind a loss name of the released code.
+
+    - `fkl`: cross-entropy to the teacher, not a KL divergence; the same.
+    - `rkl`: reverse KL; the same.
+    - `js`: Jensen-Shannon, weight 0.1 on the teacher; the same.
+    - `tvd`: total variation; the same.
+    - `mse`: squared distance of Z-scored logits; the same at temperature 1; at T it
+      is multiplied by T^2 there, though T cancels.
+    - `mse-probs`: squared distance of probabilities, mean over V; the same.
+    - `cosine`: cosine of Z-scored logits: `mse` times V / (2 (V - 1)); the same.
+    - `cosine-probs`: cosine of probabilities; the same.
+    - `sfkl`: cross-entropy to the mixture 0.1 p + 0.9 q, not a divergence; the
+      same.
+    - `srkl`: skew reverse KL, 0.1; the same.
+    - `adaptive_kl`: adaptive KL; differs: the head mask there is in the order of
+      sorted logits and applied in that of the vocabulary, the forward part is a
+      cross-entropy, and the weights get a gradient that grows as the student comes
+      closer.
+    - `dkd`: decoupled KD, alpha 1, beta 0.5; the same where labels and mask belong
+      to the positions; there the mask is not shifted with the labels.
+    - `taid`: cross-entropy to the TAID target, t from 0.4; the same at equal t;
+      there t hardly moves, since it never sees the training step.
+    - `ctkd`: T times cross-entropy at a learned T from 1.48; same values up to T =
+      4, where it is clamped there; here the gradient of T is reversed, as in CTKD.
+    - `ctkd-mlp`: cross-entropy at a T between 0.5 and 4 for each position, hidden
+      widths 64; same values at the same weights; there with dropout, and the
+      student also learns through T.
+    - `align-kd`: cross-entropy to the teacher; differs: over all positions, without
+      mask and in float16 there; the attention and the selected tokens of Align-KD
+      are `AttentionEnergy` and `FeatureMSEEnergy(top_tokens=...)`.
+    - `kl`, and any unknown name there: KL at temperature 2, times 4; differs: there it
+      is summed over all positions, masked or not, and divided by the batch alone, which
+      makes it as many times larger as an example has positions.
+
+    "The same" holds where every logit is finite and something is supervised: silent
+    zeros, dropped terms and trimmed sequences are not reproduced. `fkl`, `sfkl`, `taid`
+    and `ctkd` are cross-entropies, which caps a learned beta, see
+    `keras_betakd.energies.forms`.
+
+    Args:
+        name: one of the names above.
+        **options: further arguments of the energy, or others than the released ones:
+            `total_steps` is needed by `taid`, `ctkd` and `ctkd-mlp`, and `classes` by
+            `ctkd-mlp`.
+
+    Returns:
+        An `Energy`.
+
+    Raises:
+        ValueError: for an unknown name (the released code falls back to `kl`).
+
+    Example:
+
+    >>> energy = released_energy("js")
+    >>> energy.teacher_weight
+    0.1
+
+    Reference: Beta-KD, arXiv 2603.21426 (CVPR 2026), released code.
+    """
+    if name not in _ENERGIES:
+        raise ValueError(
+            f"`name` must be one of {sorted(_ENERGIES)}. Received: name={name!r}"
+        )
+    cls, released = _ENERGIES[name]
+    return cls(**{**released, **options})
+
+
+def released_weighting(name, multiplier=None):
+    """The weighting of losses behind a name of the released code.
+
+    With L the cross-entropy and each energy, and s = -log of what the code calls
+    precision, it minimises (what follows the semicolon is how this compares)
+
+    - `equal`: sum of L; the same.
+    - `task`: sum of exp(-s) L / 2 + s / 2; d = 1, beta = exp(-s) / 2, which starts
+      at 1/2: the same but for the constant log(2) / 2 of each term.
+    - `instance`: mean over examples of the sum of exp(-s) L + s; d = 2, beta =
+      exp(-s): the same, with each example's own losses; there, the batch's mean is
+      copied to all.
+
+    `task` and `instance` give the cross-entropy a beta too. beta stays within the
+    released bounds of s, -5 to 5, which are smooth here: a clamp has no gradient
+    outside, and s never came back.
+
+    Args:
+        name: `"equal"`, `"task"` or `"instance"`.
+        multiplier: see `TaskBeta`; its default if `None`. The released code trains s
+            with 1,000 times the learning rate.
+
+    Returns:
+        A dict of the arguments `beta` and `weight_task_loss` of `BetaKDDistiller`.
+
+    Raises:
+        ValueError: for an unknown name (the released code falls back to `equal`).
+
+    Example:
+
+    >>> arguments = released_weighting("task")
+    >>> arguments["beta"].dim, arguments["beta"].initial_value
+    (1.0, 0.5)
+
+    ```python
+    distiller = BetaKDDistiller(
+        teacher, student, released_energy("fkl"), **released_weighting("task")
+    )
+    ```
+    """
+    if name == "equal":
+        return {"beta": FixedBeta(1.0), "weight_task_loss": False}
+    kinds = {"task": (TaskBeta, 1.0, 0.5), "instance": (InstanceBeta, 2.0, 1.0)}
+    if name not in kinds:
+        raise ValueError(
+            f"`name` must be one of {['equal', *kinds]}. Received: name={name!r}"
+        )
+    cls, dim, scale = kinds[name]
+
+    def make():
+        return cls(
+            dim=dim,
+            initial_value=scale,
+            min_value=scale * math.exp(-5.0),
+            max_value=scale * math.exp(5.0),
+            multiplier=multiplier,
+        )
+
+    return {"beta": make(), "weight_task_loss": make()}
