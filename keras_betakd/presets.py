@@ -136,8 +136,8 @@ def released_weighting(name, multiplier=None):
       copied to all.
 
     `task` and `instance` give the cross-entropy a beta too. beta stays within the
-    released bounds of s, -5 to 5, which are smooth here: a clamp has no gradient
-    outside, and s never came back.
+    released bounds of s, -5 to 5; there, s once outside them had no gradient and never
+    came back.
 
     Args:
         name: `"equal"`, `"task"` or `"instance"`.

@@ -83,27 +83,53 @@ def test_nothing_supervised_adds_nothing():
 @pytest.mark.parametrize("raw", [-1e3, -20.0, 20.0, 1e3])
 def test_gradient_is_alive_beyond_the_bounds(raw):
     """A clamp has none: a beta that momentum carried outside never came back."""
-    layer = TaskBeta(multiplier=1.0)
+    layer = InstanceBeta(multiplier=1.0)
     value, (slope,) = value_and_grad(layer.bounded, np.float32(raw))
     assert np.log(0.01) <= value <= np.log(100.0)
     assert 0 < slope < 0.02
 
 
 def test_bounds_are_not_symmetric_when_the_start_is_not():
-    layer = TaskBeta(initial_value=1.0, min_value=0.5, max_value=20.0)
-    low, high = (float(ops.exp(layer.bounded(ops.array(x)))) for x in (-9.0, 9.0))
+    layer = InstanceBeta(initial_value=1.0, min_value=0.5, max_value=20.0)
+    low, high = (float(ops.exp(layer.bounded(ops.array(x)))) for x in (-450.0, 450.0))
     assert low == pytest.approx(0.5, rel=1e-3)
     assert high == pytest.approx(20.0, rel=1e-3)
 
 
+@pytest.mark.parametrize("kind", [InstanceBeta, TaskBeta])
 @pytest.mark.parametrize("multiplier", [1.0, 500.0])
-def test_multiplier_speeds_up_but_does_not_inflate_the_gradient(multiplier):
+def test_multiplier_speeds_up_but_does_not_inflate_the_gradient(multiplier, kind):
     """An inflated gradient would crowd out the student's under global clipping."""
-    layer = TaskBeta(multiplier=multiplier)
-    _, (slope,) = value_and_grad(layer.bounded, np.float32(0.0))
+    layer = kind(multiplier=multiplier)
+    function = layer.bounded if kind is InstanceBeta else layer.unbounded
+    _, (slope,) = value_and_grad(function, np.float32(0.0))
     assert slope == pytest.approx(1.0)
-    moved = float(layer.bounded(ops.array(1e-3 / multiplier)))
+    moved = float(function(ops.array(1e-3 / multiplier)))
     assert moved == pytest.approx(1e-3, rel=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
+def test_a_task_beta_comes_back_from_its_bound(optimizer):
+    """With a smooth bound, SGD's first large steps ended far outside it, where the
+    slope is next to nothing: beta stayed at 0.011 in a run that needed 1.2."""
+    layer = TaskBeta(multiplier=10.0, min_value=0.1, max_value=50.0)
+    weights = ops.ones((1, 1))
+    layer.build((1, 1))
+    rate = {"SGD": 0.1, "Adam": 0.02}[optimizer]
+    optimizer = getattr(keras.optimizers, optimizer)(rate)
+    optimizer.build(layer.trainable_variables)
+
+    def steps(energy, count):
+        for _ in range(count):
+            log_beta = float(layer.log_beta(None))
+            slope = np.exp(log_beta) * energy - 0.5
+            optimizer.apply([ops.convert_to_tensor(slope, "float32")])
+        return float(ops.exp(layer.log_beta(None)))
+
+    assert float(ops.exp(layer(weights))) == 1.0
+    assert steps(20.0, 60) == pytest.approx(0.1, rel=1e-5)
+    assert steps(0.0, 400) == pytest.approx(50.0, rel=1e-5)
+    assert steps(0.05, 400) == pytest.approx(10.0, rel=0.1)
 
 
 @pytest.mark.parametrize("policy", ["float16", "bfloat16", "mixed_float16"])

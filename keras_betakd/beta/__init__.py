@@ -10,8 +10,14 @@ beta. With l the energy, beta settles at d / (2 l), where beta * l = d / 2.
 - `TokenBeta`: predicted for each answer token.
 - `AnalyticBeta`: no parameters, d / (2 * running mean of l).
 
-**Scale.** log beta is float32 under every dtype policy and bounded smoothly: raw
-values far outside still have a gradient, so beta can always come back.
+**Scale.** log beta is float32 under every dtype policy, and bounded so that it always
+has a gradient and can come back: the variable of a `TaskBeta` is put back to its bound
+after a step that leaves it, and what a network predicts is bent smoothly towards it.
+
+**Why bounds.** Where an energy can come close to 0, beta = d / (2 l) grows without end.
+The student's gradient, (d / 2) * grad log l, grows as l falls, so steps overshoot, l
+jumps up with a beta made for a small one, and all other terms suffer. A bound on beta
+makes the term proportional to l again below l = d / (2 * max_value).
 
 **Speed.** With Adam a variable moves about one learning rate a step; at 2e-5 a plain
 log beta would need 50,000 steps to move by one. So log beta = multiplier * raw, and

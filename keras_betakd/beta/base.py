@@ -97,8 +97,8 @@ class RangedBeta(Beta):
         }
 
 
-class BoundedBeta(RangedBeta):
-    """Base of the betas that are learned: bounded smoothly, with a multiplier."""
+class LearnedBeta(RangedBeta):
+    """Base of the betas that are learned: a range for log beta, and a multiplier."""
 
     default_multiplier = 1.0
 
@@ -108,6 +108,19 @@ class BoundedBeta(RangedBeta):
             multiplier = self.default_multiplier
         self.multiplier = positive("multiplier", multiplier)
 
+    def _scaled(self, raw):
+        """multiplier * raw, with the gradient of raw alone."""
+        return raw + ops.stop_gradient((self.multiplier - 1.0) * raw)
+
+    def unbounded(self, raw):
+        """log beta of a `raw` that is kept within bounds by other means."""
+        return math.log(self.initial_value) + self._scaled(raw)
+
+    def _room(self):
+        """How far log beta may go below and above its start."""
+        start = math.log(self.initial_value)
+        return start - math.log(self.min_value), math.log(self.max_value) - start
+
     def bounded(self, raw):
         """log beta of an unbounded `raw`: smooth, slope 1 at the start.
 
@@ -115,13 +128,11 @@ class BoundedBeta(RangedBeta):
         h the distance from the start to the bound on that side. It falls off as a
         power and not exponentially, so the gradient lives far outside the bounds.
         """
-        # Same value as multiplier * raw, but the gradient of raw alone.
-        x = raw + ops.stop_gradient((self.multiplier - 1.0) * raw)
-        start = math.log(self.initial_value)
-        above = math.log(self.max_value) - start
-        below = start - math.log(self.min_value)
+        x = self._scaled(raw)
+        below, above = self._room()
         room = ops.where(x > 0, above, below)
-        return start + x / ops.sqrt(1.0 + ops.square(x / room))
+        bent = x / ops.sqrt(1.0 + ops.square(x / room))
+        return math.log(self.initial_value) + bent
 
     def get_config(self):
         return {**super().get_config(), "multiplier": self.multiplier}

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_betakd.beta.base import BoundedBeta
+from keras_betakd.beta.base import LearnedBeta
 from keras_betakd.beta.features import (
     UNCERTAINTY_WIDTH,
     expect_hidden_states,
@@ -12,7 +12,7 @@ from keras_betakd.beta.features import (
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
-class InstanceBeta(BoundedBeta):
+class InstanceBeta(LearnedBeta):
     """Beta predicted for each example: instance-level uncertainty.
 
     A small MLP (layer normalisation, one hidden layer, one output) on features h(x)

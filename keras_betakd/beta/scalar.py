@@ -5,7 +5,7 @@ import math
 import keras
 from keras import ops
 
-from keras_betakd.beta.base import Beta, BoundedBeta, RangedBeta, positive
+from keras_betakd.beta.base import Beta, LearnedBeta, RangedBeta, positive
 from keras_betakd.objective import weighted_sum
 
 
@@ -40,7 +40,7 @@ class FixedBeta(Beta):
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
-class TaskBeta(BoundedBeta):
+class TaskBeta(LearnedBeta):
     """One learned beta for an energy: task-level uncertainty.
 
     Minimising beta * E[l] - (d / 2) * log beta gives beta = d / (2 E[l]).
@@ -49,9 +49,10 @@ class TaskBeta(BoundedBeta):
         dim: d. Only (d / 2) * grad log l reaches the student at the best beta, so d is
             the weight of the teacher relative to the cross-entropy. Defaults to 1.
         initial_value: beta at the start. Defaults to 1.
-        min_value, max_value: bounds of beta, never reached. As l goes to 0 the best
-            beta goes to infinity; `max_value` is what stops it. Defaults to 0.01
-            and 100.
+        min_value, max_value: bounds of beta. As l goes to 0 the best beta goes to
+            infinity; `max_value` is what stops it. The variable itself is put back to
+            the bound after each step that leaves it, so that beta comes back at once
+            when the energy says so. Defaults to 0.01 and 100.
         multiplier: log beta moves `multiplier` times as fast as a plain variable.
             Defaults to 500, so that with Adam at a fine-tuning rate of 2e-5 log beta
             moves by 0.01 a step, by one in a hundred steps. When training from
@@ -73,12 +74,19 @@ class TaskBeta(BoundedBeta):
     default_multiplier = 500.0
 
     def build(self, weights_shape):
+        below, above = (room / self.multiplier for room in self._room())
         self.raw = self.add_weight(
-            name="raw_log_beta", shape=(), initializer="zeros", trainable=True
+            name="raw_log_beta",
+            shape=(),
+            initializer="zeros",
+            trainable=True,
+            # Not a smooth bound: there a large step, as SGD's first ones are, ends
+            # where the slope is next to nothing, and beta stays for good.
+            constraint=lambda raw: ops.clip(raw, -below, above),
         )
 
     def log_beta(self, features):
-        return self.bounded(ops.convert_to_tensor(self.raw))
+        return self.unbounded(ops.convert_to_tensor(self.raw))
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
