@@ -8,12 +8,8 @@ from keras import ops
 from keras_betakd.alignment import FeatureAlignment, add_feature_terms
 from keras_betakd.beta import TaskBeta
 from keras_betakd.beta.features import TeacherOutputs
-from keras_betakd.components import (
-    computes_in_float16,
-    expect_beta,
-    named_betas,
-    named_energies,
-)
+from keras_betakd.compiling import Compiling
+from keras_betakd.components import expect_beta, named_betas, named_energies
 from keras_betakd.energies.base import attached_mask
 from keras_betakd.fitting import RecordFitting
 from keras_betakd.models.views import view_of
@@ -22,6 +18,7 @@ from keras_betakd.preprocessing import DistillationPreprocessor
 from keras_betakd.saving import TeacherKeeping
 from keras_betakd.sharing import PictureSharing
 from keras_betakd.terms import dense_terms, fused_terms, image_logits_term
+from keras_betakd.tracking import Tracking
 from keras_betakd.training_data import by_model
 
 ROLES = ("student", "teacher")
@@ -29,7 +26,13 @@ ROLES = ("student", "teacher")
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
 class BetaKDDistiller(
-    RecordFitting, FeatureAlignment, PictureSharing, TeacherKeeping, keras.Model
+    Compiling,
+    RecordFitting,
+    FeatureAlignment,
+    PictureSharing,
+    Tracking,
+    TeacherKeeping,
+    keras.Model,
 ):
     """Distils a teacher into a student with learned weights (Beta-KD).
 
@@ -132,20 +135,6 @@ class BetaKDDistiller(
         self._make_trackers()
         self._predicting = False
         self._needs_logits = False
-
-    def _make_trackers(self):
-        # Made here and not in `build`: JAX needs every metric before it traces.
-        self.task_loss_tracker = keras.metrics.Mean(name="task_loss")
-        self.accuracy_tracker = keras.metrics.Mean(name="accuracy")
-        self._reports_accuracy = False
-        self.energy_trackers = {n: keras.metrics.Mean(name=n) for n in self.energies}
-        self.beta_trackers = {
-            name: keras.metrics.Mean(name=f"{name}_beta") for name in self._all_betas()
-        }
-        self.schedule_trackers = {
-            name: keras.metrics.Mean(name=f"{name}_{schedule.shown_as}")
-            for name, schedule in self.schedules.items()
-        }
 
     def _all_betas(self):
         task = {} if self.task_beta is None else {"task": self.task_beta}
@@ -297,39 +286,6 @@ class BetaKDDistiller(
         values = {**terms.energies, **values}
         return dataclasses.replace(terms, total=total, energies=values)
 
-    def _track(self, terms, y_pred):
-        weights, energy_weights = y_pred["weights"], y_pred["energy_weights"]
-        count = self._count(weights)
-        self.task_loss_tracker.update_state(weighted_sum(terms.task, weights), count)
-        for name, value in terms.energies.items():
-            mean = weighted_sum(value, energy_weights[name])
-            count = self._count(energy_weights[name])
-            self.energy_trackers[name].update_state(mean, count)
-        for name, schedule in self.schedules.items():
-            self.schedule_trackers[name].update_state(schedule.shown())
-        for name, value in y_pred["log_beta"].items():
-            weights = energy_weights.get(name, y_pred["weights"])
-            mean = weighted_sum(ops.exp(value), weights)
-            self.beta_trackers[name].update_state(mean, self._count(weights))
-
-    def _count(self, weights):
-        """How many examples, or tokens, a mean with these weights is of."""
-        counted = ops.cast(weights != 0, "float32")
-        if self.reduction == "example":
-            counted = ops.max(counted, axis=1)
-        return ops.sum(counted)
-
-    @property
-    def metrics(self):
-        hidden = None if self._reports_accuracy else self.accuracy_tracker
-        return [metric for metric in super().metrics if metric is not hidden]
-
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        weights = y_pred["weights"]
-        y = ops.where(weights != 0, ops.reshape(y, ops.shape(weights)), 0)
-        counted = ops.reshape(x["sample_weight"], ops.shape(weights))
-        return super().compute_metrics(x, y, y_pred["student"], counted)
-
     # Training
 
     def zero_grad(self, set_to_none=True):
@@ -340,94 +296,6 @@ class BetaKDDistiller(
         """
         for variable in self.trainable_variables:
             variable.value.grad = None
-
-    def compile(
-        self,
-        optimizer="auto",
-        loss="auto",
-        *,
-        weighted_metrics="auto",
-        auto_scale_loss=True,
-        **kwargs,
-    ):
-        """Configures the distiller for training.
-
-        Args:
-            optimizer: optimizer or its name; `"auto"` for `Adam(2e-5)`. The betas are
-                excluded from its weight decay, which would pull them towards their
-                start.
-            loss: the task loss; `"auto"` for the sparse cross-entropy from logits.
-                Another must be a `keras.losses.Loss` or a function that takes labels
-                (B, K) and logits (B, K, V) and returns one value for each label.
-            weighted_metrics: metrics of the student at the supervised rows; `"auto"`
-                for its accuracy. Others are given its logits, which rules out the
-                fused head.
-            auto_scale_loss: whether to scale the loss when the student computes in
-                float16.
-            **kwargs: as for `keras.Model.compile`.
-        """
-        self._freeze()
-        if optimizer == "auto":
-            optimizer = keras.optimizers.Adam(2e-5)
-        optimizer = keras.optimizers.get(optimizer)
-        scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-        if auto_scale_loss and not scaled and computes_in_float16(self.student):
-            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-        self._needs_logits = loss != "auto" or weighted_metrics not in (
-            "auto",
-            None,
-            [],
-        )
-        self._check_fused()
-        self._reports_accuracy = weighted_metrics == "auto"
-        self._exclude_betas_from_weight_decay(optimizer)
-        super().compile(
-            optimizer=optimizer,
-            weighted_metrics=None if weighted_metrics == "auto" else weighted_metrics,
-            auto_scale_loss=False,
-            **kwargs,
-        )
-        self.task_loss = _task_loss(loss)
-        self._compile_arguments = keras.saving.serialize_keras_object(
-            {
-                "optimizer": optimizer,
-                "loss": loss,
-                "weighted_metrics": weighted_metrics,
-                "auto_scale_loss": auto_scale_loss,
-                **kwargs,
-            }
-        )
-        if self.built:
-            self.optimizer.build(self.trainable_variables)
-
-    def _check_fused(self):
-        head = self.student_view.head
-        sees = head is not None and head.has_matrix
-        if self.fused and (self._needs_logits or self._unfusable() or not sees):
-            raise ValueError(
-                "`fused=True` needs a student whose LM head can be seen (a keras-hub "
-                "CausalLM that is not quantised) and the default `loss` and "
-                "`weighted_metrics`: others are given the logits, which the fused head "
-                "never makes, as do some energies. Use `fused=None`. Received: student="
-                f"{type(self.student).__name__}, head={head}, energies that need "
-                f"logits: {self._unfusable()}"
-            )
-
-    def _exclude_betas_from_weight_decay(self, optimizer):
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
-        variables = [v for b in self._all_betas().values() for v in b.variables]
-        learned = [energy.parameter for energy in self.energies.values()]
-        variables += [v for v in learned if v is not None]
-        if not inner.weight_decay or not variables:
-            return
-        if inner.built:
-            raise ValueError(
-                "The optimizer is built already, so the betas can no longer be "
-                "excluded from its weight decay, which would pull them towards "
-                "their start. Pass a new optimizer to `compile`. Received: "
-                f"optimizer={inner.name}, weight_decay={inner.weight_decay}"
-            )
-        inner.exclude_from_weight_decay(var_list=variables)
 
     def generate(self, *args, **kwargs):
         """The student's answers; as `keras_hub.models.CausalLM.generate`."""
@@ -451,18 +319,6 @@ def _default_preprocessor(teacher, student):
     if None in pair:
         return None
     return DistillationPreprocessor(*pair)
-
-
-def _task_loss(loss):
-    if loss == "auto":
-        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    if isinstance(loss, str) or not callable(loss):
-        raise ValueError(
-            '`loss` must be "auto", a `keras.losses.Loss` for logits, or a function '
-            "that returns one value for each label. A name stands for a loss that "
-            f"expects probabilities. Received: loss={loss!r}"
-        )
-    return loss
 
 
 def _label_weights(inputs, student):

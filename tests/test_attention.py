@@ -50,3 +50,15 @@ def test_weights_are_the_softmax_of_the_layer(name):
         atol=1e-6,
     )
     assert "call" not in vars(view.first_attention())
+
+
+def test_recording_inside_recording_leaves_nothing_behind():
+    """The inner one took the outer one's `call` away with its own."""
+    layer = view_of(tiny_gemma3()).image_projector()
+    picture = np.zeros((1, 1, 16, 16, 3), "float32")
+    with recorded(layer) as outer:
+        with recorded(layer) as inner:
+            layer(picture)
+        layer(picture)
+    assert [len(calls[0]) for calls in (outer, inner)] == [2, 1]
+    assert "call" not in vars(layer)

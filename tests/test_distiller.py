@@ -139,7 +139,7 @@ def test_one_sgd_step_moves_log_beta_to_004():
 @pytest.mark.parametrize(
     "energy, settled", [(0.1, 5.0), (0.5, 1.0), (0.0, 100.0)], ids=str
 )
-def test_beta_settles_at_d_over_2l_or_below_its_bound(energy, settled):
+def test_beta_settles_at_d_over_2l_or_at_its_bound(energy, settled):
     """With an energy of 0 the objective has no floor: only the bound stops beta."""
     distiller = distiller_of(
         ConstantEnergy(energy),
@@ -161,7 +161,7 @@ def test_beta_settles_at_d_over_2l_or_below_its_bound(energy, settled):
             energy * settled - 0.5 * np.log(settled), abs=1e-3
         )
     else:
-        assert 50.0 < beta < settled
+        assert beta == pytest.approx(settled, rel=1e-5)
 
 
 def test_weight_decay_leaves_beta_alone():
@@ -401,3 +401,29 @@ def test_float16_student_gets_loss_scaling_and_float32_betas():
     assert float(values["loss"]) == pytest.approx(float(full["loss"]), rel=5e-3)
     assert distiller.betas["forward_kl"].raw.dtype == "float32"
     assert (student.get_weights()[0] != before).any()
+
+
+@pytest.mark.parametrize(("max_value", "settles"), [(1e12, False), (10.0, True)])
+def test_a_bound_on_beta_keeps_three_losses_in_place(max_value, settles):
+    """An energy that can be 0 makes beta grow until a step overshoots, once rate * beta
+    * curvature passes 2: without a bound the energy came back to thousands of times its
+    least value, and took the cross-entropy along."""
+
+    def beta():
+        return TaskBeta(min_value=0.01, max_value=max_value, multiplier=3.0)
+
+    distiller = BetaKDDistiller(
+        linear_model(0),
+        linear_model(1),
+        energies=[MSELogitsEnergy(standardize=False), CosineProbsEnergy()],
+        beta=[beta(), beta()],
+        weight_task_loss=beta(),
+    )
+    distiller.compile(optimizer=keras.optimizers.SGD(0.1, momentum=0.9))
+    batch = token_batch()
+    logs = [distiller.train_on_batch(*batch, return_dict=True) for _ in range(300)]
+    energy = np.array([float(step["mse_logits"]) for step in logs])
+    relapse = np.max(energy[1:] / np.minimum.accumulate(energy)[:-1])
+    assert (relapse < 3) == settles
+    task_loss = [float(step["task_loss"]) for step in logs[100:]]
+    assert (max(task_loss) < 3) == settles

@@ -13,7 +13,9 @@ from tiny_models import tiny_gemma3
 EXAMPLES = os.path.join(os.path.dirname(os.path.dirname(__file__)), "examples")
 sys.path.insert(0, EXAMPLES)
 
+import schedules  # noqa: E402
 import scienceqa  # noqa: E402
+import three_losses  # noqa: E402
 
 
 def run(monkeypatch, *arguments):
@@ -69,6 +71,21 @@ def test_easy_vqa_is_read_as_scienceqa(monkeypatch, tmp_path, capsys):
         splits = json.load(file)
     assert len(splits["train"]) + len(splits["val"]) == 38575
     assert len(splits["test"]) == 9673
+
+
+def test_studies_leave_their_pictures(monkeypatch, tmp_path, capsys):
+    small = {
+        schedules: ["--steps", "2"],
+        three_losses: ["--epochs", "2", "--seeds", "1", "--questions", "8"],
+    }
+    for module, arguments in small.items():
+        command = [module.__name__, "--output", str(tmp_path), *arguments]
+        monkeypatch.setattr(sys, "argv", command)
+        module.main()
+        picture = tmp_path / f"{module.__name__}.png"
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert all(f"{bounds} | 0 | " in printed for bounds in three_losses.BOUNDS)
 
 
 def test_shipped_teacher_is_small():

@@ -91,8 +91,9 @@ class CTKDEnergy(_TemperatureEnergy):
     temperature as `<name>_temperature`. Elsewhere add `energy.schedule` to the layers
     of a model and call `energy.schedule.update(l)` after each step.
 
-    With the optimizer's rate r, theta moves by about r a step: hardly at 2e-5, as in
-    fine-tuning, so that the temperature is then nearly a constant.
+    With Adam at a rate r, theta moves by about `multiplier` * r a step, whatever the
+    size of its gradient: there the curriculum shows in the direction and not in the
+    speed, which it does set with SGD.
 
     Shapes: `y_true` and `y_pred` are `(..., V)`; `call` returns `(...)`, in nats per
     token times T^power. Masking: see `Energy`.
@@ -106,6 +107,9 @@ class CTKDEnergy(_TemperatureEnergy):
         power: the exponent of T. Defaults to 2, which keeps the gradient's size.
         form: `"divergence"` (default), or `"cross_entropy"` to add the teacher's
             entropy; see `keras_betakd.energies.forms` for what that does to beta.
+        multiplier: theta moves so many times as fast as a plain variable, as the log
+            beta of a `TaskBeta` does. Defaults to 500, for fine-tuning at 2e-5; choose
+            1 to 10 when you train from scratch at 1e-3 and more.
         name, reduction, dtype: See `Energy`.
 
     Raises:
@@ -131,11 +135,13 @@ class CTKDEnergy(_TemperatureEnergy):
         max_temperature=21.0,
         power=2.0,
         form="divergence",
+        multiplier=500.0,
         **kwargs,
     ):
         super().__init__(
             total_steps, min_temperature, max_temperature, power, form, **kwargs
         )
+        self.multiplier = checked_number("multiplier", multiplier)
         self.initial_temperature = checked_number(
             "initial_temperature",
             initial_temperature,
@@ -147,17 +153,18 @@ class CTKDEnergy(_TemperatureEnergy):
             self.min_temperature,
             self.max_temperature,
             self.initial_temperature,
+            self.multiplier,
             dtype=self.dtype,
         )
-        self.parameter = self.schedule.theta
+        self.parameter = self.schedule.raw
 
     def pointwise(self, teacher, student):
         temperature = ops.cast(self.schedule.temperature(), student.dtype)
         return self.at(teacher, student, temperature)
 
     def value_and_gradients(self, teacher, student):
-        theta = ops.convert_to_tensor(self.parameter)
-        column = ops.broadcast_to(theta, (ops.shape(student.logits)[0], 1))
+        raw = ops.convert_to_tensor(self.parameter)
+        column = ops.broadcast_to(raw, (ops.shape(student.logits)[0], 1))
 
         def value(x):
             temperature = self.schedule.temperature(x[:, -1])
@@ -172,6 +179,7 @@ class CTKDEnergy(_TemperatureEnergy):
         return {
             **super().get_config(),
             "initial_temperature": self.initial_temperature,
+            "multiplier": self.multiplier,
         }
 
 

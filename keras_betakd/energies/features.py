@@ -50,8 +50,8 @@ class FeatureEnergy(Energy):
         top_tokens: `None` (default) for all image tokens, or how many of them to
             compare in each record: those the teacher's text looks at most, by the
             attention of its first layer with text as query and vision as key
-            (Align-KD, Feng et al. 2025, arXiv:2412.01282). Not with `"pool"` or
-            `"hidden_states"`.
+            (Align-KD, Feng et al. 2025, arXiv:2412.01282). That attention is made for
+            all positions, (B, heads, T, T). Not with `"pool"` or `"hidden_states"`.
         widths: `(student, teacher)`, D_s and D_t. A distiller knows them; elsewhere
             they are needed only where they differ.
         name, reduction, dtype: See `Energy`.

@@ -57,20 +57,24 @@ class GlobalTemperature(TemperatureCurriculum):
         total_steps: see `TemperatureCurriculum`.
         low, high: bounds of the temperature.
         initial: the temperature at first.
+        multiplier: how many times as fast as `raw` theta moves.
     """
 
     shown_as = "temperature"
 
-    def __init__(self, total_steps, low, high, initial, **kwargs):
+    def __init__(self, total_steps, low, high, initial, multiplier, **kwargs):
         super().__init__(total_steps, **kwargs)
         self.low, self.high = low, high
-        theta = math.log((initial - low) / (high - initial))
-        self.theta = self.scalar("theta", theta, trainable=True)
+        self.multiplier = multiplier
+        self.start = math.log((initial - low) / (high - initial))
+        self.raw = self.scalar("raw_theta", trainable=True)
 
-    def temperature(self, theta=None):
-        """T of a theta, whose gradient is reversed."""
-        if theta is None:
-            theta = ops.convert_to_tensor(self.theta)
+    def temperature(self, raw=None):
+        """T of the variable, or of another `raw`; the gradient is reversed."""
+        if raw is None:
+            raw = ops.convert_to_tensor(self.raw)
+        # As for a beta: the value is multiplied, the gradient is that of theta.
+        theta = self.start + raw + ops.stop_gradient((self.multiplier - 1.0) * raw)
         theta = self.reversed(theta)
         return self.low + (self.high - self.low) * ops.sigmoid(theta)
 

@@ -19,13 +19,17 @@ def recorded(*layers):
         output must be a tensor.
     """
     calls = [[] for _ in layers]
+    before = [vars(layer).get("call") for layer in layers]
     for layer, found in zip(layers, calls, strict=True):
         layer.call = _noting(layer.call, found)
     try:
         yield calls
     finally:
-        for layer in layers:
-            del layer.call
+        for layer, call in zip(layers, before, strict=True):
+            if call is None:
+                del layer.call
+            else:  # replaced already by whoever is around this
+                layer.call = call
 
 
 def _noting(compute, found):
