@@ -405,3 +405,18 @@ def test_a_beta_for_each_token_is_refused_at_the_picture():
 def test_invalid_arguments_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "beta", [lambda: kd.InstanceBeta(hidden_units=4), kd.AnalyticBeta], ids=["i", "a"]
+)
+def test_other_betas_weigh_features(beta):
+    distiller = pair(all_energies(), beta=beta())
+    logs = [
+        numbers(distiller.train_on_batch(vqa_records(3), return_dict=True))
+        for _ in range(2)
+    ]
+    assert np.isfinite(list(logs[1].values())).all()
+    for name in all_energies():
+        assert logs[0][f"{name}_beta"] == pytest.approx(1.0)
+        assert abs(logs[1][f"{name}_beta"] - 1.0) > 1e-3, name
