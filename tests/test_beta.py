@@ -206,3 +206,12 @@ def test_analytic_beta_stays_at_its_bound_for_an_energy_of_zero():
 def test_bad_arguments_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(("raw", "bound"), [(1e3, 100.0), (-1e3, 0.01)])
+def test_a_task_beta_outside_its_bounds_counts_as_at_them(raw, bound):
+    """e^500 is infinite, and a file may hold anything. The gradient stays alive."""
+    layer = TaskBeta()
+    layer.build((1, 1))
+    layer.raw.assign(raw)
+    assert float(ops.exp(layer.log_beta(None))) == pytest.approx(bound, rel=1e-4)

@@ -74,7 +74,6 @@ class TaskBeta(LearnedBeta):
     default_multiplier = 500.0
 
     def build(self, weights_shape):
-        below, above = (room / self.multiplier for room in self._room())
         self.raw = self.add_weight(
             name="raw_log_beta",
             shape=(),
@@ -82,11 +81,18 @@ class TaskBeta(LearnedBeta):
             trainable=True,
             # Not a smooth bound: there a large step, as SGD's first ones are, ends
             # where the slope is next to nothing, and beta stays for good.
-            constraint=lambda raw: ops.clip(raw, -below, above),
+            constraint=self._kept,
         )
 
+    def _kept(self, raw):
+        below, above = (room / self.multiplier for room in self._room())
+        return ops.clip(raw, -below, above)
+
     def log_beta(self, features):
-        return self.unbounded(ops.convert_to_tensor(self.raw))
+        raw = ops.convert_to_tensor(self.raw)
+        # A value that was loaded or assigned may be outside; the gradient goes on.
+        inside = ops.stop_gradient(self._kept(raw)) + (raw - ops.stop_gradient(raw))
+        return self.unbounded(inside)
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
