@@ -74,6 +74,7 @@ def test_easy_vqa_is_read_as_scienceqa(monkeypatch, tmp_path, capsys):
 
 
 def test_studies_leave_their_pictures(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(three_losses, "BOUNDS", {"some": (0.1, 10.0)})
     small = {
         schedules: ["--steps", "2"],
         three_losses: ["--epochs", "2", "--seeds", "1", "--questions", "8"],
@@ -85,7 +86,7 @@ def test_studies_leave_their_pictures(monkeypatch, tmp_path, capsys):
         picture = tmp_path / f"{module.__name__}.png"
         assert picture.read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
-    assert all(f"{bounds} | 0 | " in printed for bounds in three_losses.BOUNDS)
+    assert "some | 0 | " in printed
 
 
 def test_shipped_teacher_is_small():
