@@ -9,7 +9,7 @@ import math
 from keras import ops
 
 from keras_betakd.models.features import FeatureReader
-from keras_betakd.objective import weighted_energy
+from keras_betakd.objective import normalised, weighted_energy
 
 ANSWER = (None, "hidden_states", "attention")
 
@@ -109,19 +109,14 @@ def spread(row_weights, mask):
     mask = ops.cast(mask, "float32")
     count = ops.sum(mask, axis=1, keepdims=True)
     example = ops.sum(row_weights, axis=1, keepdims=True)
-    return _normalised(example * mask / ops.maximum(count, 1.0))
+    return normalised(example * mask / ops.maximum(count, 1.0))
 
 
 def _only_with(row_weights, mask):
     """The row weights of the examples where `mask`, bool (B, 1), is true."""
     if mask is None:
         return row_weights
-    return _normalised(row_weights * ops.cast(mask, "float32"))
-
-
-def _normalised(weights):
-    total = ops.sum(weights)
-    return weights / ops.where(total == 0, 1.0, total)
+    return normalised(row_weights * ops.cast(mask, "float32"))
 
 
 def _compare_hidden_states(energy, student, teacher):

@@ -56,8 +56,22 @@ def row_weights(sample_weight, reduction="example"):
     if reduction == "example":
         counts = ops.sum(ops.cast(weights != 0, "float32"), axis=1, keepdims=True)
         weights = weights / ops.maximum(counts, 1.0)
+    return normalised(weights)
+
+
+def normalised(weights):
+    """`weights` that add up to one; all zero if they are all zero."""
     total = ops.sum(weights)
     return weights / ops.where(total == 0, 1.0, total)
+
+
+def sped_up(raw, multiplier):
+    """`multiplier * raw`, with the gradient of `raw` alone.
+
+    A learning-rate multiplier for one variable: its gradient is not inflated, and so
+    does not crowd out others where gradients are clipped by their global norm.
+    """
+    return raw + ops.stop_gradient((multiplier - 1.0) * raw)
 
 
 def weighted_sum(values, weights):

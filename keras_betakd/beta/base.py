@@ -5,7 +5,7 @@ import math
 import keras
 from keras import ops
 
-from keras_betakd.objective import log_beta_penalty
+from keras_betakd.objective import log_beta_penalty, sped_up
 
 
 def positive(name, value):
@@ -108,13 +108,9 @@ class LearnedBeta(RangedBeta):
             multiplier = self.default_multiplier
         self.multiplier = positive("multiplier", multiplier)
 
-    def _scaled(self, raw):
-        """multiplier * raw, with the gradient of raw alone."""
-        return raw + ops.stop_gradient((self.multiplier - 1.0) * raw)
-
     def unbounded(self, raw):
         """log beta of a `raw` that is kept within bounds by other means."""
-        return math.log(self.initial_value) + self._scaled(raw)
+        return math.log(self.initial_value) + sped_up(raw, self.multiplier)
 
     def _room(self):
         """How far log beta may go below and above its start."""
@@ -128,7 +124,7 @@ class LearnedBeta(RangedBeta):
         h the distance from the start to the bound on that side. It falls off as a
         power and not exponentially, so the gradient lives far outside the bounds.
         """
-        x = self._scaled(raw)
+        x = sped_up(raw, self.multiplier)
         below, above = self._room()
         room = ops.where(x > 0, above, below)
         bent = x / ops.sqrt(1.0 + ops.square(x / room))

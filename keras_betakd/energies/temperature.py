@@ -11,6 +11,7 @@ import keras
 from keras import ops
 
 from keras_betakd.energies.schedule import EnergySchedule
+from keras_betakd.objective import sped_up
 
 
 def reversed_gradient(x, strength):
@@ -73,9 +74,7 @@ class GlobalTemperature(TemperatureCurriculum):
         """T of the variable, or of another `raw`; the gradient is reversed."""
         if raw is None:
             raw = ops.convert_to_tensor(self.raw)
-        # As for a beta: the value is multiplied, the gradient is that of theta.
-        theta = self.start + raw + ops.stop_gradient((self.multiplier - 1.0) * raw)
-        theta = self.reversed(theta)
+        theta = self.reversed(self.start + sped_up(raw, self.multiplier))
         return self.low + (self.high - self.low) * ops.sigmoid(theta)
 
     def shown(self):
