@@ -232,6 +232,7 @@ def dense(loss, count, teacher, teacher_kernel, labels, weights):
             log_beta,
             task_loss,
             energies,
+            dict.fromkeys(energies, ops.convert_to_tensor(weights)[None]),
         ).total
 
     return function

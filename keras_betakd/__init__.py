@@ -33,6 +33,7 @@ from keras_betakd.energies import (
     SkewReverseKLEnergy,
     TAIDEnergy,
     TotalVariationEnergy,
+    ULDEnergy,
 )
 from keras_betakd.preprocessing import DistillationPreprocessor
 from keras_betakd.presets import released_energy, released_weighting

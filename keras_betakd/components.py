@@ -4,6 +4,7 @@ import keras
 
 from keras_betakd.beta import Beta, TaskBeta
 from keras_betakd.energies.base import Energy
+from keras_betakd.preprocessing import DistillationPreprocessor
 
 
 def named_energies(energies):
@@ -77,15 +78,62 @@ def expect_beta(beta):
     return beta
 
 
+def check_vocabularies(teacher, student, energies, vocabulary_size):
+    """Raises unless the energies can compare the two; cuts both to `vocabulary_size`.
+
+    Args:
+        teacher, student: the two `ModelView`s.
+        energies: dict of energies.
+        vocabulary_size: how many classes both have in common, or `None`.
+    """
+    views = [view for view in (teacher, student) if view.sees_hidden_states]
+    sizes = [view.vocabulary_size for view in views]
+    if vocabulary_size is not None:
+        if not 1 <= vocabulary_size <= min(sizes, default=vocabulary_size):
+            raise ValueError(
+                "`vocabulary_size` must be positive and no more than the models have. "
+                f"Received: vocabulary_size={vocabulary_size}, models with {sizes}"
+            )
+        for view in (teacher, student):
+            view.crop(vocabulary_size)
+    elif len(set(sizes)) > 1 and not crosses_vocabularies(energies):
+        raise ValueError(
+            "Teacher and student must have the same vocabulary: an energy compares "
+            "them class by class. Received: a teacher with vocabulary_size="
+            f"{sizes[0]} and a student with vocabulary_size={sizes[1]}. Where one of "
+            "them is the other's with more unused classes behind (padding), pass "
+            "`vocabulary_size`, the number of classes of their tokenizer. For different "
+            "tokenizers there is `ULDEnergy`."
+        )
+
+
+def crosses_vocabularies(energies):
+    """Whether no energy compares logits class by class."""
+    return all(e.crosses_vocabularies or e.features for e in energies.values())
+
+
+def default_preprocessor(teacher, student, energies):
+    """Made of the two models' own, or `None` where one has none."""
+    pair = [getattr(model, "preprocessor", None) for model in (teacher, student)]
+    if None in pair:
+        return None
+    logits = [e for e in energies.values() if not e.features]
+    cross = bool(logits) and crosses_vocabularies(energies)
+    return DistillationPreprocessor(*pair, cross_tokenizer=cross)
+
+
 def apply_freeze(view, freeze):
     """Freezes a part of the student; never unfreezes what its owner froze.
 
     Args:
         view: the student's `ModelView`.
-        freeze: `"vision_tower"`, `None`, or a callable that takes a layer and returns
-            whether to freeze it.
+        freeze: `"vision_tower"`, `"all_but_projector"`, `None`, or a callable that
+            takes a layer and returns whether to freeze it.
     """
     if freeze is None:
+        return
+    if freeze == "all_but_projector":
+        _freeze_all_but(view.model, view.projector())
         return
     if freeze == "vision_tower":
         layers = view.vision_tower()
@@ -93,11 +141,23 @@ def apply_freeze(view, freeze):
         layers = [layer for layer in all_layers(view.model) if freeze(layer)]
     else:
         raise ValueError(
-            '`freeze` must be "vision_tower", `None`, or a callable that takes a '
-            f"layer. Received: freeze={freeze}"
+            '`freeze` must be "vision_tower", "all_but_projector", `None`, or a '
+            f"callable that takes a layer. Received: freeze={freeze}"
         )
     for layer in layers:
         freeze_layer(layer)
+
+
+def _freeze_all_but(model, layers):
+    if not layers:
+        raise ValueError(
+            '`freeze="all_but_projector"` needs a student with a projector between '
+            f"pictures and language model. Received: {type(model).__name__}"
+        )
+    kept = {id(v) for layer in layers for v in layer.variables}
+    for variable in model.variables:
+        if id(variable) not in kept:
+            variable.trainable = False
 
 
 def freeze_layer(layer):

@@ -9,14 +9,20 @@ from keras_betakd.alignment import FeatureAlignment, add_feature_terms
 from keras_betakd.beta import TaskBeta
 from keras_betakd.beta.features import TeacherOutputs
 from keras_betakd.compiling import Compiling
-from keras_betakd.components import expect_beta, named_betas, named_energies
+from keras_betakd.components import (
+    check_vocabularies,
+    default_preprocessor,
+    expect_beta,
+    named_betas,
+    named_energies,
+)
 from keras_betakd.energies.base import attached_mask
 from keras_betakd.fitting import RecordFitting
 from keras_betakd.models.views import view_of
 from keras_betakd.objective import REDUCTIONS, row_weights, weighted_sum
-from keras_betakd.preprocessing import DistillationPreprocessor
 from keras_betakd.saving import TeacherKeeping
 from keras_betakd.sharing import PictureSharing
+from keras_betakd.summary import PartSummary
 from keras_betakd.terms import dense_terms, fused_terms, image_logits_term
 from keras_betakd.tracking import Tracking
 from keras_betakd.training_data import by_model
@@ -31,6 +37,7 @@ class BetaKDDistiller(
     FeatureAlignment,
     PictureSharing,
     Tracking,
+    PartSummary,
     TeacherKeeping,
     keras.Model,
 ):
@@ -61,8 +68,9 @@ class BetaKDDistiller(
         reduction: `"example"` (default) averages over the tokens of an example, then
             over examples; `"token"` over all tokens.
         freeze: what of the student does not train: `"vision_tower"` (default; the
-            projector and the language model train, as in the paper), `None`, or a
-            callable that takes a layer. Never unfreezes.
+            projector and the language model train, as in the paper),
+            `"all_but_projector"` (as when a new projector is aligned first), `None`, or
+            a callable that takes a layer. Never unfreezes.
         preprocessor: a `DistillationPreprocessor` for raw records. Made of the two
             models' own preprocessors if `None`.
         fused: whether the LM heads and the losses run as one operation that never
@@ -70,6 +78,10 @@ class BetaKDDistiller(
             much less memory. `None` (default) where that is possible: the student's
             head can be seen, and task loss and weighted metrics are the default ones,
             since others need the logits. `True` raises where it is not; `False` never.
+        vocabulary_size: how many classes, from the first, the two models have in
+            common, where a vocabulary is filled up (Qwen's 151,936 against 152,064):
+            logits are cut to them before anything is normalised. `None` if their
+            vocabularies have one size.
 
     Inputs: raw records as keras-hub takes them ({"images", "prompts", "responses"}; as
     a dict of lists or arrays, `PyDataset`, `tf.data.Dataset` or torch `DataLoader`),
@@ -102,20 +114,24 @@ class BetaKDDistiller(
         freeze="vision_tower",
         preprocessor=None,
         fused=None,
+        vocabulary_size=None,
         name=None,
         **kwargs,
     ):
         super().__init__(name=name, **{**kwargs, "dtype": "float32"})
         self.student_view = view_of(student)
         self.teacher_view = view_of(teacher)
-        _check_pair(self.teacher_view, self.student_view)
+        self.energies = named_energies(energies)
+        check_vocabularies(
+            self.teacher_view, self.student_view, self.energies, vocabulary_size
+        )
+        self.vocabulary_size = vocabulary_size
         if reduction not in REDUCTIONS:
             raise ValueError(
                 f"`reduction` must be one of {REDUCTIONS}. Received: {reduction}"
             )
         self.student = student
         self.teacher = teacher
-        self.energies = named_energies(energies)
         self.betas = named_betas(beta, list(self.energies))
         self.schedules = {
             name: energy.schedule
@@ -128,7 +144,9 @@ class BetaKDDistiller(
         self.reduction = reduction
         self.freeze = freeze
         self.fused = fused
-        self.preprocessor = preprocessor or _default_preprocessor(teacher, student)
+        self.preprocessor = preprocessor or default_preprocessor(
+            teacher, student, self.energies
+        )
         self._prepare_features()
         self._freeze()
         self._build_betas()
@@ -164,12 +182,15 @@ class BetaKDDistiller(
                 return student["logits"]
             inputs = self._with_pictures(inputs)
             teacher = self._outputs(self.teacher_view, "teacher", inputs, False)
-        weights = row_weights(_label_weights(inputs, student), self.reduction)
+        labels = _label_weights(inputs, student)
+        weights = compared = row_weights(labels, self.reduction)
+        if "aligned" in inputs:
+            compared = row_weights(labels * inputs["aligned"], self.reduction)
         features = student.pop("features", None), _cut(teacher.pop("features", None))
         teacher = TeacherOutputs(
-            **{k: ops.stop_gradient(v) for k, v in teacher.items()}, weights=weights
+            **{k: ops.stop_gradient(v) for k, v in teacher.items()}, weights=compared
         )
-        values, rows, energy_weights = self._compare_features(*features, weights)
+        values, rows, energy_weights = self._compare_features(*features, compared)
         log_beta = {
             name: beta(
                 energy_weights.get(name, weights), features=beta.features_of(teacher)
@@ -221,6 +242,8 @@ class BetaKDDistiller(
             return False
         if any(inputs.get(f"{role}_positions") is None for role in ROLES):
             return False
+        if "aligned" in inputs:  # energies and labels count at different rows
+            return False
         return self.student_view.head.has_matrix
 
     def _unfusable(self):
@@ -269,7 +292,8 @@ class BetaKDDistiller(
             terms = fused_terms(*answer, (matrix, theirs), energies, training)
             heads = matrix, heads[1]
         else:
-            terms = dense_terms(*answer, self.task_loss, energies)
+            energy_weights = y_pred["energy_weights"]
+            terms = dense_terms(*answer, self.task_loss, energies, energy_weights)
         values, total = dict(y_pred["feature_values"]), terms.total
         total = add_feature_terms(total, values, log_beta, y_pred["energy_weights"])
         for name, rows in y_pred["image_rows"].items():
@@ -300,25 +324,6 @@ class BetaKDDistiller(
     def generate(self, *args, **kwargs):
         """The student's answers; as `keras_hub.models.CausalLM.generate`."""
         return self.student.generate(*args, **kwargs)
-
-
-def _check_pair(teacher, student):
-    if not (teacher.sees_hidden_states and student.sees_hidden_states):
-        return
-    if teacher.vocabulary_size != student.vocabulary_size:
-        raise ValueError(
-            "Teacher and student must have the same vocabulary: an energy compares "
-            "them class by class. Received: a teacher with vocabulary_size="
-            f"{teacher.vocabulary_size} and a student with vocabulary_size="
-            f"{student.vocabulary_size}"
-        )
-
-
-def _default_preprocessor(teacher, student):
-    pair = [getattr(model, "preprocessor", None) for model in (teacher, student)]
-    if None in pair:
-        return None
-    return DistillationPreprocessor(*pair)
 
 
 def _label_weights(inputs, student):

@@ -17,8 +17,15 @@ response: nothing is shifted again here.
 import numpy as np
 from keras import ops
 
-from keras_betakd.models.inputs import model_inputs, record_ids, training_inputs
-from keras_betakd.models.towers import settings
+from keras_betakd.models.formats import format_of
+from keras_betakd.models.inputs import (
+    as_text,
+    model_inputs,
+    record_ids,
+    training_inputs,
+)
+from keras_betakd.models.pictures import drop_mark
+from keras_betakd.spans import aligned_slots
 
 # How far to look for the true length of a record that fills its sequence.
 MAX_DOUBLINGS = 12
@@ -33,6 +40,13 @@ class DistillationPreprocessor:
         max_response_length: K, the most answer tokens of a record, its end mark
             included. Static, so that XLA compiles once; every slot costs a row of
             logits in both models. Defaults to 64.
+        blind_student: whether the student, a model for text alone, is to answer
+            without the pictures that the teacher sees; marks are taken out of its
+            prompts. Defaults to `False`: pictures that it cannot see are an error.
+        cross_tokenizer: whether the two have different tokenizers. Each answer token of
+            the student is then paired with the teacher's that continues the same text;
+            `x["aligned"]`, (B, K), is 1 where there is one and 0 elsewhere. Only
+            `ULDEnergy` and energies of features compare such models.
 
     Call arguments:
         records: dict of lists or arrays with `"prompts"`, `"responses"`, and where the
@@ -67,7 +81,12 @@ class DistillationPreprocessor:
     """
 
     def __init__(
-        self, teacher_preprocessor, student_preprocessor, max_response_length=64
+        self,
+        teacher_preprocessor,
+        student_preprocessor,
+        max_response_length=64,
+        blind_student=False,
+        cross_tokenizer=False,
     ):
         if not isinstance(max_response_length, int) or max_response_length < 1:
             raise ValueError(
@@ -77,37 +96,60 @@ class DistillationPreprocessor:
         self.teacher_preprocessor = teacher_preprocessor
         self.student_preprocessor = student_preprocessor
         self.max_response_length = max_response_length
+        self.blind_student = blind_student
+        self.cross_tokenizer = cross_tokenizer
         self._vocabularies_checked = False
 
     def __call__(self, records):
         self._check_records(records)
-        self._check_vocabularies()
+        if not self.cross_tokenizer:
+            self._check_vocabularies()
         ids = record_ids(records, len(records["prompts"]))
-        student = self._encode(self.student_preprocessor, records, ids, "student")
+        seen = _without_pictures(records) if self.blind_student else records
+        student = self._encode(self.student_preprocessor, seen, ids, "student")
         if self.teacher_preprocessor is self.student_preprocessor:
             teacher = student
         else:
             teacher = self._encode(self.teacher_preprocessor, records, ids, "teacher")
-        _check_same_answers(teacher["y"], student["y"], ids)
         x = {
             "student": student["x"],
             "teacher": self._without_same_pictures(teacher["x"]),
             "student_positions": student["positions"],
-            "teacher_positions": teacher["positions"],
         }
+        if self.cross_tokenizer:
+            x.update(self._aligned(teacher, student))
+        else:
+            _check_same_answers(teacher["y"], student["y"], ids)
+            x["teacher_positions"] = teacher["positions"]
         return x, student["y"], student["sample_weight"]
+
+    def _aligned(self, teacher, student):
+        """The teacher's positions at the student's answer tokens, where it has one."""
+        positions = np.zeros_like(teacher["positions"])
+        aligned = np.zeros_like(student["sample_weight"])
+        for i in range(len(positions)):
+            answers = [m["y"][i][m["sample_weight"][i] > 0] for m in (teacher, student)]
+            slots = aligned_slots(
+                self.teacher_preprocessor.tokenizer,
+                self.student_preprocessor.tokenizer,
+                *answers,
+            )
+            found = np.flatnonzero(slots >= 0)
+            positions[i, found] = teacher["positions"][i, slots[found]]
+            aligned[i, found] = 1.0
+        return {"teacher_positions": positions, "aligned": aligned}
 
     def _without_same_pictures(self, x):
         """The distiller gives the teacher the student's pictures, where it has none."""
         if not _same_pictures(self.teacher_preprocessor, self.student_preprocessor):
             return x
-        return {name: value for name, value in x.items() if name != "images"}
+        shared = format_of(self.student_preprocessor).picture_keys
+        return {name: value for name, value in x.items() if name not in shared}
 
     def _encode(self, preprocessor, records, ids, role):
         inputs = model_inputs(preprocessor, records)
         x, y, weight = _to_numpy(training_inputs(preprocessor, inputs))
-        if _is_full(weight):
-            _check_length(preprocessor, inputs, weight.shape[1], ids, role)
+        _check_lengths(preprocessor, inputs, (x, weight), ids, role)
         positions, weights = self._answer_slots(weight, ids)
         return {
             "x": x,
@@ -155,26 +197,26 @@ class DistillationPreprocessor:
         teacher, student = self.teacher_preprocessor, self.student_preprocessor
         if teacher.tokenizer is not student.tokenizer:
             _check_same_vocabulary(teacher.tokenizer, student.tokenizer)
-        if teacher.add_end_token != student.add_end_token:
+        # Flan-T5's has no such setting: it always ends them.
+        ends = [getattr(p, "add_end_token", True) for p in (teacher, student)]
+        if ends[0] != ends[1]:
             raise ValueError(
                 "Teacher and student must both end their answers, or both not. "
-                f"Received: teacher add_end_token={teacher.add_end_token}, student "
-                f"add_end_token={student.add_end_token}"
+                f"Received: teacher add_end_token={ends[0]}, student "
+                f"add_end_token={ends[1]}"
             )
         self._vocabularies_checked = True
 
 
+def _without_pictures(records):
+    prompts = [drop_mark(as_text(prompt)) for prompt in records["prompts"]]
+    rest = {key: value for key, value in records.items() if key != "images"}
+    return {**rest, "prompts": prompts}
+
+
 def _same_pictures(teacher, student):
     """Whether two preprocessors make the same array of the same pictures."""
-
-    def form(preprocessor):
-        converter = getattr(preprocessor, "image_converter", None)
-        if converter is None:
-            return None
-        count = getattr(preprocessor, "max_images_per_prompt", None)
-        return type(preprocessor), type(converter), count, settings(converter)
-
-    return form(teacher) == form(student)
+    return format_of(teacher).picture_form() == format_of(student).picture_form()
 
 
 def _to_numpy(batch):
@@ -183,33 +225,39 @@ def _to_numpy(batch):
     return x, ops.convert_to_numpy(y), ops.convert_to_numpy(weight).astype("float32")
 
 
-def _is_full(weight):
-    """Whether some answer reaches the end of its sequence, so may have been cut."""
-    return bool((weight[:, -1] > 0).any())
-
-
-def _check_length(preprocessor, inputs, limit, ids, role):
+def _check_lengths(preprocessor, inputs, batch, ids, role):
     """Raises for the records that a packer has cut in silence.
 
     A full sequence looks the same whether it fits exactly or was cut, so the records
-    are packed again with more and more room until every answer ends before it. The
-    answer with its end mark comes last, and a packer cuts the prompt as well as it.
+    are packed again with more and more room until none fills it. The answer with its
+    end mark comes last, and a packer cuts the prompt as well as it.
     """
-    length = limit
+    family = format_of(preprocessor)
+    used = family.lengths(*batch)
+    limits = {name: limit for name, (_, limit) in used.items()}
+    if not _are_full(used):
+        return
+    length = max(limits.values())
     for _ in range(MAX_DOUBLINGS):
         length *= 2
-        _, _, weight = _to_numpy(training_inputs(preprocessor, inputs, length))
-        if not _is_full(weight):
+        x, _, weight = _to_numpy(training_inputs(preprocessor, inputs, length))
+        used = family.lengths(x, weight)
+        if not _are_full(used):
             break
-    for name, row in zip(ids, weight, strict=True):
-        size = int(np.flatnonzero(row)[-1]) + 1
-        if size > limit:
-            raise ValueError(
-                f"Record {name} needs a sequence_length of {size} in the {role}'s "
-                f"preprocessor, more than its {limit}: image tokens, text or answer "
-                f"would be cut off. Raise `{role}.preprocessor.sequence_length`, "
-                "shorten the record, or leave it out."
-            )
+    for name, (sizes, _) in used.items():
+        for record, size in zip(ids, sizes, strict=True):
+            if size > limits[name]:
+                raise ValueError(
+                    f"Record {record} needs a {name} of {size} in the {role}'s "
+                    f"preprocessor, more than its {limits[name]}: image tokens, text or "
+                    f"answer would be cut off. Raise `{role}.preprocessor.{name}`, "
+                    "shorten the record, or leave it out."
+                )
+
+
+def _are_full(used):
+    """Whether some record reaches the end of a sequence, so may have been cut."""
+    return any((sizes >= limit).any() for sizes, limit in used.values())
 
 
 def _check_same_vocabulary(teacher, student):
@@ -227,7 +275,8 @@ def _check_same_vocabulary(teacher, student):
         f"class i of the other. The teacher's {type(teacher).__name__} has "
         f"{len(theirs)} tokens, the student's {type(student).__name__} has "
         f"{len(ours)}; they differ first at id {first}. Use a student of the "
-        "teacher's family."
+        "teacher's family, or `ULDEnergy`, which compares models with different "
+        "tokenizers."
     )
 
 

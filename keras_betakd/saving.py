@@ -93,7 +93,10 @@ class TeacherKeeping:
             "reduction": self.reduction,
             "freeze": freeze,
             "fused": self.fused,
+            "vocabulary_size": self.vocabulary_size,
             "max_response_length": length,
+            "blind_student": getattr(self.preprocessor, "blind_student", False),
+            "cross_tokenizer": getattr(self.preprocessor, "cross_tokenizer", False),
             "shares": _shared_parts(self.teacher, self.student),
         }
 
@@ -103,9 +106,10 @@ class TeacherKeeping:
         teacher, student = config["teacher"], config["student"]
         _share_parts(teacher, student, config.pop("shares"))
         length = config.pop("max_response_length")
+        options = {k: config.pop(k) for k in ("blind_student", "cross_tokenizer")}
         if length is not None:
             config["preprocessor"] = DistillationPreprocessor(
-                teacher.preprocessor, student.preprocessor, length
+                teacher.preprocessor, student.preprocessor, length, **options
             )
         config["beta"] = config.pop("betas")
         config["weight_task_loss"] = config.pop("task_beta") or False

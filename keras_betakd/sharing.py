@@ -2,6 +2,7 @@
 
 import contextlib
 
+from keras_betakd.models.formats import PICTURE_KEYS
 from keras_betakd.models.towers import computed_once, same_frozen_tower
 
 
@@ -33,10 +34,12 @@ class PictureSharing:
         """Whether the teacher is to see the student's pictures."""
         if not self.teacher_view.vision_tower():
             return False
-        return "images" in inputs["student"] and "images" not in inputs["teacher"]
+        student, teacher = inputs["student"], inputs["teacher"]
+        return any(key in student and key not in teacher for key in PICTURE_KEYS)
 
     def _with_pictures(self, inputs):
         if not self._shares_pictures(inputs):
             return inputs
-        images = inputs["student"]["images"]
-        return {**inputs, "teacher": {**inputs["teacher"], "images": images}}
+        student = inputs["student"]
+        found = {key: student[key] for key in PICTURE_KEYS if key in student}
+        return {**inputs, "teacher": {**inputs["teacher"], **found}}

@@ -12,7 +12,9 @@ from keras_betakd.fused import HeadLoss, fused_head_loss
 from keras_betakd.objective import weighted_energy, weighted_sum
 
 
-def dense_terms(student, teacher, labels, weights, log_beta, task_loss, energies):
+def dense_terms(
+    student, teacher, labels, weights, log_beta, task_loss, energies, energy_weights
+):
     """The terms from logits.
 
     Args:
@@ -23,6 +25,7 @@ def dense_terms(student, teacher, labels, weights, log_beta, task_loss, energies
             `"task"` for the cross-entropy, if it has one.
         task_loss: a `keras.losses.Loss`, or takes labels and logits, returns (B, K).
         energies: dict of energies.
+        energy_weights: dict of the weights of each energy, (B, K).
 
     Returns:
         A `HeadLoss` with values (B, K).
@@ -43,7 +46,7 @@ def dense_terms(student, teacher, labels, weights, log_beta, task_loss, energies
         for name, energy in energies.items()
     }
     for name, value in values.items():
-        total = total + weighted_energy(value, log_beta[name], weights)
+        total = total + weighted_energy(value, log_beta[name], energy_weights[name])
     best = ops.cast(ops.argmax(student, axis=-1), labels.dtype)
     correct = ops.cast(best == labels, "float32")
     return HeadLoss(total=total, task=task, energies=values, correct=correct)
@@ -56,7 +59,8 @@ def fused_terms(
 
     Args:
         student, teacher: (B, K, H) hidden states.
-        labels, weights, log_beta, energies: as for `dense_terms`.
+        labels, weights, log_beta, energies: as for `dense_terms`; the weights are
+            those of the energies as well.
         heads: the student's `HeadMatrix` and the teacher's head, a callable.
         gradients: whether the total will be differentiated.
 

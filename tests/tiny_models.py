@@ -19,11 +19,23 @@ CORPUS = [
     "one two three four five six seven eight nine ten yes no green teal",
 ]
 IMAGE_SIZE = 16
+GEMMA_PIECES = (
+    "<start_of_image>",
+    "<end_of_image>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<img>",
+)
 
 
 @functools.lru_cache
-def tokenizer_proto(extra_word="zebra"):
-    """A SentencePiece model with Gemma's special pieces, as bytes."""
+def tokenizer_proto(
+    extra_word="zebra",
+    symbols=GEMMA_PIECES,
+    start_piece="<bos>",
+    end_piece="<eos>",
+):
+    """A SentencePiece model with a family's special pieces, as bytes."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([*CORPUS, extra_word]),
@@ -37,17 +49,10 @@ def tokenizer_proto(extra_word="zebra"):
         bos_id=2,
         unk_id=3,
         pad_piece="<pad>",
-        eos_piece="<eos>",
-        bos_piece="<bos>",
+        eos_piece=end_piece,
+        bos_piece=start_piece,
         unk_piece="<unk>",
-        user_defined_symbols=[
-            "<start_of_image>",
-            "<end_of_image>",
-            "<start_of_turn>",
-            "<end_of_turn>",
-            "<img>",
-            "\n",
-        ],
+        user_defined_symbols=[*symbols, "\n"],
         remove_extra_whitespaces=False,
         minloglevel=2,
     )

@@ -29,6 +29,7 @@ from keras_betakd.energies.features import (
 from keras_betakd.energies.pictures import AttentionEnergy, ImageTokenEnergy
 from keras_betakd.energies.skew import SkewForwardKLEnergy, SkewReverseKLEnergy
 from keras_betakd.energies.taid import TAIDEnergy, TAIDSchedule
+from keras_betakd.energies.uld import ULDEnergy
 
 __all__ = [
     "AdaptiveKLEnergy",
@@ -55,5 +56,6 @@ __all__ = [
     "TAIDEnergy",
     "TAIDSchedule",
     "TotalVariationEnergy",
+    "ULDEnergy",
     "select_supervised",
 ]

@@ -217,6 +217,9 @@ class Energy(keras.losses.Loss):
     # What a distiller compares in place of the logits at the answer, or `None`.
     features = None
 
+    # Whether it compares models over different vocabularies.
+    crosses_vocabularies = False
+
     # An `EnergySchedule`, for an energy that changes while training goes on.
     schedule = None
 

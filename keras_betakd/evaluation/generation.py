@@ -64,7 +64,7 @@ def generate_answers(
     repetitions, which are dropped, so that JAX need not compile another shape.
 
     Args:
-        model: A `keras_hub.models.CausalLM` with its preprocessor.
+        model: A `keras_hub.models.CausalLM` or `Seq2SeqLM` with its preprocessor.
         batches: Dicts of `"prompts"` and optional `"ids"` and `"images"`, as
             `ScienceQADataset` makes them, or one such dict. Without ids, they are
             "0", "1", and so on.
@@ -130,14 +130,14 @@ class _Row:
         id: The record's id.
         inputs: What `model_inputs` made of it.
         length: Tokens of the prompt.
-        alone: Whether it must not be decoded with prompts of another length.
+        kind: Only rows of one kind are decoded together.
         batch_size: The size of the batch it came in.
     """
 
     id: str
     inputs: dict[str, Any]
     length: int
-    alone: bool
+    kind: Any
     batch_size: int
 
 
@@ -151,7 +151,10 @@ class _Reader:
     """
 
     def __init__(self, preprocessor, limit, room):
+        from keras_betakd.models.formats import format_of
+
         self.preprocessor = preprocessor
+        self.format = format_of(preprocessor)
         self.limit = limit
         self.room = room
         self.ids: dict[str, None] = {}  # An ordered set.
@@ -167,11 +170,15 @@ class _Reader:
         ids = self._new_ids(batch, size)
         wanted = {k: batch[k] for k in ("prompts", "images") if k in batch}
         inputs = model_inputs(self.preprocessor, {"ids": ids, **wanted})
-        lengths, whole_prompt = self._lengths(inputs)
+        lengths = self._lengths(inputs, ids)
         for i in range(size):
-            self._check_room(ids[i], lengths[i])
             row = {key: value[i] for key, value in inputs.items()}
-            yield _Row(ids[i], row, lengths[i], whole_prompt, size)
+            yield _Row(ids[i], row, lengths[i], self._kind(ids[i], row, lengths[i]), size)
+
+    def _kind(self, name, row, length):
+        if self.format.generates_alone(row):
+            return name
+        return length if self.format.sees_whole_prompt else None
 
     def _new_ids(self, batch, size):
         start = len(self.ids)
@@ -184,22 +191,22 @@ class _Reader:
             self.ids[name] = None
         return ids
 
-    def _lengths(self, inputs):
-        """The tokens of each prompt, and whether the model sees all at once.
-
-        keras-hub's packers cut in silence, so the prompts are packed with more and
-        more space until none fills it.
-        """
-        length = self.limit + 1
-        while True:
-            packed = self.preprocessor.generate_preprocess(
-                _as_model_takes(inputs), sequence_length=length
-            )
-            mask = keras.ops.convert_to_numpy(packed["padding_mask"])
-            lengths = mask.astype("int64").sum(axis=-1)
-            if lengths.max() < length:
-                return lengths.tolist(), "response_mask" in packed
-            length *= 2
+    def _lengths(self, inputs, ids):
+        """The tokens of each prompt where the answer is decoded."""
+        found = self.format.prompt_lengths(inputs, self.limit)
+        decoded = found.pop(self.format.answer_length)
+        for attribute, lengths in found.items():
+            limit = getattr(self.preprocessor, attribute)
+            for name, length in zip(ids, lengths, strict=True):
+                if length > limit:
+                    raise ValueError(
+                        f"Record {name!r}: its prompt has {length} tokens, but "
+                        f"`preprocessor.{attribute}` is {limit}. Raise it, or shorten "
+                        "the prompt."
+                    )
+        for name, length in zip(ids, decoded, strict=True):
+            self._check_room(name, length)
+        return decoded
 
     def _check_room(self, name, length):
         if length + self.room > self.limit:
@@ -211,20 +218,14 @@ class _Reader:
             )
 
 
-def _as_model_takes(inputs):
-    """Text-only preprocessors take the strings alone."""
-    return dict(inputs) if "images" in inputs else inputs["prompts"]
-
-
 def _groups(rows, batch_size):
     """Rows that go together, in groups of one size but for the last of a kind."""
     waiting = collections.defaultdict(list)
     for row in rows:
         batch_size = batch_size or row.batch_size
-        kind = row.length if row.alone else None
-        waiting[kind].append(row)
-        if len(waiting[kind]) == batch_size:
-            yield waiting.pop(kind)
+        waiting[row.kind].append(row)
+        if len(waiting[row.kind]) == batch_size:
+            yield waiting.pop(row.kind)
     for group in waiting.values():
         yield group + group[-1:] * (batch_size - len(group))
 
@@ -238,16 +239,26 @@ def _total_length(group, limit, max_new_tokens):
 
 
 def _answer(model, group, max_length):
+    from keras_betakd.models.inputs import generation_inputs
+
     inputs = {key: [row.inputs[key] for row in group] for key in group[0].inputs}
-    if "images" in inputs:
-        inputs["images"] = np.stack(inputs["images"])
+    for key, value in inputs.items():
+        if isinstance(value[0], np.ndarray):
+            inputs[key] = np.stack(value)
     texts = model.generate(
-        _as_model_takes(inputs),
+        generation_inputs(model.preprocessor, inputs),
         max_length=max_length,
-        strip_prompt=True,
+        # An encoder's prompt is not part of what is decoded.
+        strip_prompt=not _is_encoder_decoder(model),
     )
     # Repetitions of the last row give the same answer once more.
     return {row.id: clean_answer(text) for row, text in zip(group, texts, strict=True)}
+
+
+def _is_encoder_decoder(model):
+    from keras_hub.models import Seq2SeqLM
+
+    return isinstance(model, Seq2SeqLM)
 
 
 @contextlib.contextmanager
@@ -259,18 +270,22 @@ def _greedy(model, max_new_tokens):
     """
     from keras_hub.samplers import GreedySampler
 
+    from keras_betakd.models.views import view_of
+
     sampler = getattr(model, "sampler", None)
     compiled = getattr(model, "generate_function", None)
     # The exact class: one that inherits from it may do something else.
     is_greedy = type(sampler) is GreedySampler
+    view = view_of(model)
     try:
-        if not is_greedy:
+        if not is_greedy or view.is_mended:
             model.sampler, model.generate_function = GreedySampler(), None
         function = model.make_generate_function()
-        if is_greedy:
+        if is_greedy and not view.is_mended:
             compiled = function
         model.generate_function = _shortened(function, max_new_tokens)
-        yield
+        with view.mended():
+            yield
     finally:
         model.sampler, model.generate_function = sampler, compiled
 
@@ -281,12 +296,13 @@ def _shortened(function, max_new_tokens):
         return function
 
     def generate(inputs, stop_token_ids=None):
-        prompt = keras.ops.convert_to_numpy(inputs["padding_mask"]).astype(bool)
+        name = "padding_mask" if "padding_mask" in inputs else "decoder_padding_mask"
+        prompt = keras.ops.convert_to_numpy(inputs[name]).astype(bool)
         outputs = dict(function(inputs, stop_token_ids=stop_token_ids))
-        mask = keras.ops.convert_to_numpy(outputs["padding_mask"]).astype(bool)
+        mask = keras.ops.convert_to_numpy(outputs[name]).astype(bool)
         end = prompt.sum(axis=-1, keepdims=True) + max_new_tokens
         mask = mask & (np.arange(mask.shape[-1]) < end)
-        outputs["padding_mask"] = keras.ops.convert_to_tensor(mask)
+        outputs[name] = keras.ops.convert_to_tensor(mask)
         return outputs
 
     return generate

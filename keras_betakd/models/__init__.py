@@ -1,12 +1,14 @@
 """What the distiller needs to see of a model: hidden states, head, vision tower."""
 
-from keras_betakd.models.heads import EmbeddingHead, HeadMatrix, LMHead
-from keras_betakd.models.views import (
-    CausalLMView,
+from keras_betakd.models.base import CausalLMView, LogitsView, ModelView, PrefixView
+from keras_betakd.models.blip2 import BLIP2Seq2SeqView, BLIP2View
+from keras_betakd.models.gemma import (
+    Gemma3nView,
     Gemma3View,
-    LogitsView,
-    ModelView,
+    Gemma4View,
     PaliGemmaView,
-    register_view,
-    view_of,
 )
+from keras_betakd.models.heads import EmbeddingHead, HeadMatrix, LMHead
+from keras_betakd.models.loading import load_model
+from keras_betakd.models.qwen import Qwen3_5View
+from keras_betakd.models.views import register_view, view_of

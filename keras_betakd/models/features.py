@@ -91,9 +91,7 @@ class FeatureReader:
         shape = ops.shape(positions)
         flat = ops.reshape(positions, (shape[0], -1))
         if "image_features" in self.wanted:
-            output = self._projected[0][0][2]
-            tokens = (-1, *shape[1:], output.shape[-1])
-            found.image_features = ops.reshape(output, tokens)
+            found.image_features = self.view.image_features(self._projected[0], inputs)
         if "image_hidden_states" in self.wanted:
             tokens = (*shape, hidden.shape[-1])
             found.image_hidden_states = ops.reshape(_at(hidden, flat), tokens)

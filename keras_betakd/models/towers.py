@@ -9,6 +9,8 @@ import contextlib
 
 from keras import ops
 
+from keras_betakd.models.recording import replaced
+
 
 def same_frozen_tower(student, teacher):
     """Whether two models make the same of a picture, and training keeps it so.
@@ -52,23 +54,16 @@ def computed_once(first, second):
     """Within, a call of `second` gives what the call of `first` before it gave.
 
     Args:
-        first, second: built layers, or the same one twice. Their `call` is replaced
-            within and there again afterwards: a functional model holds its layers, and
-            there is no other way to give it what a layer in its middle would make.
+        first, second: built layers, or the same one twice.
     """
     outputs = []
-    compute = first.call
 
-    def call(*args, **kwargs):
+    def once(compute, *args, **kwargs):
         if not outputs:
             outputs.append(compute(*args, **kwargs))
         return outputs[0]
 
-    layers = {id(layer): layer for layer in (first, second)}.values()
-    for layer in layers:
-        layer.call = call
-    try:
+    with contextlib.ExitStack() as stack:
+        for layer in {id(layer): layer for layer in (first, second)}.values():
+            stack.enter_context(replaced(layer, once))
         yield
-    finally:
-        for layer in layers:
-            del layer.call

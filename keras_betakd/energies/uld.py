@@ -1,0 +1,72 @@
+"""Universal logit distillation: models with different tokenizers."""
+
+import math
+
+from keras import ops
+
+from keras_betakd.energies.base import ProbabilityEnergy
+
+
+class ULDEnergy(ProbabilityEnergy):
+    """Distance of sorted probabilities, for models with different tokenizers.
+
+        l = sum_i |p_(i) - q_(i)|
+
+    with p_(1) >= p_(2) >= ... the teacher's probabilities in falling order (of
+    `y_true`), q_(1) >= q_(2) >= ... the student's (of `y_pred`), the shorter of the two
+    filled up with zeros. No class of one is compared with its namesake of the other, so
+    their vocabularies need nothing in common. It is the Wasserstein distance between
+    the two under a cost of 1 for any two classes, sorted for a closed form.
+
+    From 0 to 2, without unit; no probability is taken to a logarithm. `beta` learns
+    from its size as from any other's.
+
+    Shapes: `y_true` `(..., V_t)`, `y_pred` `(..., V_s)` with the same leading axes.
+
+    In a distiller, teacher and student are compared where both are about to continue
+    the same text (`DistillationPreprocessor(cross_tokenizer=True)`, which it makes by
+    itself where every energy crosses vocabularies), and cross-entropy runs over all of
+    the student's own tokens.
+
+    Args:
+        temperature: divides both logits. Defaults to 1.
+        **kwargs: as for `keras_betakd.Energy`.
+
+    Raises:
+        ValueError: if the leading axes differ.
+
+    Example:
+
+    >>> teacher = ops.log(ops.array([[0.7, 0.2, 0.1]]))
+    >>> student = ops.log(ops.array([[0.25, 0.75]]))
+    >>> round(float(ULDEnergy()(teacher, student)), 4)  # 0.05 + 0.05 + 0.1
+    0.2
+
+    Reference: Boizard et al., Towards Cross-Tokenizer Distillation: the Universal Logit
+    Distillation Loss for LLMs, arXiv 2402.12030 (2024), equation 4.
+    """
+
+    crosses_vocabularies = True
+    fuses = False  # a tile of rows has the classes of one vocabulary
+
+    def check_shapes(self, teacher, student):
+        leading = tuple(teacher.shape[:-1]), tuple(student.shape[:-1])
+        known = [a == b or None in (a, b) for a, b in zip(*leading, strict=False)]
+        if len(leading[0]) != len(leading[1]) or not all(known):
+            raise ValueError(
+                "Teacher and student must have the same number of rows. Received: "
+                f"y_true.shape={tuple(teacher.shape)}, "
+                f"y_pred.shape={tuple(student.shape)}"
+            )
+
+    def pointwise(self, log_p, log_q):
+        size = max(log_p.shape[-1], log_q.shape[-1])
+        p, q = (ops.exp(_filled(ops.sort(x, axis=-1), size)) for x in (log_p, log_q))
+        return ops.sum(ops.abs(p - q), axis=-1)
+
+
+def _filled(ascending, size):
+    """With classes of probability zero in front, to `size`."""
+    missing = size - ascending.shape[-1]
+    widths = [(0, 0)] * (len(ascending.shape) - 1) + [(missing, 0)]
+    return ops.pad(ascending, widths, constant_values=-math.inf)

@@ -1,0 +1,48 @@
+"""Views of keras-hub's BLIP-2: with OPT, and with Flan-T5."""
+
+from keras_betakd.models.base import CausalLMView, PrefixView
+from keras_betakd.models.heads import DenseHead
+
+
+class _QFormer:
+    """What both have in common: a vision tower and a Q-Former before the text."""
+
+    def vision_tower(self):
+        tower = self.backbone.vision_encoder
+        return [] if tower is None else [tower]
+
+    def image_projector(self):
+        if self.backbone.vision_encoder is None:
+            return None
+        return self.backbone.language_model.language_projection
+
+    def projector(self):
+        if self.backbone.vision_encoder is None:
+            return []
+        return [self.backbone.qformer, self.image_projector()]
+
+
+class BLIP2View(_QFormer, PrefixView):
+    """`keras_hub.models.BLIP2CausalLM` (OPT): Q-Former tokens before the text."""
+
+    @property
+    def image_tokens(self):
+        return self.backbone.num_query_tokens
+
+
+class BLIP2Seq2SeqView(_QFormer, CausalLMView):
+    """`keras_hub.models.BLIP2Seq2SeqLM` (Flan-T5).
+
+    Its hidden states are the decoder's: the answer alone, without prompt or picture.
+    """
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.head = DenseHead(self.backbone.language_model.lm_head)
+
+    @property
+    def vocabulary_size(self):
+        return self.backbone.language_model.vocabulary_size
+
+    def padding_mask(self, inputs):
+        return super().padding_mask({"padding_mask": inputs["decoder_padding_mask"]})

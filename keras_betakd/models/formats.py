@@ -1,0 +1,294 @@
+"""How each family of keras-hub wants its records: marks, pictures, packing."""
+
+import keras
+import numpy as np
+
+from keras_betakd.data.images import IMAGE_MARK
+from keras_betakd.models import pictures
+from keras_betakd.models.towers import settings
+
+# The inputs that hold pictures, of all families.
+PICTURE_KEYS = ("images", "pixel_values", "pixel_position_ids", "image_grid_thw")
+
+
+class TextFormat:
+    """A family that takes text alone; the base of the others.
+
+    Args:
+        preprocessor: the family's keras-hub preprocessor.
+
+    Attributes:
+        picture_keys: the inputs that hold pictures.
+        sees_whole_prompt: whether prompt tokens see each other both ways.
+        answer_length: the preprocessor's attribute that limits what is decoded.
+    """
+
+    picture_keys = ()
+    sees_whole_prompt = False
+    answer_length = "sequence_length"
+
+    def __init__(self, preprocessor):
+        self.preprocessor = preprocessor
+
+    def prepared(self, prompts, images, ids):
+        """Prompts with the family's marks, and pictures in its form."""
+        pictures.expect_no_images(images, ids)
+        return {"prompts": prompts}
+
+    def picture_form(self):
+        """Two formats whose forms are equal make the same arrays of the same pictures."""
+        converter = getattr(self.preprocessor, "image_converter", None)
+        if converter is None:
+            return None
+        count = getattr(self.preprocessor, "max_images_per_prompt", None)
+        return type(self), type(converter), count, settings(converter)
+
+    def training(self, inputs, sequence_length=None):
+        """`(x, y, sample_weight)`: the response and its end mark are weighted."""
+        import keras_hub
+
+        base = keras_hub.models.CausalLMPreprocessor
+        if type(self.preprocessor).call is not base.call:
+            return self.preprocessor(inputs, sequence_length=sequence_length)
+        # keras-hub's text families take one text and weigh all of it.
+        tokenizer = self.preprocessor.tokenizer
+        pair = tokenizer(inputs["prompts"]), tokenizer(inputs["responses"])
+        return packed(self.preprocessor, *pair, sequence_length)
+
+    def generation(self, inputs):
+        """What `generate` and `generate_preprocess` take."""
+        return inputs["prompts"]
+
+    def generates_alone(self, row):
+        """Whether keras-hub would mix up this record with others of a batch."""
+        return False
+
+    def prompt_lengths(self, inputs, limit):
+        """Tokens of each prompt: dict of attribute that limits them to B ints.
+
+        keras-hub's packers cut in silence, so the prompts are packed with more and
+        more space, from `limit` on, until none fills it.
+        """
+        length = limit + 1
+        while True:
+            packed = self.preprocessor.generate_preprocess(
+                self.generation(inputs), sequence_length=length
+            )
+            mask = keras.ops.convert_to_numpy(packed["padding_mask"])
+            lengths = mask.astype("int64").sum(axis=-1)
+            if lengths.max() < length:
+                return {self.answer_length: lengths.tolist()}
+            length *= 2
+
+    def lengths(self, x, weight):
+        """How much of each limit the records fill.
+
+        Returns:
+            Dict of attribute of the preprocessor to `(tokens, limit)`: int (B,), and
+            the length of the sequences as they are.
+        """
+        end = weight.shape[1] - np.argmax(weight[:, ::-1] > 0, axis=1)
+        return {"sequence_length": (end * (weight > 0).any(axis=1), weight.shape[1])}
+
+
+class MarkedFormat(TextFormat):
+    """Several pictures a record, each where the prompt has a mark: Gemma 3 and 3n."""
+
+    picture_keys = ("images",)
+
+    @property
+    def mark(self):
+        return self.preprocessor.start_of_image_token
+
+    def prepared(self, prompts, images, ids):
+        if self.preprocessor.image_converter is None:
+            return super().prepared(prompts, images, ids)
+        prompts = [p.replace(IMAGE_MARK, self.mark) for p in prompts]
+        limit = self.preprocessor.max_images_per_prompt
+        pictures.check_marks(prompts, images, self.mark, limit, ids)
+        return {"prompts": prompts, **self._pictures(images, limit)}
+
+    def _pictures(self, images, limit):
+        converter = self.preprocessor.image_converter
+        size = (limit, *converter.image_size, 3)
+        return {"images": pictures.stack_padded(images, converter, size)}
+
+    def training(self, inputs, sequence_length=None):
+        return self.preprocessor(inputs, sequence_length=sequence_length)
+
+    def generation(self, inputs):
+        if self.preprocessor.image_converter is None:
+            return super().generation(inputs)
+        return {k: inputs[k] for k in ("prompts", *self.picture_keys)}
+
+
+class PatchFormat(MarkedFormat):
+    """Gemma 4: as many patches as a picture's shape gives, filled up to a maximum."""
+
+    picture_keys = ("pixel_values", "pixel_position_ids")
+    mark = "<|image|>"
+
+    def _pictures(self, images, limit):
+        converter = self.preprocessor.image_converter
+        patches = converter.max_soft_tokens * converter.pooling_kernel_size**2
+        width = 3 * converter.patch_size**2
+        shape = (len(images), limit, patches)
+        values = np.zeros((*shape, width), dtype="float32")
+        places = np.full((*shape, 2), -1, dtype="int32")
+        for i, found in enumerate(images):
+            for j, image in enumerate(found):
+                parts = pictures.converted(image[None], converter)
+                values[i, j] = parts["pixel_values"][0]
+                places[i, j] = parts["pixel_position_ids"][0]
+        return {"pixel_values": values, "pixel_position_ids": places}
+
+    def picture_form(self):
+        converter = self.preprocessor.image_converter
+        if converter is None:
+            return None
+        # Not part of the converter's config.
+        sizes = converter.max_soft_tokens, converter.pooling_kernel_size
+        return *super().picture_form(), *sizes
+
+    def training(self, inputs, sequence_length=None):
+        x, y, weight = super().training(inputs, sequence_length)
+        if self.preprocessor.audio_converter is None:
+            # Empty inputs of a model that listens, which this one does not have.
+            x = {k: v for k, v in x.items() if not k.startswith("audio_")}
+        return x, y, weight
+
+
+class PrefixFormat(TextFormat):
+    """One picture a record, at a fixed place: the prompt carries no mark. PaliGemma."""
+
+    picture_keys = ("images",)
+    sees_whole_prompt = True
+
+    def prepared(self, prompts, images, ids):
+        converter = self.preprocessor.image_converter
+        if converter is None:
+            return super().prepared(prompts, images, ids)
+        pictures.expect_one_image(images, ids)
+        return {
+            "prompts": [pictures.drop_mark(p) for p in prompts],
+            "images": np.stack([pictures.resized(i[0], converter) for i in images]),
+        }
+
+    def training(self, inputs, sequence_length=None):
+        return self.preprocessor(inputs, sequence_length=sequence_length)
+
+    def generation(self, inputs):
+        return {k: inputs[k] for k in ("prompts", *self.picture_keys)}
+
+
+class BLIP2Format(PrefixFormat):
+    """BLIP-2 with OPT, whose preprocessor takes one text and weighs all of it."""
+
+    sees_whole_prompt = False
+
+    def training(self, inputs, sequence_length=None):
+        tokenizer = self.preprocessor.tokenizer
+        pair = tokenizer(inputs["prompts"]), tokenizer(inputs["responses"])
+        x, y, weight = packed(self.preprocessor, *pair, sequence_length)
+        return {**x, **self._converted(inputs)}, y, weight
+
+    def _converted(self, inputs):
+        if "images" not in inputs:
+            return {}
+        return {"images": self.preprocessor.image_converter(inputs["images"])}
+
+    def generation(self, inputs):
+        images = {"images": inputs["images"]} if "images" in inputs else {}
+        return {"text": inputs["prompts"], **images}
+
+
+class BLIP2Seq2SeqFormat(PrefixFormat):
+    """BLIP-2 with Flan-T5: the prompt is read by an encoder, the response decoded."""
+
+    sees_whole_prompt = False
+    answer_length = "decoder_sequence_length"
+
+    def prompt_lengths(self, inputs, limit):
+        tokens = [len(self.preprocessor.tokenizer(p)) + 1 for p in inputs["prompts"]]
+        return {
+            "encoder_sequence_length": tokens,
+            "decoder_sequence_length": [1] * len(tokens),  # its start token
+        }
+
+    def _named(self, inputs):
+        names = {"prompts": "encoder_text", "responses": "decoder_text"}
+        return {names.get(key, key): value for key, value in inputs.items()}
+
+    def training(self, inputs, sequence_length=None):
+        return self.preprocessor(
+            self._named(inputs),
+            encoder_sequence_length=sequence_length,
+            decoder_sequence_length=sequence_length,
+        )
+
+    def generation(self, inputs):
+        return self._named({k: v for k, v in inputs.items() if k != "responses"})
+
+    def lengths(self, x, weight):
+        decoder = super().lengths(x, weight)["sequence_length"]
+        mask = np.asarray(x["encoder_padding_mask"])
+        encoder = mask.astype("int32").sum(axis=1), mask.shape[1]
+        return {
+            "encoder_sequence_length": encoder,
+            "decoder_sequence_length": decoder,
+        }
+
+
+def packed(preprocessor, prompts, responses, sequence_length=None):
+    """Tokens of prompts and responses as `(x, y, sample_weight)`, y shifted by one.
+
+    Args:
+        preprocessor: whose special tokens and lengths to use.
+        prompts, responses: token ids, one list each a record.
+        sequence_length: the preprocessor's if `None`.
+    """
+    import keras_hub
+
+    tokenizer = preprocessor.tokenizer
+    start = tokenizer.start_token_id
+    packer = keras_hub.layers.MultiSegmentPacker(
+        # Some families have no start token, and then do not add it either.
+        start_value=tokenizer.end_token_id if start is None else start,
+        end_value=tokenizer.end_token_id,
+        pad_value=tokenizer.pad_token_id,
+        sep_value=[],
+        sequence_length=(sequence_length or preprocessor.sequence_length) + 1,
+    )
+    token_ids, segment_ids = packer(
+        (prompts, responses),
+        add_start_value=preprocessor.add_start_token,
+        add_end_value=preprocessor.add_end_token,
+    )
+    token_ids = keras.ops.convert_to_numpy(token_ids)
+    is_response = keras.ops.convert_to_numpy(segment_ids) == 1
+    # Up to the last token of the response: the id that pads (GPT-2's is that of "!")
+    # may be a token of the text as well.
+    padding_mask = np.maximum.accumulate(is_response[:, ::-1], axis=1)[:, ::-1]
+    x = {"token_ids": token_ids[:, :-1], "padding_mask": padding_mask[:, :-1]}
+    return x, token_ids[:, 1:], is_response[:, 1:]
+
+
+def format_of(preprocessor):
+    """The format of a preprocessor's family, by the name of its class."""
+    from keras_betakd.models.qwen_inputs import Qwen3_5Format
+
+    formats = {
+        "BLIP2CausalLMPreprocessor": BLIP2Format,
+        "BLIP2Seq2SeqLMPreprocessor": BLIP2Seq2SeqFormat,
+        "Gemma4CausalLMPreprocessor": PatchFormat,
+        "Qwen3_5CausalLMPreprocessor": Qwen3_5Format,
+        "Qwen3_5MoeCausalLMPreprocessor": Qwen3_5Format,
+    }
+    for base in type(preprocessor).__mro__:
+        if base.__name__ in formats:
+            return formats[base.__name__](preprocessor)
+    if getattr(preprocessor, "image_converter", None) is None:
+        return TextFormat(preprocessor)
+    if hasattr(preprocessor, "max_images_per_prompt"):
+        return MarkedFormat(preprocessor)
+    return PrefixFormat(preprocessor)

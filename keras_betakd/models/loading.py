@@ -1,0 +1,80 @@
+"""Models from presets, whatever task class they belong to."""
+
+import json
+import pathlib
+
+
+def load_model(preset, **kwargs):
+    """A generative model of keras-hub from a preset, with its preprocessor.
+
+    `keras_hub.models.CausalLM.from_preset` takes decoder-only models alone; this takes
+    encoder-decoder ones (BLIP-2 with Flan-T5) as well, and says what to do where a
+    preset cannot be loaded.
+
+    Args:
+        preset: a folder that `save_to_preset` wrote, the name of a built-in preset, or
+            a handle such as `"hf://..."`, `"kaggle://..."`.
+        **kwargs: as for `keras_hub.models.CausalLM.from_preset`, for example
+            `dtype="bfloat16"` or `load_weights=False`.
+
+    Returns:
+        A `keras_hub.models.CausalLM` or `keras_hub.models.Seq2SeqLM`.
+
+    Raises:
+        ValueError: it cannot be loaded. The message has keras-hub's own.
+
+    Example:
+
+    ```python
+    teacher = load_model("gemma3_instruct_12b_text", dtype="bfloat16")
+    student = load_model("./my_student")
+    ```
+    """
+    import keras_hub
+
+    preset = str(preset)
+    folder = pathlib.Path(preset)
+    if "://" not in preset and ("/" in preset or folder.exists()):
+        _check_folder(folder)
+    classes = [keras_hub.models.CausalLM, keras_hub.models.Seq2SeqLM]
+    named = _task_class(folder)
+    classes = [named] if named else classes
+    errors = []
+    for cls in classes:
+        try:
+            return cls.from_preset(preset, **kwargs)
+        except Exception as error:  # whatever a download or a file may raise
+            errors.append(error)
+    raise ValueError(
+        f"The preset {preset!r} cannot be loaded. Give a folder that `save_to_preset` of "
+        "a keras-hub model wrote, the name of a built-in preset (all of them: "
+        "`keras_hub.models.CausalLM.presets`), or a handle such as 'hf://...'; weights "
+        "that are not on this machine are downloaded, and some want a licence accepted "
+        "and a login first. Received from keras-hub: "
+        + " | ".join(f"{type(e).__name__}: {e}" for e in errors)
+    ) from errors[0]
+
+
+def _check_folder(folder):
+    if not folder.is_dir():
+        raise ValueError(
+            f"There is no preset folder '{folder}'. Give a folder that `save_to_preset` "
+            "wrote, or the name or handle of a preset."
+        )
+    if not (folder / "config.json").exists():
+        found = sorted(path.name for path in folder.iterdir())
+        raise ValueError(
+            f"The folder '{folder}' is no preset: it has no config.json. Give one that "
+            f"`save_to_preset` wrote. Received: {found[:10]}"
+        )
+
+
+def _task_class(folder):
+    """The class that a local preset was saved from."""
+    import keras_hub
+
+    try:
+        config = json.loads((folder / "task.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return getattr(keras_hub.models, config.get("class_name", ""), None)

@@ -1,0 +1,166 @@
+"""Records for Qwen3.5, whose keras-hub preprocessor has no training-time image path."""
+
+import re
+
+import keras
+import numpy as np
+
+from keras_betakd.data.images import IMAGE_MARK
+from keras_betakd.models import pictures
+from keras_betakd.models.formats import TextFormat, packed
+
+SPECIAL = ("im_start", "end", "vision_start", "vision_end", "image", "video")
+
+
+class Qwen3_5Format(TextFormat):
+    """Pictures of any shape, each as many tokens as its own size gives.
+
+    Shapes are static: patches and pictures are filled up to a power of two, so that a
+    compiled step sees few of them, and each text position says which image token it is
+    (`image_sources`, -1 for text). `position_ids` are the three-axis rotary positions
+    of Qwen's M-RoPE, with the temporal one first and second.
+    """
+
+    picture_keys = ("pixel_values", "image_grid_thw")
+
+    def generates_alone(self, row):
+        # keras-hub counts the pictures of a batch from the first one for every record.
+        return bool(row.get("images"))
+
+    def prompt_lengths(self, inputs, limit):
+        if not self._sees:
+            return super().prompt_lengths(inputs, limit)
+        rows = zip(inputs["prompts"], inputs["images"], strict=True)
+        grids = [(p, [self._converted(i)[1] for i in images]) for p, images in rows]
+        ids = [self._tokenized(p, [self._tokens(g) for g in row]) for p, row in grids]
+        return {self.answer_length: [len(row) for row in ids]}
+
+    @property
+    def _sees(self):
+        return self.preprocessor.image_converter is not None
+
+    def prepared(self, prompts, images, ids):
+        if not self._sees:
+            return super().prepared(prompts, images, ids)
+        tokenizer = self.preprocessor.tokenizer
+        mark = tokenizer.image_token
+        whole = tokenizer.vision_start_token + mark + tokenizer.vision_end_token
+        prompts = [p.replace(IMAGE_MARK, whole) for p in prompts]
+        pictures.check_marks(prompts, images, mark, None, ids)
+        return {"prompts": prompts, "images": images}
+
+    def generation(self, inputs):
+        if not self._sees:
+            return super().generation(inputs)
+        found = [image for record in inputs["images"] for image in record]
+        if not found:
+            return inputs["prompts"]
+        return {"prompts": inputs["prompts"], "images": found}
+
+    def training(self, inputs, sequence_length=None):
+        parts = [[self._converted(i) for i in row] for row in inputs.get("images", [])]
+        parts = parts or [[] for _ in inputs["prompts"]]
+        tokens = [[self._tokens(grid) for _, grid in row] for row in parts]
+        prompts = zip(inputs["prompts"], tokens, strict=True)
+        prompts = [self._tokenized(*pair) for pair in prompts]
+        responses = [self._tokenized(text, []) for text in inputs["responses"]]
+        x, y, weight = packed(self.preprocessor, prompts, responses, sequence_length)
+        if self._sees:
+            x.update(self._stacked(parts), **self._places(x["token_ids"], parts))
+        return x, y, weight
+
+    def _converted(self, image):
+        found = pictures.converted(image, self.preprocessor.image_converter)
+        return found["patches"], tuple(int(n) for n in found["grid_thw"])
+
+    @property
+    def _merge(self):
+        return self.preprocessor.image_converter.spatial_merge_size
+
+    def _tokens(self, grid):
+        """Rows and columns of the image tokens of a picture."""
+        return grid[1] // self._merge, grid[2] // self._merge
+
+    def _tokenized(self, text, grids):
+        """Token ids, each image mark repeated for the tokens of its picture.
+
+        Special tokens by themselves: a byte-pair tokenizer would take them to pieces.
+        """
+        tokenizer = self.preprocessor.tokenizer
+        names = [f"{name}_token" for name in SPECIAL]
+        names = [name for name in names if getattr(tokenizer, name, None)]
+        special = {getattr(tokenizer, n): getattr(tokenizer, f"{n}_id") for n in names}
+        pieces = re.split("(" + "|".join(map(re.escape, special)) + ")", text)
+        counts = iter([rows * columns for rows, columns in grids])
+        ids = []
+        for piece in filter(None, pieces):
+            if piece == getattr(tokenizer, "image_token", None) and grids:
+                ids += [special[piece]] * next(counts)
+            elif piece in special:
+                ids.append(special[piece])
+            else:
+                ids += keras.ops.convert_to_numpy(tokenizer(piece)).tolist()
+        return ids
+
+    def _stacked(self, parts):
+        count = _power_of_two(max(map(len, parts)))
+        sizes = [len(patches) for row in parts for patches, _ in row]
+        size = _power_of_two(max(sizes, default=1), least=self._merge**2)
+        converter = self.preprocessor.image_converter
+        patch = (converter.temporal_patch_size, *[converter.patch_size] * 2, 3)
+        values = np.zeros((len(parts), count, size, *patch), dtype="float32")
+        grids = np.zeros((len(parts), count, 3), dtype="int32")
+        for i, row in enumerate(parts):
+            for j, (patches, grid) in enumerate(row):
+                values[i, j, : len(patches)] = patches
+                grids[i, j] = grid
+        return {"pixel_values": values, "image_grid_thw": grids}
+
+    def _places(self, token_ids, parts):
+        """Which image token stands where, and the M-RoPE positions."""
+        sizes = [len(patches) for row in parts for patches, _ in row]
+        size = _power_of_two(max(sizes, default=1), least=self._merge**2)
+        slots = size // self._merge**2
+        image = self.preprocessor.tokenizer.image_token_id
+        sources = np.full(token_ids.shape, -1, dtype="int32")
+        positions = np.zeros((len(token_ids), 4, token_ids.shape[1]), dtype="int32")
+        for i, row in enumerate(parts):
+            grids = [self._tokens(grid) for _, grid in row]
+            numbers = [np.arange(r * c) + j * slots for j, (r, c) in enumerate(grids)]
+            numbers = np.concatenate([*numbers, np.zeros(0, "int32")])
+            where = np.flatnonzero(token_ids[i] == image)[: len(numbers)]
+            sources[i, where] = numbers[: len(where)]
+            positions[i] = _rope_positions(token_ids[i] == image, grids)
+        return {"image_sources": sources, "position_ids": positions}
+
+
+def _rope_positions(is_image, grids):
+    """M-RoPE: (4, T) positions; a picture takes as many as its longer side.
+
+    Args:
+        is_image: (T,) bool.
+        grids: rows and columns of the tokens of each picture, in order.
+    """
+    length = len(is_image)
+    positions = np.zeros((4, length), dtype="int32")
+    grids = iter(grids)
+    place = start = 0
+    while place < length:
+        grid = next(grids, None) if is_image[place] else None
+        if grid is None:
+            positions[:, place] = start
+            place, start = place + 1, start + 1
+            continue
+        rows, columns = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
+        end = min(place + len(rows), length)
+        axes = np.stack([np.zeros_like(rows), np.zeros_like(rows), rows, columns])
+        positions[:, place:end] = start + axes[:, : end - place]
+        place, start = end, start + max(grid)
+    return positions
+
+
+def _power_of_two(number, least=1):
+    size = least
+    while size < number:
+        size *= 2
+    return size

@@ -1,0 +1,295 @@
+"""Every family of keras-hub as teacher and student; README's support table is theirs."""
+
+import functools
+import pathlib
+
+import keras
+import keras_hub
+import numpy as np
+import pytest
+from keras import ops
+from tiny_families import (
+    FAMILIES,
+    LORA_LAYERS,
+    SEES,
+    SEVERAL_PICTURES,
+    SUPPORT,
+    support_table,
+)
+from tiny_models import IMAGE_SIZE, picture
+
+from keras_betakd import (
+    AttentionEnergy,
+    BetaKDDistiller,
+    DistillationPreprocessor,
+    FeatureMSEEnergy,
+    ForwardKLEnergy,
+    InstanceBeta,
+)
+from keras_betakd.evaluation import generate_answers
+from keras_betakd.models import view_of
+from keras_betakd.models.features import FeatureReader
+
+K = 8
+SHAPES = [(IMAGE_SIZE, IMAGE_SIZE), (8, 32), (40, 12)]
+
+
+def records(name, pictures=(1, 1)):
+    """One record for each number of pictures."""
+    rows = {"ids": [], "prompts": [], "responses": [], "images": []}
+    for i, count in enumerate(pictures):
+        count = count if name in SEES else 0
+        rows["ids"].append(f"q{i}")
+        rows["prompts"].append("<image>\n" * count + "what color" + " red" * i)
+        rows["responses"].append(["red", "yes"][i % 2])
+        seeds = [(10 * i + j, *SHAPES[(i + j) % 3]) for j in range(count)]
+        rows["images"].append([picture(*seed) for seed in seeds])
+    return rows
+
+
+def model_of(name, seed=0, **kwargs):
+    """A model whose logits depend on all it is given."""
+    keras.utils.set_random_seed(seed)
+    model = FAMILIES[name](**kwargs)
+    rng = np.random.default_rng(seed)
+    for weight in model.weights:
+        if weight.trainable and "norm" not in weight.path:
+            weight.assign(rng.normal(0, 0.3, weight.shape))
+    return model
+
+
+@functools.cache
+def trained(name):
+    """A distiller after one step, its batch, and all weights from before the step."""
+    teacher, student = model_of(name, 1, width=16), model_of(name, 0)
+    distiller = BetaKDDistiller(
+        teacher,
+        student,
+        ForwardKLEnergy(),
+        InstanceBeta(hidden_units=()),
+        preprocessor=DistillationPreprocessor(
+            teacher.preprocessor, student.preprocessor, K
+        ),
+    )
+    distiller.compile(optimizer=keras.optimizers.SGD(0.1))
+    before = {w.path: ops.convert_to_numpy(w) for w in student.weights}
+    before_teacher = [ops.convert_to_numpy(w) for w in teacher.weights]
+    distiller.fit(records(name), batch_size=2, epochs=1, verbose=0)
+    return distiller, before, before_teacher
+
+
+def logits_at_rows(model, rows):
+    """The view's logits at the answer rows of each record: (B, K, V)."""
+    view, preprocessor = view_of(model), model.preprocessor
+    x, _, weight = DistillationPreprocessor(preprocessor, preprocessor, K)(rows)
+    positions = x["student_positions"]
+    hidden = view.hidden_states(x["student"])
+    where = view.row_positions(ops.array(positions))
+    at_rows = ops.take_along_axis(hidden, ops.expand_dims(where, -1), axis=1)
+    return ops.convert_to_numpy(view.head(at_rows)), weight, x["student"], positions
+
+
+def own_logits(model, name, x):
+    """The model's own, as far as it gives each record of a batch what is its own."""
+    if name == "Gemma3n":  # takes the padding of one record for the next one's picture
+        rows = [{k: v[i : i + 1] for k, v in x.items()} for i in range(2)]
+        rows = [ops.convert_to_numpy(model(row)) for row in rows]
+        return np.concatenate(rows)
+    if name != "Qwen3_5":
+        return ops.convert_to_numpy(model(x))
+    # Its functional model leaves out the rotary positions of pictures; `score` has
+    # them, for pictures one after another without padding.
+    size = [int(np.prod(grid)) for grid in x["image_grid_thw"][:, 0]]
+    patches = [row[0, :n] for row, n in zip(x["pixel_values"], size, strict=True)]
+    places = np.flatnonzero(x["image_sources"].ravel() >= 0)
+    inputs = {
+        "token_ids": x["token_ids"],
+        "padding_mask": x["padding_mask"],
+        "pixel_values": np.concatenate(patches),
+        "image_grid_thw": x["image_grid_thw"][:, 0],
+        "vision_indices": places.astype("int32"),
+        "position_ids": x["position_ids"],
+    }
+    return ops.convert_to_numpy(model.score(inputs))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_rows_equal_the_models_own_logits(name):
+    model = model_of(name)
+    rows = records(name)
+    if name == "Gemma4":  # pools by the width of the widest picture of a batch
+        rows["images"] = [[picture(0)], [picture(1)]]
+    got, weight, x, positions = logits_at_rows(model, rows)
+    whole = own_logits(model, name, x)
+    expected = np.take_along_axis(whole, positions[..., None], axis=1)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    assert weight.sum(axis=1).min() >= 2  # an answer and its end mark
+
+
+@pytest.mark.parametrize("name", SUPPORT["trains"])
+def test_a_step_moves_the_student_and_beta_alone(name):
+    distiller, before, before_teacher = trained(name)
+    for old, weight in zip(before_teacher, distiller.teacher.weights, strict=True):
+        np.testing.assert_array_equal(old, ops.convert_to_numpy(weight))
+    view = distiller.student_view
+    tower = {w.path for layer in view.vision_tower() for w in layer.weights}
+    assert bool(tower) == (name in SEES)
+    moved = {
+        w.path
+        for w in distiller.student.weights
+        if np.abs(ops.convert_to_numpy(w) - before[w.path]).max() > 0
+    }
+    assert not moved & tower
+    head = view.head.matrix()
+    assert head is not None  # the fused head takes it
+    projector = {w.path for layer in view.projector() for w in layer.trainable_weights}
+    assert bool(projector) == (name in SEES)
+    assert not projector or moved & projector
+    assert len(moved) > 0.8 * len(distiller.student.trainable_weights)
+    assert np.isfinite(distiller.history.history["loss"][0])
+
+
+@pytest.mark.parametrize("name", SUPPORT["generates"])
+def test_answers_do_not_depend_on_the_batch(name):
+    model = model_of(name)
+    model.compile(sampler="greedy")
+    several = (1, 2, 0) if name in SEVERAL_PICTURES else (1, 1, 1)
+    rows = records(name, several)
+    options = {"max_new_tokens": 3, "progress": False}
+    together = generate_answers(model, rows, batch_size=2, **options)
+    alone = generate_answers(model, rows, batch_size=1, **options)
+    assert together == alone
+    assert len(set(together)) == 3
+
+
+@pytest.mark.parametrize("name", SUPPORT["0 to N pictures"])
+def test_mixed_batches_give_each_record_what_it_has_alone(name):
+    model = model_of(name)
+    pictures = (1, 0, 2)
+    rows = records(name, pictures)
+    together, weight, *_ = logits_at_rows(model, rows)
+    for i in range(len(pictures)):
+        one = {key: value[i : i + 1] for key, value in rows.items()}
+        alone, _, *_ = logits_at_rows(model, one)
+        used = weight[i] > 0
+        np.testing.assert_allclose(
+            together[i][used], alone[0][used], rtol=1e-4, atol=1e-5, err_msg=str(i)
+        )
+
+
+@pytest.mark.parametrize("name", SEES)
+def test_the_picture_is_seen(name):
+    """A forgotten picture would leave every other test green."""
+    model = model_of(name)
+    rows = records(name, (1,))
+    first, *_ = logits_at_rows(model, rows)
+    rows["images"] = [[picture(99, *rows["images"][0][0].shape[:2])]]
+    second, *_ = logits_at_rows(model, rows)
+    assert np.abs(first - second).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", SUPPORT["saved, exported"])
+def test_saved_loaded_and_exported(name, tmp_path):
+    distiller, *_ = trained(name)
+    student = distiller.student
+    expected, _, *_ = logits_at_rows(student, records(name))
+    distiller.save_weights(tmp_path / "last.weights.h5")
+    other = BetaKDDistiller(
+        distiller.teacher,
+        model_of(name, 7),
+        ForwardKLEnergy(),
+        InstanceBeta(hidden_units=()),
+    )
+    other.load_weights(tmp_path / "last.weights.h5")
+    got, _, *_ = logits_at_rows(other.student, records(name))
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    student.save_to_preset(tmp_path / "preset")
+    task = type(student).from_preset(str(tmp_path / "preset"))
+    assert isinstance(task, keras_hub.models.Task)
+    got, _, *_ = logits_at_rows(task, records(name))
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SUPPORT["LoRA"])
+def test_lora_student_and_quantised_teacher(name):
+    teacher, student = model_of(name, 1, width=16), model_of(name, 0)
+    rows = records(name)
+    exact, weight, *_ = logits_at_rows(teacher, rows)
+    teacher.quantize("int8")
+    assert "int8" in {w.dtype for w in teacher.weights}
+    rounded, *_ = logits_at_rows(teacher, rows)
+    used = weight > 0
+    error = np.linalg.norm(rounded[used] - exact[used]) / np.linalg.norm(exact[used])
+    assert 0 < error < 0.2
+    student.backbone.enable_lora(2, LORA_LAYERS.get(name))
+    distiller = BetaKDDistiller(
+        teacher, student, ForwardKLEnergy(), InstanceBeta(hidden_units=())
+    )
+    distiller.compile(optimizer=keras.optimizers.SGD(0.1))
+    before = {w.path: ops.convert_to_numpy(w) for w in student.weights}
+    distiller.fit(rows, batch_size=2, verbose=0)
+    moved = {
+        w.path
+        for w in student.weights
+        if np.abs(ops.convert_to_numpy(w) - before[w.path]).max() > 0
+    }
+    assert moved
+    assert all("lora" in path for path in moved)
+
+
+@pytest.mark.parametrize("name", SEES)
+def test_features_of_pictures(name):
+    """Image tokens of a teacher of another width; or a refusal that says why."""
+    teacher, student = model_of(name, 1, width=16), model_of(name, 0)
+    energy = FeatureMSEEnergy("image_features")
+    distiller = BetaKDDistiller(teacher, student, [ForwardKLEnergy(), energy])
+    distiller.compile(optimizer=keras.optimizers.SGD(0.01))
+    if name not in SUPPORT["image features"]:
+        with pytest.raises(ValueError, match="no image tokens at known places"):
+            distiller.fit(records(name), batch_size=2, verbose=0)
+        return
+    history = distiller.fit(records(name), batch_size=2, epochs=2, verbose=0).history
+    assert history[energy.name][1] < history[energy.name][0]
+
+
+@pytest.mark.parametrize("name", SEVERAL_PICTURES[:3])
+def test_features_of_pictures_belong_to_their_record(name):
+    model = model_of(name)
+    view, preprocessor = view_of(model), model.preprocessor
+    reader = FeatureReader(view, {"image_features"})
+
+    def features(rows):
+        pair = DistillationPreprocessor(preprocessor, preprocessor, K)
+        x = pair(rows)[0]
+        with reader.recording():
+            hidden = view.hidden_states(x["student"])
+        found = reader.features(x["student"], hidden, None)
+        present = ops.convert_to_numpy(found.present)
+        return ops.convert_to_numpy(found.image_features), present
+
+    rows = records(name, (0, 2, 1))
+    together, present = features(rows)
+    assert present.tolist() == [[False, False], [True, True], [True, False]]
+    for i in (1, 2):
+        alone, there = features({k: v[i : i + 1] for k, v in rows.items()})
+        np.testing.assert_allclose(
+            together[i][present[i]], alone[0][there[0]], rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("name", SEES)
+def test_attention_to_pictures(name):
+    teacher, student = model_of(name, 1, width=16), model_of(name, 0)
+    distiller = BetaKDDistiller(teacher, student, AttentionEnergy())
+    distiller.compile(optimizer=keras.optimizers.SGD(0.01))
+    if name not in SUPPORT["attention"]:
+        with pytest.raises(ValueError, match="cannot be read|no image tokens"):
+            distiller.fit(records(name), batch_size=2, verbose=0)
+        return
+    history = distiller.fit(records(name), batch_size=2, verbose=0).history
+    assert np.isfinite(history["loss"][0])
+
+
+def test_readme_shows_what_these_tests_show():
+    readme = pathlib.Path(__file__).parent.parent / "README.md"
+    assert support_table() in readme.read_text(encoding="utf-8")

@@ -1,0 +1,171 @@
+"""Habits of Keras users through the distiller: LoRA, quantisation, precision, EMA."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from tiny_models import tiny_gemma3, tiny_gemma_text, vqa_records
+
+from keras_betakd import (
+    BetaKDDistiller,
+    DistillationPreprocessor,
+    ForwardKLEnergy,
+    TaskBeta,
+)
+
+RECORDS = vqa_records(4)
+
+
+def pair(teacher=None, student=None, **kwargs):
+    keras.utils.set_random_seed(3)
+    teacher, student = teacher or tiny_gemma3(width=12), student or tiny_gemma3()
+    preprocessor = DistillationPreprocessor(
+        teacher.preprocessor, student.preprocessor, max_response_length=4
+    )
+    return BetaKDDistiller(
+        teacher,
+        student,
+        ForwardKLEnergy(),
+        TaskBeta(),
+        preprocessor=preprocessor,
+        **kwargs,
+    )
+
+
+def values(weights):
+    return {w.path: ops.convert_to_numpy(ops.cast(w, "float32")) for w in weights}
+
+
+def moved(distiller, optimizer, steps=2):
+    """Paths of the student's weights that training moved."""
+    weights = distiller.student.weights
+    before = values(weights)
+    distiller.compile(optimizer=optimizer)
+    history = distiller.fit(RECORDS, batch_size=4, epochs=steps, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    after = values(weights)
+    return {path for path in before if (before[path] != after[path]).any()}
+
+
+@pytest.mark.parametrize("layers", [None, ["query"]])
+def test_lora_moves_its_own_weights_and_no_vision_layer(layers):
+    """The vision tower has layers of the same names; frozen, they do not train."""
+    distiller = pair()
+    distiller.student.backbone.enable_lora(2, layers)
+    paths = moved(distiller, keras.optimizers.SGD(0.1))
+    tower = distiller.student_view.vision_tower()[0]
+    assert paths
+    assert all("lora" in path for path in paths)
+    assert not paths & {w.path for w in tower.weights}
+    if layers:
+        assert all("query" in path for path in paths)
+    slots = len(distiller.optimizer.variables)
+    assert slots < len(distiller.student.weights)
+
+
+@pytest.mark.parametrize("policy", ["bfloat16", "mixed_bfloat16"])
+def test_adam_moves_lora_and_beta_in_half_precision(policy):
+    """Case of a user whose loss was the same each epoch: 1 + 1e-4 is 1 in bfloat16."""
+    distiller = pair(student=tiny_gemma3(dtype=policy))
+    distiller.student.backbone.enable_lora(2)
+    before = values(distiller.betas["forward_kl"].variables)
+    paths = moved(distiller, keras.optimizers.Adam(1e-4), steps=20)
+    lora = {w.path for w in distiller.student.trainable_weights}
+    assert {path for path in paths if "lora" in path}
+    if policy == "mixed_bfloat16":  # weights in float32: every one of them moves
+        assert paths == {p for p in lora if "vision" not in p}
+    after = values(distiller.betas["forward_kl"].variables)
+    assert any((before[k] != after[k]).any() for k in before)
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_quantised_teacher_with_lora_student(mode):
+    teacher = tiny_gemma3(width=16, grid=2)
+    full = pair(teacher=teacher)
+    full.compile()
+    before = full.evaluate(RECORDS, batch_size=4, verbose=0, return_dict=True)
+    teacher.quantize(mode)
+    distiller = pair(teacher=teacher)
+    distiller.student.backbone.enable_lora(2)
+    assert "int8" in {w.dtype for w in teacher.weights}
+    paths = moved(distiller, keras.optimizers.SGD(0.1))
+    assert paths
+    assert all("lora" in path for path in paths)
+    distiller = pair(teacher=teacher)
+    distiller.compile()
+    after = distiller.evaluate(RECORDS, batch_size=4, verbose=0, return_dict=True)
+    assert abs(after["forward_kl"] - before["forward_kl"]) < 0.3
+
+
+def test_accumulated_steps_equal_one_large_batch():
+    """Weight decay counts once too."""
+
+    def trained(batch_size, steps):
+        distiller = pair(teacher=tiny_gemma_text(12), student=tiny_gemma_text())
+        optimizer = keras.optimizers.SGD(
+            0.1, gradient_accumulation_steps=steps, weight_decay=0.01
+        )
+        distiller.compile(optimizer=optimizer)
+        records = {k: RECORDS[k] for k in ("ids", "responses")}
+        records["prompts"] = ["what color?"] * 4
+        distiller.fit(records, batch_size=batch_size, shuffle=False, verbose=0)
+        return distiller
+
+    once, twice = trained(4, None), trained(2, 2)
+    weights = [d.student.weights + d.betas["forward_kl"].weights for d in (once, twice)]
+    for one, two in zip(*weights, strict=True):
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(one), ops.convert_to_numpy(two), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_clipping_by_global_norm_covers_student_and_beta():
+    distiller = pair(teacher=tiny_gemma_text(12), student=tiny_gemma_text())
+    records = {**RECORDS, "prompts": ["what color?"] * 4}
+    del records["images"]
+    distiller.compile(optimizer=keras.optimizers.SGD(1.0, global_clipnorm=1e-3))
+    before = values(distiller.trainable_weights)
+    distiller.fit(records, batch_size=4, verbose=0)
+    after = values(distiller.trainable_weights)
+    step = sum(((after[k] - before[k]) ** 2).sum() for k in before)
+    np.testing.assert_allclose(np.sqrt(step), 1e-3, rtol=1e-2)
+
+
+def test_moving_average_of_weights():
+    """Keras replaces the weights by their average when training ends."""
+
+    def run(**kwargs):
+        distiller = pair(teacher=tiny_gemma_text(12), student=tiny_gemma_text())
+        distiller.compile(optimizer=keras.optimizers.SGD(0.5, **kwargs))
+        records = {**RECORDS, "prompts": ["what color?"] * 4}
+        del records["images"]
+        snapshots = [values(distiller.student.weights)]
+        for _ in range(2 if not kwargs else 1):
+            epochs = 1 if not kwargs else 2
+            distiller.fit(records, batch_size=4, epochs=epochs, verbose=0)
+            snapshots.append(values(distiller.student.weights))
+        return snapshots
+
+    start, first, second = run()
+    averaged = run(use_ema=True, ema_momentum=0.75)[-1]
+    for path, value in averaged.items():
+        # Keras starts the average at the weights after the first step.
+        expected = 0.75 * first[path] + 0.25 * second[path]
+        np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_that_overflows_is_skipped_for_student_and_beta():
+    student = tiny_gemma_text(dtype="mixed_float16")
+    distiller = pair(teacher=tiny_gemma_text(12), student=student)
+    records = {**RECORDS, "prompts": ["what color?"] * 4}
+    del records["images"]
+    distiller.compile(optimizer=keras.optimizers.SGD(0.1))
+    assert isinstance(distiller.optimizer, keras.optimizers.LossScaleOptimizer)
+    embedding = student.backbone.token_embedding.embeddings
+    kept = ops.convert_to_numpy(embedding)
+    embedding.assign(np.full_like(kept, 3e5))  # infinite in float16
+    before = values(distiller.trainable_weights)
+    distiller.fit(records, batch_size=4, verbose=0)
+    after = values(distiller.trainable_weights)
+    for path in before:
+        np.testing.assert_array_equal(before[path], after[path])

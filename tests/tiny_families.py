@@ -1,0 +1,416 @@
+"""A tiny model of every other family of keras-hub, with its own preprocessor."""
+
+import functools
+
+import keras
+import keras_hub
+from tiny_models import IMAGE_SIZE, tiny_gemma3, tiny_pali_gemma, tokenizer_proto
+
+GEMMA3N_PIECES = (
+    "<image_soft_token>",
+    "<audio_soft_token>",
+    "<start_of_image>",
+    "<end_of_image>",
+    "<start_of_audio>",
+    "<end_of_audio>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<mask>",
+    "[multimodal]",
+)
+GEMMA4_PIECES = ("<|image|>", "<|image>", "<image|>", "<|video|>", "<turn|>")
+QWEN_PIECES = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+
+
+def byte_pairs(special, merges=("r e", "re d", "y e", "ye s")):
+    """Vocabulary and merges of a byte-level tokenizer for ASCII text."""
+    pieces = [*special, *(chr(c) for c in range(33, 127)), "Ġ", "Ċ"]
+    pieces += [merge.replace(" ", "") for merge in merges]
+    return {piece: i for i, piece in enumerate(pieces)}, list(merges)
+
+
+def tiny_gemma3n(width=8, sequence_length=96, max_images=2, vision=True):
+    """A Gemma 3n; a picture becomes 4 tokens."""
+    tokenizer = keras_hub.models.Gemma3nTokenizer(
+        proto=tokenizer_proto(symbols=GEMMA3N_PIECES)
+    )
+    size = tokenizer.vocabulary_size()
+    tower = _mobilenet().get_config() if vision else None
+    backbone = keras_hub.models.Gemma3nBackbone(
+        text_vocab_size=size,
+        text_hidden_size=width,
+        num_hidden_layers=2,
+        pad_token_id=0,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=4,
+        intermediate_size=[16, 16],
+        hidden_activation="gelu_approximate",
+        layer_types=["sliding_attention", "full_attention"],
+        sliding_window=64,
+        rope_theta=10000.0,
+        max_position_embeddings=256,
+        vocab_size_per_layer_input=size,
+        hidden_size_per_layer_input=4,
+        altup_num_inputs=2,
+        laurel_rank=2,
+        final_logit_soft_cap=30.0,
+        vision_encoder_config=tower,
+        vision_hidden_size=16,
+        vision_vocab_size=8,
+        vision_vocab_offset=size,
+        vision_soft_tokens_per_image=4,
+        image_token_id=tokenizer.image_placeholder_id,
+    )
+    converter = keras_hub.layers.Gemma3nImageConverter(
+        image_size=(IMAGE_SIZE, IMAGE_SIZE), scale=1 / 255
+    )
+    preprocessor = keras_hub.models.Gemma3nCausalLMPreprocessor(
+        tokenizer=tokenizer,
+        image_converter=converter if vision else None,
+        sequence_length=sequence_length,
+        max_images_per_prompt=max_images,
+        num_vision_tokens_per_image=4,
+        max_audios_per_prompt=0,
+    )
+    return keras_hub.models.Gemma3nCausalLM(
+        preprocessor=preprocessor, backbone=backbone
+    )
+
+
+def _mobilenet():
+    """16 x 16 pictures to 2 x 2 places."""
+    blocks = {
+        "stackwise_block_types": [["er"], ["er"]],
+        "stackwise_num_filters": [[16], [16]],
+        "stackwise_strides": [[2], [2]],
+        "stackwise_act_layers": [["gelu"], ["gelu"]],
+        "stackwise_exp_ratios": [[1.0], [1.0]],
+        "stackwise_se_ratios": [[0.0], [0.0]],
+        "stackwise_exp_kernel_sizes": [[3], [3]],
+        "stackwise_pw_kernel_sizes": [[1], [1]],
+        "stackwise_use_cpe": [[False], [False]],
+    }
+    unused = "dw_kernel_sizes dw_start_kernel_sizes dw_end_kernel_sizes num_heads"
+    unused += " key_dims value_dims kv_strides"
+    blocks.update({f"stackwise_{name}": [[0], [0]] for name in unused.split()})
+    return keras_hub.models.MobileNetV5Backbone(
+        **blocks,
+        stackwise_num_blocks=[1, 1],
+        num_features=16,
+        use_msfa=False,
+        image_shape=(IMAGE_SIZE, IMAGE_SIZE, 3),
+    )
+
+
+def tiny_gemma4(width=8, sequence_length=96, max_images=2, soft_tokens=4, **kwargs):
+    """A Gemma 4; a picture becomes up to `soft_tokens` tokens, by its shape."""
+    tokenizer = keras_hub.models.Gemma4Tokenizer(
+        proto=tokenizer_proto(symbols=GEMMA4_PIECES)
+    )
+    vision_encoder = keras_hub.models.Gemma4VisionEncoder(
+        image_size=16,
+        patch_size=4,
+        num_heads=2,
+        hidden_dim=8,
+        num_layers=1,
+        intermediate_dim=16,
+        head_dim=4,
+        output_dim=width,
+        pool_size=2,
+        position_embedding_size=64,
+    )
+    backbone = keras_hub.models.Gemma4Backbone(
+        vocabulary_size=tokenizer.vocabulary_size(),
+        image_size=16,
+        num_layers=2,
+        num_query_heads=2,
+        num_key_value_heads=1,
+        hidden_dim=width,
+        intermediate_dim=16,
+        head_dim=4,
+        vision_encoder=vision_encoder,
+        hidden_size_per_layer_input=4,
+        sliding_window_pattern=2,
+        final_logit_soft_cap=30.0,
+        **kwargs,
+    )
+    preprocessor = keras_hub.models.Gemma4CausalLMPreprocessor(
+        tokenizer=tokenizer,
+        image_converter=keras_hub.layers.Gemma4ImageConverter(
+            patch_size=4,
+            max_soft_tokens=soft_tokens,
+            pooling_kernel_size=2,
+            scale=1 / 255,
+        ),
+        sequence_length=sequence_length,
+        max_images_per_prompt=max_images,
+        num_vision_tokens_per_image=soft_tokens,
+    )
+    return keras_hub.models.Gemma4CausalLM(preprocessor=preprocessor, backbone=backbone)
+
+
+def tiny_qwen3_5(width=8, sequence_length=160, vision=True, side=8):
+    """A Qwen3.5: linear and full attention, and pictures of any shape."""
+    vocabulary, merges = byte_pairs(QWEN_PIECES)
+    tokenizer = keras_hub.models.Qwen3_5Tokenizer(vocabulary=vocabulary, merges=merges)
+    backbone = keras_hub.models.Qwen3_5Backbone(
+        vocabulary_size=tokenizer.vocabulary_size(),
+        num_layers=2,
+        num_query_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        hidden_dim=width,
+        intermediate_dim=16,
+        layer_types=["linear_attention", "full_attention"],
+        partial_rotary_factor=0.75,
+        linear_num_key_heads=1,
+        linear_num_value_heads=2,
+        linear_key_head_dim=4,
+        linear_value_head_dim=4,
+        vision_encoder=_qwen_eyes(width) if vision else None,
+        mrope_section=[1, 1, 1],
+    )
+    converter = keras_hub.layers.Qwen3_5ImageConverter(
+        patch_size=4, min_pixels=side**2, max_pixels=4 * side**2, scale=1 / 255
+    )
+    preprocessor = keras_hub.models.Qwen3_5CausalLMPreprocessor(
+        tokenizer=tokenizer,
+        image_converter=converter if vision else None,
+        sequence_length=sequence_length,
+    )
+    return keras_hub.models.Qwen3_5CausalLM(
+        backbone=backbone, preprocessor=preprocessor
+    )
+
+
+def _qwen_eyes(width):
+    """Known to keras-hub's presets by its name alone."""
+    sizes = {
+        "depth": 2,
+        "hidden_size": 16,
+        "num_heads": 2,
+        "intermediate_size": 16,
+        "in_channels": 3,
+        "patch_size": 4,
+        "temporal_patch_size": 2,
+        "spatial_merge_size": 2,
+        "out_hidden_size": width,
+        "num_position_embeddings": 9,
+    }
+    name = "Qwen3_5VisionEncoder"
+    folder = "keras_hub.src.models.qwen3_5.qwen3_5_vision_encoder"
+    config = {"module": folder, "class_name": name, "config": sizes}
+    encoder = keras.saving.deserialize_keras_object({**config, "registered_name": name})
+    encoder.build()
+    return encoder
+
+
+def _blip2_eyes(width):
+    eyes = keras_hub.models.BLIP2VisionEncoder(
+        image_size=IMAGE_SIZE,
+        patch_size=8,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        intermediate_dim=16,
+        use_patch_bias=True,
+        use_class_token=True,
+        use_mha_bias=True,
+        use_mlp_bias=True,
+        dropout_rate=0.0,
+        layer_norm_epsilon=1e-6,
+        initializer_range=0.02,
+    )
+    qformer = keras_hub.models.BLIP2QFormer(
+        num_query_tokens=3,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        intermediate_dim=16,
+        vision_dim=8,
+        cross_attention_frequency=1,
+        dropout=0.0,
+        layer_norm_epsilon=1e-6,
+    )
+    return {"vision_encoder": eyes, "qformer": qformer}
+
+
+def _blip2_converter():
+    return keras_hub.layers.BLIP2ImageConverter(image_size=(IMAGE_SIZE, IMAGE_SIZE))
+
+
+def tiny_blip2_opt(width=8, sequence_length=96):
+    """A BLIP-2 with OPT: 3 query tokens in front of the text."""
+    vocabulary, merges = byte_pairs(("</s>", "<pad>", "<image>"))
+    tokenizer = keras_hub.models.BLIP2OPTTokenizer(
+        vocabulary=vocabulary, merges=merges
+    )
+    language_model = keras_hub.models.BLIP2CustomOPT(
+        vocabulary_size=tokenizer.vocabulary_size(),
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=width,
+        intermediate_dim=16,
+        num_query_tokens=3,
+        dropout=0.0,
+        max_sequence_length=128,
+        qformer_hidden_dim=8,
+    )
+    backbone = keras_hub.models.BLIP2Backbone(
+        **_blip2_eyes(width), language_model=language_model
+    )
+    preprocessor = keras_hub.models.BLIP2CausalLMPreprocessor(
+        tokenizer=tokenizer,
+        image_converter=_blip2_converter(),
+        sequence_length=sequence_length,
+    )
+    return keras_hub.models.BLIP2CausalLM(preprocessor=preprocessor, backbone=backbone)
+
+
+def tiny_blip2_t5(width=8, sequence_length=64):
+    """A BLIP-2 with Flan-T5: an encoder reads picture and prompt."""
+    tokenizer = keras_hub.models.BLIP2FlanT5Tokenizer(
+        proto=tokenizer_proto(end_piece="</s>")
+    )
+    language_model = keras_hub.models.BLIP2FlanT5(
+        vocabulary_size=tokenizer.vocabulary_size(),
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=width,
+        intermediate_dim=16,
+        num_query_tokens=3,
+        qformer_hidden_dim=8,
+        dropout=0.0,
+    )
+    backbone = keras_hub.models.BLIP2Backbone(
+        **_blip2_eyes(width), language_model=language_model
+    )
+    preprocessor = keras_hub.models.BLIP2Seq2SeqLMPreprocessor(
+        tokenizer=tokenizer,
+        image_converter=_blip2_converter(),
+        encoder_sequence_length=sequence_length,
+        decoder_sequence_length=16,
+    )
+    return keras_hub.models.BLIP2Seq2SeqLM(backbone=backbone, preprocessor=preprocessor)
+
+
+# Text families: the name in keras-hub, special tokens, and what its backbone wants.
+_GROUPED = {"num_query_heads": 2, "num_key_value_heads": 1}
+_TEXT = {
+    "GPT2": (("<|endoftext|>",), {"num_heads": 2, "dropout": 0.0}),
+    "Llama3": (
+        (
+            "<|begin_of_text|>",
+            "<|end_of_text|>",
+            "<|eot_id|>",
+            "<|start_header_id|>",
+            "<|end_header_id|>",
+        ),
+        _GROUPED,
+    ),
+    "Qwen": (("<|endoftext|>",), _GROUPED),
+    "Qwen3": (
+        ("<|endoftext|>", "<|im_end|>", "<|im_start|>"),
+        {**_GROUPED, "head_dim": 4},
+    ),
+    "SmolLM3": (
+        (
+            "<|begin_of_text|>",
+            "<|end_of_text|>",
+            "<|im_start|>",
+            "<|im_end|>",
+            "<think>",
+            "</think>",
+        ),
+        {
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "rope_layer_enabled_list": [True],
+            "layer_types": ["full_attention"],
+            "mlp_bias": False,
+            "layer_norm_epsilon": 1e-6,
+            "max_position_embeddings": 128,
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 1.0,
+        },
+    ),
+    "Llama": (None, _GROUPED),
+    "Mistral": (None, _GROUPED),
+    "Phi3": (None, _GROUPED),
+    "Gemma": (None, {**_GROUPED, "head_dim": 4}),
+}
+
+
+def tiny_text(name, width=8, sequence_length=96):
+    """A text family of keras-hub by its name, e.g. "Llama3"."""
+    special, sizes = _TEXT[name]
+    models = keras_hub.models
+    tokenizer_class = getattr(models, f"{name}Tokenizer")
+    if special:
+        vocabulary, merges = byte_pairs(special)
+        tokenizer = tokenizer_class(vocabulary=vocabulary, merges=merges)
+    else:
+        ends = {} if name == "Gemma" else {"end_piece": "</s>", "start_piece": "<s>"}
+        ends |= {"symbols": ("<|endoftext|>",)} if name == "Phi3" else {}
+        tokenizer = tokenizer_class(proto=tokenizer_proto(**ends))
+    backbone = getattr(models, f"{name}Backbone")(
+        vocabulary_size=tokenizer.vocabulary_size(),
+        num_layers=1,
+        hidden_dim=width,
+        intermediate_dim=2 * width,
+        **sizes,
+    )
+    preprocessor = getattr(models, f"{name}CausalLMPreprocessor")(
+        tokenizer=tokenizer, sequence_length=sequence_length
+    )
+    return getattr(models, f"{name}CausalLM")(
+        backbone=backbone, preprocessor=preprocessor
+    )
+
+
+FAMILIES = {
+    "PaliGemma": tiny_pali_gemma,
+    "Gemma3": functools.partial(tiny_gemma3, max_images=2),
+    "Gemma3n": tiny_gemma3n,
+    "Gemma4": tiny_gemma4,
+    "Qwen3_5": tiny_qwen3_5,
+    "BLIP2_OPT": tiny_blip2_opt,
+    "BLIP2_FlanT5": tiny_blip2_t5,
+    **{name: functools.partial(tiny_text, name) for name in _TEXT},
+}
+SEES = list(FAMILIES)[:7]
+SEVERAL_PICTURES = ["Gemma3", "Gemma3n", "Gemma4", "Qwen3_5"]
+
+# What a family can do; each column is what a test of `test_families.py` runs on.
+SUPPORT = {
+    "trains": list(FAMILIES),
+    "generates": list(FAMILIES),
+    "saved, exported": list(FAMILIES),
+    "LoRA": list(FAMILIES),
+    "int8 teacher": list(FAMILIES),  # with LoRA, in one test
+    "0 to N pictures": SEVERAL_PICTURES,
+    "image features": ["PaliGemma", "Gemma3", "Gemma3n", "Gemma4", "BLIP2_OPT"],
+    "attention": ["PaliGemma", "Gemma3"],
+}
+LORA_LAYERS = {}
+
+
+def support_table():
+    """The table of the README."""
+    lines = ["| family | " + " | ".join(SUPPORT) + " |"]
+    lines.append("|---" * (len(SUPPORT) + 1) + "|")
+    for name in FAMILIES:
+        cells = ["yes" if name in names else "" for names in SUPPORT.values()]
+        lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
