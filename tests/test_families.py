@@ -11,12 +11,13 @@ from keras import ops
 from tiny_families import (
     FAMILIES,
     LORA_LAYERS,
+    QUANTIZED,
     SEES,
     SEVERAL_PICTURES,
     SUPPORT,
     support_table,
 )
-from tiny_models import IMAGE_SIZE, picture
+from tiny_models import IMAGE_SIZE, picture, quantize
 
 from keras_betakd import (
     AttentionEnergy,
@@ -66,16 +67,27 @@ def trained(name):
         teacher,
         student,
         ForwardKLEnergy(),
-        InstanceBeta(hidden_units=()),
+        InstanceBeta(),
         preprocessor=DistillationPreprocessor(
             teacher.preprocessor, student.preprocessor, K
         ),
     )
     distiller.compile(optimizer=keras.optimizers.SGD(0.1))
-    before = {w.path: ops.convert_to_numpy(w) for w in student.weights}
-    before_teacher = [ops.convert_to_numpy(w) for w in teacher.weights]
+    before = snapshot(student), snapshot(teacher)
     distiller.fit(records(name), batch_size=2, epochs=1, verbose=0)
-    return distiller, before, before_teacher
+    return distiller, *before
+
+
+def snapshot(model):
+    return [ops.convert_to_numpy(w) for w in model.weights]
+
+
+def moved_since(before, model):
+    """Paths by identity: two layers of a model may have the same path."""
+    pairs = zip(before, model.weights, strict=True)
+    return {
+        id(w): w.path for old, w in pairs if (old != ops.convert_to_numpy(w)).any()
+    }
 
 
 def logits_at_rows(model, rows):
@@ -129,22 +141,16 @@ def test_rows_equal_the_models_own_logits(name):
 @pytest.mark.parametrize("name", SUPPORT["trains"])
 def test_a_step_moves_the_student_and_beta_alone(name):
     distiller, before, before_teacher = trained(name)
-    for old, weight in zip(before_teacher, distiller.teacher.weights, strict=True):
-        np.testing.assert_array_equal(old, ops.convert_to_numpy(weight))
+    assert not moved_since(before_teacher, distiller.teacher)
+    moved = moved_since(before, distiller.student)
     view = distiller.student_view
-    tower = {w.path for layer in view.vision_tower() for w in layer.weights}
+    tower = {id(w) for layer in view.vision_tower() for w in layer.weights}
     assert bool(tower) == (name in SEES)
-    moved = {
-        w.path
-        for w in distiller.student.weights
-        if np.abs(ops.convert_to_numpy(w) - before[w.path]).max() > 0
-    }
-    assert not moved & tower
-    head = view.head.matrix()
-    assert head is not None  # the fused head takes it
-    projector = {w.path for layer in view.projector() for w in layer.trainable_weights}
+    assert not moved.keys() & tower
+    assert view.head.matrix() is not None  # the fused head takes it
+    projector = {id(w) for layer in view.projector() for w in layer.trainable_weights}
     assert bool(projector) == (name in SEES)
-    assert not projector or moved & projector
+    assert not projector or moved.keys() & projector
     assert len(moved) > 0.8 * len(distiller.student.trainable_weights)
     assert np.isfinite(distiller.history.history["loss"][0])
 
@@ -156,7 +162,7 @@ def test_answers_do_not_depend_on_the_batch(name):
     several = (1, 2, 0) if name in SEVERAL_PICTURES else (1, 1, 1)
     rows = records(name, several)
     options = {"max_new_tokens": 3, "progress": False}
-    together = generate_answers(model, rows, batch_size=2, **options)
+    together = generate_answers(model, rows, batch_size=3, **options)
     alone = generate_answers(model, rows, batch_size=1, **options)
     assert together == alone
     assert len(set(together)) == 3
@@ -198,13 +204,18 @@ def test_saved_loaded_and_exported(name, tmp_path):
         distiller.teacher,
         model_of(name, 7),
         ForwardKLEnergy(),
-        InstanceBeta(hidden_units=()),
+        InstanceBeta(),
     )
     other.load_weights(tmp_path / "last.weights.h5")
     got, _, *_ = logits_at_rows(other.student, records(name))
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
     student.save_to_preset(tmp_path / "preset")
     task = type(student).from_preset(str(tmp_path / "preset"))
+    if name == "Gemma4":  # its converter's sizes are not part of keras-hub's files
+        rows = {k: v[:1] for k, v in records(name).items()}
+        with pytest.raises(ValueError, match="give the loaded preprocessor a new"):
+            logits_at_rows(task, rows)
+        task.preprocessor.image_converter = student.preprocessor.image_converter
     assert isinstance(task, keras_hub.models.Task)
     got, _, *_ = logits_at_rows(task, records(name))
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
@@ -215,7 +226,7 @@ def test_lora_student_and_quantised_teacher(name):
     teacher, student = model_of(name, 1, width=16), model_of(name, 0)
     rows = records(name)
     exact, weight, *_ = logits_at_rows(teacher, rows)
-    teacher.quantize("int8")
+    quantize(teacher, "int8", filters=QUANTIZED.get(name))
     assert "int8" in {w.dtype for w in teacher.weights}
     rounded, *_ = logits_at_rows(teacher, rows)
     used = weight > 0
@@ -223,18 +234,15 @@ def test_lora_student_and_quantised_teacher(name):
     assert 0 < error < 0.2
     student.backbone.enable_lora(2, LORA_LAYERS.get(name))
     distiller = BetaKDDistiller(
-        teacher, student, ForwardKLEnergy(), InstanceBeta(hidden_units=())
+        teacher, student, ForwardKLEnergy(), InstanceBeta()
     )
     distiller.compile(optimizer=keras.optimizers.SGD(0.1))
-    before = {w.path: ops.convert_to_numpy(w) for w in student.weights}
+    before = snapshot(student)
     distiller.fit(rows, batch_size=2, verbose=0)
-    moved = {
-        w.path
-        for w in student.weights
-        if np.abs(ops.convert_to_numpy(w) - before[w.path]).max() > 0
-    }
-    assert moved
-    assert all("lora" in path for path in moved)
+    moved = moved_since(before, student).values()
+    assert any("lora" in path for path in moved)
+    # Keras leaves the bias of a layer with LoRA weights to train.
+    assert all("lora" in path or path.endswith("bias") for path in moved), moved
 
 
 @pytest.mark.parametrize("name", SEES)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from tiny_models import tiny_gemma3, tiny_gemma_text, vqa_records
+from tiny_models import quantize, tiny_gemma3, tiny_gemma_text, vqa_records
 
 from keras_betakd import (
     BetaKDDistiller,
@@ -14,6 +14,17 @@ from keras_betakd import (
 )
 
 RECORDS = vqa_records(4)
+
+
+TEXT_RECORDS = {
+    "prompts": ["what color?"] * 4,
+    "responses": RECORDS["responses"],
+}
+
+
+def text_pair(**kwargs):
+    keras.utils.set_random_seed(3)
+    return pair(teacher=tiny_gemma_text(12), student=tiny_gemma_text(**kwargs))
 
 
 def pair(teacher=None, student=None, **kwargs):
@@ -84,7 +95,7 @@ def test_quantised_teacher_with_lora_student(mode):
     full = pair(teacher=teacher)
     full.compile()
     before = full.evaluate(RECORDS, batch_size=4, verbose=0, return_dict=True)
-    teacher.quantize(mode)
+    quantize(teacher, mode)
     distiller = pair(teacher=teacher)
     distiller.student.backbone.enable_lora(2)
     assert "int8" in {w.dtype for w in teacher.weights}
@@ -101,14 +112,12 @@ def test_accumulated_steps_equal_one_large_batch():
     """Weight decay counts once too."""
 
     def trained(batch_size, steps):
-        distiller = pair(teacher=tiny_gemma_text(12), student=tiny_gemma_text())
+        distiller = text_pair()
         optimizer = keras.optimizers.SGD(
             0.1, gradient_accumulation_steps=steps, weight_decay=0.01
         )
         distiller.compile(optimizer=optimizer)
-        records = {k: RECORDS[k] for k in ("ids", "responses")}
-        records["prompts"] = ["what color?"] * 4
-        distiller.fit(records, batch_size=batch_size, shuffle=False, verbose=0)
+        distiller.fit(TEXT_RECORDS, batch_size=batch_size, shuffle=False, verbose=0)
         return distiller
 
     once, twice = trained(4, None), trained(2, 2)
@@ -120,12 +129,10 @@ def test_accumulated_steps_equal_one_large_batch():
 
 
 def test_clipping_by_global_norm_covers_student_and_beta():
-    distiller = pair(teacher=tiny_gemma_text(12), student=tiny_gemma_text())
-    records = {**RECORDS, "prompts": ["what color?"] * 4}
-    del records["images"]
+    distiller = text_pair()
     distiller.compile(optimizer=keras.optimizers.SGD(1.0, global_clipnorm=1e-3))
     before = values(distiller.trainable_weights)
-    distiller.fit(records, batch_size=4, verbose=0)
+    distiller.fit(TEXT_RECORDS, batch_size=4, verbose=0)
     after = values(distiller.trainable_weights)
     step = sum(((after[k] - before[k]) ** 2).sum() for k in before)
     np.testing.assert_allclose(np.sqrt(step), 1e-3, rtol=1e-2)
@@ -135,14 +142,12 @@ def test_moving_average_of_weights():
     """Keras replaces the weights by their average when training ends."""
 
     def run(**kwargs):
-        distiller = pair(teacher=tiny_gemma_text(12), student=tiny_gemma_text())
+        distiller = text_pair()
         distiller.compile(optimizer=keras.optimizers.SGD(0.5, **kwargs))
-        records = {**RECORDS, "prompts": ["what color?"] * 4}
-        del records["images"]
         snapshots = [values(distiller.student.weights)]
         for _ in range(2 if not kwargs else 1):
             epochs = 1 if not kwargs else 2
-            distiller.fit(records, batch_size=4, epochs=epochs, verbose=0)
+            distiller.fit(TEXT_RECORDS, batch_size=4, epochs=epochs, verbose=0)
             snapshots.append(values(distiller.student.weights))
         return snapshots
 
@@ -155,17 +160,14 @@ def test_moving_average_of_weights():
 
 
 def test_a_batch_that_overflows_is_skipped_for_student_and_beta():
-    student = tiny_gemma_text(dtype="mixed_float16")
-    distiller = pair(teacher=tiny_gemma_text(12), student=student)
-    records = {**RECORDS, "prompts": ["what color?"] * 4}
-    del records["images"]
+    distiller = text_pair(dtype="mixed_float16")
     distiller.compile(optimizer=keras.optimizers.SGD(0.1))
     assert isinstance(distiller.optimizer, keras.optimizers.LossScaleOptimizer)
-    embedding = student.backbone.token_embedding.embeddings
+    embedding = distiller.student.backbone.token_embedding.embeddings
     kept = ops.convert_to_numpy(embedding)
     embedding.assign(np.full_like(kept, 3e5))  # infinite in float16
     before = values(distiller.trainable_weights)
-    distiller.fit(records, batch_size=4, verbose=0)
+    distiller.fit(TEXT_RECORDS, batch_size=4, verbose=0)
     after = values(distiller.trainable_weights)
     for path in before:
         np.testing.assert_array_equal(before[path], after[path])

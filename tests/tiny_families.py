@@ -403,7 +403,15 @@ SUPPORT = {
     "image features": ["PaliGemma", "Gemma3", "Gemma3n", "Gemma4", "BLIP2_OPT"],
     "attention": ["PaliGemma", "Gemma3"],
 }
-LORA_LAYERS = {}
+LORA_LAYERS = {  # where keras-hub's default finds no layer of the language model
+    "Gemma3n": ["q_proj", "v_proj"],
+    "BLIP2_FlanT5": ["query_projector", "value_projector"],
+    "SmolLM3": ["q_proj", "v_proj"],
+}
+# What of a model can be quantised, where it is not all: layers of these two vision
+# encoders have weights that Keras' quantisation does not know.
+_LANGUAGE = r".*(decoder_block_|transformer_layer_|token_embedding).*"
+QUANTIZED = {"Gemma4": _LANGUAGE, "Qwen3_5": _LANGUAGE}
 
 
 def support_table():

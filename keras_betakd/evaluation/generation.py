@@ -111,10 +111,13 @@ def generate_answers(
     )
     answers: dict[str, str] = {}
     bar = keras.utils.Progbar(None, unit_name="batch") if progress else None
-    with _greedy(model, max_new_tokens):
+    answer, context = _answer, _greedy(model, max_new_tokens)
+    if not reader.format.decodes_cached:
+        answer, context = _recomputing(model, max_new_tokens), contextlib.nullcontext()
+    with context:
         for count, group in enumerate(_groups(reader.rows(batches), batch_size), 1):
             length = max_length or _total_length(group, reader.limit, max_new_tokens)
-            answers.update(_answer(model, group, length))
+            answers.update(answer(model, group, length))
             if bar:
                 bar.update(count)
     if bar and answers:
@@ -173,12 +176,8 @@ class _Reader:
         lengths = self._lengths(inputs, ids)
         for i in range(size):
             row = {key: value[i] for key, value in inputs.items()}
-            yield _Row(ids[i], row, lengths[i], self._kind(ids[i], row, lengths[i]), size)
-
-    def _kind(self, name, row, length):
-        if self.format.generates_alone(row):
-            return name
-        return length if self.format.sees_whole_prompt else None
+            kind = lengths[i] if self.format.sees_whole_prompt else None
+            yield _Row(ids[i], row, lengths[i], kind, size)
 
     def _new_ids(self, batch, size):
         start = len(self.ids)
@@ -241,24 +240,30 @@ def _total_length(group, limit, max_new_tokens):
 def _answer(model, group, max_length):
     from keras_betakd.models.inputs import generation_inputs
 
+    inputs = generation_inputs(model.preprocessor, _batch(group))
+    return _cleaned(group, model.generate(inputs, max_length=max_length))
+
+
+def _recomputing(model, max_new_tokens):
+    """As `_answer`, for a model that is run anew for each token."""
+    from keras_betakd.evaluation.recomputing import recomputed_answers
+
+    def answer(model, group, max_length):
+        return _cleaned(group, decode(_batch(group), max_length))
+
+    decode = recomputed_answers(model, max_new_tokens)
+    return answer
+
+
+def _batch(group):
     inputs = {key: [row.inputs[key] for row in group] for key in group[0].inputs}
-    for key, value in inputs.items():
-        if isinstance(value[0], np.ndarray):
-            inputs[key] = np.stack(value)
-    texts = model.generate(
-        generation_inputs(model.preprocessor, inputs),
-        max_length=max_length,
-        # An encoder's prompt is not part of what is decoded.
-        strip_prompt=not _is_encoder_decoder(model),
-    )
+    stacked = {k: np.stack(v) for k, v in inputs.items() if hasattr(v[0], "shape")}
+    return {**inputs, **stacked}
+
+
+def _cleaned(group, texts):
     # Repetitions of the last row give the same answer once more.
     return {row.id: clean_answer(text) for row, text in zip(group, texts, strict=True)}
-
-
-def _is_encoder_decoder(model):
-    from keras_hub.models import Seq2SeqLM
-
-    return isinstance(model, Seq2SeqLM)
 
 
 @contextlib.contextmanager
@@ -283,25 +288,28 @@ def _greedy(model, max_new_tokens):
         function = model.make_generate_function()
         if is_greedy and not view.is_mended:
             compiled = function
-        model.generate_function = _shortened(function, max_new_tokens)
+        model.generate_function = _answers_alone(function, max_new_tokens)
         with view.mended():
             yield
     finally:
         model.sampler, model.generate_function = sampler, compiled
 
 
-def _shortened(function, max_new_tokens):
-    """`function`, each row's answer cut after `max_new_tokens`."""
-    if max_new_tokens is None:
-        return function
+def _answers_alone(function, max_new_tokens):
+    """`function` without the prompt, each row's answer cut after `max_new_tokens`.
+
+    `strip_prompt` of keras-hub's `generate` would do the first, but not every family
+    has it.
+    """
 
     def generate(inputs, stop_token_ids=None):
         name = "padding_mask" if "padding_mask" in inputs else "decoder_padding_mask"
         prompt = keras.ops.convert_to_numpy(inputs[name]).astype(bool)
         outputs = dict(function(inputs, stop_token_ids=stop_token_ids))
-        mask = keras.ops.convert_to_numpy(outputs[name]).astype(bool)
-        end = prompt.sum(axis=-1, keepdims=True) + max_new_tokens
-        mask = mask & (np.arange(mask.shape[-1]) < end)
+        mask = keras.ops.convert_to_numpy(outputs[name]).astype(bool) & ~prompt
+        if max_new_tokens is not None:
+            end = prompt.sum(axis=-1, keepdims=True) + max_new_tokens
+            mask = mask & (np.arange(mask.shape[-1]) < end)
         outputs[name] = keras.ops.convert_to_tensor(mask)
         return outputs
 

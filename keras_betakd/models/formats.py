@@ -21,11 +21,13 @@ class TextFormat:
         picture_keys: the inputs that hold pictures.
         sees_whole_prompt: whether prompt tokens see each other both ways.
         answer_length: the preprocessor's attribute that limits what is decoded.
+        decodes_cached: whether keras-hub's `generate` can be relied on.
     """
 
     picture_keys = ()
     sees_whole_prompt = False
     answer_length = "sequence_length"
+    decodes_cached = True
 
     def __init__(self, preprocessor):
         self.preprocessor = preprocessor
@@ -58,10 +60,6 @@ class TextFormat:
     def generation(self, inputs):
         """What `generate` and `generate_preprocess` take."""
         return inputs["prompts"]
-
-    def generates_alone(self, row):
-        """Whether keras-hub would mix up this record with others of a batch."""
-        return False
 
     def prompt_lengths(self, inputs, limit):
         """Tokens of each prompt: dict of attribute that limits them to B ints.
@@ -130,7 +128,16 @@ class PatchFormat(MarkedFormat):
 
     def _pictures(self, images, limit):
         converter = self.preprocessor.image_converter
-        patches = converter.max_soft_tokens * converter.pooling_kernel_size**2
+        tokens = self.preprocessor.num_vision_tokens_per_image
+        if converter.max_soft_tokens != tokens:
+            raise ValueError(
+                "The preprocessor has room for num_vision_tokens_per_image="
+                f"{tokens}, but its image_converter makes max_soft_tokens="
+                f"{converter.max_soft_tokens}. keras-hub's preset files do not hold the "
+                "latter: give the loaded preprocessor a new `Gemma4ImageConverter` with "
+                "the sizes it was made with."
+            )
+        patches = tokens * converter.pooling_kernel_size**2
         width = 3 * converter.patch_size**2
         shape = (len(images), limit, patches)
         values = np.zeros((*shape, width), dtype="float32")

@@ -104,8 +104,10 @@ class TransposedEmbeddingHead(LMHead):
         self.soft_cap = soft_cap
 
     def _logits(self, rows):
-        kernel = ops.transpose(ops.convert_to_tensor(self.embedding.embeddings))
-        return _cap(ops.matmul(rows, kernel), self.soft_cap)
+        kernel = ops.convert_to_tensor(self.embedding.embeddings)
+        if self.embedding.quantization_mode is not None:  # integers without a scale
+            kernel = self.embedding(ops.arange(self.embedding.input_dim))
+        return _cap(ops.matmul(rows, ops.transpose(kernel)), self.soft_cap)
 
     @property
     def has_matrix(self):

@@ -22,16 +22,12 @@ class Qwen3_5Format(TextFormat):
     """
 
     picture_keys = ("pixel_values", "image_grid_thw")
-
-    def generates_alone(self, row):
-        # keras-hub counts the pictures of a batch from the first one for every record.
-        return bool(row.get("images"))
+    decodes_cached = False
 
     def prompt_lengths(self, inputs, limit):
-        if not self._sees:
-            return super().prompt_lengths(inputs, limit)
-        rows = zip(inputs["prompts"], inputs["images"], strict=True)
-        grids = [(p, [self._converted(i)[1] for i in images]) for p, images in rows]
+        images = inputs.get("images", [[] for _ in inputs["prompts"]])
+        rows = zip(inputs["prompts"], images, strict=True)
+        grids = [(p, [self._converted(i)[1] for i in found]) for p, found in rows]
         ids = [self._tokenized(p, [self._tokens(g) for g in row]) for p, row in grids]
         return {self.answer_length: [len(row) for row in ids]}
 
@@ -49,13 +45,16 @@ class Qwen3_5Format(TextFormat):
         pictures.check_marks(prompts, images, mark, None, ids)
         return {"prompts": prompts, "images": images}
 
-    def generation(self, inputs):
-        if not self._sees:
-            return super().generation(inputs)
-        found = [image for record in inputs["images"] for image in record]
-        if not found:
-            return inputs["prompts"]
-        return {"prompts": inputs["prompts"], "images": found}
+    def prompts_alone(self, inputs, sequence_length):
+        """Inputs of prompts that wait for an answer, filled up to a length."""
+        empty = {**inputs, "responses": [""] * len(inputs["prompts"])}
+        x, _, weight = self.training(empty, sequence_length)
+        # The end mark of the empty answer is what is to be predicted.
+        lengths = self.prompt_lengths(inputs, sequence_length)[self.answer_length]
+        mask = np.arange(weight.shape[1])[None] < np.array(lengths)[:, None]
+        padding = self.preprocessor.tokenizer.pad_token_id
+        tokens = np.where(mask, x["token_ids"], padding)
+        return {**x, "token_ids": tokens, "padding_mask": mask}
 
     def training(self, inputs, sequence_length=None):
         parts = [[self._converted(i) for i in row] for row in inputs.get("images", [])]
