@@ -70,6 +70,14 @@ class Gemma3nView(_MarkedImagesView):
         soft_cap = self.backbone.language_model.final_logit_soft_cap
         self.head = TransposedEmbeddingHead(self.embedding, soft_cap)
 
+    def logits(self, inputs, training=None):
+        """All the logits of the model: (B, T, V).
+
+        Not by the model itself: the head of its functional model is a product outside
+        of any layer, with the embeddings that it was made with, loaded ones or not.
+        """
+        return self.head(self.hidden_states(inputs, training))
+
     @property
     def tokens_per_image(self):
         return self.backbone.vision_soft_tokens_per_image
