@@ -1,7 +1,7 @@
 """Distils any preset into any other on a folder of questions (Beta-KD).
 
-    python examples/distil.py --teacher gemma3_instruct_12b --student gemma3_instruct_4b \
-        --data my_vqa --lora-rank 16
+    python examples/distil.py --teacher gemma3_instruct_12b \
+        --student gemma3_instruct_4b --data my_vqa --lora-rank 16
 
 The folder holds `train.jsonl` and, to be scored on, `test.jsonl`, one question a line:
 

@@ -101,9 +101,9 @@ def check_vocabularies(teacher, student, energies, vocabulary_size):
             "Teacher and student must have the same vocabulary: an energy compares "
             "them class by class. Received: a teacher with vocabulary_size="
             f"{sizes[0]} and a student with vocabulary_size={sizes[1]}. Where one of "
-            "them is the other's with more unused classes behind (padding), pass "
-            "`vocabulary_size`, the number of classes of their tokenizer. For different "
-            "tokenizers there is `ULDEnergy`."
+            "them is the other's with unused classes behind (padding), pass "
+            "`vocabulary_size`, the number of classes of their tokenizer. For "
+            "different tokenizers there is `ULDEnergy`."
         )
 
 

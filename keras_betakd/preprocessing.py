@@ -249,8 +249,8 @@ def _check_lengths(preprocessor, inputs, batch, ids, role):
             if size > limits[name]:
                 raise ValueError(
                     f"Record {record} needs a {name} of {size} in the {role}'s "
-                    f"preprocessor, more than its {limits[name]}: image tokens, text or "
-                    f"answer would be cut off. Raise `{role}.preprocessor.{name}`, "
+                    f"preprocessor, more than its {limits[name]}: image tokens, text "
+                    f"or answer would be cut off. Raise `{role}.preprocessor.{name}`, "
                     "shorten the record, or leave it out."
                 )
 

@@ -1,4 +1,4 @@
-"""Every family of keras-hub as teacher and student; README's support table is theirs."""
+"""Every family of keras-hub as teacher and student; the README has their table."""
 
 import functools
 import pathlib
@@ -85,9 +85,7 @@ def snapshot(model):
 def moved_since(before, model):
     """Paths by identity: two layers of a model may have the same path."""
     pairs = zip(before, model.weights, strict=True)
-    return {
-        id(w): w.path for old, w in pairs if (old != ops.convert_to_numpy(w)).any()
-    }
+    return {id(w): w.path for old, w in pairs if (old != ops.convert_to_numpy(w)).any()}
 
 
 class Whole(keras.Model):
@@ -173,10 +171,35 @@ def test_rows_equal_the_models_own_logits(name):
     assert weight.sum(axis=1).min() >= 2  # an answer and its end mark
 
 
-def test_rows_of_a_model_with_linear_attention():
-    model = model_of("Qwen3_5", layer_types=("linear_attention",), vision=False)
-    got, _, inputs = logits_at_rows(model, records("Qwen", (0, 0)))
-    whole = Whole(model).predict_on_batch(inputs["x"])
+SECOND_GENERATION = {
+    "final_logit_soft_cap": 2.0,
+    "attention_logit_soft_cap": 2.0,
+    "use_sliding_window_attention": True,
+    "sliding_window_size": 16,
+    "use_post_ffw_norm": True,
+    "use_post_attention_norm": True,
+}
+VARIANTS = {
+    "PaliGemma 2": ("PaliGemma", SECOND_GENERATION),
+    "Gemma 2": ("Gemma", SECOND_GENERATION),
+    "Gemma 3n without pictures": ("Gemma3n", {"vision": False}),
+    "linear attention": (
+        "Qwen3_5",
+        {"layer_types": ("linear_attention",), "vision": False},
+    ),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_rows_of_variants(variant):
+    name, kwargs = VARIANTS[variant]
+    model = model_of(name, **kwargs)
+    sees = name if kwargs.get("vision", True) else "text"
+    got, _, inputs = logits_at_rows(model, records(sees))
+    if name == "Gemma3n":
+        whole = own_gemma3n_logits(model, inputs["x"])
+    else:
+        whole = Whole(model).predict_on_batch(inputs["x"])
     expected = np.take_along_axis(whole, inputs["positions"][..., None], axis=1)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
@@ -276,9 +299,7 @@ def test_lora_student_and_quantised_teacher(name):
     error = np.linalg.norm(rounded[used] - exact[used]) / np.linalg.norm(exact[used])
     assert 0 < error < 0.2
     student.backbone.enable_lora(2, LORA_LAYERS.get(name))
-    distiller = BetaKDDistiller(
-        teacher, student, ForwardKLEnergy(), InstanceBeta()
-    )
+    distiller = BetaKDDistiller(teacher, student, ForwardKLEnergy(), InstanceBeta())
     distiller.compile(optimizer=keras.optimizers.SGD(0.1))
     before = snapshot(student)
     distiller.fit(rows, batch_size=2, verbose=0)

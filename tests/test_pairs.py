@@ -82,9 +82,7 @@ def test_padded_vocabularies_of_real_models(fused):
     again = BetaKDDistiller.from_config(distiller.get_config())
     assert again.vocabulary_size == size
     with pytest.raises(ValueError, match="no more than the models have"):
-        BetaKDDistiller(
-            teacher, student, ForwardKLEnergy(), vocabulary_size=size + 1
-        )
+        BetaKDDistiller(teacher, student, ForwardKLEnergy(), vocabulary_size=size + 1)
 
 
 # Different tokenizers
@@ -114,8 +112,16 @@ def test_tokens_are_paired_where_the_same_text_was_read():
         def detokenize(self, ids):
             return "".join(self.pieces[i] for i in ids)
 
-    one, other = Tokenizer(["r", "ed", " fox", "<e>"]), Tokenizer(["re", "d", " fox", "."])
-    assert aligned_slots(one, other, [0, 1, 2, 3], [0, 1, 2, 3]).tolist() == [0, -1, 2, 3]
+    one, other = (
+        Tokenizer(["r", "ed", " fox", "<e>"]),
+        Tokenizer(["re", "d", " fox", "."]),
+    )
+    assert aligned_slots(one, other, [0, 1, 2, 3], [0, 1, 2, 3]).tolist() == [
+        0,
+        -1,
+        2,
+        3,
+    ]
     assert aligned_slots(one, other, [0, 1, 3], [0, 1, 3]).tolist() == [0, -1, 2]
 
 

@@ -253,9 +253,7 @@ def _blip2_converter():
 def tiny_blip2_opt(width=8, sequence_length=96):
     """A BLIP-2 with OPT: 3 query tokens in front of the text."""
     vocabulary, merges = byte_pairs(("</s>", "<pad>", "<image>"))
-    tokenizer = keras_hub.models.BLIP2OPTTokenizer(
-        vocabulary=vocabulary, merges=merges
-    )
+    tokenizer = keras_hub.models.BLIP2OPTTokenizer(vocabulary=vocabulary, merges=merges)
     language_model = keras_hub.models.BLIP2CustomOPT(
         vocabulary_size=tokenizer.vocabulary_size(),
         num_layers=1,
@@ -354,7 +352,7 @@ _TEXT = {
 }
 
 
-def tiny_text(name, width=8, sequence_length=96):
+def tiny_text(name, width=8, sequence_length=96, **kwargs):
     """A text family of keras-hub by its name, e.g. "Llama3"."""
     special, sizes = _TEXT[name]
     models = keras_hub.models
@@ -372,6 +370,7 @@ def tiny_text(name, width=8, sequence_length=96):
         hidden_dim=width,
         intermediate_dim=2 * width,
         **sizes,
+        **kwargs,
     )
     preprocessor = getattr(models, f"{name}CausalLMPreprocessor")(
         tokenizer=tokenizer, sequence_length=sequence_length
@@ -405,6 +404,19 @@ SUPPORT = {
     "image features": ["PaliGemma", "Gemma3", "Gemma3n", "Gemma4", "BLIP2_OPT"],
     "attention": ["PaliGemma", "Gemma3"],
 }
+_NAMES = {
+    "PaliGemma": "PaliGemma, PaliGemma 2",
+    "Gemma3": "Gemma 3",
+    "Gemma3n": "Gemma 3n",
+    "Gemma4": "Gemma 4",
+    "Qwen3_5": "Qwen3.5",
+    "BLIP2_OPT": "BLIP-2 (OPT)",
+    "BLIP2_FlanT5": "BLIP-2 (Flan-T5)",
+    "GPT2": "GPT-2",
+    "Llama3": "Llama 3",
+    "Phi3": "Phi-3",
+    "Gemma": "Gemma, Gemma 2",
+}
 LORA_LAYERS = {  # where keras-hub's default finds no layer of the language model
     "Gemma3n": ["q_proj", "v_proj"],
     "BLIP2_FlanT5": ["query_projector", "value_projector"],
@@ -422,5 +434,5 @@ def support_table():
     lines.append("|---" * (len(SUPPORT) + 1) + "|")
     for name in FAMILIES:
         cells = ["yes" if name in names else "" for names in SUPPORT.values()]
-        lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(cells) + " |")
+        lines.append(f"| {_NAMES.get(name, name)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

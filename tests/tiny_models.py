@@ -111,7 +111,7 @@ def tiny_gemma3(
     return keras_hub.models.Gemma3CausalLM(backbone=backbone, preprocessor=preprocessor)
 
 
-def tiny_pali_gemma(width=8, image_size=IMAGE_SIZE, sequence_length=80):
+def tiny_pali_gemma(width=8, image_size=IMAGE_SIZE, sequence_length=80, **kwargs):
     """A PaliGemma: 16x16 pictures become 4 image tokens in front of the text."""
     tokenizer = keras_hub.models.PaliGemmaTokenizer(proto=tokenizer_proto())
     backbone = keras_hub.models.PaliGemmaBackbone(
@@ -128,6 +128,7 @@ def tiny_pali_gemma(width=8, image_size=IMAGE_SIZE, sequence_length=80):
         vit_hidden_dim=8,
         vit_num_layers=1,
         vit_intermediate_dim=16,
+        **kwargs,
     )
     preprocessor = keras_hub.models.PaliGemmaCausalLMPreprocessor(
         tokenizer=tokenizer,
@@ -161,7 +162,7 @@ def tiny_gemma_text(width=8, sequence_length=64, extra_word="zebra", **kwargs):
 
 
 def quantize(model, mode, **kwargs):
-    """`model.quantize`, which collects garbage for each layer, in a second less each."""
+    """`model.quantize`, a second faster for each layer: it collects garbage then."""
     gc.freeze()
     model.quantize(mode, **kwargs)
     gc.unfreeze()

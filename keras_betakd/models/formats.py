@@ -38,7 +38,7 @@ class TextFormat:
         return {"prompts": prompts}
 
     def picture_form(self):
-        """Two formats whose forms are equal make the same arrays of the same pictures."""
+        """Two formats of one form make the same arrays of the same pictures."""
         converter = getattr(self.preprocessor, "image_converter", None)
         if converter is None:
             return None
@@ -133,9 +133,9 @@ class PatchFormat(MarkedFormat):
             raise ValueError(
                 "The preprocessor has room for num_vision_tokens_per_image="
                 f"{tokens}, but its image_converter makes max_soft_tokens="
-                f"{converter.max_soft_tokens}. keras-hub's preset files do not hold the "
-                "latter: give the loaded preprocessor a new `Gemma4ImageConverter` with "
-                "the sizes it was made with."
+                f"{converter.max_soft_tokens}. keras-hub's preset files do not hold "
+                "the latter: give the loaded preprocessor a new "
+                "`Gemma4ImageConverter` with the sizes it was made with."
             )
         patches = tokens * converter.pooling_kernel_size**2
         width = 3 * converter.patch_size**2

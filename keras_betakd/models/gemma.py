@@ -149,7 +149,9 @@ class Gemma4View(_MarkedImagesView):
             return compute(inputs, pixel_position_ids)
         size = self._pooling.pool_size
         places = ops.maximum(pixel_position_ids, 0) // size
-        width = (ops.max(pixel_position_ids[..., 0], axis=-1, keepdims=True) + 1) // size
+        width = (
+            ops.max(pixel_position_ids[..., 0], axis=-1, keepdims=True) + 1
+        ) // size
         cells = places[..., 0] + width * places[..., 1]
         real = ops.any(pixel_position_ids >= 0, axis=-1, keepdims=True)
         dtype = self._pooling.compute_dtype

@@ -141,7 +141,9 @@ class DenseHead(LMHead):
         kernel = ops.transpose(ops.convert_to_tensor(layer.kernel))  # LoRA merged
         up = down = None
         if layer.lora_enabled:
-            up, down = (ops.transpose(v) for v in (layer.lora_kernel_b, layer.lora_kernel_a))
+            up, down = (
+                ops.transpose(v) for v in (layer.lora_kernel_b, layer.lora_kernel_a)
+            )
         others = _without(layer.trainable_variables, _lora_factors(layer))
         trainable = any(v.ndim == 2 for v in others)
         return _matrix(layer, kernel, (up, down), trainable, layer.compute_dtype)

@@ -46,8 +46,8 @@ def load_model(preset, **kwargs):
         except Exception as error:  # whatever a download or a file may raise
             errors.append(error)
     raise ValueError(
-        f"The preset {preset!r} cannot be loaded. Give a folder that `save_to_preset` of "
-        "a keras-hub model wrote, the name of a built-in preset (all of them: "
+        f"The preset {preset!r} cannot be loaded. Give a folder that `save_to_preset` "
+        "of a keras-hub model wrote, the name of a built-in preset (all of them: "
         "`keras_hub.models.CausalLM.presets`), or a handle such as 'hf://...'; weights "
         "that are not on this machine are downloaded, and some want a licence accepted "
         "and a login first. Received from keras-hub: "
@@ -58,8 +58,8 @@ def load_model(preset, **kwargs):
 def _check_folder(folder):
     if not folder.is_dir():
         raise ValueError(
-            f"There is no preset folder '{folder}'. Give a folder that `save_to_preset` "
-            "wrote, or the name or handle of a preset."
+            f"There is no preset folder '{folder}'. Give a folder that "
+            "`save_to_preset` wrote, or the name or handle of a preset."
         )
     if not (folder / "config.json").exists():
         found = sorted(path.name for path in folder.iterdir())

@@ -10,10 +10,10 @@ class Qwen3_5View(CausalLMView):
     """`keras_hub.models.Qwen3_5CausalLM` and its mixture of experts.
 
     keras-hub's own forward pass cannot train with pictures: its vision encoder reads
-    the size of each picture as a Python number, which a compiled step does not have, and
-    its functional model leaves out the three-axis rotary positions that its `generate`
-    and `score` use. The layers are therefore called here, one by one, with inputs of
-    static shape (`keras_betakd.models.qwen_inputs`).
+    the size of each picture as a Python number, which a compiled step does not have,
+    and its functional model leaves out the three-axis rotary positions that its
+    `generate` and `score` use. The layers are therefore called here, one by one, with
+    inputs of static shape (`keras_betakd.models.qwen_inputs`).
     """
 
     def hidden_states(self, inputs, training=None):
@@ -54,7 +54,9 @@ class Qwen3_5View(CausalLMView):
 
     def vision_tower(self):
         tower = self.backbone.vision_encoder
-        return [] if tower is None else [tower.patch_embed, tower.pos_embed, *tower.blocks]
+        return (
+            [] if tower is None else [tower.patch_embed, tower.pos_embed, *tower.blocks]
+        )
 
     def image_projector(self):
         tower = self.backbone.vision_encoder

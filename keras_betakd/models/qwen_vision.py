@@ -30,7 +30,9 @@ def image_tokens(encoder, pixel_values, grids):
     rows, columns = _places(patches, width, encoder.spatial_merge_size)
     x = encoder.patch_embed(ops.reshape(pixel_values, (-1, *shape[3:])))
     x = ops.reshape(x, (-1, patches, encoder.hidden_size))
-    x = ops.cast(x, "float32") + _position_embedding(encoder, rows, columns, height, width)
+    x = ops.cast(x, "float32") + _position_embedding(
+        encoder, rows, columns, height, width
+    )
     rotation = _rotation(encoder, rows, columns)
     real = ops.arange(patches, dtype="int32")[None] < height * width
     # Without a picture there is nothing to see; anything may be looked at then.
