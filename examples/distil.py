@@ -125,7 +125,7 @@ def main():
 def make_distiller(args):
     teacher = load_model(args.teacher, dtype=args.teacher_dtype)
     if args.quantize:
-        teacher.quantize(args.quantize)
+        teacher.backbone.quantize(args.quantize)
     student = load_model(args.student, dtype=args.student_dtype)
     if args.lora_rank:
         student.backbone.enable_lora(args.lora_rank, args.lora_layers)

@@ -17,6 +17,12 @@ from keras_betakd.components import (
     named_energies,
 )
 from keras_betakd.energies.base import attached_mask
+from keras_betakd.faults import (
+    TeacherFaults,
+    finite_only,
+    finite_rows,
+    without_faults,
+)
 from keras_betakd.fitting import RecordFitting
 from keras_betakd.models.views import view_of
 from keras_betakd.objective import REDUCTIONS, row_weights, weighted_sum
@@ -151,6 +157,7 @@ class BetaKDDistiller(
         self._freeze()
         self._build_betas()
         self._make_trackers()
+        self.teacher_faults = TeacherFaults()
         self._predicting = False
         self._needs_logits = False
 
@@ -182,11 +189,15 @@ class BetaKDDistiller(
                 return student["logits"]
             inputs = self._with_pictures(inputs)
             teacher = self._outputs(self.teacher_view, "teacher", inputs, False)
-        labels = _label_weights(inputs, student)
-        weights = compared = row_weights(labels, self.reduction)
-        if "aligned" in inputs:
-            compared = row_weights(labels * inputs["aligned"], self.reduction)
         features = student.pop("features", None), _cut(teacher.pop("features", None))
+        labels = _label_weights(inputs, student)
+        finite = finite_rows(teacher)
+        teacher = without_faults(teacher, finite)
+        comparable = ops.cast(finite, labels.dtype)
+        if "aligned" in inputs:
+            comparable = comparable * inputs["aligned"]
+        weights = row_weights(labels, self.reduction)
+        compared = row_weights(labels * comparable, self.reduction)
         teacher = TeacherOutputs(
             **{k: ops.stop_gradient(v) for k, v in teacher.items()}, weights=compared
         )
@@ -202,6 +213,7 @@ class BetaKDDistiller(
             "teacher": teacher.rows if teacher.logits is None else teacher.logits,
             "log_beta": log_beta,
             "weights": weights,
+            "finite": finite,
             "energy_weights": energy_weights,
             "feature_values": values,
             "image_rows": rows,
@@ -242,8 +254,6 @@ class BetaKDDistiller(
             return False
         if any(inputs.get(f"{role}_positions") is None for role in ROLES):
             return False
-        if "aligned" in inputs:  # energies and labels count at different rows
-            return False
         return self.student_view.head.has_matrix
 
     def _unfusable(self):
@@ -259,6 +269,7 @@ class BetaKDDistiller(
             total = total + ops.sum(ops.cast(loss, "float32"))
         weights = y_pred["weights"]
         self._track(terms, y_pred)
+        self.teacher_faults.update(y_pred["finite"], weights)
         if self._reports_accuracy:
             counted = ops.reshape(by_model(x)["sample_weight"], ops.shape(weights))
             counted = ops.where(weights != 0, counted, 0)
@@ -283,24 +294,25 @@ class BetaKDDistiller(
         y = ops.reshape(y, ops.shape(weights))
         heads = self.student_view.head, self.teacher_view.head
         energies = {n: e for n, e in self.energies.items() if e.features is None}
+        energy_weights = y_pred["energy_weights"]
         answer = y_pred["student"], y_pred["teacher"], y, weights, log_beta
         fuses = self._fuses(inputs)
         if fuses:
             matrix = heads[0].matrix()
             # Where a beta reads the teacher's logits, they were made already.
             theirs = ops.stop_gradient if self._beta_reads("teacher") else heads[1]
-            terms = fused_terms(*answer, (matrix, theirs), energies, training)
+            pair = matrix, theirs
+            terms = fused_terms(*answer, pair, energies, energy_weights, training)
             heads = matrix, heads[1]
         else:
-            energy_weights = y_pred["energy_weights"]
             terms = dense_terms(*answer, self.task_loss, energies, energy_weights)
         values, total = dict(y_pred["feature_values"]), terms.total
-        total = add_feature_terms(total, values, log_beta, y_pred["energy_weights"])
+        total = add_feature_terms(total, values, log_beta, energy_weights)
         for name, rows in y_pred["image_rows"].items():
             term, values[name] = image_logits_term(
                 rows,
                 heads,
-                y_pred["energy_weights"][name],
+                energy_weights[name],
                 log_beta[name],
                 self.energies[name],
                 fuses,
@@ -342,7 +354,7 @@ def _cut(features):
     if features is None:
         return None
     read = {k: v for k, v in vars(features).items() if v is not None}
-    cut = {k: ops.stop_gradient(v) for k, v in read.items()}
+    cut = {k: ops.stop_gradient(finite_only(v)) for k, v in read.items()}
     return dataclasses.replace(features, **cut)
 
 

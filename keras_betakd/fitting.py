@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_betakd.faults import with_report
 from keras_betakd.training_data import (
     BatchFormatter,
     formatted,
@@ -43,6 +44,7 @@ class RecordFitting:
             )
         self._freeze()
         self._look_for_shared_tower()
+        callbacks = with_report(kwargs.pop("callbacks", None), at_epochs=True)
         if validation_split and is_raw_records(x):
             x, validation_data = split_records(x, validation_split)
             validation_split = 0.0
@@ -66,6 +68,7 @@ class RecordFitting:
             validation_data=validation_data,
             validation_split=validation_split,
             validation_batch_size=None if batched else validation_batch_size,
+            callbacks=callbacks,
             **kwargs,
         )
 
@@ -77,8 +80,17 @@ class RecordFitting:
         x, y, sample_weight = self._format(x, y, sample_weight, batch_size)
         if isinstance(x, keras.utils.PyDataset):
             batch_size = None
+        # Within `fit` Keras hands on a list of its own, in which the report is.
+        callbacks = kwargs.pop("callbacks", None)
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = with_report(callbacks, at_epochs=False)
         return super().evaluate(
-            x, y, batch_size=batch_size, sample_weight=sample_weight, **kwargs
+            x,
+            y,
+            batch_size=batch_size,
+            sample_weight=sample_weight,
+            callbacks=callbacks,
+            **kwargs,
         )
 
     def predict(self, x, batch_size=None, **kwargs):

@@ -53,14 +53,21 @@ def dense_terms(
 
 
 def fused_terms(
-    student, teacher, labels, weights, log_beta, heads, energies, gradients
+    student,
+    teacher,
+    labels,
+    weights,
+    log_beta,
+    heads,
+    energies,
+    energy_weights,
+    gradients,
 ):
     """The terms from hidden states.
 
     Args:
         student, teacher: (B, K, H) hidden states.
-        labels, weights, log_beta, energies: as for `dense_terms`; the weights are
-            those of the energies as well.
+        labels, weights, log_beta, energies, energy_weights: as for `dense_terms`.
         heads: the student's `HeadMatrix` and the teacher's head, a callable.
         gradients: whether the total will be differentiated.
 
@@ -68,8 +75,9 @@ def fused_terms(
         A `HeadLoss` with values (B, K).
     """
     shape = ops.shape(weights)
-    factors = [log_beta.get("task", 0.0), *(log_beta[name] for name in energies)]
-    coefficients = [weights * ops.exp(ops.cast(f, "float32")) for f in factors]
+    pairs = [(weights, log_beta.get("task", 0.0))]
+    pairs += [(energy_weights[name], log_beta[name]) for name in energies]
+    coefficients = [w * ops.exp(ops.cast(f, "float32")) for w, f in pairs]
     flat = fused_head_loss(
         _rows(student),
         heads[0],

@@ -12,6 +12,7 @@ from keras_betakd import (
     ForwardKLEnergy,
     TaskBeta,
 )
+from keras_betakd.components import all_layers
 
 RECORDS = vqa_records(4)
 
@@ -47,12 +48,12 @@ def values(weights):
     return {w.path: ops.convert_to_numpy(ops.cast(w, "float32")) for w in weights}
 
 
-def moved(distiller, optimizer, steps=2):
+def moved(distiller, optimizer, steps=2, records=RECORDS):
     """Paths of the student's weights that training moved."""
     weights = distiller.student.weights
     before = values(weights)
     distiller.compile(optimizer=optimizer)
-    history = distiller.fit(RECORDS, batch_size=4, epochs=steps, verbose=0).history
+    history = distiller.fit(records, batch_size=4, epochs=steps, verbose=0).history
     assert np.isfinite(history["loss"]).all()
     after = values(weights)
     return {path for path in before if (before[path] != after[path]).any()}
@@ -77,35 +78,28 @@ def test_lora_moves_its_own_weights_and_no_vision_layer(layers):
 @pytest.mark.parametrize("policy", ["bfloat16", "mixed_bfloat16"])
 def test_adam_moves_lora_and_beta_in_half_precision(policy):
     """Case of a user whose loss was the same each epoch: 1 + 1e-4 is 1 in bfloat16."""
-    distiller = pair(student=tiny_gemma3(dtype=policy))
+    distiller = text_pair(dtype=policy)
     distiller.student.backbone.enable_lora(2)
-    before = values(distiller.betas["forward_kl"].variables)
-    paths = moved(distiller, keras.optimizers.Adam(1e-4), steps=20)
-    lora = {w.path for w in distiller.student.trainable_weights}
+    beta = distiller.betas["forward_kl"]
+    before = values(beta.variables)
+    paths = moved(distiller, keras.optimizers.Adam(1e-4), 20, TEXT_RECORDS)
     assert {path for path in paths if "lora" in path}
     if policy == "mixed_bfloat16":  # weights in float32: every one of them moves
-        assert paths == {p for p in lora if "vision" not in p}
-    after = values(distiller.betas["forward_kl"].variables)
+        assert paths == {w.path for w in distiller.student.trainable_weights}
+    after = values(beta.variables)
     assert any((before[k] != after[k]).any() for k in before)
 
 
-@pytest.mark.parametrize("mode", ["int8", "int4"])
-def test_quantised_teacher_with_lora_student(mode):
-    teacher = tiny_gemma3(width=16, grid=2)
-    full = pair(teacher=teacher)
-    full.compile()
-    before = full.evaluate(RECORDS, batch_size=4, verbose=0, return_dict=True)
-    quantize(teacher, mode)
+def test_int4_teacher_with_lora_student():
+    """`test_families.py` has int8."""
+    teacher = tiny_gemma3(width=16)
+    quantize(teacher, "int4")
     distiller = pair(teacher=teacher)
     distiller.student.backbone.enable_lora(2)
-    assert "int8" in {w.dtype for w in teacher.weights}
+    assert any("int4" in str(layer.dtype_policy) for layer in all_layers(teacher))
     paths = moved(distiller, keras.optimizers.SGD(0.1))
     assert paths
     assert all("lora" in path for path in paths)
-    distiller = pair(teacher=teacher)
-    distiller.compile()
-    after = distiller.evaluate(RECORDS, batch_size=4, verbose=0, return_dict=True)
-    assert abs(after["forward_kl"] - before["forward_kl"]) < 0.3
 
 
 def test_accumulated_steps_equal_one_large_batch():

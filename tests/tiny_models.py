@@ -162,9 +162,9 @@ def tiny_gemma_text(width=8, sequence_length=64, extra_word="zebra", **kwargs):
 
 
 def quantize(model, mode, **kwargs):
-    """`model.quantize`, a second faster for each layer: it collects garbage then."""
+    """`model.backbone.quantize`, a second faster for each layer: it collects garbage then."""
     gc.freeze()
-    model.quantize(mode, **kwargs)
+    model.backbone.quantize(mode, **kwargs)
     gc.unfreeze()
 
 

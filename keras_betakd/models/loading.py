@@ -3,6 +3,8 @@
 import json
 import pathlib
 
+import keras
+
 
 def load_model(preset, **kwargs):
     """A generative model of keras-hub from a preset, with its preprocessor.
@@ -39,6 +41,10 @@ def load_model(preset, **kwargs):
     classes = [keras_hub.models.CausalLM, keras_hub.models.Seq2SeqLM]
     named = _task_class(folder)
     classes = [named] if named else classes
+    if _was_mixed(folder):
+        # keras-hub would convert any other policy to the current one, but does not
+        # know mixed ones by name.
+        kwargs = {"dtype": keras.config.dtype_policy(), **kwargs}
     errors = []
     for cls in classes:
         try:
@@ -73,8 +79,19 @@ def _task_class(folder):
     """The class that a local preset was saved from."""
     import keras_hub
 
+    name = _read(folder / "task.json").get("class_name", "")
+    return getattr(keras_hub.models, name, None)
+
+
+def _was_mixed(folder):
+    """Whether a local preset was saved from a model in mixed precision."""
+    policy = _read(folder / "config.json").get("config", {}).get("dtype")
+    name = policy.get("config", {}).get("name") if isinstance(policy, dict) else policy
+    return "mixed" in str(name)
+
+
+def _read(path):
     try:
-        config = json.loads((folder / "task.json").read_text())
+        return json.loads(path.read_text())
     except (OSError, ValueError):
-        return None
-    return getattr(keras_hub.models, config.get("class_name", ""), None)
+        return {}
