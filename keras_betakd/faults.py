@@ -125,9 +125,9 @@ class FaultReport(keras.callbacks.Callback):
         if rows > self._rows:
             warnings.warn(
                 f"The teacher gave NaN or infinity at {rows - self._rows} answer "
-                f"tokens in {when}, the last in batch {last - self._batches} (counted from "
-                "0). They were left out of the energies; their labels still count. "
-                "Run the teacher in bfloat16 or float32 instead of float16.",
+                f"tokens in {when}, the last in batch {last - self._batches} (counted "
+                "from 0). They were left out of the energies; their labels still "
+                "count. Run the teacher in bfloat16 or float32 instead of float16.",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -14,6 +14,8 @@ import keras
 import numpy as np
 from keras import ops, tree
 
+from keras_betakd.devices import filled_up
+
 
 def by_model(x):
     """Inputs for each of the two models: x itself, unless it names them."""
@@ -33,10 +35,13 @@ class BatchFormatter:
     Args:
         preprocessor: a `DistillationPreprocessor`, or `None` for models that take
             their inputs as they come.
+        batch_size: the size that Keras will cut batches to, where the whole data comes
+            at once.
     """
 
-    def __init__(self, preprocessor=None):
+    def __init__(self, preprocessor=None, batch_size=None):
         self.preprocessor = preprocessor
+        self.batch_size = batch_size
 
     def __call__(self, batch):
         batch = (batch,) if isinstance(batch, dict) else tuple(batch)
@@ -50,7 +55,8 @@ class BatchFormatter:
             sample_weight = x.get("sample_weight", np.ones(np.shape(y), "float32"))
         sample_weight = _per_label(sample_weight, y)
         _check_labels(y, sample_weight)
-        return {**x, "sample_weight": sample_weight}, y, sample_weight
+        x = {**x, "sample_weight": sample_weight}
+        return filled_up(x, y, sample_weight, self.batch_size)
 
     def _preprocess(self, records):
         if self.preprocessor is None:
@@ -230,6 +236,7 @@ def formatted(
         return x, None, None
     dataset = _as_dataset(x, batch_size, shuffle)
     if dataset is None:
+        formatter = BatchFormatter(preprocessor, batch_size or 32)
         return (*formatter((x, y, sample_weight)), None, None)[:3]
     if y is not None or sample_weight is not None:
         raise ValueError(

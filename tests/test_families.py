@@ -212,6 +212,37 @@ def test_rows_of_variants(variant):
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_answer_and_its_end_alone_are_weighted(name):
+    """BLIP-2's own preprocessor, and those for text, weigh the question as well."""
+    preprocessor = model_of(name).preprocessor
+    rows = records(name)
+    _, y, weight = DistillationPreprocessor(preprocessor, preprocessor, K)(rows)
+    for i, response in enumerate(rows["responses"]):
+        *answer, end = y[i][weight[i] > 0].tolist()
+        assert str(preprocessor.tokenizer.detokenize(answer)).strip() == response
+        assert end == preprocessor.tokenizer.end_token_id
+
+
+@pytest.mark.parametrize("name", SEES)
+def test_a_sequence_too_short_is_refused_by_name(name):
+    """A packer cuts in silence; the picture's tokens go first where it comes last."""
+    preprocessor = model_of(name).preprocessor
+    limits = {"sequence_length": 3}
+    if name == "BLIP2_FlanT5":
+        limits = {"encoder_sequence_length": 3, "decoder_sequence_length": 1}
+    rows = records(name)
+    if name in SEVERAL_PICTURES:
+        rows["prompts"] = [f"{p[8:]} <image>" for p in rows["prompts"]]
+    for length, limit in limits.items():
+        before = getattr(preprocessor, length)
+        setattr(preprocessor, length, limit)
+        message = f"Record 'q0' needs a {length} of .* {limit}:"
+        with pytest.raises(ValueError, match=message):
+            DistillationPreprocessor(preprocessor, preprocessor, K)(rows)
+        setattr(preprocessor, length, before)
+
+
 @pytest.mark.parametrize("name", SUPPORT["trains"])
 def test_a_step_moves_the_student_and_beta_alone(name):
     distiller, before, before_teacher = trained(name)

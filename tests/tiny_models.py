@@ -162,7 +162,7 @@ def tiny_gemma_text(width=8, sequence_length=64, extra_word="zebra", **kwargs):
 
 
 def quantize(model, mode, **kwargs):
-    """`model.backbone.quantize`, a second faster for each layer: it collects garbage then."""
+    """`model.backbone.quantize`, without its garbage collection for each layer."""
     gc.freeze()
     model.backbone.quantize(mode, **kwargs)
     gc.unfreeze()
