@@ -34,12 +34,12 @@ class PictureSharing:
         """Whether the teacher is to see the student's pictures."""
         if not self.teacher_view.vision_tower():
             return False
-        student, teacher = inputs["student"], inputs["teacher"]
-        return any(key in student and key not in teacher for key in PICTURE_KEYS)
+        ours, theirs = (PICTURE_KEYS & set(inputs[m]) for m in ("student", "teacher"))
+        return bool(ours) and not theirs
 
     def _with_pictures(self, inputs):
         if not self._shares_pictures(inputs):
             return inputs
         student = inputs["student"]
-        found = {key: student[key] for key in PICTURE_KEYS if key in student}
+        found = {key: student[key] for key in PICTURE_KEYS & set(student)}
         return {**inputs, "teacher": {**inputs["teacher"], **found}}

@@ -8,7 +8,7 @@ from keras_betakd.models import pictures
 from keras_betakd.models.towers import settings
 
 # The inputs that hold pictures, of all families.
-PICTURE_KEYS = ("images", "pixel_values", "pixel_position_ids", "image_grid_thw")
+PICTURE_KEYS = {"images", "pixel_values", "pixel_position_ids", "image_grid_thw"}
 
 
 class TextFormat:
