@@ -30,6 +30,8 @@ from keras_betakd import (
 from keras_betakd.evaluation import generate_answers
 from keras_betakd.models import view_of
 from keras_betakd.models.features import FeatureReader
+from keras_betakd.models.formats import format_of
+from keras_betakd.models.inputs import model_inputs
 
 K = 8
 # Steps are compiled in `trained`; TensorFlow need not compile every other one too.
@@ -177,6 +179,27 @@ def test_rows_equal_the_models_own_logits(name):
     expected = np.take_along_axis(whole, inputs["positions"][..., None], axis=1)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
     assert weight.sum(axis=1).min() >= 2  # an answer and its end mark
+
+
+def test_qwen_positions_are_those_of_its_own_preprocessor():
+    """For one picture at a time; keras-hub counts those of a batch from the first."""
+    preprocessor = model_of("Qwen3_5").preprocessor
+    for i, shape in enumerate(SHAPES):
+        rows = {"prompts": ["see <image> what"], "images": [[picture(i, *shape)]]}
+        inputs = model_inputs(preprocessor, rows)
+        own = preprocessor.generate_preprocess(
+            {"prompts": inputs["prompts"], "images": np.stack(inputs["images"][0])}
+        )
+        ours = format_of(preprocessor).prompts_alone(inputs, 160)
+        own = {k: ops.convert_to_numpy(v) for k, v in own.items()}
+        for key in ("token_ids", "padding_mask", "position_ids"):
+            np.testing.assert_array_equal(ours[key], own[key], err_msg=key)
+        size = len(own["pixel_values"])
+        np.testing.assert_allclose(
+            ours["pixel_values"][0, 0, :size], own["pixel_values"], atol=1e-5
+        )
+        where = np.flatnonzero(ours["image_sources"][0] >= 0)
+        np.testing.assert_array_equal(where, own["vision_indices"])
 
 
 SECOND_GENERATION = {

@@ -14,6 +14,14 @@ class _MarkedImagesView(CausalLMView):
     def tokens_per_image(self):
         return self.backbone.num_vision_tokens_per_image
 
+    def vision_tower(self):
+        if self.backbone.vision_encoder is None:
+            return []
+        return [self.backbone.vision_encoder.get_layer("image_encoder")]
+
+    def image_projector(self):
+        return self.backbone.vision_encoder
+
     def image_layout(self, inputs):
         tokens = self.tokens_per_image
         found = ops.cast(inputs["vision_indices"], "int32")
@@ -29,14 +37,6 @@ class _MarkedImagesView(CausalLMView):
 
 class Gemma3View(_MarkedImagesView):
     """`keras_hub.models.Gemma3CausalLM`, with or without its vision tower."""
-
-    def vision_tower(self):
-        if self.backbone.vision_encoder is None:
-            return []
-        return [self.backbone.vision_encoder.get_layer("image_encoder")]
-
-    def image_projector(self):
-        return self.backbone.vision_encoder
 
     def first_attention(self):
         return self.backbone.transformer_layers[0].attention
@@ -159,11 +159,3 @@ class Gemma4View(_MarkedImagesView):
         share = ops.cast(ops.where(real, share, 0), dtype)
         pooled = ops.einsum("bnpc,bnph->bnch", share, ops.cast(inputs, dtype))
         return pooled * ops.cast(inputs.shape[-1] ** 0.5, dtype)
-
-    def vision_tower(self):
-        if self.backbone.vision_encoder is None:
-            return []
-        return [self.backbone.vision_encoder.get_layer("image_encoder")]
-
-    def image_projector(self):
-        return self.backbone.vision_encoder

@@ -29,7 +29,8 @@ class Qwen3_5Format(TextFormat):
         rows = zip(inputs["prompts"], images, strict=True)
         grids = [(p, [self._converted(i)[1] for i in found]) for p, found in rows]
         ids = [self._tokenized(p, [self._tokens(g) for g in row]) for p, row in grids]
-        return {self.answer_length: [len(row) for row in ids]}
+        start = int(self.preprocessor.add_start_token)
+        return {self.answer_length: [len(row) + start for row in ids]}
 
     @property
     def _sees(self):
@@ -101,10 +102,13 @@ class Qwen3_5Format(TextFormat):
                 ids += keras.ops.convert_to_numpy(tokenizer(piece)).tolist()
         return ids
 
-    def _stacked(self, parts):
-        count = _power_of_two(max(map(len, parts)))
+    def _patches(self, parts):
+        """Places for the patches of each picture of a batch."""
         sizes = [len(patches) for row in parts for patches, _ in row]
-        size = _power_of_two(max(sizes, default=1), least=self._merge**2)
+        return _power_of_two(max(sizes, default=1), least=self._merge**2)
+
+    def _stacked(self, parts):
+        count, size = _power_of_two(max(map(len, parts))), self._patches(parts)
         converter = self.preprocessor.image_converter
         patch = (converter.temporal_patch_size, *[converter.patch_size] * 2, 3)
         values = np.zeros((len(parts), count, size, *patch), dtype="float32")
@@ -117,9 +121,7 @@ class Qwen3_5Format(TextFormat):
 
     def _places(self, token_ids, parts):
         """Which image token stands where, and the M-RoPE positions."""
-        sizes = [len(patches) for row in parts for patches, _ in row]
-        size = _power_of_two(max(sizes, default=1), least=self._merge**2)
-        slots = size // self._merge**2
+        slots = self._patches(parts) // self._merge**2
         image = self.preprocessor.tokenizer.image_token_id
         sources = np.full(token_ids.shape, -1, dtype="int32")
         positions = np.zeros((len(token_ids), 4, token_ids.shape[1]), dtype="int32")
