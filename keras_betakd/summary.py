@@ -47,6 +47,7 @@ class PartSummary:
         for name, beta in self._all_betas().items():
             parts[f"beta of {name}"] = beta.variables
         counted = {id(v) for part in parts.values() for v in part}
+        counted |= {id(v) for v in self.teacher_faults.variables}  # no parameters
         rest = [v for v in self.weights if id(v) not in counted]
         return {**parts, "energies": rest} if rest else parts
 

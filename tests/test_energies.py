@@ -633,6 +633,7 @@ def test_every_public_energy_is_tested():
     }
     temperatures = {library.CTKDEnergy, library.CTKDMLPEnergy}  # tests/test_ctkd.py
     others = features | temperatures
+    others |= {library.ULDEnergy}  # tests/test_pairs.py
     assert concrete - others == {*CLASSES.values(), DKDEnergy, TAIDEnergy}
 
 
