@@ -225,7 +225,7 @@ def test_summary_counts_betas_and_what_energies_learn(capsys):
     assert table["beta of forward_kl"][:2] == ["1", "1"]
     assert table["energies"][0] == str(8 * 12 + 12)
     models = distiller.teacher.count_params() + distiller.student.count_params()
-    assert table["total"][0] == f"{models + 1 + 8 * 12 + 12:,}"
+    assert table["total"][0] == f"{models + 2 + 8 * 12 + 12:,}"
 
 
 # Presets
