@@ -59,7 +59,10 @@ class TextFormat:
 
     def generation(self, inputs):
         """What `generate` and `generate_preprocess` take."""
-        return inputs["prompts"]
+        pictures_in = {k: inputs[k] for k in self.picture_keys if k in inputs}
+        if not pictures_in:
+            return inputs["prompts"]
+        return {"prompts": inputs["prompts"], **pictures_in}
 
     def prompt_lengths(self, inputs, limit):
         """Tokens of each prompt: dict of attribute that limits them to B ints.
@@ -110,14 +113,6 @@ class MarkedFormat(TextFormat):
         converter = self.preprocessor.image_converter
         size = (limit, *converter.image_size, 3)
         return {"images": pictures.stack_padded(images, converter, size)}
-
-    def training(self, inputs, sequence_length=None):
-        return self.preprocessor(inputs, sequence_length=sequence_length)
-
-    def generation(self, inputs):
-        if self.preprocessor.image_converter is None:
-            return super().generation(inputs)
-        return {k: inputs[k] for k in ("prompts", *self.picture_keys)}
 
 
 class PatchFormat(MarkedFormat):
@@ -180,12 +175,6 @@ class PrefixFormat(TextFormat):
             "prompts": [pictures.drop_mark(p) for p in prompts],
             "images": np.stack([pictures.resized(i[0], converter) for i in images]),
         }
-
-    def training(self, inputs, sequence_length=None):
-        return self.preprocessor(inputs, sequence_length=sequence_length)
-
-    def generation(self, inputs):
-        return {k: inputs[k] for k in ("prompts", *self.picture_keys)}
 
 
 class BLIP2Format(PrefixFormat):

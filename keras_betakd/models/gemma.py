@@ -26,9 +26,13 @@ class _MarkedImagesView(CausalLMView):
         tokens = self.tokens_per_image
         found = ops.cast(inputs["vision_indices"], "int32")
         positions = ops.reshape(found, (ops.shape(found)[0], -1, tokens))
-        marked = ops.sum(ops.cast(inputs["vision_mask"], "int32"), axis=1)
-        pictures = ops.arange(1, ops.shape(positions)[1] + 1, dtype="int32")
-        return positions, marked[:, None] >= pictures[None] * tokens
+        return positions, self._present(inputs["vision_mask"], ops.shape(positions)[1])
+
+    def _present(self, is_image, pictures):
+        """Which of a record's places for pictures are taken: bool (B, P)."""
+        marked = ops.sum(ops.cast(is_image, "int32"), axis=1)
+        numbers = ops.arange(1, pictures + 1, dtype="int32")
+        return marked[:, None] >= numbers[None] * self.tokens_per_image
 
     def text_mask(self, inputs):
         image = ops.cast(inputs["vision_mask"], "bool")
@@ -97,19 +101,14 @@ class Gemma3nView(_MarkedImagesView):
         if pictures is None or 0 in pictures.shape[:2]:
             return compute(inputs)
         shape = ops.shape(pictures)
-        present = self._present(inputs["token_ids"], shape[1])
+        is_image = ops.equal(inputs["token_ids"], self.backbone.image_token_id)
+        present = self._present(is_image, shape[1])
         pictures = ops.reshape(pictures, (-1, *shape[2:]))
         numbers = ops.arange(ops.shape(pictures)[0], dtype="int32")
         behind = ops.where(ops.reshape(present, (-1,)), 0, ops.shape(pictures)[0])
         order = ops.argsort(numbers + ops.cast(behind, "int32"))
         pictures = ops.reshape(ops.take(pictures, order, axis=0), shape)
         return compute({**inputs, "pixel_values": pictures})
-
-    def _present(self, token_ids, pictures):
-        marked = ops.equal(token_ids, self.backbone.image_token_id)
-        marked = ops.sum(ops.cast(marked, "int32"), axis=1)
-        numbers = ops.arange(1, pictures + 1, dtype="int32")
-        return marked[:, None] >= numbers[None] * self.tokens_per_image
 
     def vision_tower(self):
         tower = self.backbone.vision_encoder
