@@ -1,6 +1,9 @@
 """Pictures and data sets: raw records as neutral batches, ready for any model."""
 
 from keras_betakd.data.images import IMAGE_MARK, load_image, neutralize_image_marks
+from keras_betakd.data.llava import LlavaDataset
+from keras_betakd.data.llava_files import load_llava
+from keras_betakd.data.llava_records import LlavaRecord
 from keras_betakd.data.scienceqa import (
     LETTER_PROMPT_SUFFIX,
     ScienceQADataset,

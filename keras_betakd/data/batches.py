@@ -1,0 +1,138 @@
+"""What loaders and data sets share: sequences of records, epochs, named errors."""
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Records(Sequence):
+    """The records that a loader found, as a read-only sequence.
+
+    Args:
+        records: The records that are sound.
+        skipped: `(id, reason)` of each record left out; empty unless that was
+            asked for.
+
+    Example:
+
+    >>> records = Records(["a", "b"], skipped=[("c", "no image")])
+    >>> len(records), records[1], records.skipped
+    (2, 'b', (('c', 'no image'),))
+    """
+
+    records: tuple
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "records", tuple(self.records))
+        object.__setattr__(self, "skipped", tuple(self.skipped))
+
+    def __getitem__(self, index):
+        return self.records[index]
+
+    def __len__(self):
+        return len(self.records)
+
+
+class EpochDataset(keras.utils.PyDataset):
+    """Batches of records, cut anew for each epoch.
+
+    The cut depends on `seed` and the epoch's number alone, so it is the same with
+    any number of workers, threads or processes. A subclass implements `cut` and
+    `batch`, and ends its constructor with `start_epoch(0)`.
+
+    Args:
+        records: The records.
+        seed: Seed of the cut.
+        **kwargs: Those of `keras.utils.PyDataset`.
+
+    Example:
+
+    ```python
+    class Pairs(EpochDataset):
+        def __init__(self, records, seed=0):
+            super().__init__(records, seed)
+            self.start_epoch(0)
+
+        def cut(self, generator):
+            return generator.permutation(len(self.records)).reshape(-1, 2)
+
+        def batch(self, records):
+            return {"prompts": records}
+    ```
+    """
+
+    def __init__(self, records: Sequence, seed: int, **kwargs):
+        super().__init__(**kwargs)
+        self.records = tuple(records)
+        self.seed = seed
+
+    def cut(self, generator: np.random.Generator) -> Sequence:
+        """The batches of an epoch: for each, the indices of its records."""
+        raise NotImplementedError
+
+    def batch(self, records: list) -> dict:
+        """One batch of these records."""
+        raise NotImplementedError
+
+    def start_epoch(self, epoch: int) -> None:
+        """Cuts the batches of the epoch of this number."""
+        self._epoch = epoch
+        self._batches = self.cut(np.random.default_rng((self.seed, epoch)))
+
+    def on_epoch_end(self) -> None:
+        """Cuts the next epoch's batches; Keras calls this."""
+        self.start_epoch(self._epoch + 1)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < len(self):
+            raise IndexError(
+                f"`index` must lie in 0..{len(self) - 1}. Received: index={index}"
+            )
+        return self.batch([self.records[i] for i in self._batches[index]])
+
+
+@contextlib.contextmanager
+def naming(record_id: str):
+    """Says in an error about a picture whose picture it was.
+
+    Args:
+        record_id: The record's id.
+
+    Raises:
+        FileNotFoundError, ValueError: Those of the block, with the id in front.
+            A `TypeError` or another `OSError` becomes a `ValueError`.
+
+    Example:
+
+    ```python
+    with naming(record.id):
+        load_image(record.image)
+    ```
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"Record {record_id!r}: {error}") from error
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"Record {record_id!r}: {error}") from error
+
+
+def expect_positive(name: str, value) -> None:
+    """Raises a `ValueError` that names the argument unless it is 1, 2, 3, ...
+
+    Example:
+
+    >>> expect_positive("batch_size", 8)
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(
+            f"`{name}` must be a positive integer. Received: {name}={value!r}"
+        )

@@ -1,0 +1,256 @@
+"""Reads LLaVA's training format, from a JSON or jsonl file, to records."""
+
+import json
+import os
+import pathlib
+import re
+import reprlib
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+
+from keras_betakd.data.batches import Records, naming
+from keras_betakd.data.images import check_image_path
+from keras_betakd.data.llava_records import LlavaRecord, fault
+
+HUMAN = ("human", "user")
+ASSISTANT = ("gpt", "assistant")
+_OTHER_MEDIA = ("images", "video")
+
+
+def load_llava(
+    path: str | os.PathLike | list[dict],
+    image_folder: str | os.PathLike | None = None,
+    missing: str = "raise",
+) -> Records:
+    """Loads training data in LLaVA's format.
+
+    A record is a dict with `"conversations"`, a list of `{"from": ..., "value": ...}`
+    in which "human" (or "user") and "gpt" (or "assistant") take turns, and with
+    optional `"id"` and `"image"`: a path, a list of paths, or none for text alone.
+    Where the data is in memory, whatever else `load_image` reads will do, too.
+
+    As in LLaVA's trainers, a first turn of "gpt" is left out. Marks are treated as
+    `LlavaRecord` says. A record without id gets its index; public mixes repeat ids,
+    so the second "x" is called "x#2", and so on.
+
+    Everything that can be wrong is looked for here, not in the middle of a run; of
+    the pictures, only that their files exist.
+
+    Args:
+        path: A UTF-8 file, with or without byte order mark, that holds a JSON list
+            of records or one record a line (jsonl), whatever its name; or a list of
+            records.
+        image_folder: The folder that the pictures' paths start from, and must not
+            leave. `None` takes the paths as they are.
+        missing: "raise", or "skip" to leave out records that lack a picture's file;
+            a warning then says how many and which, and the result's `skipped` why.
+
+    Returns:
+        `LlavaRecord`s as a read-only sequence, in the file's order.
+
+    Raises:
+        FileNotFoundError: The file, the folder or (unless skipped) a picture is
+            missing; the message then names the record's id and the path.
+        ValueError: The file holds no such data, or a record is faulty: the message
+            names its id, or its index where it has none.
+        TypeError: `path` is neither a path nor a list.
+
+    Example:
+
+    >>> turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]
+    >>> records = load_llava([{"id": "a", "conversations": turns}])
+    >>> records[0].responses
+    ('Hello!',)
+    """
+    if missing not in ("raise", "skip"):
+        raise ValueError(
+            f"`missing` must be 'raise' or 'skip'. Received: missing={missing!r}"
+        )
+    if image_folder is not None and not os.path.isdir(image_folder):
+        raise FileNotFoundError(
+            "`image_folder` must be a folder that exists. "
+            f"Received: {os.fspath(image_folder)!r}"
+        )
+    items = _read_items(path)
+    records, skipped = [], []
+    for record_id, item in zip(_unique_ids(items), items, strict=True):
+        record = _record(record_id, item, image_folder)
+        try:
+            _check_images_exist(record)
+            records.append(record)
+        except FileNotFoundError as error:
+            if missing == "raise":
+                raise
+            skipped.append((record_id, str(error)))
+    if skipped:
+        _warn_of_missing(skipped, len(items))
+    return Records(records, skipped)
+
+
+def _read_items(path):
+    if isinstance(path, (list, tuple)):
+        return path
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(
+            "`path` must be the path of a JSON or jsonl file, or a list of records. "
+            f"Received: {type(path).__name__}"
+        )
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"There is no file of LLaVA records at this path: {os.fspath(path)!r}"
+        )
+    try:
+        # Takes the byte order mark away, where there is one.
+        with open(path, encoding="utf-8-sig") as file:
+            return _parse(file.read())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            "A file of LLaVA records must be UTF-8 and hold a JSON list, or one JSON "
+            f"record a line. Received: {os.fspath(path)!r} ({error})"
+        ) from error
+
+
+def _parse(text):
+    if re.match(r"\s*\[", text):
+        return json.loads(text)
+    items = []
+    # Not `splitlines`: it also splits at signs that JSON allows inside a string.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            items.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"file line {number}: {error}") from error
+    return items
+
+
+def _unique_ids(items) -> Iterator[str]:
+    counts = {}
+    for index, item in enumerate(items):
+        own_id = unique = _own_id(index, item)
+        while unique in counts:
+            counts[own_id] += 1
+            unique = f"{own_id}#{counts[own_id]}"
+        counts[unique] = 1
+        yield unique
+
+
+def _own_id(index, item):
+    if not isinstance(item, dict):
+        message = "a record must be a dict with the key 'conversations'."
+        raise fault(str(index), message, reprlib.repr(item))
+    own_id = item.get("id")
+    if own_id is None:
+        return str(index)
+    if isinstance(own_id, bool) or not isinstance(own_id, (str, int)):
+        message = "`id` must be a string or an integer; leave it out to get the index."
+        raise fault(str(index), message, reprlib.repr(own_id))
+    return str(own_id)
+
+
+def _record(record_id, item, image_folder):
+    for key in _OTHER_MEDIA:
+        if item.get(key):
+            message = f"pictures belong under the key 'image', {key!r} is not read."
+            raise fault(record_id, message, reprlib.repr(item[key]))
+    images = item.get("image")
+    if images is None:
+        images = ()
+    elif not isinstance(images, (list, tuple)):
+        images = (images,)
+    texts = _texts(record_id, item)
+    return LlavaRecord(
+        id=record_id,
+        prompts=texts[::2],
+        responses=texts[1::2],
+        images=[_source(record_id, image, image_folder) for image in images],
+    )
+
+
+def _texts(record_id, item):
+    """The texts of a conversation: human, gpt, human, gpt, ..."""
+    turns = item.get("conversations")
+    if not isinstance(turns, (list, tuple)):
+        message = "the key 'conversations' must hold a list of turns."
+        raise fault(record_id, message, reprlib.repr(turns))
+    for number, turn in enumerate(turns):
+        _check_turn(record_id, number, turn)
+    if turns and turns[0]["from"] in ASSISTANT:
+        turns = turns[1:]
+    for number, turn in enumerate(turns):
+        if turn["from"] not in (HUMAN, ASSISTANT)[number % 2]:
+            message = "'human' and 'gpt' must take turns."
+            speakers = [turn["from"] for turn in turns]
+            raise fault(record_id, message, reprlib.repr(speakers))
+    if not turns or len(turns) % 2:
+        message = (
+            "each human turn needs an answer of 'gpt'; add it or take the turn out."
+        )
+        raise fault(record_id, message, f"{len(turns)} turns")
+    return [turn["value"] for turn in turns]
+
+
+def _check_turn(record_id, number, turn):
+    if (
+        not isinstance(turn, dict)
+        or turn.get("from") not in HUMAN + ASSISTANT
+        or not isinstance(turn.get("value"), str)
+    ):
+        raise fault(
+            record_id,
+            f"turn {number} must be a dict with 'from', one of {HUMAN + ASSISTANT}, "
+            "and 'value', a string.",
+            reprlib.repr(turn),
+        )
+
+
+def _source(record_id, image, image_folder):
+    """What `load_image` reads: a path is joined to the folder, all else stays."""
+    is_path = True
+    if isinstance(image, dict):
+        is_path = image.get("bytes") is None
+        image = image.get("path" if is_path else "bytes")
+    if is_path and isinstance(image, (str, os.PathLike)):
+        return _path_inside(record_id, os.fspath(image), image_folder)
+    if isinstance(image, (bytes, bytearray, memoryview, np.ndarray)):
+        return image
+    from PIL import Image
+
+    if isinstance(image, Image.Image):
+        return image
+    message = "an image must be a path or the bytes of a file, a picture or an array."
+    raise fault(record_id, message, reprlib.repr(image))
+
+
+def _path_inside(record_id, path, folder):
+    if folder is None:
+        return path
+    inner = pathlib.PurePath(os.path.normpath(path))
+    if inner.anchor or inner.parts[:1] == ("..",):
+        raise fault(
+            record_id,
+            "an image path must stay inside `image_folder`; correct it, or pass "
+            "image_folder=None to use paths as they are.",
+            repr(path),
+        )
+    return os.path.join(folder, inner)
+
+
+def _check_images_exist(record):
+    with naming(record.id):
+        for source in record.images:
+            if isinstance(source, str):
+                check_image_path(source)
+
+
+def _warn_of_missing(skipped, total, shown=10):
+    names = ", ".join(repr(record_id) for record_id, _ in skipped[:shown])
+    more = ", ..." if len(skipped) > shown else ""
+    warnings.warn(
+        f"Left out {len(skipped)} of {total} LLaVA records, as image files are "
+        f"missing: {names}{more}. See `skipped` for all of them and why.",
+        stacklevel=3,
+    )

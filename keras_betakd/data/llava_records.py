@@ -1,0 +1,126 @@
+"""One LLaVA record: a conversation about pictures, its marks in order."""
+
+import dataclasses
+import reprlib
+
+import numpy as np
+
+from keras_betakd.data.batches import naming
+from keras_betakd.data.images import IMAGE_MARK, load_image, neutralize_image_marks
+
+
+@dataclasses.dataclass(frozen=True)
+class LlavaRecord:
+    """One conversation, of one turn or several, about any number of pictures.
+
+    The prompts hold one `IMAGE_MARK` for each picture, in the pictures' order. With
+    one picture and no mark, the mark and a newline are put in front of the first
+    prompt, as LLaVA's trainers need one. Everything else that looks like a mark of
+    a picture or a chat is neutralized (see `neutralize_image_marks`): in responses,
+    in prompts, and where there is no picture, `IMAGE_MARK` itself. The texts are
+    not changed otherwise.
+
+    Args:
+        id: The record's id.
+        prompts: What the human said, turn by turn.
+        responses: What the model should learn to answer, one for each prompt.
+        images: Whatever `load_image` reads, usually paths; read only when a batch
+            needs them.
+
+    Raises:
+        ValueError: Prompts and responses do not pair up, one is empty, or marks and
+            pictures differ in number. The message names the id.
+
+    Example:
+
+    >>> record = LlavaRecord("7", ["What is it?"], ["A cat."], ["cat.png"])
+    >>> record.prompts
+    ('<image>\\nWhat is it?',)
+    """
+
+    id: str
+    prompts: tuple[str, ...]
+    responses: tuple[str, ...]
+    images: tuple = ()
+
+    def __post_init__(self):
+        for name in ("prompts", "responses", "images"):
+            value = getattr(self, name)
+            if not isinstance(value, (list, tuple)):
+                message = f"`{name}` must be a list or a tuple."
+                raise fault(self.id, message, reprlib.repr(value))
+            object.__setattr__(self, name, tuple(value))
+        _check_turns(self)
+        responses = tuple(map(neutralize_image_marks, self.responses))
+        object.__setattr__(self, "responses", responses)
+        object.__setattr__(self, "prompts", tuple(_marked_prompts(self)))
+        for name in ("prompts", "responses"):
+            _check_not_empty(self, name)
+
+
+def fault(record_id: str, message: str, received: str) -> ValueError:
+    """The error to raise for a record that is not as it must be.
+
+    Example:
+
+    >>> fault("7", "`id` must be a string.", "None")
+    ValueError("Record '7': `id` must be a string. Received: None")
+    """
+    return ValueError(f"Record {record_id!r}: {message} Received: {received}")
+
+
+def _check_turns(record):
+    prompts, responses = record.prompts, record.responses
+    if not prompts or len(prompts) != len(responses):
+        raise fault(
+            record.id,
+            "there must be at least one prompt, and a response to each.",
+            f"{len(prompts)} prompts, {len(responses)} responses",
+        )
+    for text in prompts + responses:
+        if not isinstance(text, str):
+            message = "prompts and responses must be strings."
+            raise fault(record.id, message, reprlib.repr(text))
+
+
+def _check_not_empty(record, name):
+    for text in getattr(record, name):
+        if not text.strip():
+            message = f"`{name}` must not be empty; give a text or drop the turn."
+            raise fault(record.id, message, repr(text))
+
+
+def _marked_prompts(record):
+    if not record.images:
+        return map(neutralize_image_marks, record.prompts)
+    prompts = [_neutralize_between_marks(prompt) for prompt in record.prompts]
+    marks = sum(prompt.count(IMAGE_MARK) for prompt in prompts)
+    if marks == 0 and len(record.images) == 1:
+        prompts[0] = f"{IMAGE_MARK}\n{prompts[0]}"
+    elif marks != len(record.images):
+        raise fault(
+            record.id,
+            f"the human turns must hold one {IMAGE_MARK!r} for each image; add or "
+            "take out marks or images.",
+            f"{marks} marks, {len(record.images)} images",
+        )
+    return prompts
+
+
+def _neutralize_between_marks(text):
+    return IMAGE_MARK.join(map(neutralize_image_marks, text.split(IMAGE_MARK)))
+
+
+def read_images(record: LlavaRecord) -> list[np.ndarray]:
+    """The pictures of a record, each as `load_image` reads it.
+
+    Raises:
+        FileNotFoundError, ValueError: As `load_image`, with the record's id.
+
+    Example:
+
+    >>> read_images(LlavaRecord("7", ["Hi"], ["Hello!"]))
+    []
+    """
+    with naming(record.id):
+        return [load_image(source) for source in record.images]

@@ -1,0 +1,189 @@
+"""GQA: short answers to questions about real pictures (Hudson and Manning, 2019).
+
+Scored is the balanced test-dev set, with the answers normalized as LLaVA's converter
+does it and the numbers of the official script (arXiv 1902.09506). Accuracies are in
+per cent. Validity and plausibility need files that test-dev lacks.
+"""
+
+import collections
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+
+from keras_betakd.evaluation.gqa_questions import GQAQuestion
+from keras_betakd.evaluation.intervals import Accuracy, accuracies
+from keras_betakd.evaluation.protocol import answers_of
+
+
+def normalize_gqa_answer(text: str) -> str:
+    """An answer as LLaVA's converter hands it to the official script.
+
+    Small letters, without the periods at its end. Articles, outer spaces and other
+    marks stay, and make an answer wrong.
+
+    Example:
+
+    >>> normalize_gqa_answer("Dark blue.")
+    'dark blue'
+    """
+    return text.rstrip(".").lower()
+
+
+@dataclasses.dataclass(frozen=True)
+class GQAScore:
+    """What `score_gqa` found, over the balanced questions.
+
+    Args:
+        overall: All of them.
+        binary: Those to be answered with yes, no or one of two things: all but
+            `open`. `None` if there are none.
+        open: Those of the structure "query"; `None` if there are none.
+        distribution: How far the answers' counts are from the right ones; lower is
+            better, 0 is perfect. `None` if no question has a group.
+        consistency: Per cent; `None` if not asked for, or nothing follows from any
+            right answer.
+        per_structural: The accuracy for each structure.
+        per_semantic: The accuracy for each kind of thing asked for.
+        per_steps: The accuracy for each number of steps of reasoning.
+        per_length: The accuracy for each number of words.
+        unparsed: Answers of nothing but spaces and periods. Counted as wrong.
+        missing: Questions without an answer; none of them is balanced.
+
+    Example:
+
+    >>> score = GQAScore(overall=Accuracy(3, 4))
+    >>> score.accuracy, score.n
+    (75.0, 4)
+    """
+
+    overall: Accuracy
+    binary: Accuracy | None = None
+    open: Accuracy | None = None
+    distribution: float | None = None
+    consistency: float | None = None
+    per_structural: Mapping[str, Accuracy] = dataclasses.field(default_factory=dict)
+    per_semantic: Mapping[str, Accuracy] = dataclasses.field(default_factory=dict)
+    per_steps: Mapping[int, Accuracy] = dataclasses.field(default_factory=dict)
+    per_length: Mapping[int, Accuracy] = dataclasses.field(default_factory=dict)
+    unparsed: int = 0
+    missing: int = 0
+
+    @property
+    def accuracy(self) -> float:
+        """Per cent of the balanced questions answered rightly: GQA's number."""
+        return self.overall.percent
+
+    @property
+    def n(self) -> int:
+        """Balanced questions."""
+        return self.overall.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of `accuracy`, in per cent."""
+        return self.overall.interval
+
+
+def score_gqa(
+    questions: Sequence[GQAQuestion],
+    predictions: Mapping[str, str],
+    consistency: bool = False,
+) -> GQAScore:
+    """Scores answers to GQA questions: the normalized text must be the right one.
+
+    The distribution is, with o and e the counts of a right answer among the
+    predictions and among the right answers of its group g of n_g questions,
+
+        sum_g n_g sum_answers (o - e)^2 / e  /  sum_g n_g  /  100
+
+    The consistency is the mean, over the rightly answered questions that entail
+    others, of the fraction of those others that are right, too.
+
+    Args:
+        questions: The questions asked, for example from `load_gqa`.
+        predictions: The answers by question id. Answers to other questions are left
+            aside.
+        consistency: Whether to compute it; entailed questions must then be among
+            `questions` and have answers.
+
+    Returns:
+        A `GQAScore`.
+
+    Raises:
+        TypeError: `predictions` is not a mapping, or an answer is not a string.
+        ValueError: There is no balanced question, an id occurs twice, or a balanced
+            (with `consistency`, an entailed) question has no answer.
+
+    Example:
+
+    >>> questions = [GQAQuestion("1", "Is it red?", "yes", structural="verify")]
+    >>> score_gqa(questions, {"1": "Yes."}).accuracy
+    100.0
+    """
+    answers = answers_of(questions, predictions)
+    answers = {name: normalize_gqa_answer(text) for name, text in answers.items()}
+    balanced = [question for question in questions if question.balanced]
+    _check_answered(balanced, answers)
+    right = {q.id: answers[q.id] == q.answer for q in questions if q.id in answers}
+
+    def per(key):
+        return accuracies((key(question), right[question.id]) for question in balanced)
+
+    kinds = per(lambda question: question.structural == "query")
+    return GQAScore(
+        overall=per(lambda _: "all")["all"],
+        binary=kinds.get(False),
+        open=kinds.get(True),
+        distribution=_distribution(balanced, answers),
+        consistency=_consistency(balanced, right) if consistency else None,
+        per_structural=per(lambda question: question.structural),
+        per_semantic=per(lambda question: question.semantic),
+        per_steps=per(lambda question: question.steps),
+        per_length=per(lambda question: question.words),
+        unparsed=sum(not answers[question.id].strip() for question in balanced),
+        missing=len(questions) - len(answers),
+    )
+
+
+def _check_answered(balanced, answers):
+    unanswered = [question.id for question in balanced if question.id not in answers]
+    if not balanced or unanswered:
+        raise ValueError(
+            "There must be a balanced question, and an answer to each. Received: "
+            f"{len(balanced)} balanced questions, {len(unanswered)} of them without an "
+            f"answer, for example {unanswered[:3]}"
+        )
+
+
+def _distribution(balanced, answers):
+    gold = collections.defaultdict(collections.Counter)
+    predicted = collections.defaultdict(collections.Counter)
+    for question in balanced:
+        if question.group is not None:
+            gold[question.group][question.answer] += 1
+            predicted[question.group][answers[question.id]] += 1
+    if not gold:
+        return None
+    sizes = [counts.total() for counts in gold.values()]
+    distances = [
+        sum((predicted[group][text] - e) ** 2 / e for text, e in counts.items())
+        for group, counts in gold.items()
+    ]
+    return statistics.fmean(distances, weights=sizes) / 100
+
+
+def _consistency(balanced, right):
+    fractions = []
+    for question in balanced:
+        others = [name for name in question.entailed if name != question.id]
+        if not others or not right[question.id]:
+            continue
+        unknown = [name for name in others if name not in right]
+        if unknown:
+            raise ValueError(
+                "The consistency needs the questions that others entail, with their "
+                f"answers. Received: question {question.id!r} entails {unknown[0]!r}, "
+                "which is not asked or not answered"
+            )
+        fractions.append(statistics.fmean(right[name] for name in others))
+    return 100.0 * statistics.fmean(fractions) if fractions else None

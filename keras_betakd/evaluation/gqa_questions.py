@@ -1,0 +1,156 @@
+"""The questions of GQA, out of its files, and their prompts (Hudson and Manning, 2019).
+
+llava_gqa_testdev_balanced.jsonl    question_id, image, text; one object a line
+testdev_balanced_questions.json     id -> question, answer, types, groups, ...
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from keras_betakd.evaluation.benchmark_files import read_json, read_questions
+from keras_betakd.evaluation.protocol import VQAQuestion, short_answer_prompt
+
+# Operations that end a question and add nothing to the length of its reasoning.
+_NO_STEP = ("exist", "query: name", "choose name")
+
+
+@dataclasses.dataclass(frozen=True)
+class GQAQuestion(VQAQuestion):
+    """One question.
+
+    Args:
+        id: The question's id in GQA.
+        question: The question.
+        answer: The right answer, in small letters.
+        structural: "verify", "query", "choose", "logical" or "compare".
+        semantic: "obj", "attr", "rel", "cat" or "global".
+        words: Words of the question.
+        steps: Steps of reasoning it takes.
+        group: What is asked for ("color", "furniture"), or `None`.
+        entailed: Ids of questions whose answers follow from this one's.
+        balanced: Whether it counts; the others only serve the consistency.
+        image: Whatever `load_image` reads, usually a path; read only when needed.
+
+    Raises:
+        ValueError: The id, the question or the answer is of another type.
+
+    Example:
+
+    >>> GQAQuestion("1", "Is it red?", "yes", structural="verify").balanced
+    True
+    """
+
+    answer: str
+    structural: str = ""
+    semantic: str = ""
+    words: int = 0
+    steps: int = 0
+    group: str | None = None
+    entailed: tuple[str, ...] = ()
+    balanced: bool = True
+    image: Any = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not isinstance(self.answer, str):
+            raise ValueError(
+                f"Question {self.id!r}: `answer` must be a string. "
+                f"Received: answer={self.answer!r}"
+            )
+
+    @classmethod
+    def from_annotation(cls, id: str, fields: Mapping, image: Any = None):
+        """The question of an entry of `testdev_balanced_questions.json`.
+
+        Args:
+            id: The entry's key.
+            fields: The entry.
+            image: The question's picture.
+
+        Raises:
+            ValueError: The entry lacks a key or is built in another way.
+
+        Example:
+
+        >>> types = {"structural": "verify", "semantic": "attr"}
+        >>> entry = {"question": "Is it red?", "answer": "yes", "types": types}
+        >>> entry |= {"isBalanced": True, "groups": {"global": None}, "semantic": []}
+        >>> GQAQuestion.from_annotation("1", entry).words
+        3
+        """
+        try:
+            return cls(
+                id=id,
+                question=fields["question"],
+                answer=fields["answer"],
+                structural=fields["types"]["structural"],
+                semantic=fields["types"]["semantic"],
+                words=len(fields["question"].split()),
+                steps=sum(map(_is_step, fields["semantic"])),
+                group=fields["groups"]["global"],
+                entailed=tuple(map(str, fields.get("entailed", ()))),
+                balanced=bool(fields["isBalanced"]),
+                image=image,
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"Question {id!r}: its entry must have question, answer, isBalanced, "
+                f"types, groups and semantic, as GQA's files do. Received: {fields!r} "
+                f"({type(error).__name__}: {error})"
+            ) from error
+
+
+def _is_step(step):
+    text = f"{step['operation']}: {step['argument']}"
+    return not any(words in text for words in _NO_STEP)
+
+
+def load_gqa(
+    question_file: str | os.PathLike,
+    annotation_file: str | os.PathLike,
+    image_folder: str | os.PathLike = "",
+) -> list[GQAQuestion]:
+    """Reads the questions of LLaVA's question file with GQA's annotations.
+
+    Args:
+        question_file: `llava_gqa_testdev_balanced.jsonl`.
+        annotation_file: `testdev_balanced_questions.json`.
+        image_folder: Where the pictures lie.
+
+    Returns:
+        The questions, in the order of the question file.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file is damaged, or a question has no annotation.
+
+    Example:
+
+    ```python
+    questions = load_gqa("llava_gqa.jsonl", "testdev_balanced_questions.json", "images")
+    ```
+    """
+    annotations = read_json(annotation_file)
+    questions = []
+    for name, text, image, _ in read_questions(question_file, image_folder):
+        if not isinstance(annotations, Mapping) or name not in annotations:
+            raise ValueError(
+                f"Each question needs an entry in {os.fspath(annotation_file)!r}. "
+                f"Received: question_id={name!r}, which has none"
+            )
+        question = GQAQuestion.from_annotation(name, annotations[name], image)
+        questions.append(dataclasses.replace(question, question=text))
+    return questions
+
+
+def gqa_prompt(question: GQAQuestion) -> str:
+    """The prompt of a question as LLaVA asks it.
+
+    Example:
+
+    >>> gqa_prompt(GQAQuestion("1", "Is it red?", "yes"))
+    '<image>\\nIs it red?\\nAnswer the question using a single word or phrase.'
+    """
+    return short_answer_prompt(question.question)

@@ -1,0 +1,174 @@
+"""MMBench: one question asked with its options in every order (Liu et al., 2023).
+
+A question is right only if it is in each rotation ("circular evaluation", arXiv
+2307.06281), in per cent. The official number comes from a server that asks a chat
+model what an answer means. Scored here are its public rules alone, so that where
+answers are not clean letters the number is a lower bound. Which rules MobileVLM's own
+script has is not public.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from keras_betakd.evaluation.intervals import Accuracy, accuracies
+from keras_betakd.evaluation.mmbench_matching import (
+    match_opencompass,
+    match_vlmevalkit,
+)
+from keras_betakd.evaluation.mmbench_questions import MMBenchQuestion, table_cell
+from keras_betakd.evaluation.protocol import answers_of
+
+MMBENCH_RULES = {
+    "vlmevalkit_exact": match_vlmevalkit,
+    "opencompass_prefetch": match_opencompass,
+}
+
+L2_SHORT_NAMES = {
+    "coarse_perception": "CP",
+    "finegrained_perception (instance-level)": "FP-S",
+    "finegrained_perception (cross-instance)": "FP-C",
+    "logic_reasoning": "LR",
+    "relation_reasoning": "RR",
+    "attribute_reasoning": "AR",
+}
+
+# The published scripts read an empty cell of the answers as this text.
+_NO_ANSWER = "nan"
+
+
+@dataclasses.dataclass(frozen=True)
+class MMBenchScore:
+    """What `score_mmbench` found.
+
+    Args:
+        circular: Questions that are right in all their rows.
+        vanilla: Questions that are right in their original row.
+        per_l2: The circular accuracy in each of the six categories, by the short name
+            ("CP", "FP-S", "FP-C", "LR", "RR", "AR").
+        per_category: The same for the leaf categories.
+        choices: The letter read out of each row's answer, by index; "Z" for a refusal,
+            `None` where the rules do not resolve it.
+        hits: For each question whether it is right in all its rows, by index.
+        unparsed: Answered rows out of which no letter of an option was read. Wrong.
+        missing: Rows without an answer. Wrong.
+        rule: The rules of matching.
+
+    Example:
+
+    >>> score = MMBenchScore(circular=Accuracy(3, 5), vanilla=Accuracy(4, 5))
+    >>> score.circular_accuracy, score.vanilla_accuracy
+    (60.0, 80.0)
+    """
+
+    circular: Accuracy
+    vanilla: Accuracy
+    per_l2: Mapping[str, Accuracy] = dataclasses.field(default_factory=dict)
+    per_category: Mapping[str, Accuracy] = dataclasses.field(default_factory=dict)
+    choices: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    hits: Mapping[str, bool] = dataclasses.field(default_factory=dict)
+    unparsed: int = 0
+    missing: int = 0
+    rule: str = "vlmevalkit_exact"
+
+    @property
+    def circular_accuracy(self) -> float:
+        """Per cent of the questions right in every rotation: MMBench's number."""
+        return self.circular.percent
+
+    @property
+    def vanilla_accuracy(self) -> float:
+        """Per cent of the questions right as they were first asked."""
+        return self.vanilla.percent
+
+    @property
+    def n(self) -> int:
+        """Questions, each with all its rows."""
+        return self.circular.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of `circular_accuracy`, in per cent."""
+        return self.circular.interval
+
+
+def score_mmbench(
+    questions: Sequence[MMBenchQuestion],
+    predictions: Mapping[str, str],
+    rule: str = "vlmevalkit_exact",
+) -> MMBenchScore:
+    """Scores answers to MMBench questions, circular and vanilla.
+
+    Args:
+        questions: The rows asked, copies included, for example from `load_mmbench`.
+        predictions: The answers by index. Answers to other rows are left aside.
+        rule: "vlmevalkit_exact" (see `match_vlmevalkit`) or "opencompass_prefetch"
+            (see `match_opencompass`).
+
+    Returns:
+        An `MMBenchScore`.
+
+    Raises:
+        TypeError: `predictions` is not a mapping, or an answer is not a string.
+        ValueError: The rule is unknown, there are no rows, an index occurs twice, a
+            row has no right answer, or a copy's original is not among the rows.
+
+    Example:
+
+    >>> rows = [
+    ...     MMBenchQuestion(7, "What?", ("cat", "dog"), "A"),
+    ...     MMBenchQuestion(1000007, "What?", ("dog", "cat"), "B"),
+    ... ]
+    >>> score = score_mmbench(rows, {7: "A", 1000007: "A."})
+    >>> score.circular_accuracy, score.vanilla_accuracy
+    (0.0, 100.0)
+    """
+    if rule not in MMBENCH_RULES:
+        raise ValueError(
+            f"`rule` must be one of {list(MMBENCH_RULES)}. Received: rule={rule!r}"
+        )
+    answers = answers_of(questions, predictions)
+    originals = [question for question in questions if question.id == question.original]
+    _check_rows(questions, {question.id for question in originals})
+    choices = {q.id: _letter(q, answers, MMBENCH_RULES[rule]) for q in questions}
+    right = {
+        question.id: choices[question.id] == question.answer for question in questions
+    }
+    hits = {question.id: True for question in originals}
+    for question in questions:
+        hits[question.original] &= right[question.id]
+
+    def per(key):
+        return accuracies((key(q), hits[q.id]) for q in originals if key(q))
+
+    return MMBenchScore(
+        circular=Accuracy(sum(hits.values()), len(hits)),
+        vanilla=Accuracy(sum(right[q.id] for q in originals), len(originals)),
+        per_l2=per(lambda q: L2_SHORT_NAMES.get(q.l2_category, q.l2_category)),
+        per_category=per(lambda q: q.category),
+        choices=choices,
+        hits=hits,
+        unparsed=sum(
+            q.id in answers and choices[q.id] not in q.choices for q in questions
+        ),
+        missing=len(questions) - len(answers),
+        rule=rule,
+    )
+
+
+def _letter(question, answers, match):
+    answer = table_cell(answers.get(question.id))
+    return match(_NO_ANSWER if answer is None else answer, question.choices)
+
+
+def _check_rows(questions, originals):
+    for question in questions:
+        if question.answer is None:
+            raise ValueError(
+                f"Row {question.id!r} has no right answer, as in the test split, which "
+                "only the benchmark's server can score; see `mmbench_submission`."
+            )
+        if question.original not in originals:
+            raise ValueError(
+                f"Row {question.id!r} is a copy of row {question.original!r}, which is "
+                "not among the questions. Ask a question with all its rows."
+            )

@@ -1,0 +1,282 @@
+"""The questions of MMBench (Liu et al., 2023), out of its table, and their prompts.
+
+The table is tab-separated, with the columns index, question, hint, A, B, C, D, answer,
+category, image (base64), l2-category, split and others. A row with the index
+k * 1,000,000 + i is a copy of row i with its options rotated. LLaVA-1.5 reports the
+version 20230712, MobileVLM and Beta-KD 20231003.
+"""
+
+import base64
+import csv
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+
+from keras_betakd.data.images import IMAGE_MARK, neutralize_image_marks
+from keras_betakd.data.scienceqa import LETTER_PROMPT_SUFFIX
+from keras_betakd.evaluation.protocol import VQAQuestion, answers_of
+
+OPTION_LETTERS = "ABCD"
+COPY_STEP = 1_000_000
+SUBMISSION_COLUMNS = (
+    "index",
+    "question",
+    *OPTION_LETTERS,
+    "prediction",
+    "answer",
+    "split",
+)
+
+# Cells that pandas, with which the published scripts read tables, takes for empty.
+_EMPTY_CELLS = frozenset(
+    "|#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN"
+    "|None|n/a|nan|null".split("|")
+)
+
+
+def table_cell(value) -> str | None:
+    """The text of a table's cell, or `None` where pandas reads an empty one.
+
+    Example:
+
+    >>> table_cell("cat"), table_cell("N/A"), table_cell(float("nan"))
+    ('cat', None, None)
+    """
+    text = "" if value is None else str(value)
+    return None if text in _EMPTY_CELLS else text
+
+
+@dataclasses.dataclass(frozen=True)
+class MMBenchQuestion(VQAQuestion):
+    """One row: a question, or a copy of one with rotated options.
+
+    Args:
+        id: The row's index.
+        question: The question.
+        options: The cells A to D; `None` for an empty one.
+        answer: The letter of the right option; `None` in the test split.
+        hint: Text to read before the question, or `None`.
+        category: One of the twenty leaf categories.
+        l2_category: One of the six categories above them.
+        split: "dev" or "test".
+        image_base64: The picture's file in base64; decoded only when asked for.
+
+    Raises:
+        ValueError: The index is no integer, or there are not one to four options.
+
+    Example:
+
+    >>> copy = MMBenchQuestion(1000241, "What?", ("dog", "cat", None, None), "B")
+    >>> copy.original, copy.choices
+    ('241', {'A': 'dog', 'B': 'cat'})
+    """
+
+    options: tuple[str | None, ...]
+    answer: str | None = None
+    hint: str | None = None
+    category: str = ""
+    l2_category: str = ""
+    split: str = ""
+    image_base64: str = dataclasses.field(default="", repr=False)
+
+    def __post_init__(self):
+        super().__post_init__()
+        options = tuple(self.options)
+        if (
+            not self.id.isdecimal()
+            or not 1 <= len(options) <= len(OPTION_LETTERS)
+            or not all(text is None or isinstance(text, str) for text in options)
+        ):
+            raise ValueError(
+                "A row needs an integer as its index, and one to four options that are "
+                f"strings or `None`. Received: index {self.id!r}, options={options!r}"
+            )
+        object.__setattr__(self, "id", str(int(self.id)))
+        object.__setattr__(self, "options", options)
+
+    @classmethod
+    def from_row(cls, row: Mapping):
+        """The question of a row of the table.
+
+        Args:
+            row: The cells by column.
+
+        Raises:
+            ValueError: A column is missing, or the index is no integer.
+
+        Example:
+
+        >>> row = {"index": "241", "question": "What?", "A": "cat", "B": "None"}
+        >>> MMBenchQuestion.from_row(row).options
+        ('cat', None, None, None)
+        """
+        for column in ("index", "question", "A"):
+            if row.get(column) is None:
+                raise ValueError(
+                    f"A row of MMBench needs the column {column!r}. "
+                    f"Received: {sorted(map(str, row))}"
+                )
+        return cls(
+            id=str(row["index"]),
+            question=str(row["question"]),
+            options=tuple(table_cell(row.get(letter)) for letter in OPTION_LETTERS),
+            answer=table_cell(row.get("answer")),
+            hint=table_cell(row.get("hint")),
+            category=table_cell(row.get("category")) or "",
+            l2_category=table_cell(row.get("l2-category")) or "",
+            split=table_cell(row.get("split")) or "",
+            image_base64=row.get("image") or "",
+        )
+
+    @property
+    def original(self) -> str:
+        """The index of the row that this one is a copy of; its own if it is none."""
+        return str(int(self.id) % COPY_STEP)
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """The options that are there, by letter: what an answer is matched with."""
+        cells = zip(OPTION_LETTERS, self.options, strict=False)
+        return {letter: text for letter, text in cells if text is not None}
+
+    @property
+    def asked_options(self) -> list[str]:
+        """The options in the prompt: all before the first that is empty or "none".
+
+        So an option that reads "None" hides those behind it, even the right one.
+        """
+        asked = []
+        for text in self.options:
+            if _says_nothing(text):
+                break
+            asked.append(text)
+        return asked
+
+    @property
+    def image(self) -> bytes | None:
+        """The picture's file, for `load_image`; `None` if the row has none."""
+        if not self.image_base64:
+            return None
+        try:
+            return base64.b64decode(self.image_base64, validate=True)
+        except ValueError as error:
+            raise ValueError(
+                f"Question {self.id!r}: its image is not in base64 ({error})"
+            ) from error
+
+
+def _says_nothing(text):
+    return text is None or text.lower() in ("nan", "none")
+
+
+def load_mmbench(path: str | os.PathLike) -> list[MMBenchQuestion]:
+    """Reads MMBench's table.
+
+    Args:
+        path: The file, for example `mmbench_dev_20230712.tsv`.
+
+    Returns:
+        The rows in the file's order, rotated copies included. The pictures stay in
+        base64. A cell that holds another row's index instead stands for that row's
+        picture, as in the toolkit's newer tables.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no such table. The message says which row is wrong.
+
+    Example:
+
+    ```python
+    questions = load_mmbench("mmbench_dev_20230712.tsv")
+    ```
+    """
+    rows = _read_table(path)
+    images = {row.get("index"): row.get("image") for row in rows}
+    for row in rows:
+        row["image"] = images.get(row.get("image"), row.get("image"))
+    questions = []
+    for number, row in enumerate(rows, 1):
+        try:
+            questions.append(MMBenchQuestion.from_row(row))
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)!r}, row {number}: {error}") from error
+    return questions
+
+
+def _read_table(path):
+    limit = csv.field_size_limit(2**31 - 1)  # A picture is longer than the default.
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+    except csv.Error as error:
+        raise ValueError(f"Not a table: {os.fspath(path)!r} ({error})") from error
+    finally:
+        csv.field_size_limit(limit)
+    for number, row in enumerate(rows, 1):
+        if None in row or None in row.values():
+            raise ValueError(
+                f"{os.fspath(path)!r}, row {number}: must have as many cells as the "
+                f"header. Received: index {row.get('index')!r}"
+            )
+    return rows
+
+
+def mmbench_prompt(question: MMBenchQuestion) -> str:
+    """The prompt of a row as LLaVA asks it; see `MMBenchQuestion.asked_options`.
+
+    Example:
+
+    >>> question = MMBenchQuestion(241, "What?", ("cat", "dog"), hint="Look.")
+    >>> print(mmbench_prompt(question))
+    <image>
+    Look.
+    What?
+    A. cat
+    B. dog
+    Answer with the option's letter from the given choices directly.
+    """
+    hint = [] if _says_nothing(question.hint) else [question.hint]
+    lines = [
+        f"{letter}. {text}"
+        for letter, text in zip(OPTION_LETTERS, question.asked_options, strict=False)
+    ]
+    body = "\n".join([*hint, question.question, *lines])
+    return f"{IMAGE_MARK}\n{neutralize_image_marks(body)}{LETTER_PROMPT_SUFFIX}"
+
+
+def mmbench_submission(
+    questions: Sequence[MMBenchQuestion], predictions: Mapping[str, str]
+) -> list[dict]:
+    """The rows of the file that the benchmark's server takes.
+
+    Args:
+        questions: The rows asked.
+        predictions: The answers by index.
+
+    Returns:
+        For each row the cells by `SUBMISSION_COLUMNS`, `None` for an empty one; for
+        example for `pandas.DataFrame(rows).to_excel("submission.xlsx", index=False)`.
+
+    Raises:
+        TypeError, ValueError: As `score_mmbench`.
+
+    Example:
+
+    >>> question = MMBenchQuestion(241, "What?", ("cat", "dog"))
+    >>> rows = mmbench_submission([question], {241: "A"})
+    >>> rows[0]["index"], rows[0]["prediction"]
+    (241, 'A')
+    """
+    answers = answers_of(questions, predictions)
+    rows = []
+    for question in questions:
+        values = {
+            "index": int(question.id),
+            "question": question.question,
+            **question.choices,
+            "prediction": answers.get(question.id),
+            "answer": question.answer,
+            "split": question.split,
+        }
+        rows.append({column: values.get(column) for column in SUBMISSION_COLUMNS})
+    return rows

@@ -1,0 +1,214 @@
+"""The questions of MME, out of its folders, and their prompts (Fu et al., 2023).
+
+    MME_Benchmark_release_version/<task>/0001.png and 0001.txt, or
+    MME_Benchmark_release_version/<task>/images/ and questions_answers_YN/
+
+A text file has two lines, "question<TAB>Yes" and "question<TAB>No", about one picture.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from keras_betakd.evaluation.benchmark_files import SHORT_ANSWER_SUFFIX, require_texts
+from keras_betakd.evaluation.protocol import (
+    VQAQuestion,
+    queues,
+    short_answer_prompt,
+    take,
+)
+
+MME_PERCEPTION = (
+    "existence",
+    "count",
+    "position",
+    "color",
+    "posters",
+    "celebrity",
+    "scene",
+    "landmark",
+    "artwork",
+    "OCR",
+)
+MME_COGNITION = (
+    "commonsense_reasoning",
+    "numerical_calculation",
+    "text_translation",
+    "code_reasoning",
+)
+
+_ENDING = "Please answer yes or no."
+
+
+@dataclasses.dataclass(frozen=True)
+class MMEQuestion(VQAQuestion):
+    """One of the two questions about a picture.
+
+    Args:
+        id: The question's id, unique over all tasks: "existence/0001#2".
+        question: The question, with its ending "Please answer yes or no."
+        task: One of `MME_PERCEPTION` or `MME_COGNITION`.
+        file: The name of its text file without the ending ".txt".
+        answer: The right answer, "yes" or "no".
+        image: Whatever `load_image` reads, usually a path; read only when needed.
+
+    Raises:
+        ValueError: The task or the answer is another, or the id or question of
+            another type.
+
+    Example:
+
+    >>> text = "Is it a 7? Please answer yes or no."
+    >>> MMEQuestion("OCR/1#1", text, "OCR", "1", "No").answer
+    'no'
+    """
+
+    task: str
+    file: str
+    answer: str
+    image: Any = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.task not in MME_PERCEPTION + MME_COGNITION:
+            raise ValueError(
+                f"Question {self.id!r}: `task` must be one of "
+                f"{MME_PERCEPTION + MME_COGNITION}. Received: task={self.task!r}"
+            )
+        object.__setattr__(self, "file", str(self.file))
+        object.__setattr__(self, "answer", str(self.answer).lower())
+        if self.answer not in ("yes", "no"):
+            raise ValueError(
+                f"Question {self.id!r}: `answer` must be 'yes' or 'no'. "
+                f"Received: answer={self.answer!r}"
+            )
+
+
+def load_mme(
+    directory: str | os.PathLike,
+    tasks: Sequence[str] = MME_PERCEPTION + MME_COGNITION,
+) -> list[MMEQuestion]:
+    """Reads the questions of a folder of MME, in either layout.
+
+    Args:
+        directory: The folder `MME_Benchmark_release_version`.
+        tasks: The tasks to read; `MME_PERCEPTION` is enough for the reported number.
+
+    Returns:
+        The questions, task by task, in the order of the files' names.
+
+    Raises:
+        FileNotFoundError: A task or a picture is missing.
+        ValueError: A text file is not two lines of question, tab and Yes or No.
+
+    Example:
+
+    ```python
+    questions = load_mme("MME_Benchmark_release_version", MME_PERCEPTION)
+    ```
+    """
+    return [
+        q for task in tasks for q in _read_task(os.path.join(directory, task), task)
+    ]
+
+
+def _read_task(folder, task):
+    texts = os.path.join(folder, "questions_answers_YN")
+    images = os.path.join(folder, "images")
+    if not os.path.isdir(texts):
+        texts = images = folder
+    pictures = {
+        _stem(name): os.path.join(images, name)
+        for name in sorted(os.listdir(images))
+        if not name.endswith(".txt")
+    }
+    names = sorted(name for name in os.listdir(texts) if name.endswith(".txt"))
+    if not names:
+        raise FileNotFoundError(
+            "A task's folder holds a text file for each picture, or has them in "
+            f"questions_answers_YN. Received: {folder!r}, which has none"
+        )
+    return [
+        question
+        for name in names
+        for question in _read_file(os.path.join(texts, name), task, pictures)
+    ]
+
+
+def _stem(name):
+    """What text file and picture have in common: all up to the first period."""
+    return name.split(".")[0]
+
+
+def _read_file(path, task, pictures):
+    stem = _stem(os.path.basename(path))
+    if stem not in pictures:
+        raise FileNotFoundError(f"There is no picture to the questions in {path!r}.")
+    with open(path, encoding="utf-8-sig") as file:
+        lines = [line.strip().split("\t") for line in file if line.strip()]
+    if [len(fields) for fields in lines] != [2, 2]:
+        raise ValueError(
+            f"{path!r} must hold two lines of a question, a tab and Yes or No. "
+            f"Received: {lines}"
+        )
+    return [
+        MMEQuestion(f"{task}/{stem}#{k}", question, task, stem, answer, pictures[stem])
+        for k, (question, answer) in enumerate(lines, 1)
+    ]
+
+
+def mme_prompt(question: MMEQuestion) -> str:
+    """The prompt of a question as LLaVA asks it: with its own instruction instead.
+
+    Example:
+
+    >>> text = "Is it a 7? Please answer yes or no."
+    >>> mme_prompt(MMEQuestion("OCR/1#1", text, "OCR", "1", "yes"))
+    '<image>\\nIs it a 7?\\nAnswer the question using a single word or phrase.'
+    """
+    return short_answer_prompt(question.question.removesuffix(_ENDING).rstrip())
+
+
+def mme_answers(
+    questions: Sequence[MMEQuestion], lines: Iterable[Mapping]
+) -> dict[str, str]:
+    """Answers by question id out of the lines of a LLaVA answer file.
+
+    There, `question_id` is "<task>/<picture>", for both questions about it. So a line
+    is matched by it and by its `prompt`, with LLaVA's instruction exchanged for MME's
+    after one space or, where there is no such question, after two.
+
+    Args:
+        questions: The questions asked.
+        lines: Objects with `question_id`, `prompt` and `text`.
+
+    Returns:
+        The answers by the ids of `questions`.
+
+    Raises:
+        ValueError: A line lacks a key, or it belongs to no question or to one that
+            was answered before.
+
+    Example:
+
+    >>> text = "A 7? Please answer yes or no."
+    >>> question = MMEQuestion("OCR/1#1", text, "OCR", "1", "yes")
+    >>> prompt = "A 7?\\nAnswer the question using a single word or phrase."
+    >>> line = {"question_id": "OCR/1.jpg", "prompt": prompt, "text": "Yes"}
+    >>> mme_answers([question], [line])
+    {'OCR/1#1': 'Yes'}
+    """
+    waiting = queues(questions, lambda q: (q.task, q.file, q.question))
+    answers = {}
+    for number, line in enumerate(lines, 1):
+        where = f"Answer {number}"
+        keys = ("question_id", "prompt", "text")
+        name, prompt, text = require_texts(line, keys, where)
+        task, file = name.split("/")[0], _stem(name.split("/")[-1])
+        asked = prompt.replace(SHORT_ANSWER_SUFFIX.strip(), "").strip()
+        if _ENDING not in asked:
+            spaces = " " if (task, file, f"{asked} {_ENDING}") in waiting else "  "
+            asked = f"{asked}{spaces}{_ENDING}"
+        answers[take(waiting, (task, file, asked), where).id] = text
+    return answers

@@ -1,0 +1,229 @@
+"""POPE: is a thing that is not there said to be there? (Li et al., 2023)
+
+Three sets of yes-no questions about COCO pictures, which differ in how the things
+that are not there were chosen (arXiv 2305.10355). The number that LLaVA, MobileVLM and
+Beta-KD report is the mean of the three F1 scores, in per cent.
+"""
+
+import dataclasses
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+
+from keras_betakd.evaluation.intervals import wilson_interval
+from keras_betakd.evaluation.pope_questions import POPE_CATEGORIES, POPEQuestion
+from keras_betakd.evaluation.protocol import answers_of
+
+_YES_OR_NO = re.compile(r"\b(?:yes|no|not)\b", re.IGNORECASE)
+
+
+def parse_pope(text: str) -> str:
+    """ "no" or "yes", as the published scorer reads an answer.
+
+    It is "no" if, before the first period and without commas, one of the words
+    between spaces is exactly "No", "no" or "not"; everything else is "yes".
+
+    Known traps: "NO", "Nope", "Not at all", "No!", "cannot see" and the empty answer
+    are "yes"; "Yes! no" is "no".
+
+    Args:
+        text: The answer.
+
+    Returns:
+        "yes" or "no".
+
+    Example:
+
+    >>> parse_pope("No, there is none."), parse_pope("NO")
+    ('no', 'yes')
+    """
+    words = text.split(".")[0].replace(",", "").split(" ")
+    return "no" if {"No", "no", "not"} & set(words) else "yes"
+
+
+@dataclasses.dataclass(frozen=True)
+class POPECategory:
+    """Counts of one category, with "yes" as the positive class.
+
+    Args:
+        tp: Things that are there and said to be.
+        fp: Things that are not there and said to be: hallucinated.
+        tn: Things that are not there and not said to be.
+        fn: Things that are there and not said to be.
+
+    Raises:
+        ValueError: `tp` is 0. The published scorer then divides by zero.
+
+    Example:
+
+    >>> POPECategory(tp=2, fp=1, tn=3, fn=1).precision
+    66.66666666666667
+    """
+
+    tp: int
+    fp: int
+    tn: int
+    fn: int
+
+    def __post_init__(self):
+        if not self.tp:
+            raise ValueError(
+                "Precision = TP / (TP + FP), recall = TP / (TP + FN) and their F1 need "
+                "at least one answer that is rightly read as yes. Received: "
+                f"TP={self.tp}, FP={self.fp}, TN={self.tn}, FN={self.fn}"
+            )
+
+    @property
+    def n(self) -> int:
+        """Questions."""
+        return self.tp + self.fp + self.tn + self.fn
+
+    @property
+    def accuracy(self) -> float:
+        """Right answers in per cent."""
+        return 100.0 * (self.tp + self.tn) / self.n
+
+    @property
+    def precision(self) -> float:
+        """Per cent of the answers "yes" that are right."""
+        return 100.0 * self.tp / (self.tp + self.fp)
+
+    @property
+    def recall(self) -> float:
+        """Per cent of the things that are there and said to be."""
+        return 100.0 * self.tp / (self.tp + self.fn)
+
+    @property
+    def f1(self) -> float:
+        """The harmonic mean of precision and recall, in per cent."""
+        return 200.0 * self.tp / (2 * self.tp + self.fp + self.fn)
+
+    @property
+    def yes_ratio(self) -> float:
+        """Per cent of the answers that are "yes"."""
+        return 100.0 * (self.tp + self.fp) / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of `f1`, in per cent.
+
+        F1 = 2 J / (1 + J) with the proportion J = TP / (TP + FP + FN), so the Wilson
+        interval of J, taken through this growing function, is one of F1.
+        """
+        low, high = wilson_interval(self.tp, self.tp + self.fp + self.fn)
+        return 200.0 * low / (1 + low), 200.0 * high / (1 + high)
+
+
+@dataclasses.dataclass(frozen=True)
+class POPEScore:
+    """What `score_pope` found.
+
+    Args:
+        per_category: The counts and scores of each category.
+        parsed: What was read out of each answer, "yes" or "no", by question id.
+        unparsed: Answers without any of the words yes, no and not, in whatever case.
+            The published parser counts them as yes.
+        missing: Always 0: a question without an answer is an error.
+
+    Example:
+
+    >>> counts = POPECategory(tp=3, fp=1, tn=3, fn=1)
+    >>> POPEScore({name: counts for name in POPE_CATEGORIES}).mean_f1
+    75.0
+    """
+
+    per_category: Mapping[str, POPECategory]
+    parsed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    unparsed: int = 0
+    missing: int = 0
+
+    @property
+    def mean_f1(self) -> float | None:
+        """The mean of the three F1 scores in per cent: the number that is reported.
+
+        `None` unless all three categories were asked.
+        """
+        if len(self.per_category) < len(POPE_CATEGORIES):
+            return None
+        return statistics.fmean(counts.f1 for counts in self.per_category.values())
+
+    @property
+    def n(self) -> int:
+        """Questions."""
+        return sum(counts.n for counts in self.per_category.values())
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """A 95 % interval of `mean_f1`, in per cent; `None` where that is.
+
+        The means of the three intervals' ends. The categories share their pictures
+        and the questions about what is there, so nothing is gained by averaging for
+        certain; this width is right if they err together, and never too narrow.
+        """
+        if self.mean_f1 is None:
+            return None
+        ends = [counts.interval for counts in self.per_category.values()]
+        low, high = map(statistics.fmean, zip(*ends, strict=True))
+        return low, high
+
+
+def score_pope(
+    questions: Sequence[POPEQuestion], predictions: Mapping[str, str]
+) -> POPEScore:
+    """Scores answers to POPE questions, category by category.
+
+    Args:
+        questions: The questions asked, for example from `load_pope`.
+        predictions: The answers by question id; out of an answer file, use
+            `llava_answers(lines, unique=True)`.
+
+    Returns:
+        A `POPEScore`.
+
+    Raises:
+        TypeError: `predictions` is not a mapping, or an answer is not a string.
+        ValueError: There are no questions, an id occurs twice, a question has no
+            answer or an answer no question (the published scorer would pair the
+            others wrongly), or the F1 of a category is not defined.
+
+    Example:
+
+    >>> questions = [POPEQuestion(0, "Is there a dog?", "random", "yes")]
+    >>> score_pope(questions, {0: "Yes"}).per_category["random"].f1
+    100.0
+    """
+    answers = answers_of(questions, predictions, refuse_unknown=True)
+    unanswered = [question.id for question in questions if question.id not in answers]
+    if unanswered:
+        raise ValueError(
+            f"Each question must have an answer. Received: {len(answers)} answers to "
+            f"{len(questions)} questions; there is none to {unanswered[:3]}"
+        )
+    parsed = {name: parse_pope(text) for name, text in answers.items()}
+    asked = {question.category for question in questions}
+    return POPEScore(
+        per_category={
+            category: _counts(category, questions, parsed)
+            for category in POPE_CATEGORIES
+            if category in asked
+        },
+        parsed=parsed,
+        unparsed=sum(not _YES_OR_NO.search(text) for text in answers.values()),
+    )
+
+
+def _counts(category, questions, parsed):
+    pairs = [
+        (parsed[question.id] == "yes", question.label != "no")
+        for question in questions
+        if question.category == category
+    ]
+    try:
+        return POPECategory(
+            tp=pairs.count((True, True)),
+            fp=pairs.count((True, False)),
+            tn=pairs.count((False, False)),
+            fn=pairs.count((False, True)),
+        )
+    except ValueError as error:
+        raise ValueError(f"The F1 of {category!r} is not defined. {error}") from error

@@ -1,0 +1,131 @@
+"""The questions of POPE, out of its files, and their prompts (Li et al., 2023).
+
+llava_pope_test.jsonl                            question_id, image, text, category
+coco_pope_{random,popular,adversarial}.json      image, text, label; one a line
+"""
+
+import dataclasses
+import os
+from typing import Any
+
+from keras_betakd.evaluation.benchmark_files import (
+    read_jsonl,
+    read_questions,
+    require_texts,
+)
+from keras_betakd.evaluation.protocol import VQAQuestion, short_answer_prompt
+
+POPE_CATEGORIES = ("adversarial", "popular", "random")
+
+_USE_VERSION = "Use the label files of AoiDragon/POPE at its commit e3e39262."
+
+
+@dataclasses.dataclass(frozen=True)
+class POPEQuestion(VQAQuestion):
+    """One question.
+
+    Args:
+        id: The question's id, unique over the three categories.
+        question: The question, "Is there a ... in the image?".
+        category: One of `POPE_CATEGORIES`.
+        label: The right answer. As in the published scorer, whatever is not "no"
+            counts as yes.
+        image: Whatever `load_image` reads, usually a path; read only when needed.
+
+    Raises:
+        ValueError: The category is another, or the id or question of another type.
+
+    Example:
+
+    >>> POPEQuestion(0, "Is there a dog in the image?", "random", "no").label
+    'no'
+    """
+
+    category: str
+    label: str
+    image: Any = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.category not in POPE_CATEGORIES:
+            raise ValueError(
+                f"Question {self.id!r}: `category` must be one of {POPE_CATEGORIES}. "
+                f"Received: category={self.category!r}"
+            )
+
+
+def load_pope(
+    question_file: str | os.PathLike,
+    label_folder: str | os.PathLike,
+    image_folder: str | os.PathLike = "",
+) -> list[POPEQuestion]:
+    """Reads the questions of LLaVA's question file with the labels of POPE's files.
+
+    The k-th question of a category goes with the k-th label, as published, and picture
+    and wording of the two are compared: with a line too many or too few, all further
+    labels would be those of other questions.
+
+    Args:
+        question_file: `llava_pope_test.jsonl`.
+        label_folder: The folder of `coco_pope_random.json` and so on, in the version
+            of commit e3e39262 of AoiDragon/POPE, whose random set has 2,910 lines.
+        image_folder: Where the pictures lie (`val2014`).
+
+    Returns:
+        The questions, in the order of the question file.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file is damaged, or questions and labels do not agree.
+
+    Example:
+
+    ```python
+    questions = load_pope("llava_pope_test.jsonl", "coco", "val2014")
+    ```
+    """
+    lines = read_questions(question_file, image_folder)
+    categories = [
+        require_texts(fields, ["category"], f"Question {name!r}")[0]
+        for name, _, _, fields in lines
+    ]
+    labels = {
+        category: iter(_labels(label_folder, category, categories.count(category)))
+        for category in dict.fromkeys(categories)
+    }
+    questions = []
+    for (name, text, image, fields), category in zip(lines, categories, strict=True):
+        *pictured, label = next(labels[category])
+        if pictured != [fields["image"], text]:
+            raise ValueError(
+                f"Question {name!r} ({category}) is {[fields['image'], text]}, but the "
+                f"label in its place is about {pictured}. {_USE_VERSION}"
+            )
+        questions.append(POPEQuestion(name, text, category, label, image))
+    return questions
+
+
+def _labels(folder, category, count):
+    path = os.path.join(folder, f"coco_pope_{category}.json")
+    labels = [
+        require_texts(fields, ("image", "text", "label"), f"{path!r}, label {number}")
+        for number, fields in enumerate(read_jsonl(path), 1)
+    ]
+    if len(labels) != count:
+        raise ValueError(
+            f"There must be one label to each question of the category {category!r}. "
+            f"Received: {count} questions, {len(labels)} labels in {path!r}. "
+            f"{_USE_VERSION}"
+        )
+    return labels
+
+
+def pope_prompt(question: POPEQuestion) -> str:
+    """The prompt of a question as LLaVA asks it.
+
+    Example:
+
+    >>> pope_prompt(POPEQuestion(0, "Is there a dog?", "random", "no"))
+    '<image>\\nIs there a dog?\\nAnswer the question using a single word or phrase.'
+    """
+    return short_answer_prompt(question.question)

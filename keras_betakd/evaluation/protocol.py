@@ -1,0 +1,205 @@
+"""What the VQA benchmarks share in the LLaVA protocol (Liu et al., 2023).
+
+A question file holds one JSON object a line with `question_id`, `image` and `text`; an
+answer file one with `question_id`, `prompt` (the text as asked, without the image mark)
+and `text`. The scorers take answers by id: an answer that is missing, unknown or given
+twice can then never move the others, as it does where files are read side by side.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+
+from keras_betakd.data.images import IMAGE_MARK, neutralize_image_marks
+from keras_betakd.evaluation.benchmark_files import SHORT_ANSWER_SUFFIX, require_texts
+
+
+@dataclasses.dataclass(frozen=True)
+class VQAQuestion:
+    """What every benchmark's question has.
+
+    Args:
+        id: The question's id, unique in its benchmark; integers become strings.
+        question: The question, without the instruction that the prompt adds.
+
+    Raises:
+        ValueError: The id or the question is of another type.
+
+    Example:
+
+    >>> VQAQuestion(7, "Is it a cat?").id
+    '7'
+    """
+
+    id: str
+    question: str
+
+    def __post_init__(self):
+        if isinstance(self.id, bool) or not isinstance(self.id, (int, str)):
+            raise ValueError(
+                "`id` must be a string or an integer. Received: "
+                f"id={self.id!r} of the question {self.question!r}"
+            )
+        if not isinstance(self.question, str):
+            raise ValueError(
+                f"Question {self.id!r}: `question` must be a string. "
+                f"Received: question={self.question!r}"
+            )
+        object.__setattr__(self, "id", str(self.id))
+
+
+def short_answer_prompt(text: str) -> str:
+    """A prompt with a picture and the instruction to answer in a word or phrase.
+
+    Image marks in the text itself are neutralized.
+
+    Args:
+        text: The question, with whatever the benchmark puts behind it.
+
+    Returns:
+        The prompt, starting with `IMAGE_MARK`.
+
+    Example:
+
+    >>> short_answer_prompt("What is it?")
+    '<image>\\nWhat is it?\\nAnswer the question using a single word or phrase.'
+    """
+    return f"{IMAGE_MARK}\n{neutralize_image_marks(text)}{SHORT_ANSWER_SUFFIX}"
+
+
+def llava_answers(lines: Iterable[Mapping], unique: bool = False) -> dict[str, str]:
+    """Answers by id out of the lines of a LLaVA answer file.
+
+    Of answers with the same id the last counts, as in the published scorers of GQA,
+    ScienceQA and MMBench. For TextVQA and MME, where an id stands for several
+    questions, use `textvqa_answers` and `mme_answers`.
+
+    Args:
+        lines: Objects with `question_id` and `text`, for example from `read_jsonl`.
+        unique: Whether to refuse an id that occurs twice; POPE wants it, whose
+            published scorer would pair all further answers with the wrong labels.
+
+    Returns:
+        The answers by id, as the scorers take them.
+
+    Raises:
+        ValueError: A line lacks a key, or an id occurs twice with `unique`.
+
+    Example:
+
+    >>> llava_answers([{"question_id": 7, "text": "yes"}])
+    {'7': 'yes'}
+    """
+    answers: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        name, text = require_texts(line, ("question_id", "text"), f"Answer {number}")
+        if unique and name in answers:
+            raise ValueError(
+                f"Answer {number}: question {name!r} was answered before. Keep one "
+                f"answer to each question. Received: {text!r} after {answers[name]!r}"
+            )
+        answers[name] = text
+    return answers
+
+
+def answers_of(
+    questions: Sequence[VQAQuestion],
+    predictions: Mapping[str, str],
+    refuse_unknown: bool = False,
+) -> dict[str, str]:
+    """The answers to these questions by id, checked.
+
+    Args:
+        questions: The questions asked.
+        predictions: Answers by question id, a string or an integer.
+        refuse_unknown: Whether an answer to no question is an error. Otherwise it is
+            left aside.
+
+    Returns:
+        The answers, in the order of the questions; a question may have none.
+
+    Raises:
+        TypeError: `predictions` is not a mapping, or an answer not a string.
+        ValueError: There are no questions, or an id occurs twice, or an answer
+            belongs to no question and `refuse_unknown` is set.
+
+    Example:
+
+    >>> answers_of([VQAQuestion("7", "Is it a cat?")], {7: "yes", 8: "no"})
+    {'7': 'yes'}
+    """
+    if not isinstance(predictions, Mapping):
+        raise TypeError(
+            "`predictions` must map question ids to answers: answers go by id, not by "
+            f"place. Received: {type(predictions).__name__}"
+        )
+    ids = dict.fromkeys(question.id for question in questions)
+    if not questions or len(ids) < len(questions):
+        raise ValueError(
+            "`questions` must hold at least one question, and each id once. "
+            f"Received: {len(questions)} questions with {len(ids)} different ids"
+        )
+    answers = {str(name): text for name, text in predictions.items()}
+    if len(answers) < len(predictions):
+        raise ValueError(
+            "`predictions` must hold each id once; 7 and '7' are one id. Received: "
+            f"{len(predictions)} answers with {len(answers)} different ids"
+        )
+    _check_texts(answers)
+    unknown = [name for name in answers if name not in ids]
+    if refuse_unknown and unknown:
+        raise ValueError(
+            "Each answer must belong to one of the questions. Received: "
+            f"{len(unknown)} of {len(answers)} that do not, the first for the id "
+            f"{unknown[0]!r}; an id of a question is {next(iter(ids))!r}"
+        )
+    return {name: answers[name] for name in ids if name in answers}
+
+
+def _check_texts(answers):
+    for name, text in answers.items():
+        if not isinstance(text, str):
+            raise TypeError(
+                f"The answer to question {name!r} must be a string; leave a question "
+                f"that was not answered out. Received: {text!r}"
+            )
+
+
+def queues(
+    questions: Iterable[VQAQuestion], key: Callable[[VQAQuestion], Hashable]
+) -> dict[Hashable, collections.deque]:
+    """The questions by a key that several may share, in order; see `take`."""
+    waiting: dict[Hashable, collections.deque] = {}
+    for question in questions:
+        waiting.setdefault(key(question), collections.deque()).append(question)
+    return waiting
+
+
+def take(waiting: dict[Hashable, collections.deque], key: Hashable, where: str):
+    """The next question of a key: the k-th line of a file gets the k-th question.
+
+    Args:
+        waiting: What `queues` returned.
+        key: What identifies the question.
+        where: How to name the line in a message.
+
+    Raises:
+        ValueError: There is no question with this key, or none is left.
+
+    Example:
+
+    >>> waiting = queues([VQAQuestion(7, "Is it a cat?")], lambda q: q.question)
+    >>> take(waiting, "Is it a cat?", "Line 1").id
+    '7'
+    """
+    if key not in waiting:
+        raise ValueError(
+            f"{where}: belongs to no question. Are questions and answers of one "
+            f"version of the benchmark? Received: {key!r}"
+        )
+    if not waiting[key]:
+        raise ValueError(
+            f"{where}: occurs more often than its question. Keep one line for each "
+            f"question. Received: {key!r}"
+        )
+    return waiting[key].popleft()

@@ -1,0 +1,114 @@
+"""TextVQA: questions whose answer stands in the picture (Singh et al., 2019).
+
+Scored is the validation set of version 0.5.1 (arXiv 1904.08920), asked with the
+reference OCR tokens that LLaVA puts into the prompt. A question's score is in 0..1, the
+accuracy in per cent. There are no official categories.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+
+from keras_betakd.evaluation.intervals import mean_interval
+from keras_betakd.evaluation.protocol import answers_of
+from keras_betakd.evaluation.textvqa_questions import TextVQAQuestion
+from keras_betakd.evaluation.vqa_normalization import normalize_vqa_answer
+
+
+@dataclasses.dataclass(frozen=True)
+class TextVQAScore:
+    """What `score_textvqa` found.
+
+    Args:
+        scores: The score of each answered question by its id, in 0..1.
+        unparsed: Answers of which normalizing leaves nothing.
+        missing: Questions without an answer. Left out of the mean, as the published
+            scorer does, which goes through the answers.
+
+    Example:
+
+    >>> TextVQAScore(scores={"1": 0.6, "2": 1.0}).accuracy
+    80.0
+    """
+
+    scores: Mapping[str, float]
+    unparsed: int = 0
+    missing: int = 0
+
+    @property
+    def accuracy(self) -> float:
+        """The mean score in per cent: TextVQA's number."""
+        return 100.0 * statistics.fmean(self.scores.values())
+
+    @property
+    def n(self) -> int:
+        """Answered questions."""
+        return len(self.scores)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of `accuracy`, in per cent; `None` for one question."""
+        ends = mean_interval(list(self.scores.values()))
+        return ends and (100.0 * ends[0], 100.0 * ends[1])
+
+
+def score_textvqa(
+    questions: Sequence[TextVQAQuestion], predictions: Mapping[str, str]
+) -> TextVQAScore:
+    """Scores answers to TextVQA questions against those of ten people.
+
+    With m of the ten equal to the prediction, all eleven normalized, the score is the
+    mean of min(1, others / 3) over the ten ways to leave one person out, where
+    "others" counts the equal ones among the nine that remain:
+
+        (m min(1, (m - 1) / 3) + (10 - m) min(1, m / 3)) / 10
+
+    so 0, 0.3, 0.6, 0.9, 1 for m = 0, 1, 2, 3 and more. Of several questions with the
+    same picture and wording, the last one's answers count for all.
+
+    Args:
+        questions: The questions asked, for example from `load_textvqa`.
+        predictions: The answers by question id; see `textvqa_answers`.
+
+    Returns:
+        A `TextVQAScore`.
+
+    Raises:
+        TypeError: `predictions` is not a mapping, or an answer is not a string.
+        ValueError: There is no question or no answer, an id occurs twice, or an
+            answer belongs to no question.
+
+    Example:
+
+    >>> people = ["dakota"] * 7 + ["dakota digital"] * 3
+    >>> question = TextVQAQuestion("1", "What brand?", "a1", people)
+    >>> score_textvqa([question], {"1": "Dakota digital"}).scores["1"]
+    0.9
+    """
+    answers = answers_of(questions, predictions, refuse_unknown=True)
+    if not answers:
+        raise ValueError(
+            "The accuracy is a mean over answers. Received: no answer to any of "
+            f"{len(questions)} questions"
+        )
+    people = {question.key: question.answers for question in questions}
+    normalized = {name: normalize_vqa_answer(text) for name, text in answers.items()}
+    return TextVQAScore(
+        scores={
+            question.id: _soft_score(normalized[question.id], people[question.key])
+            for question in questions
+            if question.id in normalized
+        },
+        unparsed=sum(not text for text in normalized.values()),
+        missing=len(questions) - len(answers),
+    )
+
+
+def _soft_score(prediction: str, answers: Sequence[str]) -> float:
+    """The score of one normalized prediction."""
+    equal = sum(normalize_vqa_answer(answer) == prediction for answer in answers)
+    if not equal:
+        return 0.0
+    others = len(answers) - equal
+    credit = equal * min(1.0, (equal - 1) / 3) + others * min(1.0, equal / 3)
+    return credit / len(answers)

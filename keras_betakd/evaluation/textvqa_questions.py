@@ -1,0 +1,204 @@
+"""The questions of TextVQA, out of its files, and their prompts (Singh et al., 2019).
+
+llava_textvqa_val_v051_ocr.jsonl    question_id (the picture's!), image, text
+TextVQA_0.5.1_val.json              "data": question_id, image_id, question, answers
+"""
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from keras_betakd.evaluation.benchmark_files import (
+    read_json,
+    read_questions,
+    require_texts,
+)
+from keras_betakd.evaluation.protocol import (
+    VQAQuestion,
+    queues,
+    short_answer_prompt,
+    take,
+)
+
+_OCR = "\nReference OCR token: "
+_ANNOTATORS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class TextVQAQuestion(VQAQuestion):
+    """One question.
+
+    Args:
+        id: The annotation's `question_id`.
+        question: The question.
+        image_id: The picture's id.
+        answers: What ten people answered.
+        ocr: The reference OCR tokens as the prompt lists them ("t1, t2"), or `None`
+            for a prompt without that line.
+        image: Whatever `load_image` reads, usually a path; read only when needed.
+
+    Raises:
+        ValueError: A field has a type that no such question has, or there are not
+            ten answers: the score is defined for ten.
+
+    Example:
+
+    >>> TextVQAQuestion("1", "What brand?", "a1", ["dakota"] * 10).answers[0]
+    'dakota'
+    """
+
+    image_id: str
+    answers: tuple[str, ...]
+    ocr: str | None = None
+    image: Any = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        answers = self.answers
+        if (
+            not isinstance(answers, (list, tuple))
+            or len(answers) != _ANNOTATORS
+            or not all(isinstance(answer, str) for answer in answers)
+        ):
+            raise ValueError(
+                f"Question {self.id!r}: `answers` must be {_ANNOTATORS} strings, one "
+                f"of each annotator. Received: answers={answers!r}"
+            )
+        object.__setattr__(self, "answers", tuple(answers))
+        object.__setattr__(self, "image_id", str(self.image_id))
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What the published scorer knows a question by."""
+        return self.image_id, self.question.lower()
+
+
+def load_textvqa(
+    question_file: str | os.PathLike,
+    annotation_file: str | os.PathLike,
+    image_folder: str | os.PathLike = "",
+) -> list[TextVQAQuestion]:
+    """Reads the questions of LLaVA's question file with TextVQA's annotations.
+
+    Args:
+        question_file: `llava_textvqa_val_v051_ocr.jsonl`.
+        annotation_file: `TextVQA_0.5.1_val.json`.
+        image_folder: Where the pictures lie (`train_images`).
+
+    Returns:
+        The questions, in the order of the question file.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file is damaged, or a question has no annotation.
+
+    Example:
+
+    ```python
+    questions = load_textvqa("llava_textvqa.jsonl", "TextVQA_0.5.1_val.json", "images")
+    ```
+    """
+    waiting = queues(_annotated(annotation_file), lambda question: question.key)
+    questions = []
+    lines = read_questions(question_file, image_folder)
+    for number, (image_id, text, image, _) in enumerate(lines, 1):
+        asked, mark, ocr = text.partition(_OCR)
+        where = f"{os.fspath(question_file)!r}, question {number}"
+        question = take(waiting, (image_id, asked.lower()), where)
+        ocr = ocr if mark else None
+        questions.append(
+            dataclasses.replace(question, question=asked, ocr=ocr, image=image)
+        )
+    return questions
+
+
+def _annotated(path):
+    entries = read_json(path)
+    entries = entries.get("data") if isinstance(entries, Mapping) else None
+    if not isinstance(entries, list):
+        raise ValueError(
+            f"{os.fspath(path)!r} must hold an object with a list under 'data', as "
+            "TextVQA_0.5.1_val.json does."
+        )
+    keys = ("question_id", "question", "image_id")
+    return [
+        TextVQAQuestion(
+            *require_texts(entry, keys, f"{os.fspath(path)!r}, entry {number}"),
+            answers=entry.get("answers"),
+        )
+        for number, entry in enumerate(entries, 1)
+    ]
+
+
+def textvqa_prompt(question: TextVQAQuestion) -> str:
+    """The prompt of a question as LLaVA asks it.
+
+    Example:
+
+    >>> question = TextVQAQuestion("1", "What brand?", "a1", ["x"] * 10, "OLD, SPICE")
+    >>> print(textvqa_prompt(question))
+    <image>
+    What brand?
+    Reference OCR token: OLD, SPICE
+    Answer the question using a single word or phrase.
+    """
+    ocr = "" if question.ocr is None else f"{_OCR}{question.ocr}"
+    return short_answer_prompt(f"{question.question}{ocr}")
+
+
+def textvqa_answers(
+    questions: Sequence[TextVQAQuestion], lines: Iterable[Mapping]
+) -> dict[str, str]:
+    """Answers by question id out of the lines of a LLaVA answer file.
+
+    There, `question_id` is the picture's id, which several questions share. So a line
+    is matched by it and by the question in its `prompt`, as in the published scorer.
+
+    Args:
+        questions: The questions asked.
+        lines: Objects with `question_id`, `prompt` and `text`.
+
+    Returns:
+        The answers by the ids of `questions`.
+
+    Raises:
+        ValueError: A line lacks a key, its prompt has another form, or it belongs to
+            no question or to one that was answered before.
+
+    Example:
+
+    >>> question = TextVQAQuestion("34602", "What brand?", "a1", ["dakota"] * 10)
+    >>> prompt = "What brand?\\nAnswer the question using a single word or phrase."
+    >>> line = {"question_id": "a1", "prompt": prompt, "text": "Dakota"}
+    >>> textvqa_answers([question], [line])
+    {'34602': 'Dakota'}
+    """
+    waiting = queues(questions, lambda question: question.key)
+    answers = {}
+    for number, line in enumerate(lines, 1):
+        where = f"Answer {number}"
+        keys = ("question_id", "prompt", "text")
+        image_id, prompt, text = require_texts(line, keys, where)
+        key = image_id, _question_in(prompt, where).lower()
+        answers[take(waiting, key, where).id] = text
+    return answers
+
+
+def _question_in(prompt, where):
+    """The question in a logged prompt, whose three known forms are tried in order."""
+    lines = prompt.split("\n")
+    if prompt.startswith("OCR tokens: "):
+        found = re.search(r"Question: (.*?) Short answer:", prompt, re.DOTALL)
+        if found:
+            return found[1]
+    elif "Reference OCR token: " in prompt and len(lines) == 3:
+        return lines[prompt.startswith("Reference OCR token:")]
+    elif len(lines) == 2:
+        return lines[0]
+    raise ValueError(
+        f"{where}: `prompt` must be a question, a line 'Reference OCR token: ...' or "
+        "none, and an instruction, in two or three lines. A question with a line break "
+        f"cannot be found in it. Received: {prompt!r}"
+    )
