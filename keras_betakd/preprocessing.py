@@ -19,7 +19,7 @@ from keras import ops
 
 from keras_betakd.models.formats import format_of
 from keras_betakd.models.inputs import (
-    as_text,
+    as_turns,
     model_inputs,
     record_ids,
     training_inputs,
@@ -209,7 +209,7 @@ class DistillationPreprocessor:
 
 
 def _without_pictures(records):
-    prompts = [drop_mark(as_text(prompt)) for prompt in records["prompts"]]
+    prompts = [[drop_mark(t) for t in as_turns(p)] for p in records["prompts"]]
     rest = {key: value for key, value in records.items() if key != "images"}
     return {**rest, "prompts": prompts}
 

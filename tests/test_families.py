@@ -10,6 +10,7 @@ import pytest
 from keras import ops
 from tiny_families import (
     FAMILIES,
+    FEATURES,
     LORA_LAYERS,
     QUANTIZED,
     SEES,
@@ -400,7 +401,7 @@ def test_features_of_pictures(name):
     assert history[energy.name][1] < history[energy.name][0]
 
 
-@pytest.mark.parametrize("name", SEVERAL_PICTURES[:3])
+@pytest.mark.parametrize("name", sorted({*SEVERAL_PICTURES} & {*FEATURES}))
 def test_features_of_pictures_belong_to_their_record(name):
     model = model_of(name)
     view, preprocessor = view_of(model), model.preprocessor

@@ -1,10 +1,19 @@
 """A tiny model of every other family of keras-hub, with its own preprocessor."""
 
 import functools
+import pathlib
 
 import keras
 import keras_hub
 from tiny_models import IMAGE_SIZE, tiny_gemma3, tiny_pali_gemma, tokenizer_proto
+
+from keras_betakd.mobilevlm import (
+    MobileVLMBackbone,
+    MobileVLMCausalLM,
+    MobileVLMCausalLMPreprocessor,
+    MobileVLMImageConverter,
+    MobileVLMTokenizer,
+)
 
 GEMMA3N_PIECES = (
     "<image_soft_token>",
@@ -303,6 +312,39 @@ def tiny_blip2_t5(width=8, sequence_length=64):
     return keras_hub.models.BLIP2Seq2SeqLM(backbone=backbone, preprocessor=preprocessor)
 
 
+def tiny_mobilevlm(
+    width=8, sequence_length=128, max_images=2, projector_type="ldpnetv2", **kwargs
+):
+    """A MobileVLM V2; a picture becomes 4 tokens, those of a LLaVA would be 16."""
+    proto = pathlib.Path(__file__).parent / "golden" / "llama_tiny.model"
+    tokenizer = MobileVLMTokenizer(str(proto))
+    backbone = MobileVLMBackbone(
+        vocabulary_size=tokenizer.vocabulary_size(),
+        num_layers=1,
+        num_query_heads=2,
+        num_key_value_heads=1,
+        hidden_dim=width,
+        intermediate_dim=2 * width,
+        vision_num_layers=2,
+        vision_num_heads=2,
+        vision_hidden_dim=8,
+        vision_intermediate_dim=16,
+        image_size=IMAGE_SIZE,
+        patch_size=4,
+        projector_type=projector_type,
+        image_grid_size=2,
+        **kwargs,
+    )
+    preprocessor = MobileVLMCausalLMPreprocessor(
+        tokenizer,
+        MobileVLMImageConverter((IMAGE_SIZE, IMAGE_SIZE)),
+        num_image_tokens=backbone.num_image_tokens,
+        sequence_length=sequence_length,
+        max_images_per_prompt=max_images,
+    )
+    return MobileVLMCausalLM(backbone, preprocessor)
+
+
 # Text families: the name in keras-hub, special tokens, and what its backbone wants.
 _GROUPED = {"num_query_heads": 2, "num_key_value_heads": 1}
 _TEXT = {
@@ -388,10 +430,12 @@ FAMILIES = {
     "Qwen3_5": tiny_qwen3_5,
     "BLIP2_OPT": tiny_blip2_opt,
     "BLIP2_FlanT5": tiny_blip2_t5,
+    "MobileVLM": tiny_mobilevlm,
     **{name: functools.partial(tiny_text, name) for name in _TEXT},
 }
-SEES = list(FAMILIES)[:7]
-SEVERAL_PICTURES = ["Gemma3", "Gemma3n", "Gemma4", "Qwen3_5"]
+SEES = list(FAMILIES)[:8]
+SEVERAL_PICTURES = ["Gemma3", "Gemma3n", "Gemma4", "Qwen3_5", "MobileVLM"]
+FEATURES = [name for name in SEES if name not in ("Qwen3_5", "BLIP2_FlanT5")]
 
 # What a family can do; each column is what a test of `test_families.py` runs on.
 SUPPORT = {
@@ -401,7 +445,7 @@ SUPPORT = {
     "LoRA": list(FAMILIES),
     "int8 teacher": list(FAMILIES),  # with LoRA, in one test
     "0 to N pictures": SEVERAL_PICTURES,
-    "image features": ["PaliGemma", "Gemma3", "Gemma3n", "Gemma4", "BLIP2_OPT"],
+    "image features": FEATURES,
     "attention": ["PaliGemma", "Gemma3"],
 }
 _NAMES = {
@@ -412,6 +456,7 @@ _NAMES = {
     "Qwen3_5": "Qwen3.5",
     "BLIP2_OPT": "BLIP-2 (OPT)",
     "BLIP2_FlanT5": "BLIP-2 (Flan-T5)",
+    "MobileVLM": "MobileVLM V2, LLaVA-1.5",
     "GPT2": "GPT-2",
     "Llama3": "Llama 3",
     "Phi3": "Phi-3",

@@ -22,12 +22,14 @@ class TextFormat:
         sees_whole_prompt: whether prompt tokens see each other both ways.
         answer_length: the preprocessor's attribute that limits what is decoded.
         decodes_cached: whether keras-hub's `generate` can be relied on.
+        takes_turns: whether a record may be a conversation of several turns.
     """
 
     picture_keys = ()
     sees_whole_prompt = False
     answer_length = "sequence_length"
     decodes_cached = True
+    takes_turns = False
 
     def __init__(self, preprocessor):
         self.preprocessor = preprocessor
@@ -235,6 +237,27 @@ class BLIP2Seq2SeqFormat(PrefixFormat):
         }
 
 
+class MobileVLMFormat(MarkedFormat):
+    """MobileVLM V2 and LLaVA-1.5: conversations, and a preprocessor that does it all.
+
+    It counts pictures and marks, resizes pictures, and cuts nothing.
+    """
+
+    takes_turns = True
+
+    def prepared(self, prompts, images, ids):
+        return {"prompts": prompts, "images": images, "names": ids}
+
+    def training(self, inputs, sequence_length=None):
+        return self.preprocessor(inputs, sequence_length=sequence_length)
+
+    def generation(self, inputs):
+        return {key: inputs[key] for key in ("prompts", "images")}
+
+    def prompt_lengths(self, inputs, limit):
+        return {self.answer_length: self.preprocessor.prompt_lengths(inputs)}
+
+
 def packed(preprocessor, prompts, responses, sequence_length=None):
     """Tokens of prompts and responses as `(x, y, sample_weight)`, y shifted by one.
 
@@ -277,6 +300,7 @@ def format_of(preprocessor):
         "BLIP2CausalLMPreprocessor": BLIP2Format,
         "BLIP2Seq2SeqLMPreprocessor": BLIP2Seq2SeqFormat,
         "Gemma4CausalLMPreprocessor": PatchFormat,
+        "MobileVLMCausalLMPreprocessor": MobileVLMFormat,
         "Qwen3_5CausalLMPreprocessor": Qwen3_5Format,
         "Qwen3_5MoeCausalLMPreprocessor": Qwen3_5Format,
     }

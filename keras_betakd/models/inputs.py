@@ -14,10 +14,10 @@ def model_inputs(preprocessor, records):
 
     Args:
         preprocessor: a keras-hub preprocessor of a `CausalLM` or `Seq2SeqLM`.
-        records: dict of `"prompts"` (B strings), optional `"responses"` (B
-            strings), optional `"images"` (a (B, H, W, 3) array, or for each record
-            a picture, a list of pictures, or `None`) and optional `"ids"`, which
-            errors then name.
+        records: dict of `"prompts"` (B strings, or for a conversation lists of
+            strings), optional `"responses"` (the same), optional `"images"` (a
+            (B, H, W, 3) array, or for each record a picture, a list of pictures, or
+            `None`) and optional `"ids"`, which errors then name.
 
     Returns:
         Dict with lists of strings and, for a model that sees, its pictures; for most
@@ -26,16 +26,33 @@ def model_inputs(preprocessor, records):
         (B, H, W, 3) for those with one.
 
     Raises:
-        ValueError: pictures for a model that takes none, fewer or more pictures
-            than marks, more pictures than the model takes. The record is named.
+        ValueError: a conversation for a model that takes one prompt and one response;
+            pictures for a model that takes none, fewer or more pictures than marks,
+            more pictures than the model takes. The record is named.
     """
-    prompts = [as_text(p) for p in records["prompts"]]
-    ids = record_ids(records, len(prompts))
+    family = format_of(preprocessor)
+    ids = record_ids(records, len(records["prompts"]))
+    prompts = _texts(family, records["prompts"], ids)
     images = images_by_record(records.get("images"), len(prompts), ids)
-    result = format_of(preprocessor).prepared(prompts, images, ids)
+    result = family.prepared(prompts, images, ids)
     if "responses" in records:
-        result["responses"] = [as_text(r) for r in records["responses"]]
+        result["responses"] = _texts(family, records["responses"], ids)
     return result
+
+
+def _texts(family, values, ids):
+    """Prompts or responses as strings, or for a conversation as lists of strings."""
+    turns = [as_turns(value) for value in values]
+    if family.takes_turns:
+        return turns
+    for found, name in zip(turns, ids, strict=False):
+        if len(found) != 1:
+            raise ValueError(
+                f"Record {name} is a conversation of {len(found)} turns, but this "
+                "model's preprocessor takes one prompt and one response. Write its "
+                "turns into one prompt, in the model's own template."
+            )
+    return [text for (text,) in turns]
 
 
 def training_inputs(preprocessor, inputs, sequence_length=None):
@@ -57,6 +74,15 @@ def as_text(value):
     if hasattr(value, "numpy"):
         value = value.numpy()
     return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+
+
+def as_turns(value):
+    """A prompt or response as a list of strings, one for each turn it has."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return [
+        as_text(v) for v in (value if isinstance(value, (list, tuple)) else [value])
+    ]
 
 
 def record_ids(records, size):

@@ -34,6 +34,8 @@ def load_model(preset, **kwargs):
     """
     import keras_hub
 
+    import keras_betakd.mobilevlm  # noqa: F401  (so that Keras knows its classes)
+
     preset = str(preset)
     folder = pathlib.Path(preset)
     if "://" not in preset and ("/" in preset or folder.exists()):

@@ -12,6 +12,7 @@ from keras_betakd.models.gemma import (
     Gemma4View,
     PaliGemmaView,
 )
+from keras_betakd.models.mobilevlm import MobileVLMView
 from keras_betakd.models.qwen import Qwen3_5View
 
 # Inputs a text-only backbone of keras-hub may take. Anything else (images, audio)
@@ -24,6 +25,7 @@ _VIEWS = {
     "Gemma3CausalLM": Gemma3View,
     "Gemma3nCausalLM": Gemma3nView,
     "Gemma4CausalLM": Gemma4View,
+    "MobileVLMCausalLM": MobileVLMView,
     "PaliGemmaCausalLM": PaliGemmaView,
     "Qwen3_5CausalLM": Qwen3_5View,
     "Qwen3_5MoeCausalLM": Qwen3_5View,

@@ -1,0 +1,112 @@
+"""Pictures as the released models were trained on them, to the last bit."""
+
+import keras
+import keras_hub
+import numpy as np
+
+from keras_betakd.data.images import load_image
+from keras_betakd.mobilevlm.backbone import MobileVLMBackbone
+
+# CLIP's, of the three channels.
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@keras.saving.register_keras_serializable(package="keras_betakd")
+class MobileVLMImageConverter(keras_hub.layers.ImageConverter):
+    """Resizes pictures as Pillow does, and normalises them as CLIP does.
+
+    Pillow's bicubic resizing smooths before it shrinks and rounds to whole values; that
+    of `keras.layers.Resizing` differs from it by up to 41 of 255 without `antialias`
+    and by up to 4 with it. The values then become (x / 255 - mean) / std.
+
+    Args:
+        image_size: pair of equal ints, S. Defaults to `(336, 336)`.
+        aspect_ratio: `"pad"` lays a picture in the middle of a square in CLIP's mean
+            colour before it is resized (fine-tuning and evaluation); `"crop"` brings
+            its shorter side to S and keeps the middle (alignment pre-training, and the
+            published ScienceQA numbers of MobileVLM).
+        **kwargs: as for any `keras_hub.layers.ImageConverter`.
+
+    Call arguments:
+        inputs: a picture, (H, W, 3), or a batch of them, (B, H, W, 3) or a list, as
+            `keras_betakd.data.load_image` takes arrays: uint8, or floats.
+
+    Returns:
+        float32 (S, S, 3) or (B, S, S, 3), a NumPy array.
+
+    Example:
+
+    >>> converter = MobileVLMImageConverter((28, 28))
+    >>> converter(np.zeros((10, 20, 3), "uint8")).shape
+    (28, 28, 3)
+
+    Source: the released preprocessing of LLaVA-1.5 and MobileVLM V2.
+    """
+
+    backbone_cls = MobileVLMBackbone
+
+    def __init__(self, image_size=(336, 336), aspect_ratio="pad", **kwargs):
+        if aspect_ratio not in ("pad", "crop"):
+            raise ValueError(
+                "`aspect_ratio` must be 'pad' or 'crop'. Received: "
+                f"aspect_ratio={aspect_ratio!r}"
+            )
+        if image_size[0] != image_size[1]:
+            raise ValueError(
+                f"Pictures must become square. Received: image_size={image_size}"
+            )
+        super().__init__(image_size=image_size, **kwargs)
+        self.aspect_ratio = aspect_ratio
+
+    def __call__(self, inputs):
+        # Not as a layer, which would make tensors of the pictures first.
+        return self.call(inputs)
+
+    def call(self, inputs):
+        if not isinstance(inputs, (list, tuple)) and np.ndim(inputs) == 3:
+            return self._convert(np.asarray(inputs))
+        return np.stack([self._convert(np.asarray(image)) for image in inputs])
+
+    def _convert(self, image):
+        from PIL import Image
+
+        picture = Image.fromarray(load_image(image))
+        if self.aspect_ratio == "pad":
+            picture = _padded(picture)
+        picture = _resized(picture, self.image_size[0])
+        values = np.asarray(picture, "float32") / np.float32(255)
+        return (values - np.float32(MEAN)) / np.float32(STD)
+
+    def get_config(self):
+        base = super().get_config()
+        kept = ("name", "trainable", "dtype", "image_size")
+        return {
+            **{key: base[key] for key in kept if key in base},
+            "aspect_ratio": self.aspect_ratio,
+        }
+
+
+def _padded(picture):
+    from PIL import Image
+
+    width, height = picture.size
+    if width == height:
+        return picture
+    side = max(width, height)
+    square = Image.new("RGB", (side, side), tuple(int(255 * x) for x in MEAN))
+    square.paste(picture, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def _resized(picture, size):
+    """The shorter side in `size`, and the middle of the longer one."""
+    from PIL import Image
+
+    width, height = picture.size
+    short = min(width, height)
+    # The longer side is rounded down, as the released code does.
+    width, height = (int(size * side / short) for side in (width, height))
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return picture.crop((left, top, left + size, top + size))

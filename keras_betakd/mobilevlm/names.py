@@ -1,0 +1,180 @@
+"""What the tensors of the public checkpoints are called, and how they are laid out.
+
+One canonical set of names, that of MobileVLM V2 and of the original LLaVA; the other
+layouts differ from it in their prefixes alone.
+"""
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import numpy as np
+
+from keras_betakd.mobilevlm.projectors import LDPv2Projector
+
+TOWER = "model.vision_tower.vision_tower.vision_model."
+PROJECTOR = "model.mm_projector."
+
+# From (the start of) a name to the canonical one; the first that fits is taken.
+_PREFIXES = (
+    # Hugging Face's port, as published and as newer versions save it.
+    ("language_model.model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+    ("model.language_model.", "model."),
+    ("model.vision_tower.vision_model.", TOWER),
+    ("vision_tower.vision_model.", TOWER),
+    ("model.multi_modal_projector.linear_1.", PROJECTOR + "0."),
+    ("model.multi_modal_projector.linear_2.", PROJECTOR + "2."),
+    ("multi_modal_projector.linear_1.", PROJECTOR + "0."),
+    ("multi_modal_projector.linear_2.", PROJECTOR + "2."),
+    # CLIP on its own.
+    ("vision_model.", TOWER),
+)
+
+# Buffers that follow from the configuration, CLIP's other half, and what the released
+# training code of Beta-KD leaves in its students.
+_IGNORED = re.compile(
+    r".*\.rotary_emb\.inv_freq|.*\.embeddings\.position_ids|distill_.*"
+    r"|text_model\..*|text_projection\..*|visual_projection\..*|logit_scale"
+)
+
+_BLOCK = "model.layers.{i}."
+_LANGUAGE = {
+    "transformer_layer_{i}/self_attention/query/kernel": "self_attn.q_proj.weight",
+    "transformer_layer_{i}/self_attention/key/kernel": "self_attn.k_proj.weight",
+    "transformer_layer_{i}/self_attention/value/kernel": "self_attn.v_proj.weight",
+    "transformer_layer_{i}/self_attention/attention_output/kernel": (
+        "self_attn.o_proj.weight"
+    ),
+    "transformer_layer_{i}/self_attention_layernorm/scale": "input_layernorm.weight",
+    "transformer_layer_{i}/feedforward_gate_dense/kernel": "mlp.gate_proj.weight",
+    "transformer_layer_{i}/feedforward_intermediate_dense/kernel": "mlp.up_proj.weight",
+    "transformer_layer_{i}/feedforward_output_dense/kernel": "mlp.down_proj.weight",
+    "transformer_layer_{i}/feedforward_layernorm/scale": (
+        "post_attention_layernorm.weight"
+    ),
+}
+_VISION = {
+    "layer_norm_1/gamma": "layer_norm1.weight",
+    "layer_norm_1/beta": "layer_norm1.bias",
+    "layer_norm_2/gamma": "layer_norm2.weight",
+    "layer_norm_2/beta": "layer_norm2.bias",
+    "dense_1/kernel": "mlp.fc1.weight",
+    "dense_1/bias": "mlp.fc1.bias",
+    "dense_2/kernel": "mlp.fc2.weight",
+    "dense_2/bias": "mlp.fc2.bias",
+    **{
+        f"attention/{ours}/{kind}": f"self_attn.{theirs}.{their_kind}"
+        for ours, theirs in (
+            ("query", "q_proj"),
+            ("key", "k_proj"),
+            ("value", "v_proj"),
+            ("attention_output", "out_proj"),
+        )
+        for kind, their_kind in (("kernel", "weight"), ("bias", "bias"))
+    },
+}
+_OTHERS = {
+    "token_embedding/embeddings": "model.embed_tokens.weight",
+    "token_embedding/reverse_embeddings": "lm_head.weight",
+    "sequence_output_layernorm/scale": "model.norm.weight",
+    "encoder_embedding/class_embedding": TOWER + "embeddings.class_embedding",
+    "encoder_embedding/patch_embedding/kernel": (
+        TOWER + "embeddings.patch_embedding.weight"
+    ),
+    "encoder_embedding/position_embedding/embeddings": (
+        TOWER + "embeddings.position_embedding.weight"
+    ),
+    # So spelled in every checkpoint.
+    "encoder_pre_layer_norm/gamma": TOWER + "pre_layrnorm.weight",
+    "encoder_pre_layer_norm/beta": TOWER + "pre_layrnorm.bias",
+    "encoder_layer_norm/gamma": TOWER + "post_layernorm.weight",
+    "encoder_layer_norm/beta": TOWER + "post_layernorm.bias",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Where a tensor of a checkpoint goes.
+
+    Attributes:
+        variable: the Keras variable.
+        shape: the tensor's shape in the checkpoint.
+        axes: how its axes are turned round, before it is reshaped to the variable's.
+    """
+
+    variable: Any
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+
+    def assign(self, array):
+        """Fills the variable with a tensor of the checkpoint, as a NumPy array."""
+        turned = np.transpose(array.astype("float32"), self.axes)
+        self.variable.assign(turned.reshape(self.variable.shape))
+
+
+def canonical_name(name):
+    """The name of a tensor in the layout of MobileVLM V2; `None` if it has no use."""
+    if _IGNORED.fullmatch(name):
+        return None
+    for theirs, ours in _PREFIXES:
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
+def targets(backbone):
+    """Dict of canonical name to `Target`, for every weight of a `MobileVLMBackbone`."""
+    variables = {v.path: v for v in backbone.weights}
+    # Known without a checkpoint: 0, 1, 2 ...
+    del variables["encoder_embedding/position_ids"]
+    names = _names(backbone)
+    return {names[path]: _target(path, v) for path, v in variables.items()}
+
+
+def _names(backbone):
+    """Dict of variable path to canonical name."""
+    names = dict(_OTHERS)
+    for i in range(backbone.num_layers):
+        for path, name in _LANGUAGE.items():
+            names[path.format(i=i)] = _BLOCK.format(i=i) + name
+    for i in range(backbone.vision_num_layers):
+        for path, name in _VISION.items():
+            names[f"encoder_encoder_block_{i}/{path}"] = (
+                f"{TOWER}encoder.layers.{i}.{name}"
+            )
+    for layer, name in _projector_layers(backbone):
+        names[f"projector/{layer}/kernel"] = f"{PROJECTOR}{name}weight"
+        names[f"projector/{layer}/bias"] = f"{PROJECTOR}{name}bias"
+    return names
+
+
+def _projector_layers(backbone):
+    """Pairs of a layer's name and what stands before `weight` and `bias`."""
+    projector = backbone.projector
+    if isinstance(projector, LDPv2Projector):
+        names = {"dense_1": "mlp.mlp.0.", "dense_2": "mlp.mlp.2."}
+        return {**names, "depthwise": "peg.peg.0."}.items()
+    if projector.depth == 1:
+        return [("dense_1", "")]
+    # Activations, which have no weights, are counted as well.
+    return [(f"dense_{i + 1}", f"{2 * i}.") for i in range(projector.depth)]
+
+
+def _target(path, variable):
+    shape = tuple(variable.shape)
+    if path.endswith("patch_embedding/kernel"):
+        height, width, channels, filters = shape
+        return Target(variable, (filters, channels, height, width), (2, 3, 1, 0))
+    if path.endswith("depthwise/kernel"):
+        height, width, channels, _ = shape
+        return Target(variable, (channels, 1, height, width), (2, 3, 0, 1))
+    if path.endswith(("kernel", "reverse_embeddings")):
+        # Heads and their widths are one axis in PyTorch.
+        inputs = 2 if path.endswith("attention_output/kernel") else 1
+        sizes = math.prod(shape[inputs:]), math.prod(shape[:inputs])
+        return Target(variable, sizes, (1, 0))
+    if path.endswith("embeddings"):
+        return Target(variable, shape, (0, 1))
+    return Target(variable, (math.prod(shape),), (0,))

@@ -1,0 +1,266 @@
+"""From records to inputs of `MobileVLMCausalLM`, as the released models read them."""
+
+import sys
+
+import keras
+import keras_hub
+import numpy as np
+from keras import ops
+
+from keras_betakd.mobilevlm.backbone import IMAGE_TOKEN_ID, MobileVLMBackbone
+from keras_betakd.mobilevlm.conversation import TEMPLATES, check_conversation
+from keras_betakd.mobilevlm.image_converter import MobileVLMImageConverter
+from keras_betakd.mobilevlm.tokenizer import MobileVLMTokenizer
+from keras_betakd.models.inputs import as_turns, record_ids
+from keras_betakd.models.pictures import check_marks, images_by_record
+
+
+@keras.saving.register_keras_serializable(package="keras_betakd")
+class MobileVLMCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
+    """Puts records into the template, and takes down what of them is trained.
+
+    Args:
+        tokenizer: a `MobileVLMTokenizer`.
+        image_converter: a `MobileVLMImageConverter`.
+        num_image_tokens: int, how many tokens a picture becomes: the backbone's
+            `num_image_tokens`.
+        sequence_length: int, T, tokens of a sequence, those of its pictures included.
+        max_images_per_prompt: int, P, the most pictures of a record.
+        template: `"v1"` for questions and answers, `"plain"` for captions.
+        **kwargs: as for any `keras_hub.models.CausalLMPreprocessor`.
+
+    Call arguments:
+        x: dict of `"prompts"`, B strings, or for conversations B lists of strings;
+            `"responses"`, the same; optional `"images"`, for each record a
+            (H, W, 3) array, a list of them, or `None`; optional `"ids"`, which errors
+            name. A prompt marks each picture with `<image>`; a single picture is put
+            before its question, wherever the mark stands.
+
+    Returns:
+        `(x, y, sample_weight)`: the inputs of `MobileVLMBackbone`, the next tokens
+        (B, T), and a weight of 1 for those that are trained: the responses and the end
+        mark after each.
+
+    Raises:
+        ValueError: a record is longer than `sequence_length` (nothing is ever cut); an
+            empty prompt or response; a text with the template's own marks, of which
+            could not be told what is trained; pictures and marks that do not agree.
+
+    Example:
+
+    ```python
+    x, y, sample_weight = model.preprocessor(
+        {
+            "images": [picture],
+            "prompts": [["<image>\\nWhat is this?", "What colour is it?"]],
+            "responses": [["A bird.", "Red."]],
+        }
+    )
+    ```
+
+    Source: the released training code of LLaVA-1.5 and MobileVLM V2.
+    """
+
+    backbone_cls = MobileVLMBackbone
+    tokenizer_cls = MobileVLMTokenizer
+    image_converter_cls = MobileVLMImageConverter
+
+    def __init__(
+        self,
+        tokenizer,
+        image_converter=None,
+        num_image_tokens=144,
+        sequence_length=2048,
+        max_images_per_prompt=1,
+        template="v1",
+        **kwargs,
+    ):
+        super().__init__(tokenizer, sequence_length=sequence_length, **kwargs)
+        if template not in TEMPLATES:
+            raise ValueError(
+                f"`template` must be one of {sorted(TEMPLATES)}. Received: "
+                f"template={template!r}"
+            )
+        self.image_converter = image_converter
+        self.num_image_tokens = num_image_tokens
+        self.max_images_per_prompt = max_images_per_prompt
+        self.template = template
+
+    def build(self, input_shape):
+        self.built = True
+
+    def __call__(self, x, y=None, sample_weight=None, **kwargs):
+        # Not as a layer, which would make tensors of texts and pictures first.
+        return self.call(x, y=y, sample_weight=sample_weight, **kwargs)
+
+    def call(self, x, y=None, sample_weight=None, sequence_length=None):
+        if _in_graph():
+            return self._call_in_graph(x, sequence_length)
+        prompts, ids = self._prompts(x)
+        # One token more: the labels are the same tokens, moved by one.
+        limit = sequence_length or self.sequence_length
+        encoded = self._conversations(x)
+        token_ids, padding_mask, trained = self._packed(encoded, limit, 1, ids)
+        x = {
+            "images": self._images(x, prompts, ids),
+            "token_ids": token_ids[:, :-1],
+            "padding_mask": padding_mask[:, :-1],
+        }
+        labels = np.where(trained, token_ids, self.tokenizer.pad_token_id)[:, 1:]
+        return keras.utils.pack_x_y_sample_weight(
+            x, labels, trained[:, 1:].astype("float32")
+        )
+
+    def generate_preprocess(self, x, sequence_length=None):
+        """Prompts alone: dict of `"images"`, `"token_ids"` and `"padding_mask"`.
+
+        Args:
+            x: a list of prompts, or a dict as for a call. Of a conversation, the
+                responses so far: one fewer than prompts.
+            sequence_length: int; the preprocessor's if `None`.
+        """
+        x = x if isinstance(x, dict) else {"prompts": x}
+        prompts, ids = self._prompts(x)
+        limit = sequence_length or self.sequence_length
+        token_ids, padding_mask, _ = self._packed(self._encoded(x), limit, 0, ids)
+        result = {
+            "images": self._images(x, prompts, ids),
+            "token_ids": token_ids,
+            "padding_mask": padding_mask,
+        }
+        return {key: ops.convert_to_tensor(value) for key, value in result.items()}
+
+    def prompt_lengths(self, x):
+        """Tokens of each prompt with those of its pictures: B ints."""
+        return [len(self._spread(ids, ids)) for ids, _ in self._encoded(x)]
+
+    def token_counts(self, x):
+        """What records need, to tell those that are too long beforehand.
+
+        Args:
+            x: as for a call; pictures are not looked at.
+
+        Returns:
+            For each record `(sequence_length, trained)`: how many tokens it has with
+            those of its pictures, the last one not counted, which is a label alone; and
+            how many of them are trained.
+        """
+        return [
+            (len(self._spread(ids, ids)) - 1, sum(trained))
+            for ids, trained in self._conversations(x)
+        ]
+
+    def _conversations(self, x):
+        """Token ids of whole conversations, and what of them is trained."""
+        prompts, names = self._prompts(x)
+        template = TEMPLATES[self.template]()
+        encoded = []
+        for turns, answers, name in zip(prompts, x["responses"], names, strict=True):
+            answers = as_turns(answers)
+            check_conversation(turns, answers, name)
+            template.check(turns, answers, name)
+            encoded.append(template.encode(turns, answers, self.tokenizer))
+        return encoded
+
+    def _encoded(self, x):
+        """Token ids of each prompt up to where its answer begins, and what is trained.
+
+        The responses so far belong to the prompt.
+        """
+        prompts, _ = self._prompts(x)
+        template = TEMPLATES[self.template]()
+        responses = x.get("responses") or [()] * len(prompts)
+        return [
+            template.encode(turns, as_turns(answers), self.tokenizer)
+            for turns, answers in zip(prompts, responses, strict=True)
+        ]
+
+    def generate_postprocess(self, x):
+        """Texts of the tokens under the mask, without pictures and special tokens."""
+        token_ids = ops.convert_to_numpy(x["token_ids"])
+        mask = ops.convert_to_numpy(x["padding_mask"]).astype("bool")
+        kept = mask & (token_ids != IMAGE_TOKEN_ID)
+        kept &= ~np.isin(token_ids, self.tokenizer.special_token_ids)
+        rows = zip(token_ids, kept, strict=True)
+        return self.tokenizer.detokenize([row[found].tolist() for row, found in rows])
+
+    def _call_in_graph(self, x, sequence_length):
+        """For `tf.data`, which `fit` of a keras-hub model maps a preprocessor over."""
+        import tensorflow as tf
+
+        def run(*values):
+            batch = dict(zip(x, values, strict=True))
+            inputs, y, weight = self.call(batch, sequence_length=sequence_length)
+            return (*(inputs[key] for key in sorted(inputs)), y, weight)
+
+        dtypes = (tf.float32, tf.bool, tf.int32, tf.int32, tf.float32)
+        images, mask, token_ids, y, weight = tf.numpy_function(
+            run, list(x.values()), dtypes
+        )
+        for tensor in (mask, token_ids, y, weight):
+            tensor.set_shape((None, sequence_length or self.sequence_length))
+        size = self.image_converter.image_size
+        images.set_shape((None, self.max_images_per_prompt, *size, 3))
+        inputs = {"images": images, "token_ids": token_ids, "padding_mask": mask}
+        return keras.utils.pack_x_y_sample_weight(inputs, y, weight)
+
+    def _prompts(self, x):
+        prompts = [as_turns(prompt) for prompt in x["prompts"]]
+        return prompts, x.get("names") or record_ids(x, len(prompts))
+
+    def _images(self, x, prompts, ids):
+        images = images_by_record(x.get("images"), len(prompts), ids)
+        texts = ["\n".join(turns) for turns in prompts]
+        check_marks(texts, images, "<image>", self.max_images_per_prompt, ids)
+        size = (self.max_images_per_prompt, *self.image_converter.image_size, 3)
+        stacked = np.zeros((len(prompts), *size), dtype="float32")
+        for i, found in enumerate(images):
+            for j, image in enumerate(found):
+                stacked[i, j] = self.image_converter(image)
+        return stacked
+
+    def _spread(self, values, token_ids):
+        """`values` of each token, that of a picture once for each of its tokens."""
+        spread = []
+        for value, token in zip(values, token_ids, strict=True):
+            times = self.num_image_tokens if token == IMAGE_TOKEN_ID else 1
+            spread += [value] * times
+        return spread
+
+    def _packed(self, encoded, limit, more, names):
+        """Token ids, the mask, and what is trained: arrays (B, limit + more)."""
+        length = limit + more
+        token_ids = np.full(
+            (len(encoded), length), self.tokenizer.pad_token_id, "int32"
+        )
+        padding_mask, trained = (np.zeros(token_ids.shape, bool) for _ in range(2))
+        for i, (ids, is_trained) in enumerate(encoded):
+            is_trained = self._spread(is_trained, ids)
+            ids = self._spread(ids, ids)
+            if len(ids) > length:
+                needed = len(ids) - more
+                raise ValueError(
+                    f"Record {names[i]} needs a sequence_length of {needed} with the "
+                    f"tokens of its pictures, more than {limit}: nothing is cut. Raise "
+                    "`preprocessor.sequence_length`, shorten the record, or leave it "
+                    "out."
+                )
+            token_ids[i, : len(ids)] = ids
+            padding_mask[i, : len(ids)] = True
+            trained[i, : len(ids)] = is_trained
+        return token_ids, padding_mask, trained
+
+    def get_config(self):
+        config = super().get_config()
+        del config["add_start_token"], config["add_end_token"]
+        return {
+            **config,
+            "num_image_tokens": self.num_image_tokens,
+            "max_images_per_prompt": self.max_images_per_prompt,
+            "template": self.template,
+        }
+
+
+def _in_graph():
+    tf = sys.modules.get("tensorflow")
+    return tf is not None and not tf.executing_eagerly()
