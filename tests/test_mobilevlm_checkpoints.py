@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from keras_betakd.mobilevlm import MobileVLMCausalLM, load_mobilevlm
 from keras_betakd.mobilevlm.configurations import backbone_arguments
+from keras_betakd.models import load_model
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
 CLIP = {
@@ -266,6 +267,14 @@ def test_configurations_of_the_published_models():
     assert tower == {"vision_num_layers": 24, "vision_num_heads": 16}
     assert (found["image_size"], found["patch_size"]) == (336, 14)
     assert found["projector_type"] == "ldpnetv2"
+
+
+def test_any_loader_of_presets_takes_a_public_checkpoint(tmp_path):
+    config = {**PORT, "model_type": "llava"}
+    weights = renamed(tensors("llava"), PORT_NAMES[0])
+    model = load_model(write(tmp_path / "a", weights, config), sequence_length=300)
+    assert isinstance(model, MobileVLMCausalLM)
+    assert model.preprocessor.sequence_length == 300
 
 
 def test_a_language_model_gets_a_new_projector(tmp_path):

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from tiny_families import tiny_mobilevlm
 from tiny_models import tiny_gemma3, tiny_pali_gemma, vqa_records
 
 from keras_betakd import BetaKDDistiller, CosineProbsEnergy, TaskBeta
@@ -50,10 +51,11 @@ def looks(distiller):
 
 
 def _embeddings(tower):
-    return getattr(tower, "vision_embeddings", tower)
+    encoder = getattr(tower, "encoder", None)
+    return encoder.embedding if encoder else getattr(tower, "vision_embeddings", tower)
 
 
-@pytest.mark.parametrize("make", [tiny_gemma3, tiny_pali_gemma])
+@pytest.mark.parametrize("make", [tiny_gemma3, tiny_pali_gemma, tiny_mobilevlm])
 def test_the_same_tower_computes_once(make):
     assert looks(pair(make)) == [True, False]
     assert looks(pair(make, same=False)) == [True, True]

@@ -5,6 +5,9 @@ import pathlib
 
 import keras
 
+# Of public checkpoints that keras-hub cannot convert.
+_MOBILEVLM_TYPES = ("mobilevlm", "llava", "llava_llama")
+
 
 def load_model(preset, **kwargs):
     """A generative model of keras-hub from a preset, with its preprocessor.
@@ -14,10 +17,12 @@ def load_model(preset, **kwargs):
     preset cannot be loaded.
 
     Args:
-        preset: a folder that `save_to_preset` wrote, the name of a built-in preset, or
-            a handle such as `"hf://..."`, `"kaggle://..."`.
+        preset: a folder that `save_to_preset` wrote, the name of a built-in preset, a
+            handle such as `"hf://..."`, `"kaggle://..."`, or a folder with a public
+            checkpoint of MobileVLM V2 or LLaVA-1.5 that holds its vision tower.
         **kwargs: as for `keras_hub.models.CausalLM.from_preset`, for example
-            `dtype="bfloat16"` or `load_weights=False`.
+            `dtype="bfloat16"` or `load_weights=False`; for a public checkpoint as for
+            `keras_betakd.mobilevlm.load_mobilevlm`.
 
     Returns:
         A `keras_hub.models.CausalLM` or `keras_hub.models.Seq2SeqLM`.
@@ -34,12 +39,15 @@ def load_model(preset, **kwargs):
     """
     import keras_hub
 
-    import keras_betakd.mobilevlm  # noqa: F401  (so that Keras knows its classes)
+    # So that Keras knows its classes, too.
+    from keras_betakd.mobilevlm import load_mobilevlm
 
     preset = str(preset)
     folder = pathlib.Path(preset)
     if "://" not in preset and ("/" in preset or folder.exists()):
         _check_folder(folder)
+    if _read(folder / "config.json").get("model_type") in _MOBILEVLM_TYPES:
+        return load_mobilevlm(folder, **kwargs)
     classes = [keras_hub.models.CausalLM, keras_hub.models.Seq2SeqLM]
     named = _task_class(folder)
     classes = [named] if named else classes
