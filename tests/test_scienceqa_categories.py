@@ -66,6 +66,16 @@ def test_by_hand():
     assert table["NAT"] is None  # The official script prints -1.
 
 
+def test_intervals_of_the_score():
+    pictured = [record(str(k), image="a.png") for k in range(3)]
+    answers = {"0": "A", "1": "A", "2": "B", "3": "B"}
+    score = score_scienceqa([*pictured, record("3")], answers)
+    assert score.n == 4
+    assert score.interval == Accuracy(2, 4).interval
+    assert score.image_interval == Accuracy(2, 3).interval
+    assert score_scienceqa([record("1")], answers).image_interval is None
+
+
 def test_the_score_of_other_questions():
     score = score_scienceqa([record("1"), record("2")], {"1": "A"})
     with pytest.raises(ValueError, match="1 records, 1 answered rightly; a score of 2"):

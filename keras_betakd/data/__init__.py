@@ -10,8 +10,10 @@ from keras_betakd.data.scienceqa import (
     scienceqa_prompt,
     scienceqa_response,
 )
+from keras_betakd.data.scienceqa_llava import load_scienceqa_llava
 from keras_betakd.data.scienceqa_records import (
     ScienceQARecord,
     ScienceQARecords,
     load_scienceqa,
 )
+from keras_betakd.data.vqa import load_vqa, load_vqav2

@@ -11,12 +11,11 @@ prompt has the form that LLaVA, MobileVLM and Beta-KD use, "CQM-A": context,
 question and multiple choices in, answer out.
 """
 
-import math
 from collections.abc import Sequence
 
-import keras
 import numpy as np
 
+from keras_betakd.data.batches import EpochDataset, expect_positive
 from keras_betakd.data.images import IMAGE_MARK, neutralize_image_marks
 from keras_betakd.data.scienceqa_records import (
     LETTERS,
@@ -90,7 +89,7 @@ def scienceqa_response(record: ScienceQARecord, answer_format: str = "letter") -
     )
 
 
-class ScienceQADataset(keras.utils.PyDataset):
+class ScienceQADataset(EpochDataset):
     """Batches of ScienceQA questions that belong to no model yet.
 
     A batch is a dict of `"ids"`, `"prompts"` and `"responses"` (arrays of strings)
@@ -149,10 +148,9 @@ class ScienceQADataset(keras.utils.PyDataset):
         verify_images: bool | None = None,
         **kwargs,
     ):
-        super().__init__(**kwargs)
-        _expect_positive("batch_size", batch_size)
+        expect_positive("batch_size", batch_size)
         if limit is not None:
-            _expect_positive("limit", limit)
+            expect_positive("limit", limit)
         if prompt_suffix and IMAGE_MARK in prompt_suffix:
             raise ValueError(
                 f"`prompt_suffix` must not hold the image mark {IMAGE_MARK!r}. "
@@ -161,14 +159,14 @@ class ScienceQADataset(keras.utils.PyDataset):
         sound = sound_records(
             records[:limit], lambda record: record, on_error, verify_images
         )
-        self.records, self.skipped = sound.records, sound.skipped
+        super().__init__(sound.records, seed, **kwargs)
+        self.skipped = sound.skipped
         self.batch_size = batch_size
         self.shuffle = shuffle
-        self.seed = seed
         self.answer_format = answer_format
         self.prompt_suffix = prompt_suffix
         self.drop_remainder = drop_remainder
-        self._epoch = 0
+        self.start_epoch(0)
         if not len(self):
             raise ValueError(
                 "There must be at least one batch of records. Received: "
@@ -176,33 +174,17 @@ class ScienceQADataset(keras.utils.PyDataset):
                 f"batch_size={batch_size}, drop_remainder={drop_remainder}"
             )
         scienceqa_response(self.records[0], answer_format)  # Raises if unknown.
-        self._order = self._order_of_epoch()
 
-    def __len__(self) -> int:
-        batches = len(self.records) / self.batch_size
-        return int(batches) if self.drop_remainder else math.ceil(batches)
+    def cut(self, generator: np.random.Generator) -> list[np.ndarray]:
+        """The batches of an epoch; `EpochDataset` calls this."""
+        count = len(self.records)
+        order = generator.permutation(count) if self.shuffle else np.arange(count)
+        end = count - count % self.batch_size if self.drop_remainder else count
+        starts = range(0, end, self.batch_size)
+        return [order[start : start + self.batch_size] for start in starts]
 
-    def __getitem__(self, index: int) -> dict:
-        if not 0 <= index < len(self):
-            raise IndexError(
-                f"`index` must lie in 0..{len(self) - 1}. Received: index={index}"
-            )
-        start = index * self.batch_size
-        chosen = self._order[start : start + self.batch_size]
-        return self._batch([self.records[i] for i in chosen])
-
-    def on_epoch_end(self) -> None:
-        """Draws the next epoch's order; Keras calls this."""
-        self._epoch += 1
-        self._order = self._order_of_epoch()
-
-    def _order_of_epoch(self):
-        if not self.shuffle:
-            return np.arange(len(self.records))
-        generator = np.random.default_rng((self.seed, self._epoch))
-        return generator.permutation(len(self.records))
-
-    def _batch(self, records):
+    def batch(self, records: list[ScienceQARecord]) -> dict:
+        """One batch of these records; `EpochDataset` calls this."""
         suffix, answer_format = self.prompt_suffix, self.answer_format
         return {
             "ids": np.array([r.id for r in records]),
@@ -212,10 +194,3 @@ class ScienceQADataset(keras.utils.PyDataset):
             ),
             "images": [record_images(r) for r in records],
         }
-
-
-def _expect_positive(name, value):
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(
-            f"`{name}` must be a positive integer. Received: {name}={value!r}"
-        )

@@ -4,12 +4,14 @@ import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from keras_betakd.data.batches import Records, naming
 from keras_betakd.data.images import check_image_path, load_image
 
 LETTERS = "ABCDE"
+_TEXTS = ("question", "hint", "subject", "grade")
 _OPTIONAL_KEYS = ("topic", "category", "skill", "task", "lecture", "solution")
 
 
@@ -60,10 +62,11 @@ class ScienceQARecord:
 
     def __post_init__(self):
         object.__setattr__(self, "choices", _checked_choices(self))
-        if not isinstance(self.question, str) or not isinstance(self.hint, str):
+        texts = {key: getattr(self, key) for key in _TEXTS}
+        if not all(isinstance(text, str) for text in texts.values()):
+            received = ", ".join(f"{key}={text!r}" for key, text in texts.items())
             raise ValueError(
-                f"Record {self.id!r}: `question` and `hint` must be strings. "
-                f"Received: question={self.question!r}, hint={self.hint!r}"
+                f"Record {self.id!r}: these must be strings. Received: {received}"
             )
         # `True` is an `int` to Python, and no answer.
         if type(self.answer) is not int or not 0 <= self.answer < len(self.choices):
@@ -87,8 +90,7 @@ def _checked_choices(record):
     return tuple(choices)
 
 
-@dataclasses.dataclass(frozen=True)
-class ScienceQARecords(Sequence):
+class ScienceQARecords(Records):
     """The records of a split, as a read-only sequence.
 
     Args:
@@ -103,19 +105,6 @@ class ScienceQARecords(Sequence):
     >>> len(records), len(records.skipped)
     (1, 1)
     """
-
-    records: tuple[ScienceQARecord, ...]
-    skipped: tuple[tuple[str, str], ...] = ()
-
-    def __post_init__(self):
-        object.__setattr__(self, "records", tuple(self.records))
-        object.__setattr__(self, "skipped", tuple(self.skipped))
-
-    def __getitem__(self, index):
-        return self.records[index]
-
-    def __len__(self):
-        return len(self.records)
 
 
 def load_scienceqa(
@@ -153,12 +142,17 @@ def load_scienceqa(
     records = load_scienceqa("data/scienceqa", "test", on_error="skip")
     ```
     """
-    problems = _read_json(directory, "problems.json")
-    splits = _read_json(directory, "pid_splits.json")
+    problems = read_mapping(directory, "problems.json")
+    splits = read_mapping(directory, "pid_splits.json")
     if split not in splits:
         raise ValueError(
             f"`split` must be one of {sorted(splits)}, as pid_splits.json has it. "
             f"Received: split={split!r}"
+        )
+    if not isinstance(splits[split], list):
+        raise ValueError(
+            "pid_splits.json must hold a list of ids for each split. Received: "
+            f"{type(splits[split]).__name__} for {split!r}"
         )
     seen = set()
 
@@ -166,12 +160,13 @@ def load_scienceqa(
         if pid in seen:
             raise ValueError(f"Record {pid!r}: listed twice in split {split!r}.")
         seen.add(pid)
-        return _record(directory, pid, problems)
+        return problem_record(directory, pid, problems)
 
     return sound_records(map(str, splits[split]), read, on_error, verify_images)
 
 
-def _read_json(directory, name):
+def read_mapping(directory: str | os.PathLike, name: str) -> dict:
+    """The object in one of the JSON files of a ScienceQA folder."""
     path = os.path.join(directory, name)
     if not os.path.isfile(path):
         raise FileNotFoundError(
@@ -190,17 +185,20 @@ def _read_json(directory, name):
     return value
 
 
-def _record(directory, pid, problems):
+def problem_record(
+    directory: str | os.PathLike, pid: str, problems: dict
+) -> ScienceQARecord:
     """The record of one problem; its image lies under the problem's own split.
 
     (`minival` and `trainval` are lists over the same three folders.)
     """
     try:
-        fields = dict(problems[pid])
-        values = {
-            key: fields[key]
-            for key in ("question", "choices", "answer", "hint", "subject", "grade")
-        }
+        fields = problems[pid]
+        if not isinstance(fields, dict):
+            raise ValueError(
+                f"Record {pid!r}: its entry must be an object. Received: {fields!r}"
+            )
+        values = {key: fields[key] for key in (*_TEXTS, "choices", "answer")}
         name, folder = fields["image"], fields["split"]
     except KeyError as error:
         where = "its entry" if pid in problems else "problems.json"
@@ -254,7 +252,8 @@ def _check_image(record, verify):
     if verify:
         record_images(record)
     elif isinstance(record.image, (str, os.PathLike)):
-        _naming(record, check_image_path)
+        with naming(record.id):
+            check_image_path(record.image)
 
 
 def record_images(record: ScienceQARecord) -> list:
@@ -263,14 +262,7 @@ def record_images(record: ScienceQARecord) -> list:
     Raises:
         FileNotFoundError, ValueError: As `load_image`, with the record's id.
     """
-    return [] if record.image is None else [_naming(record, load_image)]
-
-
-def _naming(record, read):
-    """Reads a record's image; an error then says whose it was."""
-    try:
-        return read(record.image)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"Record {record.id!r}: {error}") from error
-    except (OSError, TypeError, ValueError) as error:
-        raise ValueError(f"Record {record.id!r}: {error}") from error
+    if record.image is None:
+        return []
+    with naming(record.id):
+        return [load_image(record.image)]

@@ -1,5 +1,12 @@
 """Answers out of models, and scores out of answers."""
 
+from keras_betakd.evaluation.agreement import (
+    Agreement,
+    BetaAndErrors,
+    Outcome,
+    beta_and_errors,
+    score_agreement,
+)
 from keras_betakd.evaluation.benchmark_files import read_jsonl
 from keras_betakd.evaluation.choices import parse_choice, parse_letter_strict
 from keras_betakd.evaluation.generation import clean_answer, generate_answers

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from keras_betakd.data.scienceqa_records import ScienceQARecord
 from keras_betakd.evaluation.choices import parse_choice
+from keras_betakd.evaluation.intervals import Accuracy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,23 @@ class ScienceQAScore:
     def accuracy(self) -> float:
         """Per cent of all questions answered rightly."""
         return 100.0 * self.correct / self.total
+
+    @property
+    def n(self) -> int:
+        """All questions asked."""
+        return self.total
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of `accuracy`, in per cent (`wilson_interval`)."""
+        return Accuracy(self.correct, self.total).interval
+
+    @property
+    def image_interval(self) -> tuple[float, float] | None:
+        """The same for `image_accuracy`; `None` where that is."""
+        if not self.image_total:
+            return None
+        return Accuracy(self.image_correct, self.image_total).interval
 
     @property
     def image_accuracy(self) -> float | None:

@@ -19,9 +19,7 @@ from keras_betakd.mobilevlm.tokenizer import MobileVLMTokenizer
 _LISTED = 20
 
 
-def load_mobilevlm(
-    folder, vision_tower=None, new_projector=None, dtype=None, **kwargs
-):
+def load_mobilevlm(folder, vision_tower=None, new_projector=None, dtype=None, **kwargs):
     """MobileVLM V2 or LLaVA-1.5 from a folder with a public checkpoint.
 
     Read are the layouts of `mtgv/MobileVLM_V2-1.7B` and `-7B`, of

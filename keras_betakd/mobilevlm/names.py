@@ -9,6 +9,7 @@ import math
 import re
 from typing import Any
 
+import ml_dtypes  # noqa: F401  (teaches NumPy what bfloat16 is)
 import numpy as np
 
 from keras_betakd.mobilevlm.projectors import LDPv2Projector
@@ -110,8 +111,8 @@ class Target:
 
     def assign(self, array):
         """Fills the variable with a tensor of the checkpoint, as a NumPy array."""
-        turned = np.transpose(array.astype("float32"), self.axes)
-        self.variable.assign(turned.reshape(self.variable.shape))
+        turned = np.transpose(array, self.axes).reshape(self.variable.shape)
+        self.variable.assign(turned.astype(self.variable.dtype, copy=False))
 
 
 def canonical_name(name):

@@ -4,6 +4,7 @@ import json
 import pathlib
 import zipfile
 
+import ml_dtypes
 import numpy as np
 
 _KINDS = (
@@ -139,10 +140,11 @@ class _PyTorchFile:
             mmap=zipfile.is_zipfile(path),
         )
         self.shapes = {name: tuple(t.shape) for name, t in self._tensors.items()}
-        self._bfloat16 = torch.bfloat16
+        self._bfloat16, self._bits = torch.bfloat16, torch.uint16
 
     def tensor(self, name):
         tensor = self._tensors[name].detach()
-        if tensor.dtype == self._bfloat16:  # which NumPy does not know
-            tensor = tensor.float()
-        return np.asarray(tensor)
+        if tensor.dtype != self._bfloat16:
+            return np.asarray(tensor)
+        # PyTorch hands NumPy no bfloat16, only its bits.
+        return np.asarray(tensor.view(self._bits)).view(ml_dtypes.bfloat16)

@@ -1,0 +1,82 @@
+"""LLaVA's question file of ScienceQA, joined with the official files.
+
+    llava_test_CQM-A.json               id, image ("<id>/image.png"), conversations
+    problems.json                       id -> question, choices, answer, hint, ...
+    images/test/<id>/image.png          for the questions that have a picture
+
+The training file, `llava_train_CQM-A.json`, is one of LLaVA's format: `load_llava`
+reads it with `images/train` as the image folder.
+"""
+
+import os
+
+from keras_betakd.data.images import IMAGE_MARK, neutralize_image_marks
+from keras_betakd.data.llava_files import load_llava
+from keras_betakd.data.llava_records import LlavaRecord, fault
+from keras_betakd.data.scienceqa import scienceqa_prompt, scienceqa_response
+from keras_betakd.data.scienceqa_records import (
+    ScienceQARecord,
+    ScienceQARecords,
+    problem_record,
+    read_mapping,
+)
+
+
+def load_scienceqa_llava(
+    path: str | os.PathLike, directory: str | os.PathLike, split: str = "test"
+) -> ScienceQARecords:
+    """Loads the questions that LLaVA's file asks, ready to be scored.
+
+    What the file asks must be what this library asks of the same problem, in the form
+    "CQM-A" (`scienceqa_prompt`), picture and right answer included: a score is then
+    one of the published questions, whichever files it comes from.
+
+    Args:
+        path: `llava_test_CQM-A.json`.
+        directory: The folder with `problems.json` and `images/`.
+        split: The folder of `images/` that the pictures' paths start from.
+
+    Returns:
+        `ScienceQARecords`, in the file's order.
+
+    Raises:
+        FileNotFoundError: A file or a picture is missing.
+        ValueError: A file is damaged, or an entry belongs to no problem or asks
+            something else. The message names its id.
+
+    Example:
+
+    ```python
+    records = load_scienceqa_llava("scienceqa/llava_test_CQM-A.json", "scienceqa")
+    score_scienceqa(records, answers, parser=parse_letter_strict)
+    ```
+    """
+    problems = read_mapping(directory, "problems.json")
+    entries = load_llava(path, os.path.join(directory, "images", split))
+    records = []
+    for entry in entries:
+        record = problem_record(directory, entry.id, problems)
+        _check_same(entry, record)
+        records.append(record)
+    return ScienceQARecords(records)
+
+
+def _check_same(entry: LlavaRecord, record: ScienceQARecord):
+    asked = _without_mark(entry.prompts[0]), entry.responses, len(entry.images)
+    known = (
+        _without_mark(scienceqa_prompt(record)),
+        (scienceqa_response(record),),
+        int(record.image is not None),
+    )
+    if asked != known:
+        raise fault(
+            entry.id,
+            "LLaVA's file and problems.json must hold the same question, in the form "
+            f"CQM-A. problems.json gives {known!r} (prompt, answer, pictures).",
+            repr(asked),
+        )
+
+
+def _without_mark(prompt):
+    # LLaVA's file puts the mark at the end, its generator at the front.
+    return neutralize_image_marks(prompt.replace(IMAGE_MARK, "").strip())

@@ -1,0 +1,128 @@
+"""Rows of tables that hold pictures: Hugging Face datasets and Parquet files."""
+
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+
+def table_rows(
+    source: Any, image: str, columns: Sequence[str]
+) -> list[dict] | Iterator[dict]:
+    """The rows of a table.
+
+    Args:
+        source: An object with `column_names` and rows by index, as a
+            `datasets.Dataset`; or the path of a Parquet file or of a folder of them.
+        image: The column of the pictures. Of a dataset they are read when they are
+            needed, of Parquet files now.
+        columns: All columns that are needed.
+
+    Returns:
+        The rows as dicts.
+
+    Raises:
+        FileNotFoundError: There is no Parquet file.
+        ValueError: It is none, or a column is missing.
+        TypeError: `source` is of another kind.
+        ImportError: There are Parquet files to read, but no pyarrow.
+
+    Example:
+
+    ```python
+    rows = table_rows("train-00000.parquet", "image", ["image", "question"])
+    ```
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return _parquet_rows(pathlib.Path(source), columns)
+    if not hasattr(source, "column_names") or not hasattr(source, "__getitem__"):
+        raise TypeError(
+            "`source` must be a list of dicts, a `datasets.Dataset` (one split of a "
+            "`DatasetDict`), or the path of Parquet files. Received: "
+            f"{type(source).__name__}"
+        )
+    expect_columns("The table", source.column_names, columns)
+    table = _undecoded(source, image)
+    return (_with_stored_image(table, k, image) for k in range(len(table)))
+
+
+def expect_columns(where: str, present: Sequence[str], columns: Sequence[str]) -> None:
+    """Raises a `ValueError` if one of the columns is missing.
+
+    Args:
+        where: How to name what should have them.
+        present: The columns there are.
+        columns: The columns that are needed.
+
+    Example:
+
+    >>> expect_columns("Row 3", ["question", "answer"], ["question"])
+    """
+    lacking = [column for column in columns if column not in present]
+    if lacking:
+        raise ValueError(
+            f"{where} lacks the columns {lacking}. Say what they are called with "
+            "`image`, `question`, `answer` and `id`. Received: "
+            f"{sorted(map(str, present))}"
+        )
+
+
+def _undecoded(table, image):
+    """A Hugging Face dataset that hands out its pictures' files, not the pixels."""
+    feature = (getattr(table, "features", None) or {}).get(image)
+    if not getattr(feature, "decode", False):
+        return table
+    return table.cast_column(image, type(feature)(decode=False))
+
+
+def _with_stored_image(table, number, image):
+    row = table[number]
+    if _file_of(row[image]) is None:
+        return row
+    return {**row, image: _StoredImage.of(table, number, image)}
+
+
+def _file_of(cell):
+    """The bytes of a picture's file, if a cell holds them."""
+    cell = cell.get("bytes") if isinstance(cell, dict) else cell
+    return cell if isinstance(cell, bytes) else None
+
+
+class _StoredImage(bytes):
+    """The bytes of a picture's file that are taken from a table when asked for.
+
+    What reads a picture asks by `bytes(...)`; until then, nothing is held.
+    """
+
+    @classmethod
+    def of(cls, table, number, image):
+        stored = cls()
+        stored.place = table, number, image
+        return stored
+
+    def __bytes__(self):
+        table, number, image = self.place
+        return _file_of(table[number][image])
+
+
+def _parquet_rows(path, columns):
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise FileNotFoundError(f"There is no Parquet file at this path: '{path}'")
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ImportError(
+            "Parquet files are read with pyarrow, which is not installed: "
+            "pip install pyarrow"
+        ) from error
+    rows = []
+    for file in files:
+        try:
+            table = parquet.ParquetFile(file)
+            expect_columns(f"'{file}'", table.schema_arrow.names, columns)
+            rows += table.read(columns=list(columns)).to_pylist()
+        except pyarrow.ArrowException as error:
+            raise ValueError(f"Not a Parquet file: '{file}' ({error})") from error
+    return rows

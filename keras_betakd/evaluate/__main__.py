@@ -1,0 +1,137 @@
+"""Lets a model answer a benchmark under the published protocol, and scores it.
+
+    python -m keras_betakd.evaluate --model PRESET --benchmark gqa --data DIR
+
+PRESET is a folder that `save_to_preset` wrote, a name of keras-hub's, or a handle such
+as hf://...; Keras' backend is chosen by KERAS_BACKEND, as always. Prompts are the
+published ones; answers are greedy and do not depend on the batch size. DIR holds the
+files as they are published:
+
+{files}
+
+--output receives answers.jsonl (in LLaVA's format, on disk after each batch, or after
+16 where a family's batches are answered together), run.json (the settings) and
+report.json. A run that was stopped or killed goes on where it was when it is started
+again with the same arguments.
+
+--limit N asks the first N questions only: of POPE N of each category, of MME the two
+questions about N pictures of each task, of MMBench N questions in all their rotations.
+
+Exit code: 0 for scores, 1 if the answers have none, 2 for what you can put right
+(arguments, files, presets), 130 after Ctrl-C.
+"""
+
+import argparse
+import pathlib
+import sys
+
+import keras
+
+from keras_betakd.evaluate import reports, running
+from keras_betakd.evaluate.asking import answer_lines
+from keras_betakd.evaluate.benchmarks import BENCHMARKS
+from keras_betakd.evaluate.errors import UsageError, usage_errors
+from keras_betakd.evaluate.journal import Journal
+
+
+def main(argv=None):
+    """Runs the command with these arguments; returns its exit code."""
+    args = _parse(argv)
+    try:
+        return _run(args)
+    except UsageError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(
+            f"\nStopped. What is answered is in '{args.output}'; the same command goes "
+            "on from there.\n"
+        )
+        return 130
+
+
+def _parse(argv):
+    files = "\n".join(f"  {name:10} {b.files}" for name, b in BENCHMARKS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m keras_betakd.evaluate",
+        description=__doc__.replace("{files}", files),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", required=True, metavar="PRESET", help="folder, name or handle")
+    add("--benchmark", required=True, choices=BENCHMARKS)
+    add("--data", required=True, type=pathlib.Path, metavar="DIR")
+    add("--limit", type=_positive, metavar="N", help="ask the first N questions only")
+    add("--batch-size", type=_positive, default=8, help="default: %(default)s")
+    add("--output", type=pathlib.Path, help="default: output/evaluate/MODEL/BENCHMARK")
+    add(
+        "--max-new-tokens",
+        type=_positive,
+        help="default: the published 128, for scienceqa and mmbench 1024; in any case "
+        "no more than the sequence length leaves, which the report then says",
+    )
+    add("--sequence-length", type=_positive, help="default: the preset's")
+    add("--dtype", help="dtype policy, e.g. bfloat16; default: the preset's")
+    add(
+        "--teacher-answers",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="answers.jsonl of the teacher: adds how far the model repeats its errors",
+    )
+    args = parser.parse_args(argv)
+    if args.max_new_tokens is None:
+        args.max_new_tokens = BENCHMARKS[args.benchmark].max_new_tokens
+    if args.output is None:
+        name = args.model.rstrip("/").split("/")[-1]
+        args.output = pathlib.Path("output", "evaluate", name, args.benchmark)
+    return args
+
+
+def _positive(text):
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1, 2, 3, ... Received: {text!r}")
+    return int(text)
+
+
+def _run(args):
+    benchmark = BENCHMARKS[args.benchmark]
+    with usage_errors():
+        every = benchmark.load(args.data)
+        asked = benchmark.first(every, args.limit or len(every))
+        running.check_questions(asked)
+        teacher = args.teacher_answers and running.teacher_answers(
+            args.teacher_answers, benchmark, every, asked
+        )
+        journal = Journal(args.output, running.settings(args))
+        answers = running.answered(journal.lines, benchmark, every)
+    waiting = [question for question in asked if question.id not in answers]
+    if journal.cut:
+        sys.stdout.write(f"'{journal.path}' ended in half a line, now cut off.\n")
+    sys.stdout.write(
+        f"{benchmark.title}: {len(asked)} questions, {len(waiting)} to be answered\n"
+    )
+    if waiting:
+        _ask(args, benchmark, waiting, journal)
+        answers = running.answered(journal.lines, benchmark, every)
+    try:
+        report = running.make_report(args, benchmark, asked, answers, teacher)
+    except ValueError as error:
+        sys.stderr.write(f"'{journal.path}' is complete, but has no score: {error}\n")
+        return 1
+    path = journal.write_report(report)
+    sys.stdout.write(f"\n{reports.table(report)}\n\nWritten to '{path}'.\n")
+    return 0
+
+
+def _ask(args, benchmark, questions, journal):
+    model = running.load(args, questions)
+    bar = keras.utils.Progbar(len(questions), unit_name="question")
+    for lines in answer_lines(
+        model, benchmark, questions, args.batch_size, args.max_new_tokens
+    ):
+        journal.append([{**line, "model_id": args.model} for line in lines])
+        bar.add(len(lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

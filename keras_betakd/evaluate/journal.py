@@ -1,0 +1,106 @@
+"""The folder of a run: its settings, the answers so far, and at last the report.
+
+run.json        what must be the same for answers to belong together
+answers.jsonl   one answer a line, in LLaVA's format, as they come
+report.json     the scores
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from keras_betakd.evaluation.benchmark_files import read_json, read_jsonl
+
+
+class Journal:
+    """The answers of a run, on disk as soon as they are there.
+
+    A run that was killed is taken up by making a `Journal` of the same folder and
+    settings. A last line that was only half written is cut off.
+
+    Args:
+        folder: Where to write; made if it is not there.
+        settings: What the answers depend on, as JSON has it.
+
+    Attributes:
+        lines: The answers so far.
+        cut: Whether there was half a line.
+
+    Raises:
+        ValueError: The folder holds the answers of another run, or damaged files.
+        OSError: It cannot be written.
+
+    Example:
+
+    ```python
+    journal = Journal("output/gqa", {"model": "my_student", "benchmark": "gqa"})
+    journal.append([{"question_id": "201", "text": "no"}])
+    ```
+    """
+
+    def __init__(self, folder: str | os.PathLike, settings: Mapping):
+        self.folder = pathlib.Path(folder)
+        self.path = self.folder / "answers.jsonl"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._claim(settings)
+        self.cut = self.path.exists() and _cut_half_line(self.path)
+        self.lines = read_jsonl(self.path) if self.path.exists() else []
+
+    def _claim(self, settings):
+        """Writes the settings, or holds them against those of the answers there are."""
+        path = self.folder / "run.json"
+        if not self.path.exists() or not self.path.stat().st_size:
+            return _write(path, settings)
+        if not path.exists():
+            raise ValueError(
+                f"'{self.path}' is there, but no run.json that says whose answers it "
+                "holds. Give another --output, or move it away."
+            )
+        known = read_json(path)
+        if known != settings:
+            raise ValueError(
+                f"'{self.folder}' holds answers of another run: "
+                f"{_differences(known, settings)}. Give another --output to keep "
+                "them, or delete the folder to start anew."
+            )
+
+    def append(self, lines: Sequence[Mapping]) -> None:
+        """Adds answers, and returns when they would survive a crash."""
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        self.lines += lines
+
+    def write_report(self, report: Mapping) -> pathlib.Path:
+        """Writes the report, and returns its path."""
+        path = self.folder / "report.json"
+        _write(path, report)
+        return path
+
+
+def _write(path, value):
+    """Writes a JSON file in one step: it is never there in part."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(new, path)
+
+
+def _cut_half_line(path):
+    """Cuts off what follows the last line break; returns whether there was anything."""
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    os.truncate(path, end)
+    return end < len(data)
+
+
+def _differences(known, settings):
+    if not isinstance(known, Mapping):
+        return f"its run.json is {known!r}"
+    names = [n for n in {**known, **settings} if known.get(n) != settings.get(n)]
+    return ", ".join(
+        f"{name} was {known.get(name)!r} and is now {settings.get(name)!r}"
+        for name in names
+    )

@@ -1,0 +1,124 @@
+"""What a run writes at its end: a report for machines, and the same as a table."""
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+
+import keras
+
+from keras_betakd.evaluation.agreement import Agreement
+from keras_betakd.evaluation.intervals import Accuracy
+from keras_betakd.version import __version__
+
+_COLUMNS = ("", "score", "95 % interval", "n", "unparsed", "missing")
+_EMPTY = ("",) * len(_COLUMNS)
+
+
+def entry(
+    value: float | None,
+    interval: Sequence[float] | None = None,
+    n: int | None = None,
+    **counts: int,
+) -> dict:
+    """One number of a report.
+
+    Args:
+        value: The number; `None` where it is not defined.
+        interval: Its 95 % interval, if it has one.
+        n: Out of how many questions.
+        **counts: `unparsed` and `missing` answers.
+
+    Example:
+
+    >>> entry(50.0, n=2)
+    {'value': 50.0, 'interval': None, 'n': 2}
+    """
+    interval = None if interval is None else list(interval)
+    return {"value": value, "interval": interval, "n": n, **counts}
+
+
+def share(accuracy: Accuracy | None) -> dict:
+    """The entry of an accuracy, or of one that is not defined.
+
+    Example:
+
+    >>> share(None)
+    {'value': None, 'interval': None, 'n': 0}
+    """
+    if accuracy is None:
+        return entry(None, n=0)
+    return entry(accuracy.percent, accuracy.interval, accuracy.n)
+
+
+def shares(accuracies: Mapping) -> dict:
+    """The entries of accuracies by category."""
+    return {str(name): share(accuracy) for name, accuracy in accuracies.items()}
+
+
+def agreement_entries(found: Agreement) -> dict:
+    """The entries of a student's agreement with its teacher."""
+    return {
+        "same answer": share(found.same),
+        "both right": share(found.both_right),
+        "wrong where the teacher is right": share(found.wrong_elsewhere),
+        "wrong where the teacher is wrong": share(found.wrong),
+        "repeats the teacher's wrong answer": share(found.repeated),
+        "the same by chance": entry(found.chance),
+    }
+
+
+def versions() -> dict[str, str]:
+    """The versions that a number depends on."""
+    return {
+        "keras_betakd": __version__,
+        "keras": keras.__version__,
+        "keras_hub": importlib.metadata.version("keras-hub"),
+    }
+
+
+def table(report: Mapping) -> str:
+    """A report as text, without a line break at the end."""
+    title = f"{report['title']}: {report['model']}"
+    rows = [_COLUMNS]
+    for name, numbers in report["scores"].items():
+        mark = " *" if name == report["official"] else ""
+        rows.append(_row(name + mark, numbers))
+    groups = dict(report["categories"])
+    if "agreement" in report:
+        groups["agreement with the teacher"] = report["agreement"]
+    for group, entries in groups.items():
+        rows += [_EMPTY, (group, *_EMPTY[1:])]
+        rows += [_row(f"  {name}", numbers) for name, numbers in entries.items()]
+    return "\n".join([title, "", *_aligned(rows), "", *_notes(report)])
+
+
+def _row(name, numbers):
+    value, interval = numbers["value"], numbers["interval"]
+    counts = (numbers.get(key) for key in _COLUMNS[3:])
+    return (
+        name,
+        "-" if value is None else f"{value:.2f}",
+        "" if interval is None else "{:.2f} to {:.2f}".format(*interval),
+        *("" if count is None else str(count) for count in counts),
+    )
+
+
+def _aligned(rows):
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *others in rows:
+        pairs = zip(others, widths[1:], strict=True)
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in pairs)]
+        yield "  ".join(cells).rstrip()
+
+
+def _notes(report):
+    yield "* the number that papers report"
+    if report["note"]:
+        yield report["note"]
+    tokens = report["new_tokens"]
+    most, least, limited = (tokens[k] for k in ("most", "least", "limited_questions"))
+    if limited:
+        yield (
+            f"The sequence length left {limited} answers fewer than {most} new tokens, "
+            f"{least} at least; a --sequence-length greater by {most - least} leaves "
+            "them to all"
+        )

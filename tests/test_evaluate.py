@@ -1,0 +1,477 @@
+"""The command that lets a model answer a benchmark and scores it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+from benchmark_folders import write_benchmark
+from benchmark_golden import GOLDEN, write_jsonl
+from tiny_families import FAMILIES
+from tiny_models import tiny_gemma3, tiny_gemma_text
+
+from keras_betakd.data import load_image
+from keras_betakd.evaluate import asking, running
+from keras_betakd.evaluate.__main__ import main
+from keras_betakd.evaluate.benchmarks import BENCHMARKS
+from keras_betakd.evaluation import MMBenchQuestion, generate_answers, read_jsonl
+
+NUM = 4
+ORACLE = {
+    "scienceqa": lambda question: "ABCDE"[question.answer],
+    "gqa": lambda question: question.answer,
+    "textvqa": lambda question: question.answers[0],
+    "pope": lambda question: question.label,
+    "mme": lambda question: question.answer,
+    "mmbench": lambda question: question.answer,
+}
+# The best score, and out of how many: of ScienceQA those with a picture, of MME those
+# of perception, of MMBench without the rotations.
+BEST = {
+    "scienceqa": (100.0, 2),
+    "gqa": (100.0, 4),
+    "textvqa": (100.0, 4),
+    "pope": (100.0, 12),
+    "mme": (2000.0, 80),
+    "mmbench": (100.0, 4),
+}
+
+
+def saved(model, folder):
+    """A preset of a model whose answers depend on the whole prompt."""
+    rng = np.random.default_rng(0)
+    for weight in model.backbone.weights:
+        if weight.dtype == "float32":
+            weight.assign(rng.normal(0, 0.4, weight.shape))
+    model.save_to_preset(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def student(tmp_path_factory):
+    model = tiny_gemma3(width=16, sequence_length=320)
+    return saved(model, tmp_path_factory.mktemp("presets") / "student")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmarks")
+    return {name: write_benchmark(name, folder / name, NUM) for name in BENCHMARKS}
+
+
+def arguments(name, data, model, output, *more):
+    return [
+        *("--model", str(model), "--benchmark", name, "--data", str(data)),
+        *("--output", str(output), "--max-new-tokens", "4", *map(str, more)),
+    ]
+
+
+def report_of(folder):
+    return json.loads((folder / "report.json").read_text())
+
+
+def official(report):
+    return report["scores"][report["official"]]
+
+
+@pytest.fixture
+def told(monkeypatch, data):
+    """Makes a stand-in for generation, which says the right answers.
+
+    It returns the ids of what it was asked, and stops like Ctrl-C after `stop_after`.
+    """
+
+    def make(name, tell=None, stop_after=None):
+        questions = BENCHMARKS[name].load(data[name])
+        answers = {q.id: (tell or ORACLE[name])(q) for q in questions}
+        asked = []
+
+        def generate(model, batches, *args, **kwargs):
+            if stop_after is not None and len(asked) >= stop_after:
+                raise KeyboardInterrupt
+            ids = [name for batch in batches for name in batch["ids"]]
+            asked.extend(ids)
+            return {name: answers[name] for name in ids}
+
+        model = tiny_gemma3(sequence_length=320)
+        monkeypatch.setattr(running, "load_model", lambda preset, **options: model)
+        monkeypatch.setattr(asking, "generate_answers", generate)
+        return asked
+
+    return make
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_model_is_asked_and_scored(name, data, student, tmp_path, capsys):
+    assert main(arguments(name, data[name], student, tmp_path, "--limit", 2)) == 0
+    benchmark, report = BENCHMARKS[name], report_of(tmp_path)
+    every = benchmark.load(data[name])
+    asked = benchmark.first(every, 2)
+    # What is written reads as any LLaVA answer file, and has the same score.
+    lines = read_jsonl(tmp_path / "answers.jsonl")
+    answers = benchmark.answers(every, lines)
+    assert set(answers) == {question.id for question in asked}
+    expected = json.loads(json.dumps(benchmark.scores(asked, answers)))
+    assert {key: report[key] for key in expected} == expected
+    assert all(line["model_id"] == str(student) for line in lines)
+    printed = capsys.readouterr().out
+    assert f"{len(asked)} questions, {len(asked)} to be answered" in printed
+    assert f"{report['official']} *" in printed
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_right_answers_get_the_best_score(name, data, told, tmp_path):
+    told(name)
+    assert main(arguments(name, data[name], "any", tmp_path)) == 0
+    found = official(report_of(tmp_path))
+    assert (found["value"], found["n"]) == BEST[name]
+    assert (found["unparsed"], found["missing"]) == (0, 0)
+
+
+@pytest.mark.parametrize("family", ["Gemma3", "PaliGemma", "MobileVLM"])
+def test_the_answers_are_those_of_the_model(data, family, tmp_path):
+    """Whether a family's batches are answered one by one or together."""
+    preset = saved(FAMILIES[family](width=16, sequence_length=160), tmp_path / family)
+    args = arguments("gqa", data["gqa"], preset, tmp_path / "out", "--batch-size", 2)
+    assert main(args) == 0
+    lines = read_jsonl(tmp_path / "out" / "answers.jsonl")
+    model = running.load_model(preset)
+    questions = BENCHMARKS["gqa"].load(data["gqa"])
+    batch = {
+        "ids": [question.id for question in questions],
+        "prompts": ["<image>\n" + line["prompt"] for line in lines],
+        "images": [[load_image(question.image)] for question in questions],
+    }
+    found = generate_answers(model, batch, 1, max_new_tokens=4, progress=False)
+    assert found == {line["question_id"]: line["text"] for line in lines}
+
+
+def test_lines_are_the_published_ones():
+    (golden,) = (c for c in GOLDEN["prompts"] if c["name"] == "mmbench_questions")
+    for row, expected in zip(golden["inputs"]["rows"], golden["expected"], strict=True):
+        question = MMBenchQuestion.from_row(row)
+        line = BENCHMARKS["mmbench"].line(question, "A")
+        assert line["question_id"] == expected["index"]
+        assert line["prompt"] == expected["logged_prompt"]
+        assert line["options"] == expected["options"]
+        assert line["option_char"] == list("ABCD")[: len(expected["options"])]
+
+
+def test_limits_keep_together_what_is_scored_together(data):
+    def first(name, limit):
+        questions = BENCHMARKS[name].load(data[name])
+        return [q.id for q in BENCHMARKS[name].first(questions, limit)]
+
+    assert first("gqa", 3) == ["200", "201", "202"]
+    assert first("mmbench", 2) == ["0", "1", "1000000", "1000001"]
+    assert first("pope", 1) == ["0", "4", "8"]
+    assert len(first("mme", 1)) == 28
+    assert first("mme", 1)[:3] == [
+        "existence/0000#1",
+        "existence/0000#2",
+        "count/0000#1",
+    ]
+    assert len(first("scienceqa", 99)) == NUM
+
+
+def command(*args):
+    return subprocess.Popen(
+        [sys.executable, "-m", "keras_betakd.evaluate", *args],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "KERAS_BACKEND": keras.config.backend()},
+    )
+
+
+def count_lines(path):
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_killed_in_the_middle_and_started_again(student, tmp_path, monkeypatch):
+    num = 30
+    folder = write_benchmark("gqa", tmp_path / "data", num)
+    broken, whole = tmp_path / "broken", tmp_path / "whole"
+    args = arguments("gqa", folder, student, broken, "--batch-size", 1)
+    process = command(*args)
+    while process.poll() is None and not count_lines(broken / "answers.jsonl"):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    message = process.communicate()[1].decode()
+    assert process.returncode == -signal.SIGKILL, message
+    done = count_lines(broken / "answers.jsonl")
+    assert 0 < done < num
+    assert not (broken / "report.json").exists()
+
+    asked = []
+
+    def counted(model, batches, *args, **kwargs):
+        batches = list(batches)
+        asked.extend(name for batch in batches for name in batch["ids"])
+        return generate_answers(model, batches, *args, **kwargs)
+
+    monkeypatch.setattr(asking, "generate_answers", counted)
+    assert main(args) == 0
+    assert len(asked) == num - done
+    # In another batch size, too: no answer depends on it.
+    assert main(arguments("gqa", folder, student, whole, "--batch-size", 16)) == 0
+    assert report_of(broken) == report_of(whole)
+
+
+def test_half_a_line_is_dropped_and_asked_again(data, told, tmp_path, capsys):
+    asked = told("gqa")
+    args = arguments("gqa", data["gqa"], "any", tmp_path)
+    assert main(args) == 0
+    report, path = report_of(tmp_path), tmp_path / "answers.jsonl"
+    path.write_bytes(path.read_bytes()[:-30])
+    del asked[:]
+    assert main(args) == 0
+    assert asked == ["203"]
+    assert "ended in half a line" in capsys.readouterr().out
+    assert report_of(tmp_path) == report
+    del asked[:]
+    assert main(args) == 0
+    assert not asked
+
+
+def test_ctrl_c_keeps_what_is_answered(data, told, tmp_path, capsys):
+    args = arguments("pope", data["pope"], "any", tmp_path, "--batch-size", 2)
+    told("pope", stop_after=6)
+    assert main(args) == 130
+    assert "goes on from there" in capsys.readouterr().err
+    assert count_lines(tmp_path / "answers.jsonl") == 6
+    asked = told("pope")
+    assert main(args) == 0
+    assert len(asked) == 6
+
+
+def test_more_questions_in_the_same_folder(data, told, tmp_path):
+    asked = told("mmbench")
+    args = arguments("mmbench", data["mmbench"], "any", tmp_path)
+    assert main([*args, "--limit", "1"]) == 0
+    assert asked == ["0", "1000000"]
+    assert main(args) == 0
+    assert len(asked) == 8
+    assert main([*args, "--limit", "3"]) == 0
+    assert len(asked) == 8
+    assert official(report_of(tmp_path))["n"] == 3
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        (["--max-new-tokens", "5"], "max_new_tokens was 4 and is now 5"),
+        (["--model", "other"], "model was 'any' and is now 'other'"),
+        (["--dtype", "bfloat16"], "dtype was None and is now 'bfloat16'"),
+    ],
+)
+def test_answers_of_another_run(data, told, tmp_path, capsys, changed, message):
+    told("gqa")
+    args = arguments("gqa", data["gqa"], "any", tmp_path)
+    assert main(args) == 0
+    assert main([*args, *changed]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Give another --output" in error
+
+
+def test_a_preset_that_was_trained_again(data, told, tmp_path, capsys):
+    """At the same path: its old answers are not its own."""
+    told("gqa")
+    preset = tmp_path / "preset"
+    preset.mkdir()
+    (preset / "metadata.json").write_text('{"date_saved": "today"}')
+    args = arguments("gqa", data["gqa"], preset, tmp_path / "out")
+    assert main(args) == 0
+    (preset / "metadata.json").write_text('{"date_saved": "tomorrow"}')
+    assert main(args) == 2
+    assert "model_saved was 'today'" in capsys.readouterr().err
+
+
+def test_answers_that_do_not_belong_here(data, told, tmp_path, capsys):
+    told("gqa")
+    args = arguments("gqa", data["gqa"], "any", tmp_path)
+    assert main(args) == 0
+    path = tmp_path / "answers.jsonl"
+    lines = read_jsonl(path)
+    for line, message in (
+        ({**lines[0], "prompt": "Why?"}, "as --data does not ask it"),
+        ({**lines[0], "answer_id": "7"}, "answers question '7'"),
+        ({"question_id": 7}, "Line 5 of answers.jsonl is none"),
+    ):
+        write_jsonl(path, [*lines, line])
+        assert main(args) == 2
+        assert message in capsys.readouterr().err
+    (tmp_path / "run.json").unlink()
+    assert main(args) == 2
+    assert "no run.json" in capsys.readouterr().err
+    (tmp_path / "run.json").write_text("{")
+    assert main(args) == 2
+    assert "Not a JSON file" in capsys.readouterr().err
+
+
+MISSING = {
+    "scienceqa": "problems.json",
+    "gqa": "testdev_balanced_questions.json",
+    "textvqa": "train_images/a1.jpg",
+    "pope": "coco/coco_pope_popular.json",
+    "mme": "MME_Benchmark_release_version/OCR",
+    "mmbench": "mmbench_dev_20230712.tsv",
+}
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_missing_files_are_found_before_the_model_is_loaded(
+    name, data, tmp_path, capsys
+):
+    folder = tmp_path / "data"
+    shutil.copytree(data[name], folder)
+    path = folder / MISSING[name]
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert main(arguments(name, folder, "no such preset", tmp_path / "out")) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert path.name in error or "There must be one mmbench_dev" in error
+    assert main(arguments(name, tmp_path / "no", "none", tmp_path / "out")) == 2
+
+
+def test_what_a_person_can_put_right(data, student, tmp_path, capsys):
+    def error(model, *more):
+        args = arguments("gqa", data["gqa"], model, tmp_path / "out", *more)
+        assert main(args) == 2
+        return capsys.readouterr().err
+
+    assert "There is no preset folder" in error(tmp_path / "nothing")
+    message = error(student, "--sequence-length", 50)
+    assert (
+        "Question '202' has 59 tokens" in message
+        and "greater --sequence-length" in message
+    )
+    assert "cannot be loaded" in error(student, "--dtype", "float7")
+    blind = saved(tiny_gemma_text(), tmp_path / "blind")
+    assert "takes no pictures" in error(blind)
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--limit", "0"], "--limit: must be 1, 2, 3, ... Received: '0'"),
+        (["--batch-size", "two"], "--batch-size: must be 1, 2, 3, ... Received: 'two'"),
+        (["--benchmark", "vizwiz"], "invalid choice: 'vizwiz'"),
+    ],
+)
+def test_wrong_arguments(tmp_path, capsys, more, message):
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments("gqa", tmp_path, "any", tmp_path), *more])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_damaged_picture(data, student, tmp_path, capsys):
+    folder = tmp_path / "data"
+    shutil.copytree(data["gqa"], folder)
+    (folder / "images" / "n2.jpg").write_bytes(b"broken")
+    args = arguments("gqa", folder, student, tmp_path / "out", "--batch-size", 1)
+    assert main(args) == 2
+    assert "Record '202': Could not read this image" in capsys.readouterr().err
+    # What came before is kept.
+    shutil.copy(data["gqa"] / "images" / "n2.jpg", folder / "images")
+    assert count_lines(tmp_path / "out" / "answers.jsonl") == 2
+    assert main(args) == 0
+
+
+def test_no_questions_or_the_same_twice(data, tmp_path, capsys):
+    folder = tmp_path / "gqa"
+    shutil.copytree(data["gqa"], folder)
+    path = folder / "llava_gqa_testdev_balanced.jsonl"
+    lines = read_jsonl(path)
+    for found, message in (([], "0 questions"), (lines * 2, "4 different ids")):
+        path.write_text("\n".join(map(json.dumps, found)))
+        assert main(arguments("gqa", folder, "any", tmp_path / "out")) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_two_versions_of_a_benchmark(data, tmp_path, capsys):
+    folder = tmp_path / "mmbench"
+    shutil.copytree(data["mmbench"], folder)
+    table = folder / "mmbench_dev_20230712.tsv"
+    shutil.copy(table, folder / "mmbench_dev_en_20231003.tsv")
+    assert main(arguments("mmbench", folder, "any", tmp_path / "out")) == 2
+    assert "There must be one mmbench_dev_*.tsv" in capsys.readouterr().err
+
+
+def test_answers_without_a_score(data, told, tmp_path, capsys):
+    """POPE's F1 is not defined if nothing is rightly said to be there."""
+    told("pope", tell=lambda question: "no")
+    args = arguments("pope", data["pope"], "any", tmp_path)
+    assert main(args) == 1
+    assert "complete, but has no score" in capsys.readouterr().err
+
+
+def test_answers_that_the_sequence_cuts_short(data, student, tmp_path, capsys):
+    def run(output, *more):
+        args = arguments("gqa", data["gqa"], student, tmp_path / output, *more)
+        assert main(args) == 0
+        lines = read_jsonl(tmp_path / output / "answers.jsonl")
+        return lines, report_of(tmp_path / output)["new_tokens"]
+
+    _, found = run("long", "--max-new-tokens", 99, "--sequence-length", 70)
+    prompt = 70 - found["least"]
+    cut, found = run("cut", "--max-new-tokens", 99, "--sequence-length", prompt + 3)
+    assert found == {"most": 99, "least": 3, "limited_questions": NUM}
+    assert "a --sequence-length greater by 96 leaves" in capsys.readouterr().out
+    # Each answer is as long as its own room.
+    rooms = [line["metadata"]["max_new_tokens"] for line in cut]
+    assert min(rooms) == 3 < max(rooms)
+    short, found = run("short", "--max-new-tokens", 3)
+    assert found["limited_questions"] == 0
+    texts = [line["text"] for line in short]
+    assert texts[rooms.index(3)] == cut[rooms.index(3)]["text"]
+    pairs = zip(cut, texts, strict=True)
+    assert all(line["text"].startswith(text) for line, text in pairs)
+
+
+def test_agreement_with_a_teacher(data, told, tmp_path, capsys):
+    told("scienceqa", tell=lambda question: "B")
+    teacher = tmp_path / "teacher"
+    assert main(arguments("scienceqa", data["scienceqa"], "any", teacher)) == 0
+    args = arguments("scienceqa", data["scienceqa"], "any", tmp_path / "student")
+    assert main([*args, "--teacher-answers", str(teacher / "answers.jsonl")]) == 0
+    found = report_of(tmp_path / "student")["agreement"]
+    assert found["same answer"]["value"] == 100.0
+    assert found["repeats the teacher's wrong answer"]["value"] == 100.0
+    assert "agreement with the teacher" in capsys.readouterr().out
+    other = tmp_path / "other.jsonl"
+    write_jsonl(other, [{"question_id": "x", "text": "B"}])
+    assert main([*args, "--teacher-answers", str(other)]) == 2
+    assert "no answer to any of the 4 questions" in capsys.readouterr().err
+    assert main([*args, "--teacher-answers", str(tmp_path / "none.jsonl")]) == 2
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_outcomes_of_right_and_unreadable_answers(name, data):
+    benchmark = BENCHMARKS[name]
+    questions = benchmark.load(data[name])
+    right = {question.id: ORACLE[name](question) for question in questions}
+    for question in questions:
+        found = benchmark.outcomes(questions, right)[question.id]
+        assert found.right
+        assert found.answer == benchmark.expected(question)
+    silent = benchmark.outcomes(questions, dict.fromkeys(right, ""))
+    assert {found.answer for found in silent.values()} == (
+        {"yes"} if name == "pope" else {None}
+    )
+
+
+def test_help_names_the_files(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    for benchmark in BENCHMARKS.values():
+        assert benchmark.files in printed
+    assert "130 after Ctrl-C" in printed
