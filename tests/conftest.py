@@ -8,9 +8,8 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # The suite compiles many small programs and runs each once or twice.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-if os.environ["KERAS_BACKEND"] == "jax" and importlib.metadata.version(
-    "jaxlib"
-).startswith("0.10."):
+_jaxlib = importlib.metadata.version("jaxlib")
+if os.environ["KERAS_BACKEND"] == "jax" and _jaxlib.startswith("0.10."):
     # Halves the time to compile. Only for the version that is known to have it: an
     # unknown flag ends the process.
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
