@@ -41,8 +41,9 @@ def main():
         for value in SERIES[name]:
             for path in LABELS:
                 numbers = run(path, options, {**DEFAULTS, name: value})
-                shown = ("failed", numbers["failed"])
-                if "failed" not in numbers:
+                if "failed" in numbers:
+                    shown = ("failed", numbers["failed"])
+                else:
                     results[name, path, value] = numbers
                     shown = f"{median(numbers):.1f}", f"{numbers['megabytes']:.0f}"
                 row = (options.backend, NAMES[name], value, LABELS[path], *shown)

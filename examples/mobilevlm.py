@@ -26,7 +26,7 @@ which 1.37 train when fine-tuning, 6.3 million when pre-training):
   4 bytes, 6.7 GB; gradient and two moments of AdamW, 12 bytes, 16.4 GB (0.1 GB when
   pre-training); and for each record of `--batch-size` about 34 L H + 5 A L^2 bytes a
   layer (Korthikanti et al. 2022, section 4), with L tokens, H = 2048, A = 16 and 24
-  layers: 1.9 GB at L = 655 (pretrain), 12.9 GB at L = 2191 (finetune). 53 GB for
+  layers: 1.9 GB at L = 655 (pretrain), 12.9 GB at L = 2191 (finetune). 52 GB for
   `pretrain --batch-size 16`, 63 GB for `finetune --batch-size 2`.
 - time: a record costs 2 x 6.74e9 L operations in the teacher, 6 x 1.36e9 L in the
   student (4 x 1.36e9 L when pre-training, whose frozen weights need no gradient), and

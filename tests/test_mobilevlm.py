@@ -47,6 +47,18 @@ def test_hidden_states_and_logits(kind, case):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_text_alone(kind):
+    """A batch without any picture: its places for pictures hold nothing of use."""
+    model = golden_model(kind)
+    inputs = {k: v[1:2] for k, v in batch("B", model.backbone.num_image_tokens).items()}
+    assert not (inputs["token_ids"] < 0).any()
+    kept = inputs["padding_mask"]
+    for images in (inputs["images"], np.zeros_like(inputs["images"])):
+        got = ops.convert_to_numpy(model({**inputs, "images": images}))
+        close(got[kept], golden()[f"{kind}/B/logits"][1:2][kept])
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_greedy_answers_with_cache(kind):
     model = golden_model(kind)
     model.compile(sampler="greedy")
