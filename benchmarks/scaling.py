@@ -65,6 +65,7 @@ def run(path, options, sizes):
 
 def draw(results, options):
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
 
     columns = len(options.vary)
     figure, axes = plt.subplots(
@@ -80,6 +81,8 @@ def draw(results, options):
         for axis in (top, bottom):
             axis.set(xscale="log", yscale="log", xticks=SERIES[name])
             axis.set_xticklabels([f"{v:,}" for v in SERIES[name]], fontsize=8)
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
             axis.minorticks_off()
             axis.grid(alpha=0.3)
         bottom.set_xlabel(NAMES[name])

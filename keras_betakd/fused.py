@@ -46,16 +46,17 @@ def rows_per_tile(classes, width, memory_budget=None):
         classes: V.
         width: H, the width of the student's hidden states.
         memory_budget: bytes that the tiles of all stages may take together. Defaults
-            to the size of the head's gradient, (V, H) in float32, which training needs
-            anyway, but at least 128 MiB: fewer rows save little and starve the
-            processor, since every tile reads the whole head.
+            to twice the size of the head's gradient, (V, H) in float32, which training
+            needs anyway, and of which a loop over tiles keeps a second copy; but at
+            least 128 MiB: fewer rows save little and starve the processor, since every
+            tile reads the whole head.
 
     Returns:
         At most 256 rows, or as many as make four million logits: a larger tile
         saves nothing, and the last one would compute more rows that nobody needs.
     """
     if memory_budget is None:
-        memory_budget = max(_SMALLEST_BUDGET, 4 * classes * width)
+        memory_budget = max(_SMALLEST_BUDGET, 2 * 4 * classes * width)
     copies = _COPIES_IN_BLOCKS if runs_on_processor() else _COPIES
     enough = max(_ENOUGH_ROWS, _ENOUGH_LOGITS // classes)
     return max(1, min(enough, memory_budget // (4 * classes * copies)))
