@@ -133,7 +133,7 @@ CHECKS = {
 }
 
 
-@settings(max_examples=500, deadline=None, derandomize=True, database=None)
+@settings(max_examples=500)
 @given(ANSWERS)
 def test_ten_thousand_answers(answers):
     """500 times 20 of them, to every scorer."""
@@ -151,7 +151,7 @@ SCORERS = {
 ANYTHING = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS
 IDS = st.integers(0, N) | st.integers(0, N).map(str) | ANYTHING
 VALUES = TEXTS | ANYTHING | st.lists(TEXTS, max_size=2)
-few = settings(max_examples=200, deadline=None, derandomize=True, database=None)
+few = settings(max_examples=200)
 
 
 @pytest.mark.parametrize("benchmark", SCORERS)

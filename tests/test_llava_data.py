@@ -7,7 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -395,11 +395,7 @@ def places(value):
             yield from places(value[key])
 
 
-@settings(
-    max_examples=150,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=150)
 @given(st.data())
 def test_mutated_records_are_sound_or_refused(folder, data):
     entries = copy.deepcopy(ITEMS)
@@ -422,11 +418,7 @@ def test_mutated_records_are_sound_or_refused(folder, data):
         assert len(read_images(record)) == len(record.images)
 
 
-@settings(
-    max_examples=100,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=100)
 @given(st.data())
 def test_a_file_with_a_hole_is_sound_or_refused(folder, data):
     text = "\n".join(map(json.dumps, ITEMS)).encode()

@@ -398,7 +398,7 @@ DAMAGED = {
     ],
     "pope": ["pope/llava_pope_test.jsonl", "pope/coco/coco_pope_popular.json"],
 }
-few = settings(max_examples=150, deadline=None, derandomize=True, database=None)
+few = settings(max_examples=150)
 
 
 @pytest.mark.parametrize("name", DAMAGED)
