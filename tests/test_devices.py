@@ -40,10 +40,11 @@ sys.stdout.write("RESULT" + json.dumps(found))
 
 
 def run(devices):
+    flags = os.environ.get("XLA_FLAGS", "")
     environment = {
         **os.environ,
         "KERAS_BACKEND": "jax",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=8",
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     command = [sys.executable, "-c", SCRIPT, str(devices)]
