@@ -195,3 +195,26 @@ class PrefixView(CausalLMView):
         everything = self.padding_mask(inputs)
         positions = ops.arange(ops.shape(everything)[1], dtype="int32")
         return ops.logical_and(everything, positions[None] >= self.image_tokens)
+
+
+class MarkedImagesView(CausalLMView):
+    """A model whose image tokens stand among the text, wherever the prompt has them."""
+
+    @property
+    def tokens_per_image(self):
+        """How many tokens a picture becomes."""
+        raise NotImplementedError
+
+    def is_image(self, inputs):
+        """True at image tokens: (B, T)."""
+        raise NotImplementedError
+
+    def present(self, is_image, pictures):
+        """Which of a record's places for pictures are taken: bool (B, P)."""
+        marked = ops.sum(ops.cast(is_image, "int32"), axis=1)
+        numbers = ops.arange(1, pictures + 1, dtype="int32")
+        return marked[:, None] >= numbers[None] * self.tokens_per_image
+
+    def text_mask(self, inputs):
+        image = self.is_image(inputs)
+        return ops.logical_and(self.padding_mask(inputs), ops.logical_not(image))

@@ -248,12 +248,6 @@ class MobileVLMFormat(MarkedFormat):
     def prepared(self, prompts, images, ids):
         return {"prompts": prompts, "images": images, "names": ids}
 
-    def training(self, inputs, sequence_length=None):
-        return self.preprocessor(inputs, sequence_length=sequence_length)
-
-    def generation(self, inputs):
-        return {key: inputs[key] for key in ("prompts", "images")}
-
     def prompt_lengths(self, inputs, limit):
         return {self.answer_length: self.preprocessor.prompt_lengths(inputs)}
 

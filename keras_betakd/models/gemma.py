@@ -2,17 +2,20 @@
 
 from keras import ops
 
-from keras_betakd.models.base import CausalLMView, PrefixView
+from keras_betakd.models.base import MarkedImagesView, PrefixView
 from keras_betakd.models.heads import EmbeddingHead, TransposedEmbeddingHead
 from keras_betakd.models.recording import replaced
 
 
-class _MarkedImagesView(CausalLMView):
+class _GemmaView(MarkedImagesView):
     """Image tokens stand where the prompt has them, as `vision_indices` says."""
 
     @property
     def tokens_per_image(self):
         return self.backbone.num_vision_tokens_per_image
+
+    def is_image(self, inputs):
+        return ops.cast(inputs["vision_mask"], "bool")
 
     def vision_tower(self):
         if self.backbone.vision_encoder is None:
@@ -23,23 +26,14 @@ class _MarkedImagesView(CausalLMView):
         return self.backbone.vision_encoder
 
     def image_layout(self, inputs):
-        tokens = self.tokens_per_image
         found = ops.cast(inputs["vision_indices"], "int32")
-        positions = ops.reshape(found, (ops.shape(found)[0], -1, tokens))
-        return positions, self._present(inputs["vision_mask"], ops.shape(positions)[1])
-
-    def _present(self, is_image, pictures):
-        """Which of a record's places for pictures are taken: bool (B, P)."""
-        marked = ops.sum(ops.cast(is_image, "int32"), axis=1)
-        numbers = ops.arange(1, pictures + 1, dtype="int32")
-        return marked[:, None] >= numbers[None] * self.tokens_per_image
-
-    def text_mask(self, inputs):
-        image = ops.cast(inputs["vision_mask"], "bool")
-        return ops.logical_and(self.padding_mask(inputs), ops.logical_not(image))
+        shape = (ops.shape(found)[0], -1, self.tokens_per_image)
+        positions = ops.reshape(found, shape)
+        pictures = ops.shape(positions)[1]
+        return positions, self.present(self.is_image(inputs), pictures)
 
 
-class Gemma3View(_MarkedImagesView):
+class Gemma3View(_GemmaView):
     """`keras_hub.models.Gemma3CausalLM`, with or without its vision tower."""
 
     def first_attention(self):
@@ -63,7 +57,7 @@ class PaliGemmaView(PrefixView):
         return self.backbone.transformer_layers[0].attention
 
 
-class Gemma3nView(_MarkedImagesView):
+class Gemma3nView(_GemmaView):
     """`keras_hub.models.Gemma3nCausalLM`, with or without its vision tower."""
 
     def _find_embedding(self):
@@ -102,7 +96,7 @@ class Gemma3nView(_MarkedImagesView):
             return compute(inputs)
         shape = ops.shape(pictures)
         is_image = ops.equal(inputs["token_ids"], self.backbone.image_token_id)
-        present = self._present(is_image, shape[1])
+        present = self.present(is_image, shape[1])
         pictures = ops.reshape(pictures, (-1, *shape[2:]))
         numbers = ops.arange(ops.shape(pictures)[0], dtype="int32")
         behind = ops.where(ops.reshape(present, (-1,)), 0, ops.shape(pictures)[0])
@@ -125,7 +119,7 @@ class Gemma3nView(_MarkedImagesView):
         return ops.reshape(output, (*ops.shape(positions), output.shape[-1]))
 
 
-class Gemma4View(_MarkedImagesView):
+class Gemma4View(_GemmaView):
     """`keras_hub.models.Gemma4CausalLM`, with or without its vision tower."""
 
     def __init__(self, model):
