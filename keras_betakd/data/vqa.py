@@ -8,7 +8,6 @@ Parquet files; `load_vqav2` reads the published pair of questions and annotation
 """
 
 import collections
-import json
 import os
 import reprlib
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from typing import Any
 
 from keras_betakd.data.batches import Records
 from keras_betakd.data.images import IMAGE_MARK, neutralize_image_marks
+from keras_betakd.data.json_files import read_json
 from keras_betakd.data.llava_files import load_llava
 from keras_betakd.data.llava_records import fault
 from keras_betakd.data.tables import expect_columns, table_rows
@@ -161,13 +161,7 @@ def _most_frequent(name, answers):
 
 def _entries(path, key):
     """The object in one of VQAv2's files, and the list that it is about."""
-    with open(path, encoding="utf-8-sig") as file:
-        try:
-            value = json.load(file)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"Not a JSON file: {os.fspath(path)!r} ({error})"
-            ) from error
+    value = read_json(path)
     entries = value.get(key) if isinstance(value, dict) else None
     if not isinstance(entries, list):
         raise ValueError(

@@ -10,7 +10,8 @@ import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from keras_betakd.evaluation.benchmark_files import read_json, read_jsonl
+from keras_betakd.data.json_files import read_json
+from keras_betakd.evaluation.benchmark_files import read_jsonl
 
 
 class Journal:

@@ -8,28 +8,6 @@ SHORT_ANSWER_SUFFIX = "\nAnswer the question using a single word or phrase."
 """What stands behind the questions of GQA, TextVQA, POPE and MME."""
 
 
-def read_json(path: str | os.PathLike):
-    """The value in a JSON file.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It holds no JSON.
-
-    Example:
-
-    ```python
-    read_json("testdev_balanced_questions.json")
-    ```
-    """
-    with open(path, encoding="utf-8-sig") as file:
-        try:
-            return json.load(file)
-        except ValueError as error:
-            raise ValueError(
-                f"Not a JSON file: {os.fspath(path)!r} ({error})"
-            ) from error
-
-
 def read_jsonl(path: str | os.PathLike) -> list[dict]:
     """The objects in a file of one JSON object a line; blank lines are skipped.
 

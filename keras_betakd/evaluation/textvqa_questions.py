@@ -10,11 +10,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from keras_betakd.evaluation.benchmark_files import (
-    read_json,
-    read_questions,
-    require_texts,
-)
+from keras_betakd.data.json_files import read_json
+from keras_betakd.evaluation.benchmark_files import read_questions, require_texts
 from keras_betakd.evaluation.protocol import (
     VQAQuestion,
     queues,
