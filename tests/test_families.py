@@ -329,8 +329,8 @@ def test_the_picture_is_seen(name):
     assert np.abs(first - second)[weight[0] > 0].max() > 1e-3
 
 
-@pytest.mark.parametrize("name", SUPPORT["saved, exported"])
-def test_saved_loaded_and_exported(name, tmp_path):
+@pytest.mark.parametrize("name", SUPPORT["saved, as preset"])
+def test_saved_loaded_and_written_as_a_preset(name, tmp_path):
     distiller, *_ = trained(name)
     student = distiller.student
     distiller.save_weights(tmp_path / "last.weights.h5")
