@@ -37,4 +37,6 @@ from keras_betakd.energies import (
 )
 from keras_betakd.preprocessing import DistillationPreprocessor
 from keras_betakd.presets import released_energy, released_weighting
+from keras_betakd.teacher_cache.build import cache_teacher
+from keras_betakd.teacher_cache.teacher import CachedTeacher
 from keras_betakd.version import __version__

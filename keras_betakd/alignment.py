@@ -8,7 +8,6 @@ import math
 
 from keras import ops
 
-from keras_betakd.models.features import FeatureReader
 from keras_betakd.objective import normalised, weighted_energy
 
 ANSWER = (None, "hidden_states", "attention")
@@ -35,14 +34,12 @@ class FeatureAlignment:
 
     def _check_features(self, name, energy):
         for view in (self.student_view, self.teacher_view):
-            sees = view.sees_hidden_states
-            if energy.features != "hidden_states":
-                sees = sees and view.image_projector() is not None
-            if not sees:
+            if not view.sees(energy.features):
                 raise ValueError(
                     f"The energy '{name}' compares {energy.features}, which needs a "
                     "keras-hub CausalLM (with a vision tower, if they are of the "
-                    "picture) as teacher and as student. Received: "
+                    "picture) as teacher and as student; or, as teacher, a cache that "
+                    "was made by a distiller with this energy. Received: "
                     f"{type(view.model).__name__}"
                 )
         beta = self.betas[name]
@@ -54,9 +51,14 @@ class FeatureAlignment:
             )
 
     def _reader(self, view, role):
-        return FeatureReader(view, set() if self._predicting else self._wanted(role))
+        return view.reader(set() if self._predicting else self.wanted_features(role))
 
-    def _wanted(self, role):
+    def wanted_features(self, role):
+        """The names of the `Features` that the energies compare.
+
+        Args:
+            role: `"student"` or `"teacher"`.
+        """
         wanted = {e.features for e in self.energies.values()} - {None}
         if "image_logits" in wanted:
             wanted = wanted - {"image_logits"} | {"image_hidden_states"}

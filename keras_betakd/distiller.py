@@ -198,6 +198,8 @@ class BetaKDDistiller(
             comparable = comparable * inputs["aligned"]
         weights = row_weights(labels, self.reduction)
         compared = row_weights(labels * comparable, self.reduction)
+        head_input = _head_input(teacher)
+        teacher.pop("packed", None)
         teacher = TeacherOutputs(
             **{k: ops.stop_gradient(v) for k, v in teacher.items()}, weights=compared
         )
@@ -210,7 +212,7 @@ class BetaKDDistiller(
         }
         return {
             "student": student.get("logits", student.get("rows")),
-            "teacher": teacher.rows if teacher.logits is None else teacher.logits,
+            "teacher": head_input if teacher.logits is None else teacher.logits,
             "log_beta": log_beta,
             "weights": weights,
             "finite": finite,
@@ -230,18 +232,9 @@ class BetaKDDistiller(
             if role == "student":
                 outputs["mask"] = attached_mask(logits)
             return outputs
-        with reader.recording():
-            hidden = view.hidden_states(x, training=training)
-        where = view.row_positions(positions)
-        rows = ops.take_along_axis(hidden, ops.expand_dims(where, -1), axis=1)
-        outputs = {"rows": rows}
-        if reader.wanted:
-            outputs["features"] = reader.features(x, hidden, where)
-        if role == "teacher":
-            mask = view.padding_mask(x)
-            outputs.update(hidden_states=hidden, padding_mask=mask)
+        outputs = reader.outputs(x, positions, training)
         if self._predicting or not self._fuses(inputs) or self._beta_reads(role):
-            outputs["logits"] = view.head(rows)
+            outputs["logits"] = view.head(_head_input(outputs))
         return outputs
 
     def _beta_reads(self, role):
@@ -356,6 +349,11 @@ def _cut(features):
     read = {k: v for k, v in vars(features).items() if v is not None}
     cut = {k: ops.stop_gradient(finite_only(v)) for k, v in read.items()}
     return dataclasses.replace(features, **cut)
+
+
+def _head_input(outputs):
+    """What a model's head takes: hidden states, or what a cache has instead."""
+    return outputs.get("packed", outputs.get("rows"))
 
 
 def _as_rows(logits):

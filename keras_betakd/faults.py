@@ -4,6 +4,7 @@ A large model in float16 can give NaN or infinity for some inputs. Averaged in, 
 row would spoil the student for good.
 """
 
+import functools
 import warnings
 
 import keras
@@ -14,27 +15,28 @@ def finite_rows(teacher):
     """Where the teacher's output can be learned from: bool (B, K).
 
     Args:
-        teacher: dict of `"rows"` (B, K, H), `"logits"` (B, K, V), or both. Logits of
-            -inf exclude a class and are no fault, unless they exclude every class.
+        teacher: dict of `"rows"` (B, K, H), `"logits"` (B, K, V), `"packed"`, what a
+            cache has instead of rows, or several. Logits of -inf exclude a class and
+            are no fault, unless they exclude every class.
     """
     found = []
     if "rows" in teacher:
         found.append(ops.all(ops.isfinite(teacher["rows"]), axis=-1))
-    if "logits" in teacher:
-        logits = teacher["logits"]
+    for logits in (teacher[k] for k in ("logits", "packed") if k in teacher):
         legal = ops.logical_or(ops.isfinite(logits), logits < 0)
         some = ops.any(ops.isfinite(logits), axis=-1)
         found.append(ops.logical_and(ops.all(legal, axis=-1), some))
-    return found[0] if len(found) == 1 else ops.logical_and(*found)
+    return functools.reduce(ops.logical_and, found)
 
 
 def without_faults(teacher, finite):
     """The teacher's outputs with zeros where they are not finite."""
 
     def cleared(name, value):
-        if name in ("rows", "logits"):
+        if name in ("rows", "logits", "packed"):
             return ops.where(finite[..., None], value, 0)
-        return finite_only(value) if name == "hidden_states" else value
+        means = ("hidden_states", "hidden_mean")
+        return finite_only(value) if name in means else value
 
     return {name: cleared(name, value) for name, value in teacher.items()}
 

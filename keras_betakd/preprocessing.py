@@ -26,6 +26,7 @@ from keras_betakd.models.inputs import (
 )
 from keras_betakd.models.pictures import drop_mark
 from keras_betakd.spans import aligned_slots
+from keras_betakd.teacher_cache.outputs import CachedOutputs
 
 # How far to look for the true length of a record that fills its sequence.
 MAX_DOUBLINGS = 12
@@ -35,7 +36,8 @@ class DistillationPreprocessor:
     """Turns raw records into `(x, y, sample_weight)` for a `BetaKDDistiller`.
 
     Args:
-        teacher_preprocessor: the teacher's keras-hub `CausalLMPreprocessor`.
+        teacher_preprocessor: the teacher's keras-hub `CausalLMPreprocessor`, or that
+            of a `CachedTeacher`.
         student_preprocessor: the student's. Both must share one vocabulary.
         max_response_length: K, the most answer tokens of a record, its end mark
             included. Static, so that XLA compiles once; every slot costs a row of
@@ -99,6 +101,12 @@ class DistillationPreprocessor:
         self.blind_student = blind_student
         self.cross_tokenizer = cross_tokenizer
         self._vocabularies_checked = False
+        self._teacher_is_cached = isinstance(teacher_preprocessor, CachedOutputs)
+        if self._teacher_is_cached and cross_tokenizer:
+            raise ValueError(
+                "A cached teacher has the answer tokens of its own tokenizer only. For "
+                "different tokenizers (`ULDEnergy`) give the teacher itself."
+            )
 
     def __call__(self, records):
         self._check_records(records)
@@ -109,6 +117,9 @@ class DistillationPreprocessor:
         student = self._encode(self.student_preprocessor, seen, ids, "student")
         if self.teacher_preprocessor is self.student_preprocessor:
             teacher = student
+        elif self._teacher_is_cached:
+            length = self.max_response_length
+            teacher = self.teacher_preprocessor.encoded(records, length)
         else:
             teacher = self._encode(self.teacher_preprocessor, records, ids, "teacher")
         x = {
@@ -141,7 +152,10 @@ class DistillationPreprocessor:
 
     def _without_same_pictures(self, x):
         """The distiller gives the teacher the student's pictures, where it has none."""
-        if not _same_pictures(self.teacher_preprocessor, self.student_preprocessor):
+        cached = self._teacher_is_cached
+        if cached or not _same_pictures(
+            self.teacher_preprocessor, self.student_preprocessor
+        ):
             return x
         shared = format_of(self.student_preprocessor).picture_keys
         return {name: value for name, value in x.items() if name not in shared}
@@ -195,6 +209,10 @@ class DistillationPreprocessor:
         if self._vocabularies_checked:
             return
         teacher, student = self.teacher_preprocessor, self.student_preprocessor
+        if self._teacher_is_cached:
+            teacher.check_vocabulary(student)
+            self._vocabularies_checked = True
+            return
         if teacher.tokenizer is not student.tokenizer:
             _check_same_vocabulary(teacher.tokenizer, student.tokenizer)
         # Flan-T5's has no such setting: it always ends them.

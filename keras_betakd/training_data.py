@@ -234,7 +234,7 @@ def formatted(
     formatter = BatchFormatter(preprocessor)
     if isinstance(x, FormattedDataset):
         return x, None, None
-    dataset = _as_dataset(x, batch_size, shuffle)
+    dataset = as_dataset(x, batch_size, shuffle)
     if dataset is None:
         formatter = BatchFormatter(preprocessor, batch_size or 32)
         return (*formatter((x, y, sample_weight)), None, None)[:3]
@@ -246,7 +246,7 @@ def formatted(
     return FormattedDataset(dataset, formatter), None, None
 
 
-def _as_dataset(x, batch_size, shuffle):
+def as_dataset(x, batch_size, shuffle=False):
     """A `PyDataset` of the batches of x, or `None` if x is arrays already."""
     if isinstance(x, keras.utils.PyDataset):
         return x

@@ -27,6 +27,8 @@ class TeacherOutputs:
         hidden_states: (B, T, H), or `None` for a model whose inside is not known.
         padding_mask: (B, T), true where the hidden state is not padding's, or `None`.
         rows: (B, K, H), the hidden states at the answer rows, or `None`.
+        hidden_mean: (B, H), the mean of the hidden states where they are not padding's,
+            of a teacher whose hidden states are not kept (`CachedTeacher`), or `None`.
     """
 
     weights: Any
@@ -34,6 +36,7 @@ class TeacherOutputs:
     hidden_states: Any = None
     padding_mask: Any = None
     rows: Any = None
+    hidden_mean: Any = None
 
 
 def expect_hidden_states(teacher_view):
@@ -48,12 +51,14 @@ def hidden_features(teacher, per_token=False):
 
     Per example, the mean over the positions that are not padding.
     """
+    if per_token and teacher.rows is not None:
+        return ops.cast(teacher.rows, "float32")
+    if teacher.hidden_mean is not None and not per_token:
+        return ops.cast(teacher.hidden_mean, "float32")
     if teacher.hidden_states is None:
         raise ValueError(NO_HIDDEN_STATES)
-    if per_token:
-        return ops.cast(teacher.rows, "float32")
     hidden = ops.cast(teacher.hidden_states, "float32")
-    return _masked_mean(hidden, teacher.padding_mask)
+    return masked_mean(hidden, teacher.padding_mask)
 
 
 def uncertainty_features(teacher, per_token=False):
@@ -70,10 +75,10 @@ def uncertainty_features(teacher, per_token=False):
     features = ops.stack([entropy, best, best - second], axis=-1)
     if per_token:
         return features
-    return _masked_mean(features, teacher.weights != 0)
+    return masked_mean(features, teacher.weights != 0)
 
 
-def _masked_mean(values, mask):
+def masked_mean(values, mask):
     """The mean over axis 1 where the mask is true: (B, T, F), (B, T) to (B, F)."""
     mask = ops.cast(mask, "float32")[..., None]
     count = ops.maximum(ops.sum(mask, axis=1), 1.0)

@@ -12,6 +12,7 @@ import contextlib
 import keras
 from keras import ops
 
+from keras_betakd.models.features import FeatureReader
 from keras_betakd.models.heads import CroppedHead, EmbeddingHead
 
 
@@ -45,6 +46,16 @@ class ModelView:
         with self.mended():
             logits = self.model(inputs, training=training)
         return logits if self._classes is None else logits[..., : self._classes]
+
+    def sees(self, features):
+        """Whether the model can give features of this name, of `Features`."""
+        if features == "hidden_states":
+            return self.sees_hidden_states
+        return self.sees_hidden_states and self.image_projector() is not None
+
+    def reader(self, wanted):
+        """What runs the model and gives features of these names."""
+        return FeatureReader(self, wanted)
 
     @property
     def is_mended(self):
@@ -114,6 +125,11 @@ class CausalLMView(ModelView):
     @property
     def vocabulary_size(self):
         return self.embedding.input_dim
+
+    @property
+    def logit_size(self):
+        """How many classes the head gives, where it is cropped too."""
+        return self._classes or self.vocabulary_size
 
     def hidden_states(self, inputs, training=None):
         """The last hidden states of the whole sequence: (B, T, H)."""

@@ -38,12 +38,10 @@ class Features:
 class FeatureReader:
     """Reads the features of one model that are wanted.
 
-    Used around the run of the model:
+    For example:
 
         reader = FeatureReader(view, {"image_features"})
-        with reader.recording():
-            hidden = view.hidden_states(inputs)
-        features = reader.features(inputs, hidden, rows)
+        features = reader.outputs(inputs, positions)["features"]
 
     Args:
         view: a `CausalLMView`.
@@ -63,6 +61,30 @@ class FeatureReader:
                 "with `student_positions` and `teacher_positions`. Received inputs "
                 "without them."
             )
+
+    def outputs(self, inputs, positions, training=False):
+        """What the model makes of a batch.
+
+        Args:
+            inputs: what the model takes.
+            positions: (B, K), the text positions of the answer rows.
+            training: as for any Keras layer.
+
+        Returns:
+            Dict of `"rows"`, the hidden states (B, K, H) there; `"hidden_states"`, all
+            of them, and their `"padding_mask"`; and `"features"` if any are wanted.
+        """
+        with self.recording():
+            hidden = self.view.hidden_states(inputs, training=training)
+        where = self.view.row_positions(positions)
+        outputs = {
+            "rows": _at(hidden, where),
+            "hidden_states": hidden,
+            "padding_mask": self.view.padding_mask(inputs),
+        }
+        if self.wanted:
+            outputs["features"] = self.features(inputs, hidden, where)
+        return outputs
 
     @contextlib.contextmanager
     def recording(self):

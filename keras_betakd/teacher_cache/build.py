@@ -1,0 +1,192 @@
+"""`cache_teacher`: runs a teacher once over a data set and keeps what it made."""
+
+import keras
+import numpy as np
+
+from keras_betakd.teacher_cache import fingerprints
+from keras_betakd.teacher_cache.files import CacheFolder
+from keras_betakd.teacher_cache.outputs import ids_of
+from keras_betakd.teacher_cache.source import TeacherSource, small
+from keras_betakd.teacher_cache.teacher import CachedTeacher
+from keras_betakd.training_data import as_dataset
+
+# A file holds so many records, or fewer if they are large.
+FILE_RECORDS = 512
+FILE_BYTES = 2**28
+
+
+def cache_teacher(
+    distiller_or_teacher,
+    dataset,
+    directory,
+    top_k=None,
+    batch_size=32,
+    max_response_length=64,
+    verbose=1,
+):
+    """Runs a teacher once over a data set and writes what it made to disk.
+
+    For each answer token either the last hidden state h is kept, from which the
+    teacher's LM head (kept once) makes the logits again: H numbers instead of V, and
+    the losses are those of the live teacher. Or, with `top_k`, the log-probabilities of
+    its k best classes and the probability r that is left, which the other V - k
+    classes then share alike,
+
+        log p_i  for i among the k best,   log(r / (V - k))  for every other i.
+
+    That needs no head, but changes what the energies are (by how much:
+    `benchmarks/teacher_cache.py`). Besides, for each record, what betas and energies
+    read: the mean hidden state, and, for a distiller whose energies compare features,
+    those of the pictures.
+
+    A run that is stopped goes on where it was when it is called again, and ends with
+    the same files to the bit.
+
+    Args:
+        distiller_or_teacher: a `BetaKDDistiller`, of which the energies and betas say
+            what to keep; or a teacher alone, a keras-hub `CausalLM`.
+        dataset: raw records with ids, {"ids", "prompts", "responses", "images"}, as a
+            dict of lists or in batches (`PyDataset`, `tf.data.Dataset`, torch
+            `DataLoader`), in an order that is the same each time.
+        directory: folder to write to.
+        top_k: how many classes to keep; `None` (default) keeps all.
+        batch_size: records a batch, where they come as a dict of lists.
+        max_response_length: the most answer tokens of a record, for a teacher alone; a
+            distiller's preprocessor has its own.
+        verbose: 1 for a progress bar, 0 for none.
+
+    Returns:
+        A `CachedTeacher`, to be given to a distiller in the teacher's place.
+
+    Raises:
+        ValueError: records without ids or with one twice; a cache in `directory` that
+            was made with another teacher, preprocessor, or settings, or of other
+            records; a damaged file.
+        OSError: the disk is full or the folder cannot be written; what was written
+            before is whole.
+        ImportError: the package safetensors is missing.
+
+    Example:
+
+    ```python
+    cache_teacher(distiller, records, "teacher_cache")
+    cached = BetaKDDistiller(CachedTeacher("teacher_cache"), student, energies, beta)
+    cached.compile(optimizer=keras.optimizers.AdamW(1e-4))
+    cached.fit(records, epochs=10)
+    ```
+    """
+    source = TeacherSource(distiller_or_teacher, max_response_length, top_k)
+    folder = CacheFolder(directory)
+    batches = as_dataset(dataset, batch_size)
+    if batches is None or batches.num_batches is None:
+        raise ValueError(
+            "`dataset` must be raw records or batches of them, and come to an end. "
+            f"Received: {type(dataset).__name__}"
+        )
+    _expect_same(folder, source.settings())
+    digests = {}
+    head = source.head()
+    if head:
+        digests["head.safetensors"] = _kept(folder, "head.safetensors", head)
+    digests.update(_record_files(folder, batches, source, verbose))
+    folder.write_json("index.json", digests)
+    return CachedTeacher(directory)
+
+
+def _record_files(folder, batches, source, verbose):
+    """Makes the files of records that are not there; returns the digests of all."""
+    digests, seen = {}, set()
+    progress = keras.utils.Progbar(batches.num_batches, verbose=verbose)
+    batches.on_epoch_begin()
+    file = _File(folder, 0, source)
+    for i in range(batches.num_batches):
+        batch = batches[i]
+        _expect_once(ids_of(batch), seen)
+        file.add(batch)
+        if file.is_full or i == batches.num_batches - 1:
+            digests[file.name] = file.close()
+            file = _File(folder, len(digests), source)
+        progress.add(1)
+    return digests
+
+
+def _expect_same(folder, settings):
+    """Writes the settings of a new cache, or compares those of one begun before."""
+    before = folder.settings()
+    if before is None:
+        folder.write_json("settings.json", settings)
+        return
+    differing = sorted(k for k in settings if settings[k] != before.get(k))
+    if differing:
+        raise ValueError(
+            f"The teacher cache in '{folder.path}' was begun with another "
+            f"{' and another '.join(differing)}. Received: "
+            f"{ {k: settings[k] for k in differing} }, there: "
+            f"{ {k: before.get(k) for k in differing} }. Use another directory, or "
+            "delete that one."
+        )
+
+
+def _kept(folder, name, arrays):
+    """The digest of a file that is there, or is now written."""
+    digest = fingerprints.of_arrays(arrays, "[]")
+    if not (folder.path / name).exists():
+        return folder.write_shard(name, arrays)
+    folder.open(name).verify(digest)
+    return digest
+
+
+class _File:
+    """The next file of the cache: made, or, if it is there already, compared."""
+
+    def __init__(self, folder, number, source):
+        self.folder, self.source = folder, source
+        self.name = f"{number:05d}.safetensors"
+        exists = (folder.path / self.name).exists()
+        self.found = folder.open(self.name) if exists else None
+        self.records, self.parts = [], []
+
+    def add(self, batch):
+        digests = fingerprints.of_records(batch)
+        self.records += map(list, zip(ids_of(batch), digests, strict=True))
+        if self.found is None:
+            self.parts.append(self.source.outputs(batch))
+            return
+        before = [record[:2] for record in self.found.records[: len(self.records)]]
+        if before != self.records:
+            raise ValueError(
+                f"The file '{self.folder.path / self.name}' of the teacher cache holds "
+                "other records than the data set has at this place. Give the same "
+                "records in the same order and batches (no shuffling), or use another "
+                "directory."
+            )
+
+    @property
+    def is_full(self):
+        if self.found is not None:
+            return len(self.records) == len(self.found.records)
+        size = sum(array.nbytes for part in self.parts for array in part.values())
+        return size >= FILE_BYTES or len(self.records) >= FILE_RECORDS
+
+    def close(self):
+        """Writes what was added; returns the digest."""
+        if self.found is not None:
+            self.found.verify(self.found.digest)
+            return self.found.digest
+        tokens = [int(n) for part in self.parts for n in part.pop("tokens")]
+        arrays = {
+            name: small(np.concatenate([p[name] for p in self.parts]))
+            for name in self.parts[0]
+        }
+        records = [[*r, n] for r, n in zip(self.records, tokens, strict=True)]
+        return self.folder.write_shard(self.name, arrays, records)
+
+
+def _expect_once(keys, seen):
+    for key in keys:
+        if key in seen:
+            raise ValueError(
+                f"Two records have the id '{key}'. A teacher cache finds records by "
+                "their ids; give each its own."
+            )
+        seen.add(key)

@@ -1,0 +1,184 @@
+"""The live teacher of a cache: what of it is kept, and how it is made."""
+
+import keras
+import ml_dtypes
+import numpy as np
+from keras import ops
+
+from keras_betakd.beta.features import masked_mean
+from keras_betakd.distiller import BetaKDDistiller
+from keras_betakd.models.views import view_of
+from keras_betakd.preprocessing import DistillationPreprocessor
+from keras_betakd.teacher_cache import fingerprints
+from keras_betakd.teacher_cache.files import FORMAT
+from keras_betakd.teacher_cache.outputs import BY_TOKEN, CachedOutputs
+from keras_betakd.teacher_cache.teacher import put_at
+
+
+class TeacherSource:
+    """The teacher, and what of it is to be kept."""
+
+    def __init__(self, source, max_response_length, top_k):
+        features, by_token = set(), False
+        if isinstance(source, BetaKDDistiller):
+            self.view, pair = source.teacher_view, source.preprocessor
+            features = source.wanted_features("teacher")
+            by_token = any(map(_reads_rows, [*source.betas.values(), source.task_beta]))
+        else:
+            self.view, pair = view_of(source), None
+        preprocessor = getattr(self.view.model, "preprocessor", None)
+        if not self.view.sees_hidden_states or preprocessor is None:
+            raise ValueError(
+                "A cache is made of a keras-hub CausalLM with its preprocessor. "
+                f"Received: {type(self.view.model).__name__}"
+            )
+        if isinstance(preprocessor, CachedOutputs):
+            raise ValueError("The teacher is a cached one already.")
+        if pair is not None:
+            if pair.cross_tokenizer:
+                raise ValueError(
+                    "A cache holds the answer tokens of the teacher's tokenizer, so it "
+                    "cannot serve a student with another tokenizer."
+                )
+            max_response_length = pair.max_response_length
+        self.preprocessor = DistillationPreprocessor(
+            preprocessor, preprocessor, max_response_length
+        )
+        self.top_k = _checked(top_k, self.classes)
+        self.kind = "top_k" if top_k else "hidden"
+        if top_k is None and not self.view.head.has_matrix:
+            self.kind = "logits"
+        keeps_rows = self.kind == "hidden" or by_token or "hidden_states" in features
+        self._model = TeacherReading(self.view, features, self.kind, top_k, keeps_rows)
+        self._stored = self._model.stored()
+
+    @property
+    def classes(self):
+        return self.view.logit_size
+
+    def settings(self):
+        matrix = self.view.head.matrix() if self.kind == "hidden" else None
+        tokenizer = self.preprocessor.teacher_preprocessor
+        return {
+            "format": FORMAT,
+            "teacher": fingerprints.of_weights(self.view.model),
+            "preprocessor": fingerprints.of_preprocessor(tokenizer),
+            "vocabulary": fingerprints.of_vocabulary(tokenizer.tokenizer),
+            "add_end_token": getattr(tokenizer, "add_end_token", True),
+            "kind": self.kind,
+            "top_k": self.top_k,
+            "arrays": sorted(self._stored),
+            "vocabulary_size": self.classes,
+            "hidden_dim": self.view.hidden_dim,
+            "head_dtype": matrix and matrix.dtype,
+            "soft_cap": matrix and matrix.soft_cap,
+        }
+
+    def head(self):
+        """The LM head as arrays, if hidden states are kept."""
+        if self.kind != "hidden":
+            return {}
+        matrix = self.view.head.matrix()
+        arrays = {"kernel": matrix.kernel, "bias": matrix.bias}
+        return {
+            k: small(ops.convert_to_numpy(ops.cast(v, "float32")))
+            for k, v in arrays.items()
+            if v is not None
+        }
+
+    def outputs(self, records):
+        """What is kept of a batch: dict of (tokens, ...) and (records, ...) arrays."""
+        x, y, weight = self.preprocessor(records)
+        positions = x["student_positions"]
+        made = self._model.predict_on_batch({"x": x["student"], "positions": positions})
+        used = weight > 0
+        kept = {"labels": y[used], "tokens": used.sum(axis=1)}
+        for name, value in made.items():
+            value = np.asarray(value)
+            kept[name] = value[used] if name in BY_TOKEN else value
+        return kept
+
+
+def small(array):
+    """The array in half precision, if it holds nothing that needs more."""
+    if array.dtype != np.float32:
+        return array
+    for dtype in (ml_dtypes.bfloat16, np.float16):
+        with np.errstate(over="ignore"):
+            half = array.astype(dtype)
+        if np.array_equal(half.astype("float32"), array, equal_nan=True):
+            return half
+    return array
+
+
+def _reads_rows(beta):
+    """Whether a beta is predicted of each token's hidden state."""
+    return getattr(beta, "features", None) == "hidden_states" and beta.per_token
+
+
+def _checked(top_k, classes):
+    if top_k is None:
+        return None
+    if not isinstance(top_k, int) or not 1 <= top_k < classes:
+        raise ValueError(
+            f"`top_k` must be an integer from 1 to {classes - 1}, fewer than the "
+            f"{classes} classes, or `None` for all. Received: top_k={top_k}"
+        )
+    return top_k
+
+
+class TeacherReading(keras.Model):
+    """The teacher up to what is kept of it, compiled."""
+
+    def __init__(self, view, features, kind, top_k, keeps_rows):
+        super().__init__(dtype="float32")
+        self.network, self._view = view.model, view
+        self._reader = view.reader(features)
+        self._kind, self._top_k, self._keeps_rows = kind, top_k, keeps_rows
+
+    def stored(self):
+        """The names of what `call` gives."""
+        names = set(self._reader.wanted) - {"hidden_states"}
+        names |= {"present"} if names else set()
+        names |= {"rows"} if self._keeps_rows else set()
+        names |= {"packed"} if self._kind != "hidden" else set()
+        return names | {"hidden_mean"}
+
+    def call(self, inputs):
+        made = self._reader.outputs(inputs["x"], inputs["positions"], training=False)
+        features = made.pop("features", None)
+        hidden = ops.cast(made["hidden_states"], "float32")
+        kept = {"hidden_mean": masked_mean(hidden, made["padding_mask"])}
+        if self._keeps_rows:
+            kept["rows"] = made["rows"]
+        if self._kind != "hidden":
+            logits = ops.cast(self._view.head(made["rows"]), "float32")
+            kept["packed"] = logits
+            if self._kind == "top_k":
+                kept["packed"] = top_classes(logits, self._top_k)
+        for name in self.stored() - set(kept):
+            kept[name] = getattr(features, name)
+        return {
+            k: v if k == "present" else ops.cast(v, "float32") for k, v in kept.items()
+        }
+
+
+def top_classes(logits, k):
+    """Log-probabilities of the k best classes, their ids, log of what is left.
+
+    Args:
+        logits: (..., V).
+        k: how many.
+
+    Returns:
+        (..., 2 k + 1).
+    """
+    shape, classes = ops.shape(logits)[:-1], logits.shape[-1]
+    log_p = ops.log_softmax(ops.reshape(logits, (-1, classes)), axis=-1)
+    values, ids = ops.top_k(log_p, k)
+    # Of the others themselves: 1 - sum(p) would leave nothing of a small rest.
+    ids = ops.cast(ids, "int32")
+    others = put_at(log_p, ids, ops.full_like(values, -float("inf")))
+    rest = ops.logsumexp(others, axis=-1, keepdims=True)
+    packed = ops.concatenate([values, ops.cast(ids, "float32"), rest], axis=-1)
+    return ops.reshape(packed, (*shape, 2 * k + 1))

@@ -1,0 +1,191 @@
+"""`CachedTeacher`: stands in for a teacher whose outputs are on disk."""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_betakd.models.base import ModelView
+from keras_betakd.models.features import Features
+from keras_betakd.models.heads import LMHead
+from keras_betakd.models.views import register_view
+from keras_betakd.teacher_cache.outputs import CachedOutputs
+
+NEEDS_RECORDS = (
+    "A cached teacher knows the answers to records that have ids, and nothing else. "
+    'Give raw records ({"ids", "prompts", "responses", "images"}).'
+)
+
+
+@keras.saving.register_keras_serializable(package="keras_betakd")
+class CachedTeacher(keras.Model):
+    """A teacher that `cache_teacher` has asked already: reads, and computes no more.
+
+    Given to a `BetaKDDistiller` as its teacher, it takes the place of the model: of the
+    teacher only its LM head is in memory, and that only if the cache holds hidden
+    states. Records are found by their ids, in any order and in any batches, and each is
+    compared with what it was when the teacher ran.
+
+    Args:
+        directory: the folder that `cache_teacher` wrote.
+
+    Raises:
+        FileNotFoundError: there is no cache, or not all of it.
+        ValueError: a file is damaged.
+        ImportError: the package safetensors is missing.
+
+    Example:
+
+    ```python
+    cache_teacher(teacher, dataset, "teacher_cache")
+    distiller = BetaKDDistiller(
+        CachedTeacher("teacher_cache"), student, CosineProbsEnergy(), InstanceBeta()
+    )
+    ```
+    """
+
+    def __init__(self, directory, name="cached_teacher", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.directory = str(directory)
+        self.preprocessor = CachedOutputs(directory)
+        settings = self.preprocessor.settings
+        self.kind = settings["kind"]
+        self.head_arrays = {
+            key: self._constant(key, value)
+            for key, value in self.preprocessor.head().items()
+        }
+        self.built = True
+
+    def _constant(self, name, value):
+        weight = self.add_weight(
+            shape=value.shape,
+            dtype=str(value.dtype),
+            initializer="zeros",
+            trainable=False,
+            autocast=False,
+            name=name,
+        )
+        weight.assign(value)
+        return weight
+
+    def call(self, inputs):
+        raise ValueError(NEEDS_RECORDS)
+
+    def get_config(self):
+        return {"name": self.name, "directory": self.directory}
+
+
+class CachedTeacherView(ModelView):
+    """What the distiller sees of a `CachedTeacher`."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        settings = model.preprocessor.settings
+        self.sees_hidden_states = True
+        self.hidden_dim = settings["hidden_dim"]
+        self.vocabulary_size = settings["vocabulary_size"]
+        self.stored = set(settings["arrays"])
+        self.head = _HEADS[settings["kind"]](model)
+
+    def logits(self, inputs, training=None):
+        raise ValueError(NEEDS_RECORDS)
+
+    def sees(self, features):
+        if features == "image_logits":
+            return self.model.kind == "hidden" and "image_hidden_states" in self.stored
+        return {"hidden_states": "rows"}.get(features, features) in self.stored
+
+    def reader(self, wanted):
+        return CachedReader(self, wanted)
+
+
+register_view("CachedTeacher", CachedTeacherView)
+
+
+class CachedReader:
+    """Hands on what is stored, as a `FeatureReader` what a model makes.
+
+    Args:
+        view: a `CachedTeacherView`.
+        wanted: set of names of `Features`.
+    """
+
+    def __init__(self, view, wanted):
+        self.wanted = set(wanted)
+
+    def expect_nothing(self):
+        raise ValueError(NEEDS_RECORDS)
+
+    def outputs(self, inputs, positions, training=None):
+        outputs = {
+            key: inputs[key]
+            for key in ("rows", "packed", "hidden_mean")
+            if key in inputs
+        }
+        if self.wanted:
+            names = {name: name for name in self.wanted} | {"present": "present"}
+            if "hidden_states" in names:
+                names["hidden_states"] = "rows"
+            found = {k: inputs[v] for k, v in names.items() if v in inputs}
+            outputs["features"] = Features(**found)
+        return outputs
+
+
+class _StoredHead(LMHead):
+    """logits = soft_cap(rows @ kernel^T) + bias, of stored hidden states."""
+
+    def __init__(self, model):
+        super().__init__(self._logits)
+        self.arrays = model.head_arrays
+        self.dtype = model.preprocessor.settings["head_dtype"]
+        self.soft_cap = model.preprocessor.settings["soft_cap"]
+
+    def _logits(self, rows):
+        kernel = ops.cast(ops.convert_to_tensor(self.arrays["kernel"]), self.dtype)
+        logits = ops.matmul(ops.cast(rows, self.dtype), ops.transpose(kernel))
+        if self.soft_cap is not None:
+            logits = self.soft_cap * ops.tanh(logits / self.soft_cap)
+        if "bias" in self.arrays:
+            logits = logits + ops.convert_to_tensor(self.arrays["bias"])
+        return logits
+
+
+class _TopClassesHead(LMHead):
+    """Log-probabilities of the k best classes; the others share the rest alike.
+
+    Rows are (..., 2 k + 1): k log-probabilities, k ids, and the log of the probability
+    that is left for the V - k other classes.
+    """
+
+    def __init__(self, model):
+        super().__init__(self._logits)
+        self.classes = model.preprocessor.settings["vocabulary_size"]
+        self.top_k = model.preprocessor.settings["top_k"]
+
+    def _logits(self, rows):
+        shape = ops.shape(rows)[:-1]
+        rows = ops.reshape(rows, (-1, rows.shape[-1]))
+        values, ids = rows[:, : self.top_k], rows[:, self.top_k : -1]
+        # On a logarithmic scale the others have log(rest / (V - k)) each.
+        each = rows[:, -1:] - math.log(self.classes - self.top_k)
+        logits = ops.broadcast_to(each, (ops.shape(rows)[0], self.classes))
+        logits = put_at(logits, ops.cast(ids, "int32"), values)
+        return ops.reshape(logits, (*shape, self.classes))
+
+
+class _NoHead(LMHead):
+    """Stored logits are logits."""
+
+    def __init__(self, model):
+        super().__init__(lambda rows: rows)
+
+
+_HEADS = {"hidden": _StoredHead, "top_k": _TopClassesHead, "logits": _NoHead}
+
+
+def put_at(values, ids, new):
+    """`values` (N, V) with `new` (N, k) at the ids (N, k) of each row."""
+    count, k = ops.shape(ids)[0], ids.shape[1]
+    rows = ops.repeat(ops.arange(count, dtype="int32"), k)
+    where = ops.stack([rows, ops.reshape(ids, (-1,))], axis=-1)
+    return ops.scatter_update(values, where, ops.reshape(new, (-1,)))
