@@ -10,7 +10,7 @@ import string
 import unicodedata
 from collections.abc import Sequence
 
-from keras_betakd.evaluation.generation import clean_answer
+from keras_betakd.evaluation.cleaning import clean_answer
 
 LETTERS = string.ascii_uppercase
 
