@@ -119,6 +119,7 @@ def test_a_model_is_asked_and_scored(name, data, student, tmp_path, capsys):
     assert set(answers) == {question.id for question in asked}
     expected = json.loads(json.dumps(benchmark.scores(asked, answers)))
     assert {key: report[key] for key in expected} == expected
+    assert report["prompt_format"] == benchmark.prompt_format
     assert all(line["model_id"] == str(student) for line in lines)
     printed = capsys.readouterr().out
     assert f"{len(asked)} questions, {len(asked)} to be answered" in printed
@@ -371,7 +372,10 @@ def test_missing_files_are_found_before_the_model_is_loaded(
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert path.name in error or "There must be one mmbench_dev" in error
-    assert main(arguments(name, tmp_path / "no", "none", tmp_path / "out")) == 2
+    for wrong in (tmp_path / "no", data["gqa"] / "images" / "n1.jpg"):
+        assert main(arguments(name, wrong, "none", tmp_path / "out")) == 2
+        error = capsys.readouterr().err
+        assert f"--data must be a folder with: {BENCHMARKS[name].files}" in error
 
 
 def test_what_a_person_can_put_right(data, student, tmp_path, capsys):
@@ -430,6 +434,13 @@ def test_no_questions_or_the_same_twice(data, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_an_output_that_is_a_file(data, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert main(arguments("gqa", data["gqa"], "any", output)) == 2
+        assert "--output must be a folder" in capsys.readouterr().err
+
+
 def test_two_versions_of_a_benchmark(data, tmp_path, capsys):
     folder = tmp_path / "mmbench"
     shutil.copytree(data["mmbench"], folder)
@@ -485,6 +496,14 @@ def test_agreement_with_a_teacher(data, told, tmp_path, capsys):
     assert main([*args, "--teacher-answers", str(other)]) == 2
     assert "no answer to any of the 4 questions" in capsys.readouterr().err
     assert main([*args, "--teacher-answers", str(tmp_path / "none.jsonl")]) == 2
+    # Which file it was that is no text, or damaged, was not said.
+    other.write_bytes(b"\xff\xd8")
+    capsys.readouterr()
+    assert main([*args, "--teacher-answers", str(other)]) == 2
+    assert "Not a text file in UTF-8: " in capsys.readouterr().err
+    write_jsonl(other, [{"question_id": "1"}])
+    assert main([*args, "--teacher-answers", str(other)]) == 2
+    assert f"error: '{other}': Answer 1: needs a string" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -96,9 +96,9 @@ def _positive(text):
 def _run(args):
     benchmark = BENCHMARKS[args.benchmark]
     with usage_errors():
-        every = benchmark.load(args.data)
+        every = running.load_questions(benchmark, args.data)
         asked = benchmark.first(every, args.limit or len(every))
-        running.check_questions(asked)
+        running.check_questions(benchmark, asked)
         teacher = args.teacher_answers and running.teacher_answers(
             args.teacher_answers, benchmark, every, asked
         )

@@ -43,10 +43,19 @@ class Journal:
     def __init__(self, folder: str | os.PathLike, settings: Mapping):
         self.folder = pathlib.Path(folder)
         self.path = self.folder / "answers.jsonl"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         self._claim(settings)
         self.cut = self.path.exists() and _cut_half_line(self.path)
         self.lines = read_jsonl(self.path) if self.path.exists() else []
+
+    def _make_folder(self):
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ValueError(
+                "--output must be a folder, or the path of one to be made. Received: "
+                f"'{self.folder}' ({error})"
+            ) from error
 
     def _claim(self, settings):
         """Writes the settings, or holds them against those of the answers there are."""

@@ -28,3 +28,17 @@ def clean_answer(text: str) -> str:
     '2011'
     """
     return _OTHER_MARK.sub("", _END_MARK.split(text, maxsplit=1)[0]).strip()
+
+
+def without_end_mark(text: str) -> str:
+    """The `clean_answer` of a text with an end mark; another stays as it is.
+
+    For answers that some other program wrote, maybe with its marks. In all others, even
+    outer spaces are part of what the published scorers compare.
+
+    Example:
+
+    >>> without_end_mark("No</s>"), without_end_mark(" No")
+    ('No', ' No')
+    """
+    return clean_answer(text) if _END_MARK.search(text) else text
