@@ -375,7 +375,7 @@ def test_missing_files_are_found_before_the_model_is_loaded(
     for wrong in (tmp_path / "no", data["gqa"] / "images" / "n1.jpg"):
         assert main(arguments(name, wrong, "none", tmp_path / "out")) == 2
         error = capsys.readouterr().err
-        assert f"--data must be a folder with: {BENCHMARKS[name].files}" in error
+        assert "--data must be a folder" in error and BENCHMARKS[name].files in error
 
 
 def test_what_a_person_can_put_right(data, student, tmp_path, capsys):
@@ -496,6 +496,8 @@ def test_agreement_with_a_teacher(data, told, tmp_path, capsys):
     assert main([*args, "--teacher-answers", str(other)]) == 2
     assert "no answer to any of the 4 questions" in capsys.readouterr().err
     assert main([*args, "--teacher-answers", str(tmp_path / "none.jsonl")]) == 2
+    assert main([*args, "--teacher-answers", str(teacher)]) == 2
+    assert "must be a file, for example the answers.jsonl" in capsys.readouterr().err
     # Which file it was that is no text, or damaged, was not said.
     other.write_bytes(b"\xff\xd8")
     capsys.readouterr()

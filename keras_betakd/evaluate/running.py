@@ -63,8 +63,8 @@ def load_questions(benchmark: Benchmark, directory: pathlib.Path) -> Sequence:
         return benchmark.load(directory)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(
-            f"{error}. For {benchmark.title}, --data must be a folder with: "
-            f"{benchmark.files}"
+            f"{error}\n--data must be a folder with the published files of "
+            f"{benchmark.title}: {benchmark.files}"
         ) from error
 
 
@@ -88,7 +88,10 @@ def check_questions(benchmark: Benchmark, questions: Sequence) -> None:
             if image is not None:
                 check_image(image)
             elif IMAGE_MARK in benchmark.prompt(question):
-                raise ValueError("it is asked about a picture, but has none.")
+                raise ValueError(
+                    "it is asked about a picture, but has none. Take the files as they "
+                    "are published."
+                )
 
 
 def answered(
@@ -135,6 +138,11 @@ def teacher_answers(
         FileNotFoundError: There is no such file.
         ValueError: It answers other questions.
     """
+    if os.path.isdir(path):
+        raise ValueError(
+            "--teacher-answers must be a file, for example the answers.jsonl of a run. "
+            f"Received: the folder '{path}'"
+        )
     lines = read_jsonl(path)
     try:
         answers = benchmark.answers(every, lines)
