@@ -82,7 +82,7 @@ def official(report):
 
 @pytest.fixture
 def told(monkeypatch, data):
-    """Makes a stand-in for generation, which says the right answers.
+    """Makes a stand-in for decoding, which says the right answers.
 
     It returns the ids of what it was asked, and stops like Ctrl-C after `stop_after`.
     """
@@ -92,16 +92,16 @@ def told(monkeypatch, data):
         answers = {q.id: (tell or ORACLE[name])(q) for q in questions}
         asked = []
 
-        def generate(model, batches, *args, **kwargs):
-            if stop_after is not None and len(asked) >= stop_after:
-                raise KeyboardInterrupt
-            ids = [name for batch in batches for name in batch["ids"]]
-            asked.extend(ids)
-            return {name: answers[name] for name in ids}
+        def decode(model, prompts, *args, **kwargs):
+            for prompt in prompts:
+                if len(asked) == stop_after:
+                    raise KeyboardInterrupt
+                asked.append(prompt.id)
+                yield [(prompt, answers[prompt.id])]
 
         model = tiny_gemma3(sequence_length=320)
         monkeypatch.setattr(running, "load_model", lambda preset, **options: model)
-        monkeypatch.setattr(asking, "generate_answers", generate)
+        monkeypatch.setattr(asking, "answered_groups", decode)
         return asked
 
     return make
@@ -119,6 +119,7 @@ def test_a_model_is_asked_and_scored(name, data, student, tmp_path, capsys):
     assert set(answers) == {question.id for question in asked}
     expected = json.loads(json.dumps(benchmark.scores(asked, answers)))
     assert {key: report[key] for key in expected} == expected
+    assert report["prompt_format"] == benchmark.prompt_format
     assert all(line["model_id"] == str(student) for line in lines)
     printed = capsys.readouterr().out
     assert f"{len(asked)} questions, {len(asked)} to be answered" in printed
@@ -193,7 +194,7 @@ def count_lines(path):
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def test_killed_in_the_middle_and_started_again(student, tmp_path, monkeypatch):
+def test_killed_in_the_middle_and_started_again(student, tmp_path, capsys):
     num = 30
     folder = write_benchmark("gqa", tmp_path / "data", num)
     broken, whole = tmp_path / "broken", tmp_path / "whole"
@@ -208,19 +209,50 @@ def test_killed_in_the_middle_and_started_again(student, tmp_path, monkeypatch):
     assert 0 < done < num
     assert not (broken / "report.json").exists()
 
-    asked = []
-
-    def counted(model, batches, *args, **kwargs):
-        batches = list(batches)
-        asked.extend(name for batch in batches for name in batch["ids"])
-        return generate_answers(model, batches, *args, **kwargs)
-
-    monkeypatch.setattr(asking, "generate_answers", counted)
     assert main(args) == 0
-    assert len(asked) == num - done
+    assert f"{num} questions, {num - done} to be answered" in capsys.readouterr().out
     # In another batch size, too: no answer depends on it.
     assert main(arguments("gqa", folder, student, whole, "--batch-size", 16)) == 0
     assert report_of(broken) == report_of(whole)
+
+
+GROUPED = {
+    # Prompts of one length wait for each other: 0 and 3, 1 and 4, 2 and 5.
+    "PaliGemma": 6,
+    # Two by two; one family is mended while it answers, the other has no cache.
+    "Gemma3n": 8,
+    "Qwen3_5": 8,
+}
+
+
+@pytest.mark.parametrize("family", GROUPED)
+def test_each_group_is_kept_as_soon_as_it_is_answered(family, tmp_path, capsys):
+    """A kill once cost up to 16 batches where batches are answered together."""
+    done, last = GROUPED[family], "n8.jpg"
+    preset = saved(FAMILIES[family](width=16, sequence_length=160), tmp_path / family)
+    folder = write_benchmark("gqa", tmp_path / "data", 9)
+    sound = (folder / "images" / last).read_bytes()
+    (folder / "images" / last).write_bytes(b"broken")
+
+    def arguments_of(output, batch_size):
+        more = "--batch-size", batch_size
+        return arguments("gqa", folder, preset, tmp_path / output, *more)
+
+    assert main(arguments_of("broken", 2)) == 2
+    path = tmp_path / "broken" / "answers.jsonl"
+    kept = {line["answer_id"]: line for line in read_jsonl(path)}
+    assert sorted(kept) == [str(200 + k) for k in range(done)]
+    (folder / "images" / last).write_bytes(sound)
+    capsys.readouterr()
+    assert main(arguments_of("broken", 2)) == 0
+    printed = capsys.readouterr().out
+    assert f"9 questions, {9 - done} to be answered" in printed
+    assert f"{9 - done}/{9 - done}" in printed
+    lines = read_jsonl(path)
+    assert [line["answer_id"] for line in lines] == [str(200 + k) for k in range(9)]
+    assert [lines[k] for k in range(done)] == [kept[str(200 + k)] for k in range(done)]
+    assert main(arguments_of("whole", 4)) == 0
+    assert report_of(tmp_path / "broken") == report_of(tmp_path / "whole")
 
 
 def test_half_a_line_is_dropped_and_asked_again(data, told, tmp_path, capsys):
@@ -260,6 +292,10 @@ def test_more_questions_in_the_same_folder(data, told, tmp_path):
     assert main([*args, "--limit", "3"]) == 0
     assert len(asked) == 8
     assert official(report_of(tmp_path))["n"] == 3
+    # In the questions' order, which the published scorers of POPE and MME rely on.
+    lines = read_jsonl(tmp_path / "answers.jsonl")
+    every = BENCHMARKS["mmbench"].load(data["mmbench"])
+    assert [line["answer_id"] for line in lines] == [q.id for q in every]
 
 
 @pytest.mark.parametrize(
@@ -336,7 +372,10 @@ def test_missing_files_are_found_before_the_model_is_loaded(
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert path.name in error or "There must be one mmbench_dev" in error
-    assert main(arguments(name, tmp_path / "no", "none", tmp_path / "out")) == 2
+    for wrong in (tmp_path / "no", data["gqa"] / "images" / "n1.jpg"):
+        assert main(arguments(name, wrong, "none", tmp_path / "out")) == 2
+        error = capsys.readouterr().err
+        assert "--data must be a folder" in error and BENCHMARKS[name].files in error
 
 
 def test_what_a_person_can_put_right(data, student, tmp_path, capsys):
@@ -348,7 +387,7 @@ def test_what_a_person_can_put_right(data, student, tmp_path, capsys):
     assert "There is no preset folder" in error(tmp_path / "nothing")
     message = error(student, "--sequence-length", 50)
     assert (
-        "Question '202' has 59 tokens" in message
+        "Record '202': its prompt has 59 tokens" in message
         and "greater --sequence-length" in message
     )
     assert "cannot be loaded" in error(student, "--dtype", "float7")
@@ -393,6 +432,13 @@ def test_no_questions_or_the_same_twice(data, tmp_path, capsys):
         path.write_text("\n".join(map(json.dumps, found)))
         assert main(arguments("gqa", folder, "any", tmp_path / "out")) == 2
         assert message in capsys.readouterr().err
+
+
+def test_an_output_that_is_a_file(data, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert main(arguments("gqa", data["gqa"], "any", output)) == 2
+        assert "--output must be a folder" in capsys.readouterr().err
 
 
 def test_two_versions_of_a_benchmark(data, tmp_path, capsys):
@@ -450,6 +496,16 @@ def test_agreement_with_a_teacher(data, told, tmp_path, capsys):
     assert main([*args, "--teacher-answers", str(other)]) == 2
     assert "no answer to any of the 4 questions" in capsys.readouterr().err
     assert main([*args, "--teacher-answers", str(tmp_path / "none.jsonl")]) == 2
+    assert main([*args, "--teacher-answers", str(teacher)]) == 2
+    assert "must be a file, for example the answers.jsonl" in capsys.readouterr().err
+    # Which file it was that is no text, or damaged, was not said.
+    other.write_bytes(b"\xff\xd8")
+    capsys.readouterr()
+    assert main([*args, "--teacher-answers", str(other)]) == 2
+    assert "Not a text file in UTF-8: " in capsys.readouterr().err
+    write_jsonl(other, [{"question_id": "1"}])
+    assert main([*args, "--teacher-answers", str(other)]) == 2
+    assert f"error: '{other}': Answer 1: needs a string" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -8,7 +8,8 @@ from scienceqa_folder import write_folder
 from tiny_models import picture, tiny_gemma3, tiny_gemma_text, tiny_pali_gemma
 
 from keras_betakd.data import ScienceQADataset, load_scienceqa
-from keras_betakd.evaluation import clean_answer, generate_answers
+from keras_betakd.evaluation import clean_answer, decoding, generate_answers
+from keras_betakd.evaluation.prompts import PromptReader
 
 WORDS = "one two three four five six seven eight nine ten".split()
 
@@ -80,6 +81,23 @@ def test_answers_do_not_depend_on_the_batch_size(name):
     # a (4, 1) tensor takes the column for a row there. A real model has 256.
     together = batches(name, batch_size=5)
     assert generate_answers(model, together, batch_size=3, **options) == alone
+
+
+def test_prompts_of_many_lengths_do_not_all_wait(monkeypatch):
+    # They hold their pictures; unbounded, those of a whole benchmark were in memory.
+    model = random_weights(MODELS["pali_gemma"]())
+    options = {"batch_size": 2, "max_new_tokens": 6}
+    expected = generate_answers(model, batches("pali_gemma"), progress=False, **options)
+    monkeypatch.setattr(decoding, "_MOST_WAITING", 1)
+    reader = PromptReader(model.preprocessor)
+    groups = decoding.answered_groups(
+        model, reader.read(batches("pali_gemma")), **options
+    )
+    first = next(groups)
+    assert [prompt.id for prompt, _ in first] == ["q0"]
+    assert list(reader.ids) == ["q0", "q1"]
+    answers = {prompt.id: text for group in (first, *groups) for prompt, text in group}
+    assert answers == expected
 
 
 def test_greedy_whatever_the_sampler_and_the_model_unchanged(text_model):

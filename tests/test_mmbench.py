@@ -99,6 +99,24 @@ def test_traps_of_the_rules(text, toolkit, opencompass):
     assert match_opencompass(text, CHOICES) == opencompass
 
 
+STATES = {"A": "Maryland", "B": "New Hampshire", "C": "Rhode Island", "D": "Vermont"}
+
+
+@pytest.mark.parametrize("match", [match_vlmevalkit, match_opencompass])
+def test_right_answers_in_other_forms_and_letters_in_words(match):
+    # Public fault: only a bare letter was right, and one was picked out of any word.
+    right = ("B", "B.", "New Hampshire", "The colony shown is New Hampshire.")
+    assert [match(text, STATES) for text in right] == ["B"] * 4
+    for text in ("", "None of these", "None of the above", "Don't know", "Answer"):
+        assert match(text, STATES) is None
+
+
+def test_only_letters_of_options_that_are_there():
+    options = {"A": "cat", "B": "dog"}
+    found = [match_vlmevalkit(letter, options) for letter in "ABCDE"]
+    assert found == ["A", "B", None, None, None]
+
+
 def test_by_hand():
     # Question 7 is right in both its rows, 8 in its original only: circular 1 of 2,
     # vanilla 2 of 2.

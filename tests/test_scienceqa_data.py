@@ -248,6 +248,20 @@ def test_every_kind_of_image_field(folder, tmp_path):
     assert [len(images) for images in dataset[0]["images"]] == [0, 1, 1, 1]
 
 
+@pytest.mark.parametrize(
+    "image, error, message",
+    [
+        ({"bytes": None, "path": "gone.png"}, FileNotFoundError, "gone.png"),
+        ({"bytes": None, "path": None}, ValueError, "not None"),
+        (7, ValueError, "Received: int"),
+    ],
+)
+def test_impossible_image_fields_are_found_at_construction(image, error, message):
+    # They were found when their batch came; only a path by itself was looked up.
+    with pytest.raises(error, match=f"Record '9'.*{message}"):
+        ScienceQADataset([record("1"), record("9", image)], batch_size=1)
+
+
 def test_picture_that_breaks_later_raises_and_never_thins_the_batch(folder):
     path = image_path(folder, "3")
     dataset = ScienceQADataset(load_scienceqa(folder), batch_size=4)

@@ -176,6 +176,26 @@ def test_no_guess(text):
     assert parse_choice(text, STATES) is None
 
 
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_only_letters_of_choices_count(count):
+    # Questions have two to five choices; code that took them for four read a letter
+    # that is none.
+    choices = ("Maryland", "New Hampshire", "Rhode Island", "Vermont", "Ohio")[:count]
+    for index, letter in enumerate("ABCDEF"):
+        expected = index if index < count else None
+        for text in (letter, f"{letter}. ", f"The answer is {letter}."):
+            assert parse_letter_strict(text, choices) == expected
+            assert parse_choice(text, choices) == expected
+
+
+def test_choices_with_marks_are_read_as_they_were_asked():
+    # Cleaning an answer took the mark out of such a choice, too: none was ever right.
+    choices = ("<|image_pad|>", "the tag <img>", "text")
+    assert parse_choice("< |image_pad|>", choices) == 0
+    assert parse_choice("It is the tag < img>.<|im_end|>", choices) == 1
+    assert parse_choice("<image>", ("<image>", "<video>")) == 0
+
+
 def test_more_than_eight_choices():
     # Public fault: the pronoun "I" was read as the ninth letter.
     assert parse_choice("I think it is C", NINE) == 2

@@ -109,6 +109,24 @@ def test_by_hand():
     assert found.interval == pytest.approx((40.8007, 100.0), abs=1e-3)
 
 
+@pytest.mark.parametrize("equal, expected", enumerate((0.0, 0.3, 0.6, 0.9, 1.0, 1.0)))
+def test_the_soft_score_leaves_each_person_out_in_turn(equal, expected):
+    # Not min(1, equal / 3), which would be 0, 0.33, 0.67, 1.
+    people = ["black"] * equal + ["other"] * (10 - equal)
+    found = score_textvqa([question(people=people)], {"1": "Black."})
+    assert found.scores["1"] == pytest.approx(expected)
+
+
+def test_answers_are_normalized_even_where_all_ten_agree():
+    # Public fault: only then not, and "Black." against ten times "black" scored 0.
+    questions = [
+        question("1", people=["black"] * 10),
+        question("2", "?", ["2011"] * 10),
+    ]
+    found = score_textvqa(questions, {"1": "Black.", "2": "2011<|im_end|>"})
+    assert found.scores == {"1": 1.0, "2": 1.0}
+
+
 def test_an_article_alone_equals_an_empty_answer():
     found = score_textvqa([question(people=[""] * 10)], {"1": "a"})
     assert (found.accuracy, found.unparsed, found.interval) == (100.0, 1, None)

@@ -318,6 +318,10 @@ def test_llavas_file_of_other_questions(scienceqa):
     path = write_llava(scienceqa, [{**entries[0], "id": "99"}])
     with pytest.raises(ValueError, match="Record '99': problems.json lacks"):
         load_scienceqa_llava(path, scienceqa)
+    (scienceqa / "images" / "test" / entries[0]["image"]).rename(scienceqa / "x.png")
+    path = write_llava(scienceqa, entries[:1])
+    with pytest.raises(FileNotFoundError, match=f"Record '{entries[0]['id']}'"):
+        load_scienceqa_llava(path, scienceqa)
     del entries[0]["image"]
     path = write_llava(scienceqa, entries[:1])
     with pytest.raises(ValueError, match=f"Record '{entries[0]['id']}'"):

@@ -56,6 +56,20 @@ def neutralize_image_marks(text: str) -> str:
     return _MARK.sub(r"\1 ", text)
 
 
+def expect_no_mark(name: str, text: str | None) -> None:
+    """Raises a `ValueError` if text that is put behind every prompt has a mark.
+
+    Example:
+
+    >>> expect_no_mark("prompt_suffix", "Answer in a word.")
+    """
+    if text and IMAGE_MARK in text:
+        raise ValueError(
+            f"`{name}` must not hold the image mark {IMAGE_MARK!r}: the pictures' "
+            f"marks are put in by themselves. Received: {name}={text!r}"
+        )
+
+
 def load_image(source) -> np.ndarray:
     """Reads one picture as a `(height, width, 3)` uint8 array in RGB.
 
@@ -98,14 +112,34 @@ def load_image(source) -> np.ndarray:
     if isinstance(source, (str, os.PathLike)):
         check_image_path(source)
         return _decode(source, f"path {os.fspath(source)!r}")
-    from PIL import Image
+    _expect_picture(source)
+    return _guarded(lambda: _picture_to_rgb(source), f"picture {source!r}")
 
-    if isinstance(source, Image.Image):
-        return _guarded(lambda: _picture_to_rgb(source), f"picture {source!r}")
-    raise TypeError(
-        "An image must be a path, bytes, a dict with 'bytes' and 'path', a Pillow "
-        f"picture or a numpy array. Received: {type(source).__name__}"
-    )
+
+def check_image(source) -> None:
+    """Raises for what can be known without decoding: of a long run, at its start.
+
+    Args:
+        source: As for `load_image`.
+
+    Raises:
+        FileNotFoundError: There is nothing at the path.
+        ValueError: The path leads to a folder or a device, or a dict holds neither
+            bytes nor a path.
+        TypeError: `source` is of another type.
+
+    Example:
+
+    ```python
+    check_image({"bytes": None, "path": "pictures/1.png"})
+    ```
+    """
+    if isinstance(source, dict):
+        source = _from_dict(source)
+    if isinstance(source, (str, os.PathLike)):
+        check_image_path(source)
+    elif not isinstance(source, (bytes, bytearray, memoryview, np.ndarray)):
+        _expect_picture(source)
 
 
 def check_image_path(path) -> None:
@@ -131,6 +165,16 @@ def check_image_path(path) -> None:
     if not os.path.isfile(path):
         raise ValueError(
             f"An image path must lead to a regular file. Received: {os.fspath(path)!r}"
+        )
+
+
+def _expect_picture(source):
+    from PIL import Image
+
+    if not isinstance(source, Image.Image):
+        raise TypeError(
+            "An image must be a path, bytes, a dict with 'bytes' and 'path', a Pillow "
+            f"picture or a numpy array. Received: {type(source).__name__}"
         )
 
 

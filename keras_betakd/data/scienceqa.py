@@ -16,7 +16,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from keras_betakd.data.batches import EpochDataset, expect_positive
-from keras_betakd.data.images import IMAGE_MARK, neutralize_image_marks
+from keras_betakd.data.images import (
+    IMAGE_MARK,
+    expect_no_mark,
+    neutralize_image_marks,
+)
 from keras_betakd.data.scienceqa_records import (
     LETTERS,
     ScienceQARecord,
@@ -151,11 +155,7 @@ class ScienceQADataset(EpochDataset):
         expect_positive("batch_size", batch_size)
         if limit is not None:
             expect_positive("limit", limit)
-        if prompt_suffix and IMAGE_MARK in prompt_suffix:
-            raise ValueError(
-                f"`prompt_suffix` must not hold the image mark {IMAGE_MARK!r}. "
-                f"Received: prompt_suffix={prompt_suffix!r}"
-            )
+        expect_no_mark("prompt_suffix", prompt_suffix)
         sound = sound_records(
             records[:limit], lambda record: record, on_error, verify_images
         )

@@ -1,14 +1,14 @@
 """ScienceQA records, and reading them from a folder in the official layout."""
 
 import dataclasses
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from keras_betakd.data.batches import Records, naming
-from keras_betakd.data.images import check_image_path, load_image
+from keras_betakd.data.images import check_image, load_image
+from keras_betakd.data.json_files import read_json
 
 LETTERS = "ABCDE"
 _TEXTS = ("question", "hint", "subject", "grade")
@@ -173,11 +173,7 @@ def read_mapping(directory: str | os.PathLike, name: str) -> dict:
             "A ScienceQA folder holds problems.json, pid_splits.json and images/. "
             f"This file is missing: {path!r}"
         )
-    with open(path, encoding="utf-8") as file:
-        try:
-            value = json.load(file)
-        except ValueError as error:
-            raise ValueError(f"Not a JSON file: {path!r} ({error})") from error
+    value = read_json(path)
     if not isinstance(value, dict):
         raise ValueError(
             f"{path!r} must hold a JSON object. Received: {type(value).__name__}"
@@ -251,9 +247,9 @@ def sound_records(
 def _check_image(record, verify):
     if verify:
         record_images(record)
-    elif isinstance(record.image, (str, os.PathLike)):
+    elif record.image is not None:
         with naming(record.id):
-            check_image_path(record.image)
+            check_image(record.image)
 
 
 def record_images(record: ScienceQARecord) -> list:

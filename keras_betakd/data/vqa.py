@@ -14,7 +14,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from keras_betakd.data.batches import Records
-from keras_betakd.data.images import IMAGE_MARK, neutralize_image_marks
+from keras_betakd.data.images import (
+    IMAGE_MARK,
+    expect_no_mark,
+    neutralize_image_marks,
+)
 from keras_betakd.data.json_files import read_json
 from keras_betakd.data.llava_files import load_llava
 from keras_betakd.data.llava_records import fault
@@ -62,6 +66,7 @@ def load_vqa(
         FileNotFoundError: The Parquet files, the folder or (unless skipped) a picture
             is missing.
         ValueError: A column is missing, or a row is faulty; the message says which.
+            `prompt_suffix` holds an image mark.
         TypeError: `source` is of another kind.
         ImportError: There are Parquet files to read, but no pyarrow.
 
@@ -72,6 +77,7 @@ def load_vqa(
     >>> records[0].prompts, records[0].responses
     (('2 + 2?\\nOne word.',), ('4',))
     """
+    expect_no_mark("prompt_suffix", prompt_suffix)
     columns = [question, answer, *([] if id is None else [id])]
     is_list = isinstance(source, (list, tuple))
     rows = source if is_list else table_rows(source, image, [image, *columns])
@@ -115,6 +121,7 @@ def load_vqav2(
     Raises:
         FileNotFoundError: A file, the folder or (unless skipped) a picture is missing.
         ValueError: A file is damaged, or a question is faulty or has no annotation.
+            `prompt_suffix` holds an image mark.
 
     Example:
 
@@ -123,6 +130,7 @@ def load_vqav2(
     dataset = LlavaDataset(records, batch_size=8, shuffle=True)
     ```
     """
+    expect_no_mark("prompt_suffix", prompt_suffix)
     header, questions = _entries(question_file, "questions")
     _, annotations = _entries(annotation_file, "annotations")
     answers = {annotation["question_id"]: annotation for annotation in annotations}

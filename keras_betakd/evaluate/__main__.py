@@ -9,10 +9,10 @@ files as they are published:
 
 {files}
 
---output receives answers.jsonl (in LLaVA's format, on disk after each batch, or after
-16 where a family's batches are answered together), run.json (the settings) and
-report.json. A run that was stopped or killed goes on where it was when it is started
-again with the same arguments.
+--output receives answers.jsonl (in LLaVA's format, on disk after each batch, and at the
+end in the order of the questions), run.json (the settings) and report.json. A run that
+was stopped or killed goes on where it was when it is started again with the same
+arguments.
 
 --limit N asks the first N questions only: of POPE N of each category, of MME the two
 questions about N pictures of each task, of MMBench N questions in all their rotations.
@@ -96,9 +96,9 @@ def _positive(text):
 def _run(args):
     benchmark = BENCHMARKS[args.benchmark]
     with usage_errors():
-        every = benchmark.load(args.data)
+        every = running.load_questions(benchmark, args.data)
         asked = benchmark.first(every, args.limit or len(every))
-        running.check_questions(asked)
+        running.check_questions(benchmark, asked)
         teacher = args.teacher_answers and running.teacher_answers(
             args.teacher_answers, benchmark, every, asked
         )
@@ -113,6 +113,7 @@ def _run(args):
     if waiting:
         _ask(args, benchmark, waiting, journal)
         answers = running.answered(journal.lines, benchmark, every)
+    journal.sort([question.id for question in every])
     try:
         report = running.make_report(args, benchmark, asked, answers, teacher)
     except ValueError as error:

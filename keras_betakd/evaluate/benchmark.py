@@ -6,6 +6,7 @@ from typing import Any
 
 from keras_betakd.data.images import IMAGE_MARK
 from keras_betakd.evaluation.agreement import Outcome
+from keras_betakd.evaluation.cleaning import without_end_mark
 from keras_betakd.evaluation.protocol import llava_answers
 
 
@@ -18,6 +19,7 @@ class Benchmark:
         title: What is asked.
         files: The files that `load` reads, for the command's help.
         official: The key in `scores` of the number that papers report.
+        prompt_format: What a prompt holds, in this order.
         max_new_tokens: Tokens of an answer at most, as published.
         note: What must be said with the numbers, or nothing.
     """
@@ -25,6 +27,7 @@ class Benchmark:
     title = ""
     files = ""
     official = "accuracy"
+    prompt_format = "picture, question, instruction"
     max_new_tokens = 128
     note = ""
 
@@ -101,7 +104,8 @@ class Benchmark:
         self, questions: Sequence, answers: Mapping[str, str]
     ) -> dict[str, Outcome]:
         """What came of each question that has an answer, by its id."""
-        read = {q.id: self.read(q, answers[q.id]) for q in questions if q.id in answers}
+        texts = {name: without_end_mark(text) for name, text in answers.items()}
+        read = {q.id: self.read(q, texts[q.id]) for q in questions if q.id in texts}
         return {
             q.id: Outcome(read[q.id], self.is_right(q, read[q.id]))
             for q in questions

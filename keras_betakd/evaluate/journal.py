@@ -1,7 +1,7 @@
 """The folder of a run: its settings, the answers so far, and at last the report.
 
 run.json        what must be the same for answers to belong together
-answers.jsonl   one answer a line, in LLaVA's format, as they come
+answers.jsonl   one answer a line, in LLaVA's format, as they come; at last in order
 report.json     the scores
 """
 
@@ -43,10 +43,19 @@ class Journal:
     def __init__(self, folder: str | os.PathLike, settings: Mapping):
         self.folder = pathlib.Path(folder)
         self.path = self.folder / "answers.jsonl"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         self._claim(settings)
         self.cut = self.path.exists() and _cut_half_line(self.path)
         self.lines = read_jsonl(self.path) if self.path.exists() else []
+
+    def _make_folder(self):
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ValueError(
+                "--output must be a folder, or the path of one to be made. Received: "
+                f"'{self.folder}' ({error})"
+            ) from error
 
     def _claim(self, settings):
         """Writes the settings, or holds them against those of the answers there are."""
@@ -68,12 +77,24 @@ class Journal:
 
     def append(self, lines: Sequence[Mapping]) -> None:
         """Adds answers, and returns when they would survive a crash."""
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_through(self.path, "a", _jsonl(lines))
         self.lines += lines
+
+    def sort(self, ids: Sequence[str]) -> None:
+        """Puts the answers in the order of these ids, those of the questions.
+
+        Answers come in an order of their own where a family answers questions of one
+        length together, or where a run was extended; but the published scorers of POPE
+        and MME go by place.
+
+        Args:
+            ids: The ids of at least all questions that are answered.
+        """
+        places = {name: place for place, name in enumerate(ids)}
+        lines = sorted(self.lines, key=lambda line: places[line["answer_id"]])
+        if lines != self.lines:
+            _replace(self.path, _jsonl(lines))
+            self.lines = lines
 
     def write_report(self, report: Mapping) -> pathlib.Path:
         """Writes the report, and returns its path."""
@@ -82,11 +103,27 @@ class Journal:
         return path
 
 
+def _jsonl(lines):
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
 def _write(path, value):
-    """Writes a JSON file in one step: it is never there in part."""
+    _replace(path, json.dumps(value, indent=1) + "\n")
+
+
+def _replace(path, text):
+    """Writes a file in one step: it is never there in part."""
     new = path.with_suffix(".new")
-    new.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    _write_through(new, "w", text)
     os.replace(new, path)
+
+
+def _write_through(path, mode, text):
+    """Writes, and returns when it would survive a crash."""
+    with open(path, mode, encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _cut_half_line(path):

@@ -24,6 +24,7 @@ class ScienceQA(Benchmark):
     title = "ScienceQA, test"
     files = "problems.json, pid_splits.json, images/test/<id>/image.png"
     official = "IMG accuracy, published scorer"
+    prompt_format = "picture, context, question, choices (CQM-A), instruction"
     max_new_tokens = 1024
 
     def load(self, directory):
@@ -69,6 +70,7 @@ class MMBench(Benchmark):
     title = "MMBench, dev"
     files = "one mmbench_dev_*.tsv (20230712: LLaVA-1.5; 20231003: MobileVLM, Beta-KD)"
     official = "circular, vlmevalkit_exact"
+    prompt_format = "picture, hint, question, options, instruction"
     max_new_tokens = 1024
     note = (
         "MMBench's server also asks a chat model what unclear answers mean: these "

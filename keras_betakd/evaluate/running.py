@@ -9,7 +9,7 @@ from typing import NamedTuple
 import keras
 
 from keras_betakd.data.batches import naming
-from keras_betakd.data.images import check_image_path
+from keras_betakd.data.images import IMAGE_MARK, check_image
 from keras_betakd.evaluate import reports
 from keras_betakd.evaluate.benchmark import Benchmark
 from keras_betakd.evaluate.errors import UsageError, usage_errors
@@ -52,13 +52,29 @@ def _date_saved(folder):
         return None
 
 
-def check_questions(questions: Sequence) -> None:
+def load_questions(benchmark: Benchmark, directory: pathlib.Path) -> Sequence:
+    """All questions of a benchmark.
+
+    Raises:
+        FileNotFoundError: A file is missing; the message says which there must be.
+        ValueError: A file is damaged.
+    """
+    try:
+        return benchmark.load(directory)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(
+            f"{error}\n--data must be a folder with the published files of "
+            f"{benchmark.title}: {benchmark.files}"
+        ) from error
+
+
+def check_questions(benchmark: Benchmark, questions: Sequence) -> None:
     """Raises for what would otherwise be found after hours of answers.
 
     Raises:
         FileNotFoundError: A picture is missing.
-        ValueError: There are no questions, two have one id, or a picture is damaged
-            base64.
+        ValueError: There are no questions, two have one id, a picture is damaged
+            base64, or a question is about a picture that it lacks.
     """
     names = {question.id for question in questions}
     if not questions or len(names) < len(questions):
@@ -69,8 +85,13 @@ def check_questions(questions: Sequence) -> None:
     for question in questions:
         with naming(question.id):
             image = question.image
-            if isinstance(image, (str, os.PathLike)):
-                check_image_path(image)
+            if image is not None:
+                check_image(image)
+            elif IMAGE_MARK in benchmark.prompt(question):
+                raise ValueError(
+                    "it is asked about a picture, but has none. Take the files as they "
+                    "are published."
+                )
 
 
 def answered(
@@ -117,7 +138,16 @@ def teacher_answers(
         FileNotFoundError: There is no such file.
         ValueError: It answers other questions.
     """
-    answers = benchmark.answers(every, read_jsonl(path))
+    if os.path.isdir(path):
+        raise ValueError(
+            "--teacher-answers must be a file, for example the answers.jsonl of a run. "
+            f"Received: the folder '{path}'"
+        )
+    lines = read_jsonl(path)
+    try:
+        answers = benchmark.answers(every, lines)
+    except ValueError as error:
+        raise ValueError(f"'{path}': {error}") from error
     if not any(question.id in answers for question in asked):
         raise ValueError(
             f"'{path}' has no answer to any of the {len(asked)} questions of "
@@ -174,6 +204,7 @@ def make_report(
         "model": args.model,
         "official": benchmark.official,
         "limit": args.limit,
+        "prompt_format": benchmark.prompt_format,
         **benchmark.scores(questions, texts),
         "new_tokens": {
             "most": args.max_new_tokens,

@@ -74,6 +74,7 @@ class TextVQA(Benchmark):
 
     title = "TextVQA 0.5.1, validation"
     files = "llava_textvqa_val_v051_ocr.jsonl, TextVQA_0.5.1_val.json, train_images/"
+    prompt_format = "picture, question, OCR tokens, instruction"
 
     def load(self, directory):
         return load_textvqa(

@@ -9,7 +9,8 @@ from keras_betakd.evaluation.agreement import (
 )
 from keras_betakd.evaluation.benchmark_files import read_jsonl
 from keras_betakd.evaluation.choices import parse_choice, parse_letter_strict
-from keras_betakd.evaluation.generation import clean_answer, generate_answers
+from keras_betakd.evaluation.cleaning import clean_answer
+from keras_betakd.evaluation.generation import generate_answers
 from keras_betakd.evaluation.gqa import GQAScore, normalize_gqa_answer, score_gqa
 from keras_betakd.evaluation.gqa_questions import GQAQuestion, gqa_prompt, load_gqa
 from keras_betakd.evaluation.intervals import Accuracy, mean_interval, wilson_interval

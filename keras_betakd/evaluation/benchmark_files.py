@@ -4,6 +4,8 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 
+from keras_betakd.data.text_files import open_text
+
 SHORT_ANSWER_SUFFIX = "\nAnswer the question using a single word or phrase."
 """What stands behind the questions of GQA, TextVQA, POPE and MME."""
 
@@ -13,7 +15,8 @@ def read_jsonl(path: str | os.PathLike) -> list[dict]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: A line holds no JSON object. The message says which.
+        ValueError: A line holds no JSON object, or the file no text. The message says
+            which.
 
     Example:
 
@@ -22,7 +25,7 @@ def read_jsonl(path: str | os.PathLike) -> list[dict]:
     ```
     """
     objects = []
-    with open(path, encoding="utf-8-sig") as file:
+    with open_text(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 objects.append(

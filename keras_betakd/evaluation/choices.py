@@ -10,7 +10,8 @@ import string
 import unicodedata
 from collections.abc import Sequence
 
-from keras_betakd.evaluation.generation import clean_answer
+from keras_betakd.data.images import neutralize_image_marks
+from keras_betakd.evaluation.cleaning import clean_answer
 
 LETTERS = string.ascii_uppercase
 
@@ -114,7 +115,8 @@ def parse_choice(text: str, choices: Sequence[str]) -> int | None:
     >>> parse_choice("None of the above", ["Maryland", "New Hampshire"])
     """
     text = _normalized(text)
-    options = [_normalized(choice) for choice in choices]
+    # As the prompt shows them: a mark in a choice is part of its text.
+    options = [_normalized(neutralize_image_marks(choice)) for choice in choices]
     whole = _whole(text, options)
     if whole:
         return _only(whole, len(options))
@@ -135,7 +137,9 @@ def _only(indices, count):
 
 
 def _normalized(text):
-    text = unicodedata.normalize("NFKC", clean_answer(text))
+    # What is left of marks after cleaning stands in the text of a choice.
+    text = neutralize_image_marks(clean_answer(text))
+    text = unicodedata.normalize("NFKC", text)
     text = text.replace("\u2019", "'").replace("*", "").replace("`", "")
     return re.sub(r"[^\S\n]*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text)).strip()
 

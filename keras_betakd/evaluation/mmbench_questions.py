@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from keras_betakd.data.images import IMAGE_MARK, neutralize_image_marks
 from keras_betakd.data.scienceqa import LETTER_PROMPT_SUFFIX
+from keras_betakd.data.text_files import open_text
 from keras_betakd.evaluation.protocol import VQAQuestion, answers_of
 
 OPTION_LETTERS = "ABCD"
@@ -192,21 +193,33 @@ def load_mmbench(path: str | os.PathLike) -> list[MMBenchQuestion]:
     """
     rows = _read_table(path)
     images = {row.get("index"): row.get("image") for row in rows}
-    for row in rows:
-        row["image"] = images.get(row.get("image"), row.get("image"))
     questions = []
     for number, row in enumerate(rows, 1):
         try:
-            questions.append(MMBenchQuestion.from_row(row))
+            questions.append(
+                MMBenchQuestion.from_row({**row, "image": _picture_of(row, images)})
+            )
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)!r}, row {number}: {error}") from error
     return questions
 
 
+def _picture_of(row, images):
+    """The base64 in a row's cell, or in that of the row that the cell names."""
+    cell = row.get("image") or ""
+    found = images.get(cell, cell) or ""
+    if found.isdecimal():
+        raise ValueError(
+            "`image` must be base64, or the index of a row that holds it. Received: "
+            f"{cell!r} in the row of index {row.get('index')!r}"
+        )
+    return found
+
+
 def _read_table(path):
     limit = csv.field_size_limit(2**31 - 1)  # A picture is longer than the default.
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with open_text(path, newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t"))
     except csv.Error as error:
         raise ValueError(f"Not a table: {os.fspath(path)!r} ({error})") from error

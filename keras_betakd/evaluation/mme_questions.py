@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from keras_betakd.data.images import neutralize_image_marks
+from keras_betakd.data.text_files import open_text
 from keras_betakd.evaluation.benchmark_files import SHORT_ANSWER_SUFFIX, require_texts
 from keras_betakd.evaluation.protocol import (
     VQAQuestion,
@@ -145,7 +147,7 @@ def _read_file(path, task, pictures):
     stem = _stem(os.path.basename(path))
     if stem not in pictures:
         raise FileNotFoundError(f"There is no picture to the questions in {path!r}.")
-    with open(path, encoding="utf-8-sig") as file:
+    with open_text(path) as file:
         lines = [line.strip().split("\t") for line in file if line.strip()]
     if [len(fields) for fields in lines] != [2, 2]:
         raise ValueError(
@@ -177,7 +179,8 @@ def mme_answers(
 
     There, `question_id` is "<task>/<picture>", for both questions about it. So a line
     is matched by it and by its `prompt`, with LLaVA's instruction exchanged for MME's
-    after one space or, where there is no such question, after two.
+    after one space or, where there is no such question, after two. Image marks in the
+    text count as the neutralized ones that this library asks with.
 
     Args:
         questions: The questions asked.
@@ -199,14 +202,17 @@ def mme_answers(
     >>> mme_answers([question], [line])
     {'OCR/1#1': 'Yes'}
     """
-    waiting = queues(questions, lambda q: (q.task, q.file, q.question))
+    waiting = queues(
+        questions, lambda q: (q.task, q.file, neutralize_image_marks(q.question))
+    )
     answers = {}
     for number, line in enumerate(lines, 1):
         where = f"Answer {number}"
         keys = ("question_id", "prompt", "text")
         name, prompt, text = require_texts(line, keys, where)
         task, file = name.split("/")[0], _stem(name.split("/")[-1])
-        asked = prompt.replace(SHORT_ANSWER_SUFFIX.strip(), "").strip()
+        asked = neutralize_image_marks(prompt)
+        asked = asked.replace(SHORT_ANSWER_SUFFIX.strip(), "").strip()
         if _ENDING not in asked:
             spaces = " " if (task, file, f"{asked} {_ENDING}") in waiting else "  "
             asked = f"{asked}{spaces}{_ENDING}"

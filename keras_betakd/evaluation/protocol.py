@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 from keras_betakd.data.images import IMAGE_MARK, neutralize_image_marks
 from keras_betakd.evaluation.benchmark_files import SHORT_ANSWER_SUFFIX, require_texts
+from keras_betakd.evaluation.cleaning import without_end_mark
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +117,8 @@ def answers_of(
             left aside.
 
     Returns:
-        The answers, in the order of the questions; a question may have none.
+        The answers, in the order of the questions and without end marks; a question
+        may have none.
 
     Raises:
         TypeError: `predictions` is not a mapping, or an answer not a string.
@@ -153,7 +155,7 @@ def answers_of(
             f"{len(unknown)} of {len(answers)} that do not, the first for the id "
             f"{unknown[0]!r}; an id of a question is {next(iter(ids))!r}"
         )
-    return {name: answers[name] for name in ids if name in answers}
+    return {name: without_end_mark(answers[name]) for name in ids if name in answers}
 
 
 def _check_texts(answers):

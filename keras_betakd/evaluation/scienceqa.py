@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from keras_betakd.data.scienceqa_records import ScienceQARecord
 from keras_betakd.evaluation.choices import parse_choice
+from keras_betakd.evaluation.cleaning import without_end_mark
 from keras_betakd.evaluation.intervals import Accuracy
 
 
@@ -121,7 +122,8 @@ def score_scienceqa(
             f"Received: {len(records)} records with {len(ids)} different ids"
         )
     answered = [r for r in records if r.id in predictions]
-    choices = {r.id: parser(predictions[r.id], r.choices) for r in answered}
+    texts = {r.id: without_end_mark(predictions[r.id]) for r in answered}
+    choices = {r.id: parser(texts[r.id], r.choices) for r in answered}
     right = [r for r in answered if choices[r.id] == r.answer]
     return ScienceQAScore(
         correct=len(right),

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from keras_betakd.data.images import neutralize_image_marks
 from keras_betakd.data.json_files import read_json
 from keras_betakd.evaluation.benchmark_files import read_questions, require_texts
 from keras_betakd.evaluation.protocol import (
@@ -68,8 +69,8 @@ class TextVQAQuestion(VQAQuestion):
 
     @property
     def key(self) -> tuple[str, str]:
-        """What the published scorer knows a question by."""
-        return self.image_id, self.question.lower()
+        """What the published scorer knows a question by, image marks neutralized."""
+        return self.image_id, _as_asked(self.question)
 
 
 def load_textvqa(
@@ -103,7 +104,7 @@ def load_textvqa(
     for number, (image_id, text, image, _) in enumerate(lines, 1):
         asked, mark, ocr = text.partition(_OCR)
         where = f"{os.fspath(question_file)!r}, question {number}"
-        question = take(waiting, (image_id, asked.lower()), where)
+        question = take(waiting, (image_id, _as_asked(asked)), where)
         ocr = ocr if mark else None
         questions.append(
             dataclasses.replace(question, question=asked, ocr=ocr, image=image)
@@ -178,9 +179,14 @@ def textvqa_answers(
         where = f"Answer {number}"
         keys = ("question_id", "prompt", "text")
         image_id, prompt, text = require_texts(line, keys, where)
-        key = image_id, _question_in(prompt, where).lower()
+        key = image_id, _as_asked(_question_in(prompt, where))
         answers[take(waiting, key, where).id] = text
     return answers
+
+
+def _as_asked(question):
+    # An answer file of this library logs the prompt as it asked it.
+    return neutralize_image_marks(question).lower()
 
 
 def _question_in(prompt, where):

@@ -19,6 +19,7 @@ class TextFormat:
 
     Attributes:
         picture_keys: the inputs that hold pictures.
+        mark: the text that announces a picture, if the family has one.
         sees_whole_prompt: whether prompt tokens see each other both ways.
         answer_length: the preprocessor's attribute that limits what is decoded.
         decodes_cached: whether keras-hub's `generate` can be relied on.
@@ -26,6 +27,7 @@ class TextFormat:
     """
 
     picture_keys = ()
+    mark = None
     sees_whole_prompt = False
     answer_length = "sequence_length"
     decodes_cached = True
@@ -172,7 +174,7 @@ class PrefixFormat(TextFormat):
         converter = self.preprocessor.image_converter
         if converter is None:
             return super().prepared(prompts, images, ids)
-        pictures.expect_one_image(images, ids)
+        pictures.expect_one_image(prompts, images, ids)
         return {
             "prompts": [pictures.drop_mark(p) for p in prompts],
             "images": np.stack([pictures.resized(i[0], converter) for i in images]),
@@ -244,6 +246,7 @@ class MobileVLMFormat(MarkedFormat):
     """
 
     takes_turns = True
+    mark = IMAGE_MARK
 
     def prepared(self, prompts, images, ids):
         return {"prompts": prompts, "images": images, "names": ids}

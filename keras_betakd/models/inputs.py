@@ -6,7 +6,7 @@ container (`keras_betakd.models.formats`).
 """
 
 from keras_betakd.models.formats import format_of
-from keras_betakd.models.pictures import images_by_record
+from keras_betakd.models.pictures import expect_no_mark_in, images_by_record
 
 
 def model_inputs(preprocessor, records):
@@ -28,7 +28,8 @@ def model_inputs(preprocessor, records):
     Raises:
         ValueError: a conversation for a model that takes one prompt and one response;
             pictures for a model that takes none, fewer or more pictures than marks,
-            more pictures than the model takes. The record is named.
+            more pictures than the model takes; a picture's mark in a response. The
+            record is named.
     """
     family = format_of(preprocessor)
     ids = record_ids(records, len(records["prompts"]))
@@ -36,7 +37,10 @@ def model_inputs(preprocessor, records):
     images = images_by_record(records.get("images"), len(prompts), ids)
     result = family.prepared(prompts, images, ids)
     if "responses" in records:
-        result["responses"] = _texts(family, records["responses"], ids)
+        responses = _texts(family, records["responses"], ids)
+        if getattr(preprocessor, "image_converter", None) is not None and family.mark:
+            expect_no_mark_in(responses, family.mark, ids)
+        result["responses"] = responses
     return result
 
 

@@ -67,7 +67,7 @@ def load_model(preset, **kwargs):
         "`keras_hub.models.CausalLM.presets`), or a handle such as 'hf://...'; weights "
         "that are not on this machine are downloaded, and some want a licence accepted "
         "and a login first. Received from keras-hub: "
-        + " | ".join(f"{type(e).__name__}: {e}" for e in errors)
+        + " | ".join(dict.fromkeys(f"{type(e).__name__}: {e}" for e in errors))
     ) from errors[0]
 
 

@@ -60,13 +60,19 @@ def expect_no_images(images, ids):
             )
 
 
-def expect_one_image(images, ids):
-    for found, name in zip(images, ids, strict=True):
+def expect_one_image(prompts, images, ids):
+    for prompt, found, name in zip(prompts, images, ids, strict=True):
         if len(found) != 1:
             raise ValueError(
                 f"Record {name} has {len(found)} pictures, but this model takes "
                 "exactly one with every prompt. Leave the record out, or use a "
                 "family that also takes text alone (for example Gemma 3)."
+            )
+        if prompt.count(IMAGE_MARK) > 1:
+            raise ValueError(
+                f"Record {name} has 1 picture and {prompt.count(IMAGE_MARK)} image "
+                "marks in its prompt. Put one or none: this model has a fixed place "
+                f"for its picture. Received: prompt={prompt!r}"
             )
 
 
@@ -84,6 +90,18 @@ def check_marks(prompts, images, mark, limit, ids):
             raise ValueError(
                 f"Record {name} has {len(found)} pictures, but the preprocessor "
                 f"takes at most max_images_per_prompt={limit}."
+            )
+
+
+def expect_no_mark_in(responses, mark, ids):
+    for response, name in zip(responses, ids, strict=True):
+        # A string, or for a conversation a list of them.
+        if any(mark in text for text in np.atleast_1d(response)):
+            raise ValueError(
+                f"Record {name} has the image mark '{mark}' in its response, where no "
+                "picture can stand: the model would learn to answer with one. "
+                "`keras_betakd.data.neutralize_image_marks` takes its meaning away. "
+                f"Received: response={response!r}"
             )
 
 

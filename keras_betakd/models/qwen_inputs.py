@@ -33,6 +33,10 @@ class Qwen3_5Format(TextFormat):
         return {self.answer_length: [len(row) + start for row in ids]}
 
     @property
+    def mark(self):
+        return self.preprocessor.tokenizer.image_token
+
+    @property
     def _sees(self):
         return self.preprocessor.image_converter is not None
 
@@ -40,10 +44,9 @@ class Qwen3_5Format(TextFormat):
         if not self._sees:
             return super().prepared(prompts, images, ids)
         tokenizer = self.preprocessor.tokenizer
-        mark = tokenizer.image_token
-        whole = tokenizer.vision_start_token + mark + tokenizer.vision_end_token
+        whole = tokenizer.vision_start_token + self.mark + tokenizer.vision_end_token
         prompts = [p.replace(IMAGE_MARK, whole) for p in prompts]
-        pictures.check_marks(prompts, images, mark, None, ids)
+        pictures.check_marks(prompts, images, self.mark, None, ids)
         return {"prompts": prompts, "images": images}
 
     def prompts_alone(self, inputs, sequence_length):

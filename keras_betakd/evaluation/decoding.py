@@ -1,0 +1,152 @@
+"""Greedy decoding, group by group, the same for every batch size."""
+
+import collections
+import contextlib
+import functools
+from collections.abc import Iterable, Iterator
+
+import keras
+import numpy as np
+
+from keras_betakd.evaluation.cleaning import clean_answer
+from keras_betakd.evaluation.prompts import Prompt
+from keras_betakd.evaluation.recomputing import recomputed_answers
+
+_LENGTH_STEP = 64
+
+# Batches of prompts that may wait for others of their length: their pictures are held
+# so long. Where lengths differ more, groups are filled up with repetitions instead.
+_MOST_WAITING = 64
+
+
+def answered_groups(
+    model,
+    prompts: Iterable[Prompt],
+    batch_size: int | None = None,
+    max_length: int | None = None,
+    max_new_tokens: int | None = None,
+) -> Iterator[list[tuple[Prompt, str]]]:
+    """Lets a model answer prompts, and yields each group as soon as it is answered.
+
+    Where prompts of one length only go together (see `generate_answers`), they wait for
+    each other, and the groups come in another order than the prompts. While the
+    iterator is open the model is prepared for greedy decoding; then it is as it was.
+
+    Args:
+        model: A keras-hub model with its preprocessor.
+        prompts: What a `PromptReader` of that preprocessor reads; read as needed.
+        batch_size: As for `generate_answers`.
+        max_length: As for `generate_answers`.
+        max_new_tokens: As for `generate_answers`, but a prompt that has less room than
+            that gets an answer that ends with the room.
+
+    Yields:
+        The prompts of a group, each with its cleaned answer.
+
+    Example:
+
+    ```python
+    reader = PromptReader(model.preprocessor)
+    for group in answered_groups(model, reader.read(dataset)):
+        save([(prompt.id, text) for prompt, text in group])
+    ```
+    """
+    from keras_betakd.models.formats import format_of
+
+    decode, context = functools.partial(_decoded, model), _greedy(model, max_new_tokens)
+    if not format_of(model.preprocessor).decodes_cached:
+        decode = recomputed_answers(model, max_new_tokens)
+        context = contextlib.nullcontext()
+    with context:
+        for group, lacking in _groups(prompts, batch_size):
+            length = max_length or _total_length(group, max_new_tokens)
+            # Filled up with repetitions, so that JAX need not compile another shape.
+            texts = decode(_batch(group + group[-1:] * lacking), length)
+            answers = map(clean_answer, texts[: len(group)])
+            yield list(zip(group, answers, strict=True))
+
+
+def _groups(prompts, batch_size):
+    """Prompts that go together, and how many they lack to be a whole batch."""
+    waiting = collections.defaultdict(list)
+    for prompt in prompts:
+        batch_size = batch_size or prompt.batch_size
+        waiting[prompt.kind].append(prompt)
+        fullest = max(waiting.values(), key=len)
+        count = sum(map(len, waiting.values()))
+        if len(fullest) == batch_size or count == _MOST_WAITING * batch_size:
+            yield waiting.pop(fullest[0].kind), batch_size - len(fullest)
+    for group in waiting.values():
+        yield group, batch_size - len(group)
+
+
+def _total_length(group, max_new_tokens):
+    """Tokens to decode `group` in, rounded up: few shapes to compile."""
+    limit = group[0].length + group[0].room
+    if max_new_tokens is None:
+        return limit
+    needed = max(prompt.length for prompt in group) + max_new_tokens
+    return min(limit, -(-needed // _LENGTH_STEP) * _LENGTH_STEP)
+
+
+def _batch(group):
+    inputs = {key: [p.inputs[key] for p in group] for key in group[0].inputs}
+    stacked = {k: np.stack(v) for k, v in inputs.items() if hasattr(v[0], "shape")}
+    return {**inputs, **stacked}
+
+
+def _decoded(model, inputs, length):
+    from keras_betakd.models.inputs import generation_inputs
+
+    inputs = generation_inputs(model.preprocessor, inputs)
+    return model.generate(inputs, max_length=length)
+
+
+@contextlib.contextmanager
+def _greedy(model, max_new_tokens):
+    """Makes `model.generate` greedy and its answers short, for a while.
+
+    Only two public attributes of the model are exchanged, and given back: its
+    sampler, and the compiled function that `make_generate_function` keeps.
+    """
+    from keras_hub.samplers import GreedySampler
+
+    from keras_betakd.models.views import view_of
+
+    sampler = getattr(model, "sampler", None)
+    compiled = getattr(model, "generate_function", None)
+    # The exact class: one that inherits from it may do something else.
+    is_greedy = type(sampler) is GreedySampler
+    view = view_of(model)
+    try:
+        if not is_greedy or view.is_mended:
+            model.sampler, model.generate_function = GreedySampler(), None
+        function = model.make_generate_function()
+        if is_greedy and not view.is_mended:
+            compiled = function
+        model.generate_function = _answers_alone(function, max_new_tokens)
+        with view.mended():
+            yield
+    finally:
+        model.sampler, model.generate_function = sampler, compiled
+
+
+def _answers_alone(function, max_new_tokens):
+    """`function` without the prompt, each row's answer cut after `max_new_tokens`.
+
+    `strip_prompt` of keras-hub's `generate` would do the first, but not every family
+    has it.
+    """
+
+    def generate(inputs, stop_token_ids=None):
+        name = "padding_mask" if "padding_mask" in inputs else "decoder_padding_mask"
+        prompt = keras.ops.convert_to_numpy(inputs[name]).astype(bool)
+        outputs = dict(function(inputs, stop_token_ids=stop_token_ids))
+        mask = keras.ops.convert_to_numpy(outputs[name]).astype(bool) & ~prompt
+        if max_new_tokens is not None:
+            end = prompt.sum(axis=-1, keepdims=True) + max_new_tokens
+            mask = mask & (np.arange(mask.shape[-1]) < end)
+        outputs[name] = keras.ops.convert_to_tensor(mask)
+        return outputs
+
+    return generate

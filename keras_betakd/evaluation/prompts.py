@@ -1,0 +1,135 @@
+"""Prompts in a model's own form, none of them cut."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+
+class PromptTooLong(ValueError):
+    """A prompt leaves no room for its answer: keras-hub would cut it in silence.
+
+    Args:
+        fact: What is too long, and for what.
+        advice: What to do about it in Python.
+
+    Attributes:
+        fact: The same, for a message with other advice.
+    """
+
+    def __init__(self, fact: str, advice: str):
+        super().__init__(f"{fact} {advice}")
+        self.fact = fact
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """One prompt in the model's own form, picture included.
+
+    Args:
+        id: The record's id.
+        inputs: What `model_inputs` made of it.
+        length: Tokens of the prompt.
+        room: Tokens that are left for its answer.
+        kind: Only prompts of one kind are decoded together.
+        batch_size: The size of the batch it came in.
+    """
+
+    id: str
+    inputs: dict[str, Any]
+    length: int
+    room: int
+    kind: Any
+    batch_size: int
+
+
+class PromptReader:
+    """Reads batches to prompts, and refuses those that would be cut.
+
+    Args:
+        preprocessor: The model's.
+        limit: Tokens of prompt and answer together; by default the preprocessor's
+            `sequence_length`.
+        room: Tokens that the answer needs at least.
+
+    Attributes:
+        ids: The ids read so far, in order.
+
+    Example:
+
+    ```python
+    reader = PromptReader(model.preprocessor)
+    lengths = [prompt.length for prompt in reader.read(dataset)]
+    ```
+    """
+
+    def __init__(self, preprocessor, limit: int | None = None, room: int = 1):
+        from keras_betakd.models.formats import format_of
+
+        self.preprocessor = preprocessor
+        self.limit = limit or preprocessor.sequence_length
+        self.room = room
+        self.ids: dict[str, None] = {}  # An ordered set.
+        self._format = format_of(preprocessor)
+
+    def read(self, batches: Iterable[dict]) -> Iterator[Prompt]:
+        """Yields the prompts of batches, or of one, as `generate_answers` takes them.
+
+        Raises:
+            ValueError: An id occurs twice, or the pictures do not fit the marks or
+                the model. The message names the record.
+            PromptTooLong: A prompt leaves too little room.
+        """
+        for batch in [batches] if isinstance(batches, dict) else batches:
+            yield from self._prompts(batch)
+
+    def _prompts(self, batch):
+        from keras_betakd.models.inputs import model_inputs
+
+        size = len(batch["prompts"])
+        ids = self._new_ids(batch, size)
+        wanted = {k: batch[k] for k in ("prompts", "images") if k in batch}
+        inputs = model_inputs(self.preprocessor, {"ids": ids, **wanted})
+        lengths = self._lengths(inputs, ids)
+        for i, (name, length) in enumerate(zip(ids, lengths, strict=True)):
+            row = {key: value[i] for key, value in inputs.items()}
+            kind = length if self._format.sees_whole_prompt else None
+            yield Prompt(name, row, length, self.limit - length, kind, size)
+
+    def _new_ids(self, batch, size):
+        start = len(self.ids)
+        ids = batch.get("ids")
+        ids = range(start, start + size) if ids is None else ids
+        ids = [str(name) for name in ids]
+        for name in ids:
+            if name in self.ids:
+                raise ValueError(f"Each record must have an id of its own: {name!r}.")
+            self.ids[name] = None
+        return ids
+
+    def _lengths(self, inputs, ids):
+        """The tokens of each prompt where the answer is decoded."""
+        found = self._format.prompt_lengths(inputs, self.limit)
+        decoded = found.pop(self._format.answer_length)
+        for attribute, lengths in found.items():
+            limit = getattr(self.preprocessor, attribute)
+            name, length = _longest(ids, lengths)
+            if length > limit:
+                raise PromptTooLong(
+                    f"Record {name!r}: its prompt has {length} tokens, but "
+                    f"`preprocessor.{attribute}` is {limit}.",
+                    "Raise it, or shorten the prompt.",
+                )
+        name, length = _longest(ids, decoded)
+        if length + self.room > self.limit:
+            raise PromptTooLong(
+                f"Record {name!r}: its prompt has {length} tokens, its answer needs "
+                f"room for {self.room}, but {self.limit} are the limit.",
+                "Give a greater `max_length`, a greater `sequence_length` to the "
+                "preprocessor, or a smaller `max_new_tokens`.",
+            )
+        return decoded
+
+
+def _longest(ids, lengths):
+    """The one to name: with room for it, there is room for all of its batch."""
+    return max(zip(ids, lengths, strict=True), key=lambda pair: pair[1])
