@@ -8,6 +8,8 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # The suite compiles many small programs and runs each once or twice.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# On a GPU JAX rounds the factors of float32 products to TensorFloat-32 of its own accord.
+os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 _jaxlib = importlib.metadata.version("jaxlib")
 if os.environ["KERAS_BACKEND"] == "jax" and _jaxlib.startswith("0.10."):
     # Halves the time to compile. Only for the version that is known to have it: an

@@ -151,26 +151,12 @@ class _StoredHead(LMHead):
 
 
 class _TopClassesHead(LMHead):
-    """Log-probabilities of the k best classes; the others share the rest alike.
-
-    Rows are (..., 2 k + 1): k log-probabilities, k ids, and the log of the probability
-    that is left for the V - k other classes.
-    """
+    """`top_classes_logits` of stored rows."""
 
     def __init__(self, model):
-        super().__init__(self._logits)
-        self.classes = model.preprocessor.settings["vocabulary_size"]
-        self.top_k = model.preprocessor.settings["top_k"]
-
-    def _logits(self, rows):
-        shape = ops.shape(rows)[:-1]
-        rows = ops.reshape(rows, (-1, rows.shape[-1]))
-        values, ids = rows[:, : self.top_k], rows[:, self.top_k : -1]
-        # On a logarithmic scale the others have log(rest / (V - k)) each.
-        each = rows[:, -1:] - math.log(self.classes - self.top_k)
-        logits = ops.broadcast_to(each, (ops.shape(rows)[0], self.classes))
-        logits = put_at(logits, ops.cast(ids, "int32"), values)
-        return ops.reshape(logits, (*shape, self.classes))
+        settings = model.preprocessor.settings
+        sizes = settings["top_k"], settings["vocabulary_size"]
+        super().__init__(lambda rows: top_classes_logits(rows, *sizes))
 
 
 class _NoHead(LMHead):
@@ -181,6 +167,27 @@ class _NoHead(LMHead):
 
 
 _HEADS = {"hidden": _StoredHead, "top_k": _TopClassesHead, "logits": _NoHead}
+
+
+def top_classes_logits(rows, k, classes):
+    """Log-probabilities of the k best classes; the others share the rest alike.
+
+    Args:
+        rows: (..., 2 k + 1): the k log-probabilities, the k ids, and log r, r being the
+            probability that is left for the V - k other classes.
+        k: how many classes are known.
+        classes: V.
+
+    Returns:
+        (..., V), log(r / (V - k)) where a class is not known.
+    """
+    shape = ops.shape(rows)[:-1]
+    rows = ops.reshape(rows, (-1, rows.shape[-1]))
+    values, ids = rows[:, :k], rows[:, k:-1]
+    each = rows[:, -1:] - math.log(classes - k)
+    logits = ops.broadcast_to(each, (ops.shape(rows)[0], classes))
+    logits = put_at(logits, ops.cast(ids, "int32"), values)
+    return ops.reshape(logits, (*shape, classes))
 
 
 def put_at(values, ids, new):
