@@ -8,7 +8,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # The suite compiles many small programs and runs each once or twice.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# On a GPU JAX rounds the factors of float32 products to TensorFloat-32 of its own accord.
+# On a GPU JAX would round the factors of float32 products to TensorFloat-32.
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 _jaxlib = importlib.metadata.version("jaxlib")
 if os.environ["KERAS_BACKEND"] == "jax" and _jaxlib.startswith("0.10."):

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import pickle
 import resource
 import signal
 import subprocess
@@ -413,6 +414,15 @@ def test_disk_that_is_full(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert set(contents(tmp_path)) == {"settings.json"}
     build_cache("Llama", tmp_path)
+
+
+def test_goes_to_other_processes(text_cache):
+    """Workers of a data set get a copy; open files cannot be copied."""
+    teacher = CachedTeacher(text_cache).preprocessor
+    expected = teacher.encoded(rows_of("Llama"), K)
+    copy = pickle.loads(pickle.dumps(teacher)).encoded(rows_of("Llama"), K)
+    for name, value in expected["x"].items():
+        np.testing.assert_array_equal(copy["x"][name], value)
 
 
 def test_another_vocabulary_is_refused(text_cache):

@@ -28,15 +28,8 @@ class CacheFolder:
     """
 
     def __init__(self, path):
-        try:
-            import safetensors.numpy
-        except ImportError as error:
-            raise ImportError(
-                "A teacher cache is kept in safetensors files: `pip install "
-                "keras-betakd[cache]`."
-            ) from error
+        _safetensors()
         self.path = pathlib.Path(path)
-        self._safetensors = safetensors
 
     def settings(self):
         """What the cache was made with, a dict; `None` if there is no cache."""
@@ -64,7 +57,7 @@ class CacheFolder:
         digest = fingerprints.of_arrays(arrays, records)
         # One entry: it writes several in any order, and files are equal to the bit.
         metadata = {"cache": json.dumps({"records": records, "digest": digest})}
-        self._write(name, self._safetensors.numpy.save(arrays, metadata))
+        self._write(name, _safetensors().numpy.save(arrays, metadata))
         return digest
 
     def open(self, name):
@@ -81,7 +74,7 @@ class CacheFolder:
                 "`cache_teacher` again: it makes what is missing."
             )
         try:
-            return Shard(path, self._safetensors.safe_open(path, framework="numpy"))
+            return Shard(path, _safetensors().safe_open(path, framework="numpy"))
         except Exception as error:  # the library has kinds of its own
             raise _damaged(path, f"{type(error).__name__}: {error}") from error
 
@@ -150,6 +143,17 @@ class Shard:
     @property
     def names(self):
         return set(self._slices)
+
+
+def _safetensors():
+    try:
+        import safetensors.numpy
+    except ImportError as error:
+        raise ImportError(
+            "A teacher cache is kept in safetensors files: `pip install "
+            "keras-betakd[cache]`."
+        ) from error
+    return safetensors
 
 
 def _damaged(path, reason):

@@ -33,7 +33,7 @@ def of_preprocessor(preprocessor):
 
 def of_vocabulary(tokenizer):
     """Digest of a tokenizer's tokens in the order of their ids."""
-    digest = _new(type(tokenizer).__name__)
+    digest = _new("")
     for token in tokenizer.get_vocabulary():
         _add(digest, as_text(token).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
