@@ -13,6 +13,15 @@ from keras_betakd.evaluation import MME_COGNITION, MME_PERCEPTION, POPE_CATEGORI
 
 SUFFIX = "\nAnswer the question using a single word or phrase."
 APART = ("artwork", "celebrity", "landmark", "posters", "scene")
+# The right answer to a question, as a model would give it.
+RIGHT = {
+    "scienceqa": lambda question: "ABCDE"[question.answer],
+    "gqa": lambda question: question.answer,
+    "textvqa": lambda question: question.answers[0],
+    "pope": lambda question: question.label,
+    "mme": lambda question: question.answer,
+    "mmbench": lambda question: question.answer,
+}
 
 
 def write_benchmark(name, folder, num):

@@ -11,7 +11,7 @@ import time
 import keras
 import numpy as np
 import pytest
-from benchmark_folders import write_benchmark
+from benchmark_folders import RIGHT, write_benchmark
 from benchmark_golden import GOLDEN, write_jsonl
 from tiny_families import FAMILIES
 from tiny_models import tiny_gemma3, tiny_gemma_text
@@ -23,14 +23,6 @@ from keras_betakd.evaluate.benchmarks import BENCHMARKS
 from keras_betakd.evaluation import MMBenchQuestion, generate_answers, read_jsonl
 
 NUM = 4
-ORACLE = {
-    "scienceqa": lambda question: "ABCDE"[question.answer],
-    "gqa": lambda question: question.answer,
-    "textvqa": lambda question: question.answers[0],
-    "pope": lambda question: question.label,
-    "mme": lambda question: question.answer,
-    "mmbench": lambda question: question.answer,
-}
 # The best score, and out of how many: of ScienceQA those with a picture, of MME those
 # of perception, of MMBench without the rotations.
 BEST = {
@@ -89,7 +81,7 @@ def told(monkeypatch, data):
 
     def make(name, tell=None, stop_after=None):
         questions = BENCHMARKS[name].load(data[name])
-        answers = {q.id: (tell or ORACLE[name])(q) for q in questions}
+        answers = {q.id: (tell or RIGHT[name])(q) for q in questions}
         asked = []
 
         def decode(model, prompts, *args, **kwargs):
@@ -512,7 +504,7 @@ def test_agreement_with_a_teacher(data, told, tmp_path, capsys):
 def test_outcomes_of_right_and_unreadable_answers(name, data):
     benchmark = BENCHMARKS[name]
     questions = benchmark.load(data[name])
-    right = {question.id: ORACLE[name](question) for question in questions}
+    right = {question.id: RIGHT[name](question) for question in questions}
     for question in questions:
         found = benchmark.outcomes(questions, right)[question.id]
         assert found.right

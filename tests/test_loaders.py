@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from benchmark_folders import write_benchmark
+from benchmark_folders import RIGHT, write_benchmark
 from PIL import Image
 from tiny_families import FAMILIES
 from tiny_models import tiny_gemma3
@@ -16,14 +16,6 @@ from keras_betakd.evaluate.benchmarks import BENCHMARKS
 from keras_betakd.models.inputs import model_inputs
 
 MARKS = "<image><start_of_image><|image_pad|>"
-RIGHT = {
-    "scienceqa": lambda question: "ABCDE"[question.answer],
-    "gqa": lambda question: question.answer,
-    "textvqa": lambda question: question.answers[0],
-    "pope": lambda question: question.label,
-    "mme": lambda question: question.answer,
-    "mmbench": lambda question: question.answer,
-}
 
 
 @pytest.fixture(scope="module")

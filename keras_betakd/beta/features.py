@@ -58,7 +58,7 @@ def hidden_features(teacher, per_token=False):
     if teacher.hidden_states is None:
         raise ValueError(NO_HIDDEN_STATES)
     hidden = ops.cast(teacher.hidden_states, "float32")
-    return masked_mean(hidden, teacher.padding_mask)
+    return _masked_mean(hidden, teacher.padding_mask)
 
 
 def uncertainty_features(teacher, per_token=False):
@@ -75,10 +75,10 @@ def uncertainty_features(teacher, per_token=False):
     features = ops.stack([entropy, best, best - second], axis=-1)
     if per_token:
         return features
-    return masked_mean(features, teacher.weights != 0)
+    return _masked_mean(features, teacher.weights != 0)
 
 
-def masked_mean(values, mask):
+def _masked_mean(values, mask):
     """The mean over axis 1 where the mask is true: (B, T, F), (B, T) to (B, F)."""
     mask = ops.cast(mask, "float32")[..., None]
     count = ops.maximum(ops.sum(mask, axis=1), 1.0)

@@ -68,7 +68,7 @@ class EmbeddingHead(LMHead):
     """
 
     def __init__(self, embedding, soft_cap=None):
-        super().__init__(lambda rows: _cap(embedding(rows, reverse=True), soft_cap))
+        super().__init__(lambda rows: capped(embedding(rows, reverse=True), soft_cap))
         self.embedding = embedding
         self.soft_cap = soft_cap
 
@@ -107,7 +107,7 @@ class TransposedEmbeddingHead(LMHead):
         kernel = ops.convert_to_tensor(self.embedding.embeddings)
         if self.embedding.quantization_mode is not None:  # integers without a scale
             kernel = self.embedding(ops.arange(self.embedding.input_dim))
-        return _cap(ops.matmul(rows, ops.transpose(kernel)), self.soft_cap)
+        return capped(ops.matmul(rows, ops.transpose(kernel)), self.soft_cap)
 
     @property
     def has_matrix(self):
@@ -180,7 +180,8 @@ class CroppedHead(LMHead):
         return dataclasses.replace(matrix, **parts)
 
 
-def _cap(logits, soft_cap):
+def capped(logits, soft_cap):
+    """c tanh(logits / c) with c the soft cap; the logits if it is `None`."""
     if soft_cap is None:
         return logits
     return soft_cap * ops.tanh(logits / soft_cap)

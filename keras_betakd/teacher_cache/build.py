@@ -101,8 +101,9 @@ def _record_files(folder, batches, source, verbose):
     file = _File(folder, 0, source)
     for i in range(batches.num_batches):
         batch = batches[i]
-        _expect_once(ids_of(batch), seen)
-        file.add(batch)
+        ids = ids_of(batch)
+        _expect_once(ids, seen)
+        file.add(ids, batch)
         if file.is_full or i == batches.num_batches - 1:
             digests[file.name] = file.close()
             file = _File(folder, len(digests), source)
@@ -146,9 +147,9 @@ class _File:
         self.found = folder.open(self.name) if exists else None
         self.records, self.parts = [], []
 
-    def add(self, batch):
+    def add(self, ids, batch):
         digests = fingerprints.of_records(batch)
-        self.records += map(list, zip(ids_of(batch), digests, strict=True))
+        self.records += map(list, zip(ids, digests, strict=True))
         if self.found is None:
             self.parts.append(self.source.outputs(batch))
             return

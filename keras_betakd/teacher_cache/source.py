@@ -5,7 +5,7 @@ import ml_dtypes
 import numpy as np
 from keras import ops
 
-from keras_betakd.beta.features import masked_mean
+from keras_betakd.beta.features import TeacherOutputs, hidden_features
 from keras_betakd.distiller import BetaKDDistiller
 from keras_betakd.models.views import view_of
 from keras_betakd.preprocessing import DistillationPreprocessor
@@ -147,8 +147,7 @@ class TeacherReading(keras.Model):
     def call(self, inputs):
         made = self._reader.outputs(inputs["x"], inputs["positions"], training=False)
         features = made.pop("features", None)
-        hidden = ops.cast(made["hidden_states"], "float32")
-        kept = {"hidden_mean": masked_mean(hidden, made["padding_mask"])}
+        kept = {"hidden_mean": hidden_features(TeacherOutputs(weights=None, **made))}
         if self._keeps_rows:
             kept["rows"] = made["rows"]
         if self._kind != "hidden":

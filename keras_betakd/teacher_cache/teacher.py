@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_betakd.models.base import ModelView
 from keras_betakd.models.features import Features
-from keras_betakd.models.heads import LMHead
+from keras_betakd.models.heads import LMHead, capped
 from keras_betakd.models.views import register_view
 from keras_betakd.teacher_cache.outputs import CachedOutputs
 
@@ -143,8 +143,7 @@ class _StoredHead(LMHead):
     def _logits(self, rows):
         kernel = ops.cast(ops.convert_to_tensor(self.arrays["kernel"]), self.dtype)
         logits = ops.matmul(ops.cast(rows, self.dtype), ops.transpose(kernel))
-        if self.soft_cap is not None:
-            logits = self.soft_cap * ops.tanh(logits / self.soft_cap)
+        logits = capped(logits, self.soft_cap)
         if "bias" in self.arrays:
             logits = logits + ops.convert_to_tensor(self.arrays["bias"])
         return logits
