@@ -16,18 +16,19 @@ distils real models on the real data: DIR holds `problems.json`, `pid_splits.jso
 `images/`; a preset is a name of keras-hub's or a folder. The answers are letters there.
 
 Either way `--output` receives the history (CSV and picture), the student as a
-keras-hub preset, and a question with the student's answer.
+keras-hub preset, and a question with the student's answer. A run that was killed goes
+on from its last whole epoch when the same command is given again with `--resume`.
 """
 
 import argparse
 import os
-import time
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import keras
 import keras_hub
 import report
+from progress import Progress
 
 import keras_betakd
 from keras_betakd.data import ScienceQADataset, load_scienceqa, scienceqa_prompt
@@ -75,6 +76,7 @@ def parse_arguments():
     add("--limit", type=int, help="train on that many questions only")
     add("--eval-limit", type=int, help="test on that many questions only")
     add("--seed", type=int, default=0)
+    add("--resume", action="store_true", help="go on with a run that was killed")
     add("--output", default="output/scienceqa", help="folder for what is written")
     args = parser.parse_args()
     if bool(args.data) != bool(args.teacher) or bool(args.data) != bool(args.student):
@@ -103,10 +105,15 @@ def run_scienceqa(args):
     student = load(args.student, dtype=args.dtype)
     if args.lora_rank:
         student.backbone.enable_lora(args.lora_rank)
-    rows = [evaluate("teacher", teacher, test, args)]
-    rows.append(evaluate("student before", student, test, args))
-    seconds = distil(teacher, student, dataset(train, args, shuffle=True), args)
-    rows.append(evaluate("student + Beta-KD", student, test, args, seconds))
+    progress = Progress(args)
+    rows = [evaluate("teacher", teacher, test, args, progress)]
+    rows.append(evaluate("student before", student, test, args, progress))
+    # The same start of the betas, whether the answers were asked for now or before.
+    keras.utils.set_random_seed(args.seed)
+    batches = dataset(train, args, shuffle=True)
+    seconds = distil(teacher, student, batches, args, progress)
+    name = "student + Beta-KD"
+    rows.append(evaluate(name, student, test, args, progress, seconds))
     finish(rows, student, test, args)
 
 
@@ -115,12 +122,13 @@ def run_easy_vqa(args):
     import small_gemma
 
     set_defaults(args, **small_gemma.TRAINING)
+    progress = Progress(args)
     teacher = keras_hub.models.CausalLM.from_preset(small_gemma.TEACHER)
     folder = os.path.join(args.output, "easy_vqa")
     train, test = small_gemma.load_records(folder, args.limit, args.eval_limit)
     wrong = f"{100 * small_gemma.WRONG_LABELS:.0f} %"
     print(f"{len(train)} labelled questions, {wrong} of the labels wrong")
-    rows = [evaluate("teacher", teacher, test, args)]
+    rows = [evaluate("teacher", teacher, test, args, progress)]
     for name in ("cross-entropy", "Beta-KD"):
         # The same start for both.
         keras.utils.set_random_seed(args.seed)
@@ -128,11 +136,14 @@ def run_easy_vqa(args):
         batches = dataset(train, args, shuffle=True)
         print(f"\nTraining a student: {name}")
         if name == "Beta-KD":
-            seconds = distil(teacher, student, batches, args)
+            seconds = distil(teacher, student, batches, args, progress)
         else:
             optimizer = make_optimizer(args, batches)
-            seconds = small_gemma.train_on_labels(student, batches, args, optimizer)
-        rows.append(evaluate(f"student, {name}", student, test, args, seconds))
+            seconds = small_gemma.train_on_labels(
+                student, batches, args, optimizer, progress
+            )
+        line = f"student, {name}"
+        rows.append(evaluate(line, student, test, args, progress, seconds))
     finish(rows, student, test, args)
 
 
@@ -152,7 +163,7 @@ def dataset(records, args, shuffle=False):
     )
 
 
-def distil(teacher, student, batches, args):
+def distil(teacher, student, batches, args, progress):
     """Trains the student with the teacher; returns the seconds it took."""
     beta = {"dim": args.dim}
     if args.multiplier and args.beta not in ("fixed", "analytic"):
@@ -168,11 +179,10 @@ def distil(teacher, student, batches, args):
     )
     distiller.compile(optimizer=make_optimizer(args, batches))
     steps = args.epochs * len(batches)
-    history = keras_betakd.DistillationHistory(every=max(1, steps // 100))
-    start = time.time()
-    distiller.fit(batches, epochs=args.epochs, callbacks=[history])
-    seconds = time.time() - start
-    history.write_csv(os.path.join(args.output, "history.csv"))
+    history = keras_betakd.DistillationHistory(
+        every=max(1, steps // 100), path=os.path.join(args.output, "history.csv")
+    )
+    seconds = progress.fit("beta_kd", distiller, batches, args.epochs, [history])
     title = f"Beta-KD, {args.energy}, {args.beta} beta"
     history.plot(os.path.join(args.output, "history.png"), title)
     return seconds
@@ -191,13 +201,17 @@ def make_optimizer(args, batches):
     return keras.optimizers.AdamW(schedule, weight_decay=0.01, clipnorm=1.0)
 
 
-def evaluate(name, model, records, args, seconds=None):
+def evaluate(name, model, records, args, progress, seconds=None):
     """Lets a model answer the test questions; returns its line of the table."""
-    print(f"\nAnswers of: {name}")
-    answers = generate_answers(
-        model, dataset(records, args), max_new_tokens=args.max_response_length
-    )
-    return report.row(name, model, score_scienceqa(records, answers), seconds)
+
+    def make():
+        print(f"\nAnswers of: {name}")
+        answers = generate_answers(
+            model, dataset(records, args), max_new_tokens=args.max_response_length
+        )
+        return report.row(name, model, score_scienceqa(records, answers), seconds)
+
+    return progress.row(name, make)
 
 
 def finish(rows, student, test, args):

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import random
-import time
 
 import keras
 import keras_hub
@@ -100,8 +99,11 @@ class KerasHubBatches(keras.utils.PyDataset):
     def on_epoch_end(self):
         self.dataset.on_epoch_end()
 
+    def start_epoch(self, epoch, logs=None):
+        self.dataset.start_epoch(epoch)
 
-def train_on_labels(student, batches, args, optimizer):
+
+def train_on_labels(student, batches, args, optimizer, progress):
     """Plain Keras training with cross-entropy alone; returns the seconds it took."""
     student.backbone.vision_encoder.get_layer("image_encoder").trainable = False
     model = keras.Model(student.input, student.output)
@@ -110,6 +112,8 @@ def train_on_labels(student, batches, args, optimizer):
     )
     accuracy = keras.metrics.SparseCategoricalAccuracy("accuracy")
     model.compile(optimizer=optimizer, loss=loss, weighted_metrics=[accuracy])
-    start = time.time()
-    model.fit(KerasHubBatches(batches, student.preprocessor), epochs=args.epochs)
-    return time.time() - start
+    data = KerasHubBatches(batches, student.preprocessor)
+    # The same batches in each epoch as if it had not been broken off; they are dealt
+    # by the data set already.
+    order = keras.callbacks.LambdaCallback(on_epoch_begin=data.start_epoch)
+    return progress.fit("labels", model, data, args.epochs, [order], shuffle=False)

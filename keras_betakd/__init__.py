@@ -1,5 +1,6 @@
 """Uncertainty-aware knowledge distillation of multimodal LLMs (Beta-KD) for Keras 3."""
 
+from keras_betakd.backup import TrainingBackup
 from keras_betakd.beta import (
     AnalyticBeta,
     Beta,
@@ -35,6 +36,8 @@ from keras_betakd.energies import (
     TotalVariationEnergy,
     ULDEnergy,
 )
+from keras_betakd.fault_report import NonFiniteError
+from keras_betakd.optimizers import FiniteStepsOptimizer
 from keras_betakd.preprocessing import DistillationPreprocessor
 from keras_betakd.presets import released_energy, released_weighting
 from keras_betakd.teacher_cache.build import cache_teacher

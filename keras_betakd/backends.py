@@ -45,6 +45,51 @@ def argmax(x):
     return ops.min(ops.where(largest, indices, classes), axis=-1)
 
 
+def gradient_values(gradient):
+    """The entries of a gradient; TensorFlow keeps those of a lookup apart."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        if isinstance(gradient, tf.IndexedSlices):
+            return gradient.values
+    return gradient
+
+
+def run_if(condition, then, otherwise):
+    """Calls one of two functions that change variables and return nothing."""
+    if keras.backend.backend() != "tensorflow":
+        then() if condition else otherwise()
+        return
+    import tensorflow as tf
+
+    if not tf.distribute.has_strategy():
+        tf.cond(condition, _returning_nothing(then), _returning_nothing(otherwise))
+        return
+    # The replicas hold one gradient by now. An optimizer lets them meet, which is not
+    # possible within a branch that each takes by itself.
+    context = tf.distribute.get_replica_context()
+    context.merge_call(_run_on_all, args=(condition, then, otherwise))
+
+
+def _run_on_all(strategy, condition, then, otherwise):
+    import tensorflow as tf
+
+    def on_all(function):
+        return lambda: strategy.extended.call_for_each_replica(
+            _returning_nothing(function)
+        )
+
+    first = strategy.experimental_local_results(condition)[0]
+    tf.cond(first, on_all(then), on_all(otherwise))
+
+
+def _returning_nothing(function):
+    def run():
+        function()
+
+    return run
+
+
 def value_and_gradient(function, x):
     """`function(x)` and the gradient of its sum with respect to `x`.
 

@@ -1,8 +1,11 @@
 """Callbacks that show a distillation: the losses, energies and betas over the steps."""
 
 import csv
+import os
 
 import keras
+
+from keras_betakd.whole_files import written_whole
 
 
 class DistillationHistory(keras.callbacks.Callback):
@@ -14,6 +17,9 @@ class DistillationHistory(keras.callbacks.Callback):
 
     Args:
         every: how many training steps a row covers. Defaults to 10.
+        path: CSV file to keep the rows in after each epoch. A training that goes on at
+            an `initial_epoch` goes on with the rows that are there; pass this callback
+            before the one that saves weights. `None` (default) keeps no file.
 
     Attributes:
         rows: list of dicts: `"step"` (counted over all epochs, at the end of the
@@ -29,18 +35,28 @@ class DistillationHistory(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, every=10):
+    def __init__(self, every=10, path=None):
         super().__init__()
         if not isinstance(every, int) or every < 1:
             raise ValueError(
                 f"`every` must be a positive integer. Received: every={every}"
             )
         self.every = every
+        self.path = path
         self.rows = []
         self._step = 0
 
     def on_epoch_begin(self, epoch, logs=None):
         self._done, self._sums = 0, {}
+        if self.path and epoch and not self.rows and os.path.exists(self.path):
+            self._go_on(self.path, epoch * self.params["steps"])
+
+    def _go_on(self, path, last):
+        """Takes up the rows of a training that was broken off after so many steps."""
+        with open(path, newline="") as file:
+            rows = [{k: float(v) for k, v in r.items()} for r in csv.DictReader(file)]
+        self.rows = [{**r, "step": int(r["step"])} for r in rows if r["step"] <= last]
+        self._step = last
 
     def on_train_batch_end(self, batch, logs=None):
         done = batch + 1
@@ -52,6 +68,8 @@ class DistillationHistory(keras.callbacks.Callback):
         done, logs = self._last
         if done > self._done:
             self._close_window(done, logs)
+        if self.path:
+            self.write_csv(self.path)
 
     def _close_window(self, done, logs):
         steps = done - self._done
@@ -64,7 +82,7 @@ class DistillationHistory(keras.callbacks.Callback):
     def write_csv(self, path):
         """Writes the rows, one line a window."""
         self._expect_rows()
-        with open(path, "w", newline="") as file:
+        with written_whole(path) as draft, open(draft, "w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
             writer.writeheader()
             writer.writerows(self.rows)

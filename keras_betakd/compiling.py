@@ -3,6 +3,10 @@
 import keras
 
 from keras_betakd.components import computes_in_float16
+from keras_betakd.fault_report import check_policy
+from keras_betakd.optimizers import FiniteStepsOptimizer
+
+_SKIPPING = (keras.optimizers.LossScaleOptimizer, FiniteStepsOptimizer)
 
 
 class Compiling:
@@ -18,6 +22,7 @@ class Compiling:
         *,
         weighted_metrics="auto",
         auto_scale_loss=True,
+        on_nonfinite="skip",
         **kwargs,
     ):
         """Configures the distiller for training.
@@ -34,15 +39,24 @@ class Compiling:
                 fused head.
             auto_scale_loss: whether to scale the loss when the student computes in
                 float16.
+            on_nonfinite: what to do about NaN and infinity. Rows where the teacher
+                gives them never enter an energy or a mean, and a step with a loss or a
+                gradient that is not finite never changes student, betas, optimizer or
+                metrics. `"skip"` (default) goes on, and names the samples in a warning
+                at the end of the epoch. `"raise"` ends the run with a
+                `NonFiniteError` that names them; it waits for each step's result.
             **kwargs: as for `keras.Model.compile`.
         """
         self._freeze()
+        self.on_nonfinite = check_policy(on_nonfinite)
         if optimizer == "auto":
             optimizer = keras.optimizers.Adam(2e-5)
         optimizer = keras.optimizers.get(optimizer)
         scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         if auto_scale_loss and not scaled and computes_in_float16(self.student):
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        if not isinstance(optimizer, _SKIPPING):
+            optimizer = FiniteStepsOptimizer(optimizer)
         self._needs_logits = loss != "auto" or weighted_metrics not in (
             "auto",
             None,
@@ -64,6 +78,7 @@ class Compiling:
                 "loss": loss,
                 "weighted_metrics": weighted_metrics,
                 "auto_scale_loss": auto_scale_loss,
+                "on_nonfinite": on_nonfinite,
                 **kwargs,
             }
         )

@@ -18,9 +18,10 @@ from keras_betakd.components import (
 )
 from keras_betakd.energies.base import attached_mask
 from keras_betakd.faults import (
-    TeacherFaults,
+    Faults,
     finite_only,
     finite_rows,
+    spoiled_rows,
     without_faults,
 )
 from keras_betakd.fitting import RecordFitting
@@ -157,7 +158,7 @@ class BetaKDDistiller(
         self._freeze()
         self._build_betas()
         self._make_trackers()
-        self.teacher_faults = TeacherFaults()
+        self.faults = Faults()
         self._predicting = False
         self._needs_logits = False
 
@@ -260,9 +261,9 @@ class BetaKDDistiller(
         # The -(d / 2) log beta of each beta layer, and regularisation.
         for loss in self.losses:
             total = total + ops.sum(ops.cast(loss, "float32"))
+        sound = self._note_faults(total, terms, x, y_pred)
         weights = y_pred["weights"]
-        self._track(terms, y_pred)
-        self.teacher_faults.update(y_pred["finite"], weights)
+        self._track(total, terms, y_pred)
         if self._reports_accuracy:
             counted = ops.reshape(by_model(x)["sample_weight"], ops.shape(weights))
             counted = ops.where(weights != 0, counted, 0)
@@ -272,7 +273,24 @@ class BetaKDDistiller(
                 values = terms.energies.get(name, terms.task)
                 beta.update(values, y_pred["energy_weights"].get(name, weights))
             self._advance_schedules(terms.energies, y_pred["energy_weights"])
-        return total
+        # Reaches every gradient, so that the optimizer leaves the step out.
+        return total * ops.where(sound, 1.0, float("nan"))
+
+    def _note_faults(self, total, terms, x, y_pred):
+        """Whether the batch counts. If not, no row of it has a weight any more."""
+        weights = {"task": y_pred["weights"], **y_pred["energy_weights"]}
+        values = {"task": terms.task, **terms.energies}
+        spoiled = [spoiled_rows(value, weights[name]) for name, value in values.items()]
+        sound = ops.isfinite(total)
+        for rows in spoiled:
+            sound = ops.logical_and(sound, ops.logical_not(ops.any(rows)))
+        ids = by_model(x).get("ids")
+        self.faults.update(y_pred["finite"], spoiled, sound, weights["task"], ids)
+        # Written into `y_pred`, from which metrics and betas take what counts.
+        counted = {name: ops.where(sound, w, 0.0) for name, w in weights.items()}
+        y_pred["weights"] = counted.pop("task")
+        y_pred["energy_weights"] = counted
+        return sound
 
     def _advance_schedules(self, energies, energy_weights):
         optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)

@@ -1,14 +1,17 @@
-"""A teacher that overflows: its rows are left out, and the user is told.
+"""NaN and infinity in what a model gives: left out, never averaged in, and reported.
 
-A large model in float16 can give NaN or infinity for some inputs. Averaged in, one such
-row would spoil the student for good.
+A large model in float16 can overflow for some inputs. Averaged in, one such row would
+spoil the student, and the betas with it, for good.
 """
 
 import functools
-import warnings
 
 import keras
+import numpy as np
 from keras import ops
+
+# How many samples a message names, and how many bytes of an id it can quote.
+NAMED, ID_BYTES = 8, 64
 
 
 def finite_rows(teacher):
@@ -48,89 +51,138 @@ def finite_only(value):
     return ops.where(ops.isfinite(value), value, 0)
 
 
-class TeacherFaults(keras.layers.Layer):
-    """Counts the supervised rows that were left out.
+def spoiled_rows(values, weights):
+    """Supervised rows whose loss is not finite: bool, the shape of `weights`."""
+    return ops.logical_and(ops.logical_not(ops.isfinite(values)), weights != 0)
+
+
+def encoded_ids(ids):
+    """Ids, a list of text, as bytes (B, 64): text that a compiled step can carry."""
+    rows = np.zeros((len(ids), ID_BYTES), dtype="uint8")
+    for row, name in zip(rows, ids, strict=True):
+        found = np.frombuffer(name.encode()[:ID_BYTES], dtype="uint8")
+        row[: len(found)] = found
+    return rows
+
+
+class _Counts(keras.layers.Layer):
+    """Variables that say what happened, and are no part of what is saved."""
+
+    def _counter(self, name, shape=(), initializer="zeros"):
+        return self.add_weight(
+            shape=shape,
+            dtype="int32",
+            initializer=initializer,
+            trainable=False,
+            name=name,
+        )
+
+    def save_own_variables(self, store):
+        pass
+
+    def load_own_variables(self, store):
+        pass
+
+
+class Faults(_Counts):
+    """Counts what was left out since the distiller was made.
 
     Attributes:
-        rows: how many, since the distiller was made.
-        batches: batches seen.
-        last: the last of them that had one, counted from 0; -1 if none had.
+        batches: variable, batches seen.
+        skipped: variable, batches that were not averaged in and not trained on.
+        teacher: `FaultLog` of answer tokens where the teacher was not finite.
+        student: `FaultLog` of samples whose losses were not finite.
     """
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.rows = self._counter("rows", "zeros")
-        self.batches = self._counter("batches", "zeros")
-        self.last = self._counter("last", keras.initializers.Constant(-1))
+        self.batches = self._counter("batches")
+        self.skipped = self._counter("skipped")
+        self.teacher = FaultLog(name="teacher")
+        self.student = FaultLog(name="student")
         self.built = True
 
-    def _counter(self, name, initializer):
-        return self.add_weight(
-            shape=(), dtype="int32", initializer=initializer, trainable=False, name=name
-        )
+    def update(self, finite, spoiled, sound, weights, ids=None):
+        """Takes note of a batch.
 
-    def update(self, finite, labels):
-        """Takes note of a batch: where it is finite, and the weights of its labels."""
-        bad = ops.logical_and(ops.logical_not(finite), labels != 0)
-        count = ops.sum(ops.cast(bad, "int32"))
+        Args:
+            finite: (B, K), where the teacher is finite.
+            spoiled: list of (B, N), rows whose losses are not finite.
+            sound: whether the batch counts.
+            weights: (B, K), weights of the labels.
+            ids: (B, 64) from `encoded_ids`; `None` if the samples have none.
+        """
         batch = ops.copy(ops.convert_to_tensor(self.batches))
-        self.last.assign(ops.where(count > 0, batch, ops.convert_to_tensor(self.last)))
-        self.rows.assign(ops.convert_to_tensor(self.rows) + count)
+        bad = ops.logical_and(ops.logical_not(finite), weights != 0)
+        self.teacher.update(ops.sum(ops.cast(bad, "int32"), axis=1), batch, ids)
+        rows = [ops.any(rows, axis=1) for rows in spoiled]
+        rows = ops.cast(functools.reduce(ops.logical_or, rows), "int32")
+        self.student.update(rows, batch, ids)
+        skipped = ops.cast(ops.logical_not(sound), "int32")
+        self.skipped.assign(ops.convert_to_tensor(self.skipped) + skipped)
         self.batches.assign(batch + 1)
 
 
-def with_report(callbacks, at_epochs):
-    """What a user passed as `callbacks`, with a `FaultReport`."""
-    report = FaultReport(at_epochs)
-    if isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks.append(report)
-        return callbacks
-    if callbacks is None:
-        return [report]
-    callbacks = [callbacks] if not isinstance(callbacks, (list, tuple)) else callbacks
-    return [*callbacks, report]
+class FaultLog(_Counts):
+    """How many faults there were, and in which samples the last ones.
 
-
-class FaultReport(keras.callbacks.Callback):
-    """Warns when a teacher's rows were left out: once an epoch, or an evaluation.
-
-    Not at each step, which would then have to wait for its result.
+    Attributes:
+        count: variable, how many, since the distiller was made.
+        places: variable, (8, 2): batch and place in it of the last samples that had
+            one, the newest batch first; -1 where there are fewer.
+        ids: variable, (8, 64): their ids as bytes.
     """
 
-    def __init__(self, at_epochs):
-        super().__init__()
-        self.at_epochs = at_epochs
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.count = self._counter("count")
+        nowhere = keras.initializers.Constant(-1)
+        self.places = self._counter("places", (NAMED, 2), nowhere)
+        self.ids = self._counter("ids", (NAMED, ID_BYTES))
+        self.built = True
 
-    def on_train_begin(self, logs=None):
-        self._note()
+    def update(self, faults, batch, ids):
+        """Adds a batch.
 
-    def on_test_begin(self, logs=None):
-        if not self.at_epochs:
-            self._note()
+        Args:
+            faults: (B,) int32, how many faults each sample has.
+            batch: its number.
+            ids: (B, 64), or `None`.
+        """
+        self.count.assign(ops.convert_to_tensor(self.count) + ops.sum(faults))
+        size = ops.shape(faults)[0]
+        if ids is None:
+            ids = ops.zeros((size, ID_BYTES), dtype="int32")
+        rows = ops.arange(size, dtype="int32")
+        places = ops.stack([ops.broadcast_to(batch, (size,)), rows], axis=1)
+        places = ops.where(faults[:, None] > 0, places, -1)
+        places = ops.concatenate([places, ops.convert_to_tensor(self.places)])
+        ids = ops.concatenate([ops.cast(ids, "int32"), ops.convert_to_tensor(self.ids)])
+        # The samples without a fault go behind; the rest keep their order.
+        behind = ops.cast(places[:, 0] < 0, "int32")
+        size = size + NAMED
+        order = ops.argsort(behind * size + ops.arange(size, dtype="int32"))
+        newest = order[:NAMED]
+        self.places.assign(ops.take(places, newest, axis=0))
+        self.ids.assign(ops.take(ids, newest, axis=0))
 
-    def on_epoch_end(self, epoch, logs=None):
-        self._report(f"epoch {epoch + 1}")
+    def named(self, since):
+        """The last samples that had a fault, in words, and the last batch.
 
-    def on_test_end(self, logs=None):
-        if not self.at_epochs:
-            self._report("this evaluation")
+        Args:
+            since: number of the batch to look from.
 
-    def _counts(self):
-        faults = self.model.teacher_faults
-        return int(faults.rows), int(faults.batches), int(faults.last)
-
-    def _note(self):
-        self._rows, self._batches, _ = self._counts()
-
-    def _report(self, when):
-        rows, batches, last = self._counts()
-        if rows > self._rows:
-            warnings.warn(
-                f"The teacher gave NaN or infinity at {rows - self._rows} answer "
-                f"tokens in {when}, the last in batch {last - self._batches} (counted "
-                "from 0). They were left out of the energies; their labels still "
-                "count. Run the teacher in bfloat16 or float32 instead of float16.",
-                RuntimeWarning,
-                stacklevel=2,
+        Returns:
+            `(names, batch)`: a list of text, and the batch counted from `since`.
+        """
+        places = ops.convert_to_numpy(self.places)
+        ids = ops.convert_to_numpy(self.ids).astype("uint8")
+        names = []
+        for (batch, row), name in zip(places.tolist(), ids, strict=True):
+            if batch < since:
+                continue
+            text = name.tobytes().rstrip(b"\0").decode(errors="replace")
+            names.append(
+                f"'{text}'" if text else f"number {row} of batch {batch - since}"
             )
-        self._rows, self._batches = rows, batches
+        return names, int(places[0, 0]) - since

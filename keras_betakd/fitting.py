@@ -1,8 +1,11 @@
 """`fit`, `evaluate` and `predict` on raw records as well as on batches of tensors."""
 
+import contextlib
+
 import keras
 
-from keras_betakd.faults import with_report
+from keras_betakd.epochs import EpochOrder
+from keras_betakd.fault_report import FaultWatch, with_report
 from keras_betakd.training_data import (
     BatchFormatter,
     formatted,
@@ -30,12 +33,15 @@ class RecordFitting:
         validation_data=None,
         validation_split=0.0,
         validation_batch_size=None,
+        initial_epoch=0,
         **kwargs,
     ):
         """Trains the student and the betas; as `keras.Model.fit`.
 
         `x` may be raw records too (see the class). `class_weight` is not supported:
-        put it into `sample_weight`.
+        put it into `sample_weight`. The order of data sets and records rests on the
+        seed and the epoch's number, so a training that goes on at `initial_epoch` (see
+        `TrainingBackup`) sees what it would have seen.
         """
         if kwargs.get("class_weight") is not None:
             raise ValueError(
@@ -44,7 +50,9 @@ class RecordFitting:
             )
         self._freeze()
         self._look_for_shared_tower()
-        callbacks = with_report(kwargs.pop("callbacks", None), at_epochs=True)
+        callbacks = with_report(
+            kwargs.pop("callbacks", None), self.on_nonfinite, at_epochs=True
+        )
         if validation_split and is_raw_records(x):
             x, validation_data = split_records(x, validation_split)
             validation_split = 0.0
@@ -58,11 +66,16 @@ class RecordFitting:
                 *validation_data, validation_batch_size or batch_size
             )
         batched = isinstance(x, keras.utils.PyDataset)
+        if batched:
+            # Keras would shuffle by a state that a resumed training does not have.
+            shuffle = False
+            callbacks = [EpochOrder(x, initial_epoch), *callbacks]
         return super().fit(
             x,
             y,
             batch_size=None if batched else batch_size,
             epochs=epochs,
+            initial_epoch=initial_epoch,
             sample_weight=sample_weight,
             shuffle=shuffle,
             validation_data=validation_data,
@@ -83,7 +96,7 @@ class RecordFitting:
         # Within `fit` Keras hands on a list of its own, in which the report is.
         callbacks = kwargs.pop("callbacks", None)
         if not isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks = with_report(callbacks, at_epochs=False)
+            callbacks = with_report(callbacks, self.on_nonfinite, at_epochs=False)
         return super().evaluate(
             x,
             y,
@@ -107,12 +120,22 @@ class RecordFitting:
     def train_on_batch(self, x, y=None, sample_weight=None, **kwargs):
         self._look_for_shared_tower()
         x, y, sample_weight = self._format_batch(x, y, sample_weight)
-        return super().train_on_batch(x, y, sample_weight=sample_weight, **kwargs)
+        with self._watched("this step"):
+            return super().train_on_batch(x, y, sample_weight=sample_weight, **kwargs)
 
     def test_on_batch(self, x, y=None, sample_weight=None, **kwargs):
         self._look_for_shared_tower()
         x, y, sample_weight = self._format_batch(x, y, sample_weight)
-        return super().test_on_batch(x, y, sample_weight=sample_weight, **kwargs)
+        with self._watched("this batch"):
+            return super().test_on_batch(x, y, sample_weight=sample_weight, **kwargs)
+
+    @contextlib.contextmanager
+    def _watched(self, when):
+        watch = FaultWatch(self)
+        yield
+        if self.on_nonfinite == "raise":
+            watch.expect_none(self)
+        watch.report(self, when, batches=0)
 
     def _format(self, x, y, sample_weight, batch_size, shuffle=False):
         return formatted(x, y, sample_weight, batch_size, shuffle, self.preprocessor)

@@ -17,8 +17,10 @@ response: nothing is shifted again here.
 import numpy as np
 from keras import ops
 
+from keras_betakd.faults import encoded_ids
 from keras_betakd.models.formats import format_of
 from keras_betakd.models.inputs import (
+    as_text,
     as_turns,
     model_inputs,
     record_ids,
@@ -54,7 +56,7 @@ class DistillationPreprocessor:
         records: dict of lists or arrays with `"prompts"`, `"responses"`, and where the
             models see, `"images"`; as keras-hub takes them. A prompt marks each picture
             with `<image>` or with the model's own mark. Optional `"ids"` are named in
-            errors.
+            errors and warnings; `x["ids"]`, (B, 64), holds them as bytes.
 
     Returns:
         `(x, y, sample_weight)` as NumPy arrays, in the form above. Where both models
@@ -132,6 +134,8 @@ class DistillationPreprocessor:
         else:
             _check_same_answers(teacher["y"], student["y"], ids)
             x["teacher_positions"] = teacher["positions"]
+        if records.get("ids") is not None:
+            x["ids"] = encoded_ids([as_text(i) for i in records["ids"]])
         return x, student["y"], student["sample_weight"]
 
     def _aligned(self, teacher, student):

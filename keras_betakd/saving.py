@@ -6,11 +6,16 @@ complete archive of `save("x.keras")` holds it too.
 """
 
 import contextlib
+import os
 
 import keras
 
 from keras_betakd.components import apply_freeze, freeze_layer
 from keras_betakd.preprocessing import DistillationPreprocessor
+from keras_betakd.summary import bytes_of
+from keras_betakd.whole_files import written_whole
+
+_RANDOM = "random_state_"
 
 
 class _Untracked:
@@ -69,15 +74,45 @@ class TeacherKeeping:
         finally:
             self._hides_teacher = False
 
-    def save_weights(self, *args, **kwargs):
-        """Saves student, betas and optimizer, not the teacher."""
-        with self._without_teacher():
-            return super().save_weights(*args, **kwargs)
+    def save(self, filepath, overwrite=True, **kwargs):
+        """Saves everything, the teacher too; a file is replaced when it is complete."""
+        with _replacing(self, filepath, ".keras", overwrite) as path:
+            return super().save(path, overwrite=overwrite, **kwargs)
+
+    def save_weights(self, filepath, overwrite=True, **kwargs):
+        """Saves student, betas and optimizer, not the teacher.
+
+        A file is replaced only when the new one is complete.
+        """
+        with (
+            self._without_teacher(),
+            _replacing(self, filepath, ".weights.h5", overwrite) as path,
+        ):
+            return super().save_weights(path, overwrite=overwrite, **kwargs)
 
     def load_weights(self, *args, **kwargs):
         """Loads what `save_weights` saved; the teacher stays as it is."""
         with self._without_teacher():
             return super().load_weights(*args, **kwargs)
+
+    # Keras leaves the states of random generators out of files, so that a training that
+    # goes on would repeat the dropout of its first steps.
+
+    def _random_states(self):
+        known = {id(v) for v in (*self.weights, *self.metrics_variables)}
+        return [v for v in self.variables if id(v) not in known]
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        for i, state in enumerate(self._random_states()):
+            store[f"{_RANDOM}{i}"] = keras.ops.convert_to_numpy(state)
+
+    def load_own_variables(self, store):
+        states = {k: store[k] for k in store.keys() if k.startswith(_RANDOM)}
+        rest = {k: store[k] for k in store.keys() if k not in states}
+        super().load_own_variables(rest)
+        for i, state in enumerate(self._random_states()):
+            state.assign(states[f"{_RANDOM}{i}"])
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
@@ -120,6 +155,22 @@ class TeacherKeeping:
 
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))
+
+
+def saved_bytes(model):
+    """What the variables of a model and its optimizer take in a file."""
+    variables = list(model.variables)
+    if model.compiled:
+        variables += model.optimizer.variables
+    return bytes_of(variables)
+
+
+def _replacing(model, filepath, ending, overwrite):
+    """Where to write so that `filepath` is never there in part, on a local disk."""
+    name = os.fspath(filepath)
+    if not overwrite or "://" in name or not name.endswith(ending):
+        return contextlib.nullcontext(filepath)
+    return written_whole(name, size=saved_bytes(model))
 
 
 def _model_config(model):

@@ -47,7 +47,7 @@ class PartSummary:
         for name, beta in self._all_betas().items():
             parts[f"beta of {name}"] = beta.variables
         counted = {id(v) for part in parts.values() for v in part}
-        counted |= {id(v) for v in self.teacher_faults.variables}  # no parameters
+        counted |= {id(v) for v in self.faults.variables}  # no parameters
         rest = [v for v in self.weights if id(v) not in counted]
         return {**parts, "energies": rest} if rest else parts
 
@@ -56,8 +56,13 @@ def _line(name, variables):
     sizes = [math.prod(v.shape) for v in variables]
     pairs = list(zip(variables, sizes, strict=True))
     trainable = sum(size for v, size in pairs if v.trainable)
-    megabytes = sum(size * _bits(v.dtype) for v, size in pairs) / 8e6
+    megabytes = bytes_of(variables) / 1e6
     return LINE.format(name, f"{sum(sizes):,}", f"{trainable:,}", f"{megabytes:,.1f}")
+
+
+def bytes_of(variables):
+    """How many bytes the values of these variables take."""
+    return sum(math.prod(v.shape) * _bits(v.dtype) for v in variables) // 8
 
 
 def _bits(dtype):

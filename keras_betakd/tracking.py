@@ -13,7 +13,10 @@ class Tracking:
     """
 
     def _make_trackers(self):
-        # Made here and not in `build`: JAX needs every metric before it traces.
+        # Made here and not in `build`: JAX needs every metric before it traces. Keras'
+        # own mean of the loss would average in a batch that is not finite, and counts
+        # examples that have no weight.
+        self.loss_tracker = keras.metrics.Mean(name="loss")
         self.task_loss_tracker = keras.metrics.Mean(name="task_loss")
         self.accuracy_tracker = keras.metrics.Mean(name="accuracy")
         self._reports_accuracy = False
@@ -26,9 +29,10 @@ class Tracking:
             for name, schedule in self.schedules.items()
         }
 
-    def _track(self, terms, y_pred):
+    def _track(self, total, terms, y_pred):
         weights, energy_weights = y_pred["weights"], y_pred["energy_weights"]
         count = self._count(weights)
+        self.loss_tracker.update_state(ops.where(count > 0, total, 0.0), count)
         self.task_loss_tracker.update_state(weighted_sum(terms.task, weights), count)
         for name, value in terms.energies.items():
             mean = weighted_sum(value, energy_weights[name])
@@ -50,8 +54,13 @@ class Tracking:
 
     @property
     def metrics(self):
-        hidden = None if self._reports_accuracy else self.accuracy_tracker
-        return [metric for metric in super().metrics if metric is not hidden]
+        hidden = [] if self._reports_accuracy else [self.accuracy_tracker]
+        hidden += [
+            metric
+            for metric in super().metrics
+            if metric.name == "loss" and metric is not self.loss_tracker
+        ]
+        return [m for m in super().metrics if all(m is not other for other in hidden)]
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         weights = y_pred["weights"]

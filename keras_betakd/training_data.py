@@ -102,9 +102,16 @@ def _check_labels(y, sample_weight):
 
 
 class FormattedDataset(keras.utils.PyDataset):
-    """A `PyDataset` whose batches are formatted as they are read."""
+    """A `PyDataset` whose batches are formatted as they are read.
 
-    def __init__(self, dataset, formatter):
+    Args:
+        dataset: a `PyDataset`. If it has a method `start_epoch` and an attribute
+            `epoch`, it is told an epoch's number.
+        formatter: what is called on each batch.
+        shuffle: whether to deal the batches in another order each epoch.
+    """
+
+    def __init__(self, dataset, formatter, shuffle=False):
         super().__init__(
             workers=dataset.workers,
             use_multiprocessing=dataset.use_multiprocessing,
@@ -112,12 +119,25 @@ class FormattedDataset(keras.utils.PyDataset):
         )
         self.dataset = dataset
         self.formatter = formatter
+        self.seed = _drawn_seed() if shuffle else None
+        self.start_epoch(getattr(dataset, "epoch", 0))
 
     @property
     def num_batches(self):
         return self.dataset.num_batches
 
+    def start_epoch(self, epoch):
+        """Deals the batches of the epoch of this number."""
+        self.epoch = epoch
+        if getattr(self.dataset, "epoch", epoch) != epoch:
+            self.dataset.start_epoch(epoch)
+        size = self.num_batches
+        shuffles = self.seed is not None and size is not None
+        generator = np.random.default_rng((self.seed or 0, epoch))
+        self.order = generator.permutation(size) if shuffles else None
+
     def __getitem__(self, index):
+        index = index if self.order is None else int(self.order[index])
         return self.formatter(self.dataset[index])
 
     def on_epoch_begin(self):
@@ -125,6 +145,7 @@ class FormattedDataset(keras.utils.PyDataset):
 
     def on_epoch_end(self):
         self.dataset.on_epoch_end()
+        self.start_epoch(self.epoch + 1)
 
 
 class RecordBatches(keras.utils.PyDataset):
@@ -133,8 +154,9 @@ class RecordBatches(keras.utils.PyDataset):
     Args:
         records: dict of arrays or lists.
         batch_size: how many records a batch.
-        shuffle: whether to deal the records anew each epoch, by NumPy's global
-            generator (`keras.utils.set_random_seed` makes it repeatable).
+        shuffle: whether to deal the records anew each epoch, in an order that rests on
+            NumPy's global generator now (`keras.utils.set_random_seed` makes it
+            repeatable) and on the epoch's number.
     """
 
     def __init__(self, records, batch_size=32, shuffle=False):
@@ -142,9 +164,8 @@ class RecordBatches(keras.utils.PyDataset):
         self.records = records
         self.size = len(records["prompts"])
         self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.order = np.arange(self.size)
-        self.on_epoch_end()
+        self.seed = _drawn_seed() if shuffle else None
+        self.start_epoch(0)
         for key, values in records.items():
             if values is not None and len(values) != self.size:
                 raise ValueError(
@@ -160,9 +181,19 @@ class RecordBatches(keras.utils.PyDataset):
         start = index * self.batch_size
         return take_records(self.records, self.order[start : start + self.batch_size])
 
+    def start_epoch(self, epoch):
+        """Deals the records of the epoch of this number."""
+        self.epoch = epoch
+        self.order = np.arange(self.size)
+        if self.seed is not None:
+            np.random.default_rng((self.seed, epoch)).shuffle(self.order)
+
     def on_epoch_end(self):
-        if self.shuffle:
-            np.random.shuffle(self.order)
+        self.start_epoch(self.epoch + 1)
+
+
+def _drawn_seed():
+    return int(np.random.randint(2**31))
 
 
 class IterableBatches(keras.utils.PyDataset):
@@ -224,7 +255,7 @@ def formatted(
     Args:
         x, y, sample_weight: as for `keras.Model.fit`.
         batch_size: for raw records given as arrays; defaults to 32.
-        shuffle: for raw records given as arrays.
+        shuffle: for raw records given as arrays, and for the order of batches.
         preprocessor: a `DistillationPreprocessor` or `None`.
 
     Returns:
@@ -243,7 +274,9 @@ def formatted(
             "Raw records and data sets carry their labels and weights themselves. "
             f"Received: `y` or `sample_weight` beside x of type {type(x)}"
         )
-    return FormattedDataset(dataset, formatter), None, None
+    # Records are dealt already, and a stream has an order of its own.
+    dealt = isinstance(dataset, (RecordBatches, IterableBatches))
+    return FormattedDataset(dataset, formatter, shuffle and not dealt), None, None
 
 
 def as_dataset(x, batch_size, shuffle=False):

@@ -40,6 +40,15 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("suite")
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leaves tests of what no backend computes to the suite that runs on PyTorch."""
+    if keras.backend.backend() == "torch":
+        return
+    once = [item for item in items if item.get_closest_marker("once")]
+    config.hook.pytest_deselected(items=once)
+    items[:] = [item for item in items if not item.get_closest_marker("once")]
+
+
 def pytest_report_header(config):
     return f"keras {keras.__version__}, backend {keras.config.backend()}"
 

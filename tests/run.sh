@@ -14,7 +14,9 @@ python=.venv-test/bin/python
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 
-# Three processes at a time: much of a run is waiting for one core to compile.
+# Three processes at a time: much of a run is waiting for one core to compile. PyTorch's
+# threads would wait for each other by spinning, and starve the rest.
+export OMP_NUM_THREADS=1
 logs=$(mktemp -d)
 pids=()
 backends=(jax torch tensorflow)

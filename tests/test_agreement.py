@@ -12,6 +12,8 @@ from keras_betakd.evaluation.agreement import (
     score_agreement,
 )
 
+pytestmark = pytest.mark.once
+
 
 def outcomes(answers, expected):
     return {

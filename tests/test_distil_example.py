@@ -67,6 +67,7 @@ def test_lora_student_and_int8_teacher(monkeypatch, tmp_path, folder, capsys):
     keras_hub.models.CausalLM.from_preset(str(tmp_path / "student"), dtype="bfloat16")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "student, options",
     [("reader", ["--energy", "forward-kl"]), ("other", ["--energy", "uld"])],

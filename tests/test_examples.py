@@ -32,6 +32,7 @@ def presets(tmp_path_factory):
     return folder
 
 
+@pytest.mark.once
 def test_real_models_on_a_real_folder(monkeypatch, tmp_path, presets, capsys):
     """Letters, text-only questions beside pictures, LoRA, bfloat16."""
     data = write_folder(str(tmp_path / "data"), num=12)
@@ -73,6 +74,7 @@ def test_easy_vqa_is_read_as_scienceqa(monkeypatch, tmp_path, capsys):
     assert len(splits["test"]) == 9673
 
 
+@pytest.mark.once
 def test_studies_leave_their_pictures(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(three_losses, "BOUNDS", {"some": (0.1, 10.0)})
     small = {

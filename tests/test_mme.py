@@ -13,6 +13,8 @@ from keras_betakd.evaluation.mme_questions import (
     mme_prompt,
 )
 
+pytestmark = pytest.mark.once
+
 APART = ("artwork", "celebrity", "landmark", "posters", "scene")
 
 

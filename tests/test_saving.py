@@ -154,47 +154,6 @@ print(repr(model.generate(prompt, max_length=30)), "keras_betakd" in sys.modules
     assert run_python(code).strip().endswith(f"{expected!r} False")
 
 
-@pytest.mark.parametrize("beta", [TaskBeta, AnalyticBeta])
-@pytest.mark.parametrize("way", ["backup", "checkpoint"])
-def test_interrupted_training_equals_unbroken(tmp_path, way, beta):
-    """Stopped by an exception after epoch 2 of 4, with a schedule."""
-    x, y, weight = token_batch(batch=8)
-    options = {
-        "batch_size": 4,
-        "epochs": 4,
-        "sample_weight": weight,
-        "shuffle": False,
-        "verbose": 0,
-    }
-    unbroken = plain_distiller(beta=beta()).fit(x, y, **options).history
-
-    class Interrupt(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 2:
-                raise KeyboardInterrupt
-
-    def keeper():
-        if way == "backup":
-            return keras.callbacks.BackupAndRestore(tmp_path / "backup")
-        return keras.callbacks.ModelCheckpoint(
-            tmp_path / "last.weights.h5", save_weights_only=True
-        )
-
-    with pytest.raises(KeyboardInterrupt):
-        plain_distiller(beta=beta()).fit(
-            x, y, callbacks=[keeper(), Interrupt()], **options
-        )
-    # A student with another start: everything must come from the file.
-    resumed = plain_distiller(beta=beta())
-    resumed.student.set_weights(linear_model(9).get_weights())
-    if way == "checkpoint":
-        resumed.load_weights(tmp_path / "last.weights.h5")
-        options["initial_epoch"] = 2
-    history = resumed.fit(x, y, callbacks=[keeper()], **options).history
-    for name in ("loss", "task_loss", "forward_kl", "forward_kl_beta"):
-        np.testing.assert_allclose(history[name], unbroken[name][2:], rtol=1e-5)
-
-
 def test_config_round_trip_of_every_option():
     distiller = BetaKDDistiller(
         linear_model(1),

@@ -276,7 +276,7 @@ def test_killed_and_started_again_it_is_the_same_to_the_bit(tmp_path, monkeypatc
     assert "index.json" not in contents(broken)
     with pytest.raises(FileNotFoundError, match="unfinished"):
         CachedTeacher(broken)
-    (broken / ".00001.safetensors.part").write_bytes(b"half a file")
+    (broken / ".part.00001.safetensors").write_bytes(b"half a file")
     build_until(broken, last=None)
     assert contents(broken) == contents(whole)
 

@@ -37,6 +37,7 @@ class TorchRecords(torch.utils.data.Dataset):
             "prompts": records["prompts"][index],
             "responses": records["responses"][index],
             "images": records["images"][index][0],
+            "ids": records["ids"][index],
         }
 
 
@@ -49,6 +50,7 @@ def tf_records(ragged=False):
         "prompts": records["prompts"],
         "responses": records["responses"],
         "images": images,
+        "ids": records["ids"],
     }
     return tf.data.Dataset.from_tensor_slices(tensors).batch(2)
 

@@ -10,6 +10,7 @@ from keras_betakd import (
     BetaKDDistiller,
     DistillationPreprocessor,
     ForwardKLEnergy,
+    NonFiniteError,
     TaskBeta,
 )
 from keras_betakd.components import all_layers
@@ -161,7 +162,8 @@ def test_a_batch_that_overflows_is_skipped_for_student_and_beta():
     kept = ops.convert_to_numpy(embedding)
     embedding.assign(np.full_like(kept, 3e5))  # infinite in float16
     before = values(distiller.trainable_weights)
-    distiller.fit(TEXT_RECORDS, batch_size=4, verbose=0)
+    with pytest.raises(NonFiniteError, match="All 1 batches"):
+        distiller.fit(TEXT_RECORDS, batch_size=4, verbose=0)
     after = values(distiller.trainable_weights)
     for path in before:
         np.testing.assert_array_equal(before[path], after[path])

@@ -1,5 +1,6 @@
 """Pictures and data sets: raw records as neutral batches, ready for any model."""
 
+from keras_betakd.data.batches import EpochDataset, EpochParts
 from keras_betakd.data.images import IMAGE_MARK, load_image, neutralize_image_marks
 from keras_betakd.data.llava import LlavaDataset
 from keras_betakd.data.llava_files import load_llava

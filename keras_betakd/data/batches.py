@@ -80,13 +80,13 @@ class EpochDataset(keras.utils.PyDataset):
         raise NotImplementedError
 
     def start_epoch(self, epoch: int) -> None:
-        """Cuts the batches of the epoch of this number."""
-        self._epoch = epoch
+        """Cuts the batches of the epoch of this number, counted from 0."""
+        self.epoch = epoch
         self._batches = self.cut(np.random.default_rng((self.seed, epoch)))
 
     def on_epoch_end(self) -> None:
         """Cuts the next epoch's batches; Keras calls this."""
-        self.start_epoch(self._epoch + 1)
+        self.start_epoch(self.epoch + 1)
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -97,6 +97,58 @@ class EpochDataset(keras.utils.PyDataset):
                 f"`index` must lie in 0..{len(self) - 1}. Received: index={index}"
             )
         return self.batch([self.records[i] for i in self._batches[index]])
+
+
+class EpochParts(keras.utils.PyDataset):
+    """A data set whose epochs are cut into parts, each an epoch of Keras'.
+
+    Keras validates, saves and resumes from epoch to epoch. Where one takes days, its
+    parts let it do so more often; each pass over all parts sees every record once.
+
+    Args:
+        dataset: a `ScienceQADataset`, `LlavaDataset` or another `EpochDataset`.
+        parts: into how many parts to cut each of its epochs.
+
+    Example:
+
+    ```python
+    distiller.fit(EpochParts(dataset, parts=100), epochs=100)  # one pass
+    ```
+    """
+
+    def __init__(self, dataset: EpochDataset, parts: int):
+        expect_positive("parts", parts)
+        if parts > len(dataset):
+            raise ValueError(
+                f"An epoch of {len(dataset)} batches cannot be cut into {parts} parts."
+            )
+        super().__init__(
+            workers=dataset.workers,
+            use_multiprocessing=dataset.use_multiprocessing,
+            max_queue_size=dataset.max_queue_size,
+        )
+        self.dataset = dataset
+        self.parts = parts
+        self.start_epoch(0)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Goes to the part of this number, counted over all passes."""
+        self.epoch = epoch
+        whole, part = divmod(epoch, self.parts)
+        if self.dataset.epoch != whole:
+            self.dataset.start_epoch(whole)
+        bounds = np.linspace(0, len(self.dataset), self.parts + 1).astype(int)
+        self._rows = range(bounds[part], bounds[part + 1])
+
+    def on_epoch_end(self) -> None:
+        """Goes to the next part; Keras calls this."""
+        self.start_epoch(self.epoch + 1)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.dataset[self._rows[index]]
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from keras_betakd.data.json_files import read_json
 from keras_betakd.evaluation.benchmark_files import read_jsonl
+from keras_betakd.whole_files import written_whole
 
 
 class Journal:
@@ -112,10 +113,8 @@ def _write(path, value):
 
 
 def _replace(path, text):
-    """Writes a file in one step: it is never there in part."""
-    new = path.with_suffix(".new")
-    _write_through(new, "w", text)
-    os.replace(new, path)
+    with written_whole(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def _write_through(path, mode, text):

@@ -7,12 +7,12 @@ index.json          the digests of all files; written last, so it marks a whole 
 """
 
 import json
-import os
 import pathlib
 
 import numpy as np
 
 from keras_betakd.teacher_cache import fingerprints
+from keras_betakd.whole_files import written_whole
 
 FORMAT = 1
 
@@ -88,23 +88,12 @@ class CacheFolder:
             raise _damaged(path, str(error)) from error
 
     def _write(self, name, data):
-        path, draft = self.path / name, self.path / f".{name}.part"
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with open(draft, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, path)
-        except OSError as error:
-            if draft.exists():
-                draft.unlink()
-            raise OSError(
-                error.errno,
-                f"The teacher cache cannot write '{path}' ({len(data):,} bytes): "
-                f"{error.strerror}. What it wrote before is whole; make room, or the "
-                "folder writable, and call `cache_teacher` again to go on from there",
-            ) from error
+        advice = (
+            "Make room, or the folder writable, and call `cache_teacher` again to go "
+            "on from what it wrote before."
+        )
+        with written_whole(self.path / name, advice) as draft:
+            draft.write_bytes(data)
 
 
 class Shard:

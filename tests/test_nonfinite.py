@@ -1,0 +1,145 @@
+"""A student, a loss or a gradient that is not finite: the step changes nothing."""
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from test_faults import lookup
+
+from keras_betakd import (
+    AnalyticBeta,
+    BetaKDDistiller,
+    ForwardKLEnergy,
+    NonFiniteError,
+    ReverseKLEnergy,
+    TaskBeta,
+    TokenBeta,
+)
+from keras_betakd.faults import encoded_ids
+
+BAD = 3  # the id behind which the student's logits are not finite
+NAMES = ["zero", "one", "zwei", "drei", "four", "five"]
+IDS = np.array([[0, 1, 2], [1, 2, 0], [2, BAD, 1], [0, 0, 1], [1, 1, 2], [0, 2, 2]])
+LABELS = np.array([[1, 2, 3], [0, 1, 2], [3, 3, 0], [1, 1, 2], [4, 0, 1], [2, 2, 0]])
+
+
+def distiller(fault, energy=ForwardKLEnergy, beta=TaskBeta, **options):
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(1)
+    teacher, student = rng.normal(size=(4, 5)), rng.normal(size=(4, 5))
+    student[BAD, 0] = fault
+    model = BetaKDDistiller(lookup(teacher), lookup(student), energy(), beta())
+    optimizer = keras.optimizers.AdamW(0.1, weight_decay=0.1)
+    model.compile(optimizer=optimizer, **options)
+    return model
+
+
+def batch(rows):
+    x = {"student": IDS[rows], "teacher": IDS[rows]}
+    return {**x, "ids": encoded_ids([NAMES[i] for i in rows])}, LABELS[rows]
+
+
+def fit(model, rows, **options):
+    options = {"shuffle": False, "verbose": 0, **options}
+    return model.fit(*batch(rows), batch_size=2, **options).history
+
+
+def state(model):
+    variables = model.trainable_variables + model.optimizer.inner_optimizer.variables
+    variables += [v for b in model.betas.values() for v in b.variables]
+    return [ops.convert_to_numpy(v) for v in variables]
+
+
+@pytest.mark.parametrize(
+    "fault, energy, beta",
+    [
+        (np.nan, ForwardKLEnergy, TaskBeta),
+        (np.inf, ReverseKLEnergy, AnalyticBeta),
+        (-np.inf, ForwardKLEnergy, lambda: TokenBeta(features="uncertainty")),
+    ],
+)
+def test_a_bad_step_is_as_if_it_had_not_been(fault, energy, beta):
+    """NaN once reached betas, moments and means, and an infinite KL the betas."""
+    with_fault, without = distiller(fault, energy, beta), distiller(0.0, energy, beta)
+    with pytest.warns(RuntimeWarning, match=r"of 1 samples .* of samples 'zwei'\. 1 b"):
+        found = fit(with_fault, range(6))
+    expected = fit(without, [0, 1, 4, 5])
+    assert found.keys() == expected.keys()
+    for name in found:
+        assert found[name] == pytest.approx(expected[name], rel=1e-5), name
+    # But for the fault itself, which weight decay can turn into another one.
+    with_fault.student.weights[0].assign(without.student.weights[0])
+    for ours, theirs in zip(state(with_fault), state(without), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_raise_names_the_sample_and_leaves_everything_as_it_was():
+    model = distiller(np.nan, on_nonfinite="raise")
+    fit(model, [0, 1])
+    before = state(model)
+    with pytest.raises(NonFiniteError, match=r"in batch 0 .* of samples 'zwei'\."):
+        fit(model, [2, 3, 4, 5])
+    for ours, theirs in zip(state(model), before, strict=True):
+        np.testing.assert_equal(ours, theirs)
+    with pytest.raises(NonFiniteError, match="'zwei'"):
+        model.train_on_batch(*batch([2, 3]))
+    with pytest.raises(NonFiniteError, match="'zwei'"):
+        model.evaluate(*batch(range(6)), batch_size=2, verbose=0)
+
+
+def test_samples_without_ids_are_named_by_their_place():
+    model = distiller(np.nan)
+    with pytest.warns(RuntimeWarning, match=r"of samples number 0 of batch 1\."):
+        model.fit(IDS, LABELS, batch_size=2, shuffle=False, verbose=0)
+
+
+def test_an_epoch_without_a_single_step_is_an_error():
+    """It ended with a loss of 0, which looks like a success."""
+    with (
+        pytest.warns(RuntimeWarning, match="'zwei'"),
+        pytest.raises(NonFiniteError, match="All 1 batches of epoch 1 were skipped"),
+    ):
+        fit(distiller(np.nan), [2, 3])
+
+
+def test_a_gradient_that_is_not_finite_behind_a_finite_loss():
+    """The slope of the root is infinite at 0."""
+    inputs = keras.Input((3,), dtype="int32")
+    outputs = ops.sqrt(keras.layers.Embedding(4, 5)(inputs))
+    student = keras.Model(inputs, outputs)
+    table = np.ones((4, 5))
+    table[BAD] = 0
+    student.set_weights([table])
+    model = BetaKDDistiller(lookup(np.eye(4, 5)), student, ForwardKLEnergy())
+    model.compile(optimizer="adam")
+    with pytest.warns(RuntimeWarning, match="1 steps of epoch 1 were .* a gradient"):
+        fit(model, range(6))
+    assert all(np.isfinite(value).all() for value in state(model))
+    assert int(model.optimizer.iterations) == 2
+
+
+def test_the_optimizer_is_in_a_weights_file_once(tmp_path):
+    """Keras' walk of a wrapped optimizer would write its moments twice."""
+    model, again = distiller(0.0), distiller(0.0)
+    fit(model, [0, 1])
+    path = str(tmp_path / "x.weights.h5")
+    model.save_weights(path)
+    moments = []
+    with h5py.File(path) as file:
+        file.visititems(
+            lambda name, item: (
+                moments.append(name) if getattr(item, "shape", None) == (4, 5) else None
+            )
+        )
+    assert len(moments) == 3, moments  # the student, and two moments of it
+    again.load_weights(path)
+    for one in (model, again):
+        fit(one, [4, 5])
+    for ours, theirs in zip(state(model), state(again), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def test_no_other_policy():
+    with pytest.raises(ValueError, match="one of .*Received: 'ignore'"):
+        distiller(0.0, on_nonfinite="ignore")
