@@ -2,6 +2,7 @@
 
 import csv
 
+import keras
 import numpy as np
 import pytest
 from plain_models import ConstantEnergy, linear_model, token_batch
@@ -9,6 +10,7 @@ from plain_models import ConstantEnergy, linear_model, token_batch
 from keras_betakd import (
     BetaKDDistiller,
     DistillationHistory,
+    FixedBeta,
     ForwardKLEnergy,
     TaskBeta,
 )
@@ -29,6 +31,28 @@ def test_windows_hold_their_own_mean():
     np.testing.assert_allclose(
         [row["loss"] for row in history.rows], [3.0, 3.5, 3.0, 7.0]
     )
+
+
+def test_a_broken_training_keeps_its_rows(tmp_path):
+    """The file held only what came after the kill."""
+    path = tmp_path / "history.csv"
+
+    def fit(epochs, initial_epoch=0):
+        distiller = BetaKDDistiller(
+            linear_model(1), linear_model(2), ForwardKLEnergy(), FixedBeta()
+        )
+        distiller.compile(optimizer=keras.optimizers.SGD(0.0))
+        x, y, weight = token_batch()
+        history = DistillationHistory(every=1, path=path)
+        options = {"epochs": epochs, "initial_epoch": initial_epoch, "verbose": 0}
+        options |= {"sample_weight": weight, "batch_size": 2, "shuffle": False}
+        distiller.fit(x, y, callbacks=[history], **options)
+        return path.read_text()
+
+    unbroken = fit(4)
+    # Killed in the fourth epoch; the last backup is of the second.
+    assert fit(4, initial_epoch=2) == unbroken
+    assert [line.split(",")[0] for line in unbroken.split()[1:]] == list("12345678")
 
 
 def test_csv_and_plot(tmp_path):

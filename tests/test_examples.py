@@ -59,13 +59,17 @@ def test_real_models_on_a_real_folder(monkeypatch, tmp_path, presets, capsys):
 
 
 def test_easy_vqa_is_read_as_scienceqa(monkeypatch, tmp_path, capsys):
-    """The path without arguments, one step long."""
-    run(
-        monkeypatch,
-        *("--output", tmp_path, "--epochs", 1, "--batch-size", 8),
-        *("--limit", 8, "--eval-limit", 8),
-    )
+    """The path without arguments, one step long, and again after it has ended."""
+    arguments = ["--output", tmp_path, "--epochs", 1, "--batch-size", 8]
+    arguments += ["--limit", 8, "--eval-limit", 8]
+    run(monkeypatch, *arguments)
     printed = capsys.readouterr().out
+    run(monkeypatch, *arguments, "--resume")
+    again = capsys.readouterr().out
+    assert "Epoch 1/1" not in again
+    assert printed[printed.index("model ") :] in again
+    with pytest.raises(SystemExit, match="Changed: seed was 0"):
+        run(monkeypatch, *arguments, "--resume", "--seed", 1)
     assert "student, cross-entropy" in printed
     assert "student, Beta-KD" in printed
     with open(tmp_path / "easy_vqa" / "pid_splits.json") as file:
