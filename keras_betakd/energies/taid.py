@@ -13,6 +13,8 @@ from keras_betakd.energies.schedule import EnergySchedule, expect_steps
 def interpolated(log_p, log_q, t):
     """log softmax((1 - t) log q + t log p), cut off from differentiation.
 
+    Exactly log q where the models agree, for the energy to be exactly 0 there.
+
     Args:
         log_p, log_q: (..., V), log-probabilities of teacher and student.
         t: scalar between 0 and 1.
@@ -22,7 +24,15 @@ def interpolated(log_p, log_q, t):
     # A model with no say excludes nothing: 0 * -inf would be NaN.
     teacher = ops.where(t > 0, t * log_p, zero)
     student = ops.where(t < 1, (1.0 - t) * log_q, zero)
-    return ops.log_softmax(teacher + student, axis=-1)
+    mean = ops.where(log_p == log_q, log_q, teacher + student)
+    # log q has a sum too, which is 1 but for rounding.
+    return mean - (_log_sum_exp(mean) - _log_sum_exp(log_q))
+
+
+def _log_sum_exp(x):
+    """`ops.logsumexp` rounds float64 to float32 on torch and JAX."""
+    largest = ops.max(x, axis=-1, keepdims=True)
+    return ops.log(ops.sum(ops.exp(x - largest), axis=-1, keepdims=True)) + largest
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
