@@ -228,7 +228,7 @@ def check(setup, data):
         expected, student, teacher = expected_values(setup, data)
         finite = np.isfinite(expected)
         np.testing.assert_array_equal(np.isfinite(values), finite)
-        assert (values >= 0).all()
+        assert (values[finite] >= -1e-7).all()
         # What the products lose, in units of the scores.
         eps = {"float32": 6e-8, "bfloat16": 4e-3, "float16": 5e-4}[setup.dtype]
         scores = np.where(np.isfinite(student), np.abs(student), 0).max(-1)
@@ -241,13 +241,13 @@ def check(setup, data):
     assert np.isfinite(total) == finite[counted].all()
     empty = ~counted.any(0)
     for name, ours, theirs in zip(INPUTS, gradients, whole[2], strict=False):
-        assert not np.isnan(ours).any(), name
         if name == "rows":
             assert (ours[empty] == 0).all()
         if name == "coefficients":
             np.testing.assert_array_equal(ours[:, ~empty], values[:, ~empty])
             assert (ours[:, empty] == 0).all()
         elif np.isfinite(total):
+            assert np.isfinite(ours).all(), name
             size = np.abs(theirs).max() + np.abs(data["coefficients"]).sum()
             limit = 1e-5 * size * (1 + float(scores.max())) + 4 * eps * size
             assert np.abs(ours - theirs).max() <= limit, (name, ours, theirs)
