@@ -39,7 +39,7 @@ _common = {
 hypothesis.settings.register_profile(
     "suite", max_examples=2, derandomize=True, **_common
 )
-hypothesis.settings.register_profile("nightly", max_examples=200, **_common)
+hypothesis.settings.register_profile("nightly", max_examples=64, **_common)
 hypothesis.settings.load_profile("suite")
 
 

@@ -71,8 +71,9 @@ def decoupled(log_p, log_q, labels, alpha=1.0, beta=8.0):
 
 
 def taid(log_p, log_q, log_fixed, t):
+    """Infinite where no class is left for the target."""
     target = log_softmax((1 - WIDE(t)) * log_fixed + WIDE(t) * log_p)
-    return kl(target, log_q)
+    return np.where(np.isnan(target).any(-1), np.inf, kl(target, log_q))
 
 
 def sorted_distance(p, q):

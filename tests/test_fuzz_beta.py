@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fuzz_cases import EXAMPLES, row_weights
 from gradients import value_and_grad
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
@@ -19,6 +19,7 @@ from keras_betakd.objective import log_beta_penalty, row_weights as normalised_w
 from keras_betakd.objective import weighted_energy
 
 SHAPE, WIDTH = (3, 4), 5
+few = settings(max_examples=max(1, settings.default.max_examples // 4))  # slow ones
 SEEDS = st.integers(0, 2**32 - 1)
 POSITIVE = st.floats(1e-3, 1e3)
 NUMBERS = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -103,6 +104,7 @@ def test_a_term_is_lowest_at_d_over_2l(data, log_beta, dim):
     EXAMPLES["beta"] += 1
 
 
+@few
 @given(options=ranges(), energy=st.floats(0, 1e4, width=32))
 def test_a_task_beta_settles_at_d_over_2l_or_at_its_bound(options, energy):
     layer = TaskBeta(**options, multiplier=3.0)

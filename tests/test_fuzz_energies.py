@@ -13,16 +13,16 @@ import exact_energies as exact
 import numpy as np
 import pytest
 from exact_energies import kl, log_softmax
-from fuzz_cases import EXAMPLES, Case, cases
+from fuzz_cases import EXAMPLES, NIGHTLY, TOGETHER, Cases, cases
 from gradients import value_and_grad
-from hypothesis import given
+from hypothesis import given, settings
 from keras import ops
 
 import keras_betakd as kd
 
 EPS = float(np.finfo("float32").eps)
 HALF = {"float32": 0.0, "bfloat16": 2**-8, "float16": 2**-11}
-TEMPERATURES = (1.0, 0.05, 4.0)
+TEMPERATURES = (1.0, 0.05, 4.0) if NIGHTLY else (4.0,)
 
 
 @dataclasses.dataclass
@@ -150,7 +150,7 @@ SUBJECTS |= {
 }
 
 
-def check(subject, case: Case):
+def check(subject, case: Cases):
     energy = subject.make(reduction=None)
     teacher, student = (
         ops.cast(ops.convert_to_tensor(x), case.dtype)
@@ -181,8 +181,9 @@ def compare(subject, case, values, gradient, weights):
         expected = subject.value(teacher, student, student, labels)
         finite = np.isfinite(expected)
         np.testing.assert_array_equal(np.isfinite(values), finite)
+        np.testing.assert_array_equal(np.isnan(values), np.isnan(expected))
         assert (values[finite] >= 0).all()
-        if case.relation == "equal" and "cross_entropy" not in subject.name:
+        if subject.name != "cross_entropy":
             assert (values[finite & (teacher == student).all(-1)] == 0).all()
         unit, rounding = scale_and_rounding(subject, teacher, student)
         limit = allowed_error(subject, expected, rounding)
@@ -219,7 +220,7 @@ def scale_and_rounding(subject, teacher, student):
 def allowed_error(subject, expected, rounding):
     value = np.abs(expected / subject.size)
     root = 1 if subject.linear else np.sqrt(value)
-    return subject.size * (1e-5 * value + 64 * rounding * (root + rounding))
+    return subject.size * (1e-5 * value + 64 * rounding * (root + value + rounding))
 
 
 def kinks(subject, teacher, student):
@@ -253,7 +254,8 @@ def undecided(subject, teacher, student):
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
+@settings(max_examples=max(1, settings.default.max_examples // 4))
 @given(case=cases())
 def test_value_slope_and_masks(name, case):
     check(SUBJECTS[name], case)
-    EXAMPLES["energies"] += 1
+    EXAMPLES["energies"] += TOGETHER

@@ -25,6 +25,9 @@ def interpolated(log_p, log_q, t):
     teacher = ops.where(t > 0, t * log_p, zero)
     student = ops.where(t < 1, (1.0 - t) * log_q, zero)
     mean = ops.where(log_p == log_q, log_q, teacher + student)
+    # Without a class that both allow, the teacher's: infinitely far, and not NaN.
+    nothing = ops.max(mean, axis=-1, keepdims=True) == -math.inf
+    mean = ops.where(nothing, log_p, mean)
     # log q has a sum too, which is 1 but for rounding.
     return mean - (_log_sum_exp(mean) - _log_sum_exp(log_q))
 
@@ -111,7 +114,8 @@ class TAIDEnergy(FormedEnergy):
 
     Shapes: `y_true` and `y_pred` are `(..., V)`; `call` returns `(...)`, in nats per
     token. A class that either model excludes (logit -inf) is no part of p_t, except
-    that at t = 1 the target is the teacher's and the energy that of `ForwardKLEnergy`.
+    that at t = 1 the target is the teacher's and the energy that of `ForwardKLEnergy`;
+    +inf if the models allow no class in common.
 
     Masking, temperature and its T^2 factor, and what they do to beta* = d / (2 l):
     see `ProbabilityEnergy` and `Energy`.
