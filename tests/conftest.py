@@ -27,7 +27,7 @@ import hypothesis
 import keras
 import pytest
 
-# The same few examples everywhere, however slow the machine; or, on demand, many others.
+# The same few examples everywhere, however slow the machine; on demand, many others.
 _common = {
     "database": None,
     "deadline": None,

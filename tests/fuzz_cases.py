@@ -9,7 +9,6 @@ import dataclasses
 import math
 
 import hypothesis
-import keras
 import numpy as np
 from hypothesis import strategies as st
 from keras import ops
@@ -59,7 +58,8 @@ def pairs(draw, rng, shape):
     if relation == "apart":
         student = draw(st.sampled_from(SCALES)) * rng.normal(size=shape)
     else:
-        distance = draw(st.sampled_from([1e-1, 1e-3, 1e-6])) if relation == "near" else 0
+        distances = [1e-1, 1e-3, 1e-6] if relation == "near" else [0.0]
+        distance = draw(st.sampled_from(distances))
         student = teacher + distance * rng.normal(size=shape)
     return np.clip(teacher, -6e4, 6e4), np.clip(student, -6e4, 6e4)
 

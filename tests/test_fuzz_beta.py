@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from keras import ops
 
 from keras_betakd import AnalyticBeta, FixedBeta, InstanceBeta, TaskBeta, TokenBeta
-from keras_betakd.objective import log_beta_penalty, row_weights as normalised_weights
-from keras_betakd.objective import weighted_energy
+from keras_betakd.objective import log_beta_penalty, weighted_energy
+from keras_betakd.objective import row_weights as normalised_weights
 
 SHAPE, WIDTH = (3, 4), 5
 few = settings(max_examples=max(1, settings.default.max_examples // 4))  # slow ones
@@ -24,7 +24,9 @@ SEEDS = st.integers(0, 2**32 - 1)
 POSITIVE = st.floats(1e-3, 1e3)
 NUMBERS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 # From nothing to more than any loss, and what a divergence may be.
-ENERGIES = st.floats(0, 2.0**100, width=32) | st.sampled_from([0.0, 1e-30, 1e6, math.inf])
+ENERGIES = st.floats(0, 2.0**100, width=32) | st.sampled_from(
+    [0.0, 1e-30, 1e6, math.inf]
+)
 
 
 @st.composite
@@ -80,7 +82,7 @@ def test_what_a_network_predicts_is_bent_into_the_bounds(options, raw):
 
 @given(data=st.data(), log_beta=st.floats(-10, 10, width=32), dim=POSITIVE)
 def test_a_term_is_lowest_at_d_over_2l(data, log_beta, dim):
-    """Its slope is beta l - d / 2 by the rows that count, and masked rows may be NaN."""
+    """Its slope is beta l - d / 2. A masked row may be NaN: that got into the slope."""
     rng = np.random.default_rng(data.draw(SEEDS))
     raw, weights = random_weights(data, rng)
     energy = rng.exponential(size=SHAPE).astype("float32")
@@ -109,7 +111,7 @@ def test_a_term_is_lowest_at_d_over_2l(data, log_beta, dim):
 def test_a_task_beta_settles_at_d_over_2l_or_at_its_bound(options, energy):
     layer = TaskBeta(**options, multiplier=3.0)
     layer.build(SHAPE)
-    # Newton's step at the optimum is 2 / d: half of it, and more than any bound's width.
+    # Half of Newton's step at the optimum.
     optimizer = keras.optimizers.SGD(1.0 / options["dim"] / 3.0)
     optimizer.build(layer.trainable_variables)
     for _ in range(60):
@@ -161,7 +163,8 @@ def test_a_predicted_beta_is_within_bounds_and_masks_count_for_nothing(
     log_beta = np.broadcast_to(ops.convert_to_numpy(log_beta), SHAPE).astype("float64")
     mean = (log_beta * ops.convert_to_numpy(weights))[raw != 0].sum()
     expected = -options["dim"] / 2 * mean
-    assert float(penalty) == pytest.approx(expected, rel=1e-4, abs=1e-5 * options["dim"])
+    room = 1e-5 * options["dim"]
+    assert float(penalty) == pytest.approx(expected, rel=1e-4, abs=room)
     EXAMPLES["beta"] += 1
 
 

@@ -21,6 +21,7 @@ from keras import ops
 import keras_betakd as kd
 
 EPS = float(np.finfo("float32").eps)
+PAIR = ("teacher", "student")
 HALF = {"float32": 0.0, "bfloat16": 2**-8, "float16": 2**-11}
 TEMPERATURES = (1.0, 0.05, 4.0) if NIGHTLY else (4.0,)
 
@@ -32,9 +33,11 @@ class Subject:
     Attributes:
         make: takes `reduction`, gives the energy.
         value: teacher, student and fixed scores (N, V), labels (N,) to (N,).
-        temperature: of the softmax, `None` between logits.
+        temperature: of the softmax, `None` where there is none.
         linear: whether it grows like the distance and not like its square.
-        bounds: the largest it can be.
+        size: what the value is multiplied by.
+        standardized: whether only differences within a row count.
+        features: whether it compares features, of which none is infinite.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Subject:
     linear: bool = False
     size: float = 1.0
     standardized: bool = True
+    features: bool = False
 
 
 def of_log_probabilities(function, temperature=1.0, factor=1.0):
@@ -150,7 +154,35 @@ SUBJECTS |= {
 }
 
 
+FEATURES = {
+    "feature_mse": (kd.FeatureMSEEnergy, exact.mse_logits),
+    "feature_cosine": (kd.FeatureCosineEnergy, exact.feature_cosine),
+    "attention": (kd.AttentionEnergy, lambda t, s: ((t - s) ** 2).sum(-1)),
+}
+
+
+def of_features(function):
+    return lambda t, s, *_: function(t.astype(exact.WIDE), s.astype(exact.WIDE))
+
+
+SUBJECTS |= {
+    name: Subject(
+        name, make, of_features(value), None, standardized=False, features=True
+    )
+    for name, (make, value) in FEATURES.items()
+}
+SUBJECTS["image_token"] = Subject(
+    "image_token",
+    functools.partial(kd.ImageTokenEnergy, kd.ForwardKLEnergy()),
+    of_log_probabilities(lambda p, q, *_: kl(p, q)),
+)
+
+
 def check(subject, case: Cases):
+    if subject.features:
+        scores = (case.teacher, case.student)
+        scores = (np.where(x == -np.inf, np.float32(0), x) for x in scores)
+        case = dataclasses.replace(case, **dict(zip(PAIR, scores, strict=True)))
     energy = subject.make(reduction=None)
     teacher, student = (
         ops.cast(ops.convert_to_tensor(x), case.dtype)
@@ -195,7 +227,9 @@ def compare(subject, case, values, gradient, weights):
         shares = weights / weights.sum()
         largest = np.abs(slope).max(-1)
         limit = (1e-3 + HALF[case.dtype]) * largest + 8 * subject.size / unit * rounding
-        limit = limit + (kinks(subject, teacher, student) + undecided(subject, teacher, student)) / unit
+        unclear = kinks(subject, teacher, student)
+        unclear = unclear + undecided(subject, teacher, student)
+        limit = limit + unclear / unit
         off = np.abs(gradient - shares[:, None] * slope).max(-1)
         assert (off <= shares * limit + 1e-7)[finite].all(), (gradient, slope, limit)
 

@@ -28,8 +28,8 @@ WIDTH, TEACHER_WIDTH = 4, 3
 
 def tempered(function, t=1.0):
     """`function(log_p, log_q)` of scores divided by `t`, times t^2."""
-    return lambda teacher, student, _: t**2 * function(
-        log_softmax(teacher, t), log_softmax(student, t)
+    return lambda teacher, student, _: (
+        t**2 * function(log_softmax(teacher, t), log_softmax(student, t))
     )
 
 
@@ -122,7 +122,7 @@ def arrays(draw, setup):
         "teacher_rows": sizes[1] * rng.normal(size=(n, TEACHER_WIDTH)),
         "teacher_kernel": rng.normal(size=(v, TEACHER_WIDTH)),
     }
-    data["bias"], data["teacher_bias"] = (rng.normal(size=(2, v)))
+    data["bias"], data["teacher_bias"] = rng.normal(size=(2, v))
     banned = draw(exclusions(rng, (v,)))
     data["teacher_bias"][banned[0]] = data["bias"][banned[1]] = -math.inf
     weights = draw(row_weights(rng, (n,)))

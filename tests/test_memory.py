@@ -34,9 +34,7 @@ class ResidentSize(keras.callbacks.Callback):
 def test_memory_is_flat_over_500_steps():
     """A graph or a batch that is kept at each step ends a long run after hours."""
     teacher, student = (
-        keras.Sequential(
-            [keras.Input((POSITIONS, WIDTH)), keras.layers.Dense(CLASSES)]
-        )
+        keras.Sequential([keras.Input((POSITIONS, WIDTH)), keras.layers.Dense(CLASSES)])
         for _ in range(2)
     )
     distiller = kd.BetaKDDistiller(
