@@ -133,7 +133,8 @@ def fused_head_loss(
         values[1 : 2 + len(energies)],
         values[2 + len(energies) :],
     )
-    total = ops.sum(ops.where(supervised, coefficients * values, 0.0))
+    # Selected one by one: 0 times an infinite energy would be NaN.
+    total = ops.sum(ops.where(coefficients != 0, coefficients * values, 0.0))
     if gradients:
         inputs = {
             "student": student_rows,

@@ -94,11 +94,13 @@ def weighted_energy(energy, log_beta, weights):
 
     Args:
         energy: l, (B, K), in the units of the energy (nats per token for a
-            divergence).
+            divergence); may hold NaN where the weight is zero.
         log_beta: log of the energy's weight, dimensionless, broadcastable to
             (B, K).
         weights: (B, K), from `row_weights`.
     """
+    # Selected before the product, whose slope towards log beta is the energy.
+    energy = ops.where(weights != 0, energy, 0.0)
     return weighted_sum(ops.exp(log_beta) * energy, weights)
 
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import sys
 import tempfile
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -26,16 +27,21 @@ import hypothesis
 import keras
 import pytest
 
-# The same examples everywhere, however slow the machine.
-hypothesis.settings.register_profile(
-    "suite",
-    derandomize=True,
-    database=None,
-    deadline=None,
-    suppress_health_check=[
+# The same few examples everywhere, however slow the machine; on demand, many others.
+_common = {
+    "database": None,
+    "deadline": None,
+    "suppress_health_check": [
         hypothesis.HealthCheck.too_slow,
         hypothesis.HealthCheck.function_scoped_fixture,
     ],
+}
+hypothesis.settings.register_profile(
+    "suite", max_examples=2, derandomize=True, **_common
+)
+# Not shrunk: with so many numbers an example that fails takes minutes to shrink.
+hypothesis.settings.register_profile(
+    "nightly", max_examples=64, phases=[hypothesis.Phase.generate], **_common
 )
 hypothesis.settings.load_profile("suite")
 
@@ -51,6 +57,13 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_report_header(config):
     return f"keras {keras.__version__}, backend {keras.config.backend()}"
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Says how many random examples held, where the fuzz tests ran."""
+    if "fuzz_cases" in sys.modules:
+        held = sys.modules["fuzz_cases"].EXAMPLES
+        terminalreporter.write_line(f"{sum(held.values())} fuzz examples: {dict(held)}")
 
 
 @pytest.fixture(autouse=True)

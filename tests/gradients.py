@@ -45,3 +45,49 @@ def value_and_grad(fn, *arrays):
         ]
     to_numpy = ops.convert_to_numpy
     return np.asarray(to_numpy(value)), [np.asarray(to_numpy(grad)) for grad in grads]
+
+
+def compiled_value_and_grads(fn, count):
+    """`fn`, from tensors to a scalar and another output, made ready for many calls.
+
+    Args:
+        fn: what to differentiate; compiled where a backend gains by it.
+        count: how many of its arguments, the first ones, to differentiate by.
+
+    Returns:
+        A function of NumPy arrays that gives value, other output, and the gradients.
+    """
+    backend = keras.config.backend()
+    if backend == "jax":
+        import jax
+
+        run = jax.jit(jax.value_and_grad(fn, tuple(range(count)), has_aux=True))
+    elif backend == "tensorflow":
+        import tensorflow as tf
+
+        @tf.function
+        def run(*tensors):
+            with tf.GradientTape() as tape:
+                tape.watch(tensors[:count])
+                result = fn(*tensors)
+            return result, tape.gradient(
+                result[0], tensors[:count], unconnected_gradients="zero"
+            )
+    else:
+        import torch
+
+        def run(*tensors):
+            first = [tensor.requires_grad_() for tensor in tensors[:count]]
+            result = fn(*first, *tensors[count:])
+            grads = torch.autograd.grad(result[0], first, allow_unused=True)
+            return result, [
+                torch.zeros_like(x) if g is None else g
+                for x, g in zip(first, grads, strict=True)
+            ]
+
+    def call(*arrays):
+        result, grads = run(*(ops.convert_to_tensor(x) for x in arrays))
+        to_numpy = ops.convert_to_numpy
+        return *map(to_numpy, result), [to_numpy(grad) for grad in grads]
+
+    return call

@@ -50,6 +50,13 @@ def test_adaptive_kl_by_hand():
     assert float(got) == pytest.approx(weight * forward + (1 - weight) * reverse, 1e-5)
 
 
+def test_adaptive_kl_is_infinite_also_where_that_has_no_weight():
+    """The weight of the infinite direction is 0 in float32: the energy was NaN."""
+    teacher = np.array([[*np.log([0.4, 0.3, 0.3]), -math.inf]], "float32")
+    student = np.array([[*np.log([0.5, 0.2, 0.3]), -60.0]], "float32")
+    assert float(AdaptiveKLEnergy()(teacher, student)) == math.inf
+
+
 def logits(seed, *shape):
     return np.random.default_rng(seed).normal(scale=2.0, size=shape).astype("float32")
 

@@ -80,13 +80,20 @@ def test_nothing_supervised_adds_nothing():
     assert float(layer.losses[0]) == 0.0
 
 
-@pytest.mark.parametrize("raw", [-1e3, -20.0, 20.0, 1e3])
+@pytest.mark.parametrize("raw", [-1e5, -1e3, -20.0, 20.0, 1e3, 1e5])
 def test_gradient_is_alive_beyond_the_bounds(raw):
-    """A clamp has none: a beta that momentum carried outside never came back."""
+    """A clamp has none: a beta that momentum carried outside never came back. Nor had
+    x / sqrt(1 + x^2), by rounding, 4,000 times as far out as the bound."""
     layer = InstanceBeta(multiplier=1.0)
     value, (slope,) = value_and_grad(layer.bounded, np.float32(raw))
     assert np.log(0.01) <= value <= np.log(100.0)
     assert 0 < slope < 0.02
+
+
+def test_far_outside_is_at_the_bound():
+    """Its square was infinite there, and beta back at its start."""
+    layer = InstanceBeta(multiplier=1.0)
+    assert float(layer.bounded(ops.array(1e25))) == pytest.approx(np.log(100.0))
 
 
 def test_bounds_are_not_symmetric_when_the_start_is_not():
@@ -181,6 +188,16 @@ def test_analytic_beta_follows_the_running_mean():
         assert float(ops.exp(layer.log_beta(None))) == pytest.approx(expected, rel=1e-5)
     layer.update(ops.full((1, 1), np.nan), ops.zeros((1, 1)))
     assert float(ops.exp(layer.log_beta(None))) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("energy", [np.inf, np.nan])
+def test_an_energy_that_is_not_finite_leaves_an_analytic_beta_alone(energy):
+    """A divergence may be infinite for a batch; beta stayed at its lower bound then."""
+    layer = AnalyticBeta()
+    layer(ONE_ROW)
+    for value in (0.1, energy):
+        layer.update(ops.full((1, 1), value), ops.ones((1, 1)))
+    assert float(ops.exp(layer.log_beta(None))) == pytest.approx(5.0, rel=1e-5)
 
 
 def test_analytic_beta_stays_at_its_bound_for_an_energy_of_zero():

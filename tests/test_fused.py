@@ -64,6 +64,8 @@ ENERGIES = {
 class Case:
     """Rows, heads, labels and coefficients; and their total in float64."""
 
+    teacher_allows_all = False
+
     def __init__(self, energies=1, bias=False, soft_cap=None, seed=0):
         rng = np.random.default_rng(seed)
         self.rows = rng.normal(size=(N, WIDTH))
@@ -117,6 +119,7 @@ class Case:
             return ops.cast(ops.convert_to_tensor(x), "float32")
 
         bias, teacher_kernel = tensor("bias"), tensor("teacher_kernel")
+        teacher_bias = 0.0 if self.teacher_allows_all else bias
         head = HeadMatrix(
             tensor("kernel"), bias=bias, soft_cap=self.soft_cap, dtype=dtype
         )
@@ -124,7 +127,7 @@ class Case:
             tensor("rows"),
             head,
             tensor("teacher_rows"),
-            lambda rows: ops.matmul(rows, ops.transpose(teacher_kernel)) + bias,
+            lambda rows: ops.matmul(rows, ops.transpose(teacher_kernel)) + teacher_bias,
             ops.convert_to_tensor(self.labels),
             tensor("coefficients"),
             energies,
@@ -192,6 +195,16 @@ def test_rows_without_weight_may_hold_anything():
     assert np.all(gradient[UNSUPERVISED] == 0) and np.all(np.isfinite(gradient))
 
 
+def test_an_infinite_energy_without_weight_counts_for_nothing():
+    """0 times infinity is NaN."""
+    case = Case(bias=True)
+    case.teacher_allows_all = True
+    case.coefficients[1] = 0
+    result = case.fused({"kl": ForwardKLEnergy()})
+    assert np.isinf(as_array(result.energies["kl"])).any()
+    assert np.isfinite(float(result.total))
+
+
 @pytest.mark.parametrize("tile_rows", [N, 3])
 def test_nothing_supervised_gives_zero(tile_rows):
     case = Case()
@@ -199,6 +212,19 @@ def test_nothing_supervised_gives_zero(tile_rows):
     assert float(case.fused({"kl": ForwardKLEnergy()}, tile_rows).total) == 0.0
     gradient = case.gradient({"kl": ForwardKLEnergy()}, "kernel", tile_rows=tile_rows)
     assert np.all(gradient == 0)
+
+
+def test_no_more_logits_at_a_time_than_a_tile(monkeypatch):
+    """Whole logits, copied to float32 several times, are what ran out of memory."""
+    seen, compute = set(), ForwardKLEnergy.value_and_gradient
+
+    def watched(energy, teacher, student):
+        seen.update(tuple(rows.logits.shape) for rows in (teacher, student))
+        return compute(energy, teacher, student)
+
+    monkeypatch.setattr(ForwardKLEnergy, "value_and_gradient", watched)
+    Case().fused({"kl": ForwardKLEnergy()}, tile_rows=4)
+    assert seen == {(4, V)}
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -66,6 +66,16 @@ def test_nan_in_a_row_without_weight_reaches_neither_value_nor_gradient():
     assert (grad[WEIGHTS > 0] != 0).any()
 
 
+def test_nan_in_a_row_without_weight_does_not_reach_the_slope_of_beta():
+    """The slope of beta * l towards log beta is l, also where it does not count."""
+    weights = objective.row_weights(ops.array(WEIGHTS))
+    energy = ops.array(np.where(WEIGHTS == 0, np.nan, 0.1), dtype="float32")
+    value, (slope,) = value_and_grad(
+        lambda u: objective.weighted_energy(energy, u, weights), np.float32(0.0)
+    )
+    assert value == pytest.approx(0.1) and slope == pytest.approx(0.1)
+
+
 def test_unknown_reduction_is_refused():
     with pytest.raises(ValueError, match="Received: reduction=mean"):
         objective.row_weights(ops.ones((1, 1)), "mean")

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 
@@ -93,3 +94,15 @@ def test_every_public_name_is_documented():
     with open(os.path.join(ROOT, "README.md")) as file:
         readme = file.read()
     assert [n for n in public if n not in readme] == []
+
+
+def test_every_test_that_the_table_of_faults_names_exists():
+    """A test that is renamed would leave a kind of fault without one, unnoticed."""
+    with open(os.path.join(ROOT, "tests", "CASES.md")) as file:
+        named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", file.read())
+    assert len(named) > 80
+    for name in {name for name, _ in named}:
+        with open(os.path.join(ROOT, "tests", name)) as file:
+            nodes = ast.walk(ast.parse(file.read()))
+        tests = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+        assert not {test for file, test in named if file == name} - tests, name

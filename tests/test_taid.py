@@ -5,7 +5,7 @@ import math
 import keras
 import numpy as np
 import pytest
-from plain_models import linear_model, token_batch
+from plain_models import as_array, linear_model, token_batch
 from tiny_models import tiny_gemma3, vqa_records
 
 import keras_betakd as kd
@@ -171,6 +171,20 @@ def test_at_the_end_the_energy_is_the_forward_kl():
         {"total_steps": 5, "form": "ce"},
     ],
 )
+def test_at_agreement_the_energy_is_exactly_zero():
+    """It was 1e-13 and less, since the target was log q but for rounding."""
+    logits = np.random.default_rng(0).normal(scale=3.0, size=(50, 9)).astype("float32")
+    energy = kd.TAIDEnergy(10, start=0.3, temperature=4.0)
+    assert not as_array(energy.call(logits, logits)).any()
+
+
+def test_models_without_a_common_class_are_infinitely_far_apart():
+    """It was NaN, which a weight of 0 does not remove."""
+    teacher = np.array([[0.0, 1.0, -math.inf, -math.inf]], "float32")
+    student = teacher[:, ::-1].copy()
+    assert float(kd.TAIDEnergy(10)(teacher, student)) == math.inf
+
+
 def test_invalid_arguments_are_refused(arguments):
     with pytest.raises(ValueError, match="must"):
         kd.TAIDEnergy(**arguments)

@@ -97,6 +97,22 @@ class RangedBeta(Beta):
         }
 
 
+def _bent(x):
+    """x / sqrt(1 + x^2), between -1 and 1.
+
+    Far out as sign(x) / sqrt(1 + 1 / x^2): x^2 may overflow there, and the slope, as
+    the difference of two numbers of size 1 / x, would be lost in rounding.
+    """
+    near = ops.abs(x) <= 1.0
+    close = ops.where(near, x, 0.0)
+    far = ops.where(near, 1.0, x)
+    return ops.where(
+        near,
+        close / ops.sqrt(1.0 + ops.square(close)),
+        ops.sign(far) / ops.sqrt(1.0 + ops.square(1.0 / far)),
+    )
+
+
 class LearnedBeta(RangedBeta):
     """Base of the betas that are learned: a range for log beta, and a multiplier."""
 
@@ -127,8 +143,7 @@ class LearnedBeta(RangedBeta):
         x = sped_up(raw, self.multiplier)
         below, above = self._room()
         room = ops.where(x > 0, above, below)
-        bent = x / ops.sqrt(1.0 + ops.square(x / room))
-        return math.log(self.initial_value) + bent
+        return math.log(self.initial_value) + room * _bent(x / room)
 
     def get_config(self):
         return {**super().get_config(), "multiplier": self.multiplier}

@@ -101,7 +101,7 @@ class AnalyticBeta(RangedBeta):
 
     The mean is an exponential one of the training batches, without bias at the start,
     and is updated once a training step, never in `evaluate`. Batches without a
-    supervised token leave it alone.
+    supervised token, or whose energy is not finite, leave it alone.
 
     Args:
         dim: d, see `TaskBeta`.
@@ -151,9 +151,12 @@ class AnalyticBeta(RangedBeta):
         return ops.log(beta)
 
     def update(self, energy, weights):
-        counted = ops.cast(ops.any(weights != 0), "float32")
-        past = 1.0 - counted * (1.0 - self.momentum)
         mean = ops.stop_gradient(weighted_sum(energy, weights))
+        # One infinite energy would stay in the mean for good.
+        usable = ops.logical_and(ops.any(weights != 0), ops.isfinite(mean))
+        mean = ops.where(usable, mean, 0.0)
+        counted = ops.cast(usable, "float32")
+        past = 1.0 - counted * (1.0 - self.momentum)
         self.energy_sum.assign(past * self.energy_sum + counted * mean)
         self.weight_sum.assign(past * self.weight_sum + counted)
 

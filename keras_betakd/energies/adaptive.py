@@ -1,5 +1,7 @@
 """Energies that choose, position by position, what of the teacher to follow."""
 
+import math
+
 import keras
 from keras import ops
 
@@ -94,7 +96,10 @@ class AdaptiveKLEnergy(ProbabilityEnergy):
     def pointwise(self, log_p, log_q):
         weight = self.forward_weight(log_p, log_q)
         forward, reverse = forward_kl(log_p, log_q), reverse_kl(log_p, log_q)
-        return weight * forward + (1.0 - weight) * reverse
+        mean = weight * forward + (1.0 - weight) * reverse
+        infinite = (forward == math.inf) | (reverse == math.inf)
+        # Also with a weight of 0, times which infinity is NaN.
+        return ops.where(infinite, ops.full_like(mean, math.inf), mean)
 
     def forward_weight(self, log_p, log_q):
         """c, the weight of the forward KL: `(..., V)` twice to `(...)`."""

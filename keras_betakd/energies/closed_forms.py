@@ -15,6 +15,8 @@ A KL divergence to a mixture m is summed as p (expm1(d) - d), d = log(m / p), li
 `bregman` and for its reason: it keeps its digits where the models agree. Where some
 class has d beyond `_APART`, p is too small beside m to carry that form and the plain
 -p d is summed instead, whose rounding is small beside so large a disagreement.
+
+A value that is infinite has no slope: what is returned for it may be anything.
 """
 
 import dataclasses

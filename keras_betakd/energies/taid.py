@@ -13,6 +13,8 @@ from keras_betakd.energies.schedule import EnergySchedule, expect_steps
 def interpolated(log_p, log_q, t):
     """log softmax((1 - t) log q + t log p), cut off from differentiation.
 
+    Exactly log q where the models agree, for the energy to be exactly 0 there.
+
     Args:
         log_p, log_q: (..., V), log-probabilities of teacher and student.
         t: scalar between 0 and 1.
@@ -22,7 +24,18 @@ def interpolated(log_p, log_q, t):
     # A model with no say excludes nothing: 0 * -inf would be NaN.
     teacher = ops.where(t > 0, t * log_p, zero)
     student = ops.where(t < 1, (1.0 - t) * log_q, zero)
-    return ops.log_softmax(teacher + student, axis=-1)
+    mean = ops.where(log_p == log_q, log_q, teacher + student)
+    # Without a class that both allow, the teacher's: infinitely far, and not NaN.
+    nothing = ops.max(mean, axis=-1, keepdims=True) == -math.inf
+    mean = ops.where(nothing, log_p, mean)
+    # log q has a sum too, which is 1 but for rounding.
+    return mean - (_log_sum_exp(mean) - _log_sum_exp(log_q))
+
+
+def _log_sum_exp(x):
+    """`ops.logsumexp` rounds float64 to float32 on torch and JAX."""
+    largest = ops.max(x, axis=-1, keepdims=True)
+    return ops.log(ops.sum(ops.exp(x - largest), axis=-1, keepdims=True)) + largest
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
@@ -101,7 +114,8 @@ class TAIDEnergy(FormedEnergy):
 
     Shapes: `y_true` and `y_pred` are `(..., V)`; `call` returns `(...)`, in nats per
     token. A class that either model excludes (logit -inf) is no part of p_t, except
-    that at t = 1 the target is the teacher's and the energy that of `ForwardKLEnergy`.
+    that at t = 1 the target is the teacher's and the energy that of `ForwardKLEnergy`;
+    +inf if the models allow no class in common.
 
     Masking, temperature and its T^2 factor, and what they do to beta* = d / (2 l):
     see `ProbabilityEnergy` and `Energy`.
