@@ -48,15 +48,17 @@ class DistillationHistory(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._done, self._sums = 0, {}
-        if self.path and epoch and not self.rows and os.path.exists(self.path):
-            self._go_on(self.path, epoch * self.params["steps"])
+        if epoch and not self.rows:
+            # Of a training that was broken off after so many steps.
+            self._step = epoch * self.params["steps"]
+            self.rows = [r for r in self._kept_rows() if r["step"] <= self._step]
 
-    def _go_on(self, path, last):
-        """Takes up the rows of a training that was broken off after so many steps."""
-        with open(path, newline="") as file:
+    def _kept_rows(self):
+        if not self.path or not os.path.exists(self.path):
+            return []
+        with open(self.path, newline="") as file:
             rows = [{k: float(v) for k, v in r.items()} for r in csv.DictReader(file)]
-        self.rows = [{**r, "step": int(r["step"])} for r in rows if r["step"] <= last]
-        self._step = last
+        return [{**row, "step": int(row["step"])} for row in rows]
 
     def on_train_batch_end(self, batch, logs=None):
         done = batch + 1
@@ -118,6 +120,8 @@ class DistillationHistory(keras.callbacks.Callback):
         figure.savefig(path, dpi=120)
 
     def _expect_rows(self):
+        # A training that had ended when it was to go on.
+        self.rows = self.rows or self._kept_rows()
         if not self.rows:
             raise ValueError(
                 "Nothing is recorded yet: pass this callback to `fit` first."

@@ -52,6 +52,7 @@ def test_a_broken_training_keeps_its_rows(tmp_path):
     unbroken = fit(4)
     # Killed in the fourth epoch; the last backup is of the second.
     assert fit(4, initial_epoch=2) == unbroken
+    DistillationHistory(path=path).plot(tmp_path / "history.png")
     assert [line.split(",")[0] for line in unbroken.split()[1:]] == list("12345678")
 
 
