@@ -1,4 +1,4 @@
-"""What differs between the backends: the one place that knows them by name.
+"""What differs between the backends; only `replicas.py` knows them by name, too.
 
 Keras has no public way to ask for a gradient inside a forward pass, and the fused head
 must know an energy's slope while a tile of logits is at hand (`keras_betakd.fused`).
@@ -65,29 +65,32 @@ def run_if(condition, then, otherwise):
     if not tf.distribute.has_strategy():
         tf.cond(condition, _returning_nothing(then), _returning_nothing(otherwise))
         return
-    # The replicas hold one gradient by now. An optimizer lets them meet, which is not
-    # possible within a branch that each takes by itself.
+    # An optimizer lets the replicas meet, which is not possible within a branch that
+    # each takes by itself: they agree, and take it together.
     context = tf.distribute.get_replica_context()
-    context.merge_call(_run_on_all, args=(condition, then, otherwise))
+    against = tf.cast(tf.logical_not(condition), "int32")
+    against = context.all_reduce(tf.distribute.ReduceOp.SUM, against)
+    context.merge_call(_run_on_all, args=(against, then, otherwise))
 
 
-def _run_on_all(strategy, condition, then, otherwise):
+def _run_on_all(strategy, against, then, otherwise):
     import tensorflow as tf
 
     def on_all(function):
         return lambda: strategy.extended.call_for_each_replica(
-            _returning_nothing(function)
+            _call, args=(function,)
         )
 
-    first = strategy.experimental_local_results(condition)[0]
-    tf.cond(first, on_all(then), on_all(otherwise))
+    first = strategy.experimental_local_results(against)[0]
+    tf.cond(first == 0, on_all(then), on_all(otherwise))
+
+
+def _call(function):
+    function()
 
 
 def _returning_nothing(function):
-    def run():
-        function()
-
-    return run
+    return lambda: _call(function)
 
 
 def value_and_gradient(function, x):

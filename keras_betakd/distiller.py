@@ -25,8 +25,9 @@ from keras_betakd.faults import (
     without_faults,
 )
 from keras_betakd.fitting import RecordFitting
+from keras_betakd.joining import ReplicaJoining
 from keras_betakd.models.views import view_of
-from keras_betakd.objective import REDUCTIONS, row_weights, weighted_sum
+from keras_betakd.objective import REDUCTIONS, any_row, row_weights, weighted_mean
 from keras_betakd.saving import TeacherKeeping
 from keras_betakd.sharing import PictureSharing
 from keras_betakd.summary import PartSummary
@@ -41,6 +42,7 @@ ROLES = ("student", "teacher")
 class BetaKDDistiller(
     Compiling,
     RecordFitting,
+    ReplicaJoining,
     FeatureAlignment,
     PictureSharing,
     Tracking,
@@ -257,33 +259,29 @@ class BetaKDDistiller(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
         terms = self._terms(by_model(x), y, y_pred, training)
-        total = terms.total
-        # The -(d / 2) log beta of each beta layer, and regularisation.
-        for loss in self.losses:
-            total = total + ops.sum(ops.cast(loss, "float32"))
-        sound = self._note_faults(total, terms, x, y_pred)
+        loss, whole = self._joined(terms.total, y_pred)
+        sound = self._note_faults(whole, terms, x, y_pred)
         weights = y_pred["weights"]
-        self._track(total, terms, y_pred)
+        self._track(whole, terms, y_pred)
         if self._reports_accuracy:
-            counted = ops.reshape(by_model(x)["sample_weight"], ops.shape(weights))
-            counted = ops.where(weights != 0, counted, 0)
-            self.accuracy_tracker.update_state(terms.correct, counted)
+            counted = by_model(x)["sample_weight"]
+            self._track_accuracy(terms.correct, counted, weights)
         if training:
             for name, beta in self._all_betas().items():
                 values = terms.energies.get(name, terms.task)
                 beta.update(values, y_pred["energy_weights"].get(name, weights))
             self._advance_schedules(terms.energies, y_pred["energy_weights"])
         # Reaches every gradient, so that the optimizer leaves the step out.
-        return total * ops.where(sound, 1.0, float("nan"))
+        loss = loss * ops.where(sound, 1.0, float("nan"))
+        return self._watched(loss) if training else loss
 
     def _note_faults(self, total, terms, x, y_pred):
         """Whether the batch counts. If not, no row of it has a weight any more."""
         weights = {"task": y_pred["weights"], **y_pred["energy_weights"]}
         values = {"task": terms.task, **terms.energies}
         spoiled = [spoiled_rows(value, weights[name]) for name, value in values.items()]
-        sound = ops.isfinite(total)
-        for rows in spoiled:
-            sound = ops.logical_and(sound, ops.logical_not(ops.any(rows)))
+        lost = [any_row(ops.cast(rows, "int32")) for rows in spoiled]
+        sound = ops.isfinite(total) & ~ops.any(ops.stack(lost))
         ids = by_model(x).get("ids")
         self.faults.update(y_pred["finite"], spoiled, sound, weights["task"], ids)
         # Written into `y_pred`, from which metrics and betas take what counts.
@@ -297,8 +295,8 @@ class BetaKDDistiller(
         every = optimizer.gradient_accumulation_steps or 1
         for name, schedule in self.schedules.items():
             weights = energy_weights[name]
-            mean = weighted_sum(energies[name], weights)
-            schedule.update(mean, ops.any(weights != 0), every)
+            mean = weighted_mean(energies[name], weights)
+            schedule.update(mean, any_row(weights), every)
 
     def _terms(self, inputs, y, y_pred, training):
         weights, log_beta = y_pred["weights"], y_pred["log_beta"]

@@ -3,6 +3,7 @@
 import warnings
 
 import keras
+from keras import ops
 
 POLICIES = ("skip", "raise")
 
@@ -153,8 +154,8 @@ def _counts(distiller):
         "student": faults.student.count,
         "steps": steps,
     }
-    return {name: int(count) for name, count in counts.items()}
+    return {name: int(ops.convert_to_numpy(c)) for name, c in counts.items()}
 
 
 def _listed(names):
-    return "samples " + ", ".join(names)
+    return "samples " + (", ".join(names) or "of another replica")

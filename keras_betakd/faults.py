@@ -10,6 +10,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_betakd.replicas import over_replicas
+
 # How many samples a message names, and how many bytes of an id it can quote.
 NAMED, ID_BYTES = 8, 64
 
@@ -74,6 +76,7 @@ class _Counts(keras.layers.Layer):
             dtype="int32",
             initializer=initializer,
             trainable=False,
+            aggregation="only_first_replica",  # all have the same counts
             name=name,
         )
 
@@ -128,8 +131,11 @@ class FaultLog(_Counts):
 
     Attributes:
         count: variable, how many, since the distiller was made.
+        last: variable, number of the last batch that had one; -1 if none had.
         places: variable, (8, 2): batch and place in it of the last samples that had
-            one, the newest batch first; -1 where there are fewer.
+            one, the newest batch first; -1 where there are fewer. Where replicas share
+            a batch, each process knows its own samples (of several replicas in it,
+            those of the first).
         ids: variable, (8, 64): their ids as bytes.
     """
 
@@ -137,6 +143,7 @@ class FaultLog(_Counts):
         super().__init__(**kwargs)
         self.count = self._counter("count")
         nowhere = keras.initializers.Constant(-1)
+        self.last = self._counter("last", initializer=nowhere)
         self.places = self._counter("places", (NAMED, 2), nowhere)
         self.ids = self._counter("ids", (NAMED, ID_BYTES))
         self.built = True
@@ -149,7 +156,10 @@ class FaultLog(_Counts):
             batch: its number.
             ids: (B, 64), or `None`.
         """
-        self.count.assign(ops.convert_to_tensor(self.count) + ops.sum(faults))
+        count = over_replicas(ops.sum(faults))
+        last = ops.convert_to_tensor(self.last)
+        self.last.assign(ops.where(count > 0, batch, last))
+        self.count.assign(ops.convert_to_tensor(self.count) + count)
         size = ops.shape(faults)[0]
         if ids is None:
             ids = ops.zeros((size, ID_BYTES), dtype="int32")
@@ -185,4 +195,4 @@ class FaultLog(_Counts):
             names.append(
                 f"'{text}'" if text else f"number {row} of batch {batch - since}"
             )
-        return names, int(places[0, 0]) - since
+        return names, int(ops.convert_to_numpy(self.last)) - since

@@ -4,6 +4,7 @@ import contextlib
 
 import keras
 
+from keras_betakd.devices import batch_parts
 from keras_betakd.epochs import EpochOrder
 from keras_betakd.fault_report import FaultWatch, with_report
 from keras_betakd.training_data import (
@@ -120,17 +121,17 @@ class RecordFitting:
     def train_on_batch(self, x, y=None, sample_weight=None, **kwargs):
         self._look_for_shared_tower()
         x, y, sample_weight = self._format_batch(x, y, sample_weight)
-        with self._watched("this step"):
+        with self._reporting("this step"):
             return super().train_on_batch(x, y, sample_weight=sample_weight, **kwargs)
 
     def test_on_batch(self, x, y=None, sample_weight=None, **kwargs):
         self._look_for_shared_tower()
         x, y, sample_weight = self._format_batch(x, y, sample_weight)
-        with self._watched("this batch"):
+        with self._reporting("this batch"):
             return super().test_on_batch(x, y, sample_weight=sample_weight, **kwargs)
 
     @contextlib.contextmanager
-    def _watched(self, when):
+    def _reporting(self, when):
         watch = FaultWatch(self)
         yield
         if self.on_nonfinite == "raise":
@@ -138,8 +139,9 @@ class RecordFitting:
         watch.report(self, when, batches=0)
 
     def _format(self, x, y, sample_weight, batch_size, shuffle=False):
-        return formatted(x, y, sample_weight, batch_size, shuffle, self.preprocessor)
+        pair, parts = self.preprocessor, batch_parts(self)
+        return formatted(x, y, sample_weight, batch_size, shuffle, pair, parts)
 
     def _format_batch(self, x, y, sample_weight):
-        batch = BatchFormatter(self.preprocessor)((x, y, sample_weight))
-        return (*batch, None, None)[:3]
+        formatter = BatchFormatter(self.preprocessor, parts=batch_parts(self))
+        return (*formatter((x, y, sample_weight)), None, None)[:3]

@@ -24,6 +24,7 @@ from typing import Any
 from keras import ops
 
 from keras_betakd.backends import argmax, runs_on_processor
+from keras_betakd.devices import parts_of_batch, spread_by_part
 from keras_betakd.energies.rows import LogitRows
 
 # Live float32 copies of a tile: both models' logits and the slope, and, where a tile is
@@ -125,7 +126,7 @@ def fused_head_loss(
     }
     if low_rank is not None:
         data["low_rank"] = _cleared(low_rank, supervised)
-    rows, sums = _run(job, data, supervised, tile_rows)
+    rows, sums = _run_in_parts(job, data, supervised, tile_rows)
     values = ops.transpose(rows["values"])
     values = ops.where(supervised, values, 0.0)
     correct, values, derivatives = (
@@ -203,8 +204,34 @@ def _with_gradients(total, pairs):
     return attach(*inputs)
 
 
-def _run(job, data, supervised, tile_rows):
-    """Row-wise results in the rows' own order, and sums over all tiles."""
+def _run_in_parts(job, data, supervised, tile_rows):
+    """As `_run`; where a batch is spread over devices, each works on its own rows.
+
+    Tiles of the whole batch would be worked on by all of them.
+    """
+    count, parts = ops.shape(data["student"])[0], parts_of_batch()
+    if parts == 1 or count % parts:
+        return _run(job, data, supervised, tile_rows)
+
+    def cut(x):
+        return spread_by_part(ops.reshape(x, (parts, count // parts, *x.shape[1:])))
+
+    data, supervised = {k: cut(v) for k, v in data.items()}, cut(supervised)
+    # The same number of tiles for all, so that none waits within the loop.
+    most = ops.max(ops.sum(ops.cast(supervised, "int32"), axis=1))
+    rows, sums = ops.vectorized_map(
+        lambda part: _run(job, *part, tile_rows, most), (data, supervised)
+    )
+    rows = {k: ops.reshape(v, (count, *v.shape[2:])) for k, v in rows.items()}
+    return rows, {k: ops.sum(v, axis=0) for k, v in sums.items()}
+
+
+def _run(job, data, supervised, tile_rows, most=None):
+    """Row-wise results in the rows' own order, and sums over all tiles.
+
+    Args:
+        most: how many rows to compute at least; those that are supervised if `None`.
+    """
     count = ops.shape(data["student"])[0]
     known = isinstance(count, int)  # TensorFlow may trace without the batch size
     # Of a small batch a full tile would be mostly padding.
@@ -216,7 +243,8 @@ def _run(job, data, supervised, tile_rows):
     tiles = (count + height - 1) // height
     order = ops.argsort(ops.cast(ops.logical_not(supervised), "int32"))
     data = {k: _in_tiles(ops.take(v, order, 0), tiles, height) for k, v in data.items()}
-    needed = (ops.sum(ops.cast(supervised, "int32")) + height - 1) // height
+    most = ops.sum(ops.cast(supervised, "int32")) if most is None else most
+    needed = (most + height - 1) // height
 
     def tile(i):
         return job.tile({k: ops.take(v, i, axis=0) for k, v in data.items()}, block)

@@ -12,12 +12,16 @@ where the term equals (d / 2) * (1 + log(2 l / d)): below zero once l < d / (2 e
 A negative total is therefore legitimate; watch the energies and betas themselves.
 
 Every mean here is a sum with row weights that add up to one, so that each term
-(cross-entropy, energy, log beta) is averaged over the same rows in the same way.
+(cross-entropy, energy, log beta) is averaged over the same rows in the same way. Where
+replicas share a batch (`keras_betakd.replicas`), those of all of them together do, and
+a weighted sum is one replica's part of the mean.
 
 Reference: Beta-KD, arXiv 2603.21426 (CVPR 2026).
 """
 
 from keras import ops
+
+from keras_betakd.replicas import over_replicas
 
 REDUCTIONS = ("example", "token")
 
@@ -60,8 +64,8 @@ def row_weights(sample_weight, reduction="example"):
 
 
 def normalised(weights):
-    """`weights` that add up to one; all zero if they are all zero."""
-    total = ops.sum(weights)
+    """`weights` that add up to one over all replicas; all zero if they are all zero."""
+    total = over_replicas(ops.sum(weights))
     return weights / ops.where(total == 0, 1.0, total)
 
 
@@ -87,6 +91,16 @@ def weighted_sum(values, weights):
     values = ops.broadcast_to(ops.cast(values, "float32"), ops.shape(weights))
     # Selected and not only multiplied: 0 * NaN would be NaN.
     return ops.sum(ops.where(weights != 0, values, 0.0) * weights)
+
+
+def weighted_mean(values, weights):
+    """`weighted_sum` over the rows of all replicas, without gradient if several."""
+    return over_replicas(weighted_sum(values, weights))
+
+
+def any_row(weights):
+    """Whether a row of any replica counts."""
+    return over_replicas(ops.sum(ops.cast(weights != 0, "float32"))) > 0
 
 
 def weighted_energy(energy, log_beta, weights):

@@ -41,7 +41,11 @@ class FiniteStepsOptimizer(keras.optimizers.Optimizer):
 
     def build(self, variables):
         self.skipped = self.add_variable(
-            shape=(), dtype="int", initializer="zeros", name="skipped"
+            shape=(),
+            dtype="int",
+            initializer="zeros",
+            aggregation="only_first_replica",
+            name="skipped",
         )
         self.inner_optimizer.build(variables)
         super().build(variables)

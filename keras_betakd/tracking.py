@@ -3,7 +3,8 @@
 import keras
 from keras import ops
 
-from keras_betakd.objective import weighted_sum
+from keras_betakd.objective import weighted_mean
+from keras_betakd.replicas import over_replicas
 
 
 class Tracking:
@@ -33,16 +34,16 @@ class Tracking:
         weights, energy_weights = y_pred["weights"], y_pred["energy_weights"]
         count = self._count(weights)
         self.loss_tracker.update_state(ops.where(count > 0, total, 0.0), count)
-        self.task_loss_tracker.update_state(weighted_sum(terms.task, weights), count)
+        self.task_loss_tracker.update_state(weighted_mean(terms.task, weights), count)
         for name, value in terms.energies.items():
-            mean = weighted_sum(value, energy_weights[name])
+            mean = weighted_mean(value, energy_weights[name])
             count = self._count(energy_weights[name])
             self.energy_trackers[name].update_state(mean, count)
         for name, schedule in self.schedules.items():
             self.schedule_trackers[name].update_state(schedule.shown())
         for name, value in y_pred["log_beta"].items():
             weights = energy_weights.get(name, y_pred["weights"])
-            mean = weighted_sum(ops.exp(value), weights)
+            mean = weighted_mean(ops.exp(value), weights)
             self.beta_trackers[name].update_state(mean, self._count(weights))
 
     def _count(self, weights):
@@ -50,17 +51,21 @@ class Tracking:
         counted = ops.cast(weights != 0, "float32")
         if self.reduction == "example":
             counted = ops.max(counted, axis=1)
-        return ops.sum(counted)
+        return over_replicas(ops.sum(counted))
+
+    def _track_accuracy(self, correct, sample_weight, weights):
+        counted = ops.reshape(sample_weight, ops.shape(weights))
+        counted = ops.where(weights != 0, counted, 0)
+        total = over_replicas(ops.sum(counted))
+        right = over_replicas(ops.sum(correct * counted))
+        self.accuracy_tracker.update_state(ops.divide_no_nan(right, total), total)
 
     @property
     def metrics(self):
-        hidden = [] if self._reports_accuracy else [self.accuracy_tracker]
-        hidden += [
-            metric
-            for metric in super().metrics
-            if metric.name == "loss" and metric is not self.loss_tracker
-        ]
-        return [m for m in super().metrics if all(m is not other for other in hidden)]
+        hidden = None if self._reports_accuracy else self.accuracy_tracker
+        # Keras' own mean of the loss counts rows, those without weight too.
+        others = [m for m in super().metrics if m.name != "loss" and m is not hidden]
+        return [self.loss_tracker, *others]
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         weights = y_pred["weights"]

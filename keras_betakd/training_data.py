@@ -37,17 +37,22 @@ class BatchFormatter:
             their inputs as they come.
         batch_size: the size that Keras will cut batches to, where the whole data comes
             at once.
+        parts: into how many parts of one size a batch must be divisible.
     """
 
-    def __init__(self, preprocessor=None, batch_size=None):
+    def __init__(self, preprocessor=None, batch_size=None, parts=1):
         self.preprocessor = preprocessor
         self.batch_size = batch_size
+        self.parts = parts
 
     def __call__(self, batch):
         batch = (batch,) if isinstance(batch, dict) else tuple(batch)
         x, y, sample_weight = (*batch, None, None)[:3]
         if is_raw_records(x):
+            weight = x.get("sample_weight")
             x, y, sample_weight = self._preprocess(x)
+            if weight is not None:
+                sample_weight = sample_weight * _per_label(weight, y)
         x = by_model(x)
         if y is None:
             return (x,)
@@ -56,7 +61,7 @@ class BatchFormatter:
         sample_weight = _per_label(sample_weight, y)
         _check_labels(y, sample_weight)
         x = {**x, "sample_weight": sample_weight}
-        return filled_up(x, y, sample_weight, self.batch_size)
+        return filled_up(x, y, sample_weight, self.parts, self.batch_size)
 
     def _preprocess(self, records):
         if self.preprocessor is None:
@@ -249,6 +254,7 @@ def formatted(
     batch_size=None,
     shuffle=False,
     preprocessor=None,
+    parts=1,
 ):
     """Whatever `fit` was given, in the distiller's form.
 
@@ -257,25 +263,26 @@ def formatted(
         batch_size: for raw records given as arrays; defaults to 32.
         shuffle: for raw records given as arrays, and for the order of batches.
         preprocessor: a `DistillationPreprocessor` or `None`.
+        parts: into how many parts of one size each batch must be divisible.
 
     Returns:
         `(x, y, sample_weight)`; a `PyDataset` and two `None` where the data comes in
         batches of its own.
     """
-    formatter = BatchFormatter(preprocessor)
+    formatter = BatchFormatter(preprocessor, parts=parts)
     if isinstance(x, FormattedDataset):
         return x, None, None
     dataset = as_dataset(x, batch_size, shuffle)
     if dataset is None:
-        formatter = BatchFormatter(preprocessor, batch_size or 32)
+        formatter = BatchFormatter(preprocessor, batch_size or 32, parts)
         return (*formatter((x, y, sample_weight)), None, None)[:3]
     if y is not None or sample_weight is not None:
         raise ValueError(
             "Raw records and data sets carry their labels and weights themselves. "
             f"Received: `y` or `sample_weight` beside x of type {type(x)}"
         )
-    # Records are dealt already, and a stream has an order of its own.
-    dealt = isinstance(dataset, (RecordBatches, IterableBatches))
+    # What has an order of its own is not dealt once more.
+    dealt = hasattr(dataset, "start_epoch") or isinstance(dataset, IterableBatches)
     return FormattedDataset(dataset, formatter, shuffle and not dealt), None, None
 
 

@@ -159,18 +159,6 @@ def test_at_the_end_the_energy_is_the_forward_kl():
     assert values[0] == np.inf
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"total_steps": 0},
-        {"total_steps": 1.5},
-        {"total_steps": 5, "start": 0.8, "end": 0.7},
-        {"total_steps": 5, "end": 1.1},
-        {"total_steps": 5, "momentum": 1.0},
-        {"total_steps": 5, "rate": -1.0},
-        {"total_steps": 5, "form": "ce"},
-    ],
-)
 def test_at_agreement_the_energy_is_exactly_zero():
     """It was 1e-13 and less, since the target was log q but for rounding."""
     logits = np.random.default_rng(0).normal(scale=3.0, size=(50, 9)).astype("float32")
@@ -185,6 +173,18 @@ def test_models_without_a_common_class_are_infinitely_far_apart():
     assert float(kd.TAIDEnergy(10)(teacher, student)) == math.inf
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"total_steps": 0},
+        {"total_steps": 1.5},
+        {"total_steps": 5, "start": 0.8, "end": 0.7},
+        {"total_steps": 5, "end": 1.1},
+        {"total_steps": 5, "momentum": 1.0},
+        {"total_steps": 5, "rate": -1.0},
+        {"total_steps": 5, "form": "ce"},
+    ],
+)
 def test_invalid_arguments_are_refused(arguments):
     with pytest.raises(ValueError, match="must"):
         kd.TAIDEnergy(**arguments)

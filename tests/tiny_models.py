@@ -70,6 +70,7 @@ def tiny_gemma3(
     dtype=None,
     grid=2,
     max_images=1,
+    heads=2,
     **backbone_kwargs,
 ):
     """A Gemma 3 with a vision tower: a picture becomes `grid` x `grid` tokens."""
@@ -89,7 +90,7 @@ def tiny_gemma3(
         vocabulary_size=tokenizer.vocabulary_size(),
         image_size=image_size,
         num_layers=num_layers,
-        num_query_heads=2,
+        num_query_heads=heads,
         num_key_value_heads=1,
         hidden_dim=width,
         intermediate_dim=2 * width,
@@ -142,13 +143,13 @@ def tiny_pali_gemma(width=8, image_size=IMAGE_SIZE, sequence_length=80, **kwargs
     )
 
 
-def tiny_gemma_text(width=8, sequence_length=64, extra_word="zebra", **kwargs):
+def tiny_gemma_text(width=8, sequence_length=64, extra_word="zebra", heads=2, **kwargs):
     """A text-only Gemma."""
     tokenizer = keras_hub.models.GemmaTokenizer(proto=tokenizer_proto(extra_word))
     backbone = keras_hub.models.GemmaBackbone(
         vocabulary_size=tokenizer.vocabulary_size(),
         num_layers=1,
-        num_query_heads=2,
+        num_query_heads=heads,
         num_key_value_heads=1,
         hidden_dim=width,
         intermediate_dim=4 * width,

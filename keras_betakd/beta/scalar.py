@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_betakd.beta.base import Beta, LearnedBeta, RangedBeta, positive
-from keras_betakd.objective import weighted_sum
+from keras_betakd.objective import any_row, weighted_mean
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
@@ -136,6 +136,7 @@ class AnalyticBeta(RangedBeta):
 
     def build(self, weights_shape):
         options = {"shape": (), "initializer": "zeros", "trainable": False}
+        options["aggregation"] = "only_first_replica"  # all have the same
         # sum of m^(t-i) * l_i, and of m^(t-i) alone: their ratio is the mean.
         self.energy_sum = self.add_weight(name="energy_sum", **options)
         self.weight_sum = self.add_weight(name="weight_sum", **options)
@@ -151,9 +152,9 @@ class AnalyticBeta(RangedBeta):
         return ops.log(beta)
 
     def update(self, energy, weights):
-        mean = ops.stop_gradient(weighted_sum(energy, weights))
+        mean = ops.stop_gradient(weighted_mean(energy, weights))
         # One infinite energy would stay in the mean for good.
-        usable = ops.logical_and(ops.any(weights != 0), ops.isfinite(mean))
+        usable = ops.logical_and(any_row(weights), ops.isfinite(mean))
         mean = ops.where(usable, mean, 0.0)
         counted = ops.cast(usable, "float32")
         past = 1.0 - counted * (1.0 - self.momentum)

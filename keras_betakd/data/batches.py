@@ -96,7 +96,16 @@ class EpochDataset(keras.utils.PyDataset):
             raise IndexError(
                 f"`index` must lie in 0..{len(self) - 1}. Received: index={index}"
             )
-        return self.batch([self.records[i] for i in self._batches[index]])
+        return self.part(index, range(self.size_of(index)))
+
+    def size_of(self, index: int) -> int:
+        """How many records the batch of this number holds."""
+        return len(self._batches[index])
+
+    def part(self, index: int, rows: Sequence[int]) -> dict:
+        """The batch of this number, of these rows of it alone."""
+        chosen = [self._batches[index][row] for row in rows]
+        return self.batch([self.records[i] for i in chosen])
 
 
 class EpochParts(keras.utils.PyDataset):

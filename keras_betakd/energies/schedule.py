@@ -28,6 +28,8 @@ class EnergySchedule(keras.layers.Layer):
             shape=(),
             initializer=lambda shape, dtype: ops.convert_to_tensor(initial, dtype),
             trainable=trainable,
+            # Of replicas, all of which compute the same.
+            aggregation="none" if trainable else "only_first_replica",
             name=name,
         )
 

@@ -1,0 +1,70 @@
+"""How the weights of a teacher and a student are spread over many accelerators."""
+
+import keras
+
+_BLOCK = r".*(decoder_block|transformer_layer)_\d+"
+# The end of a weight's path in keras-hub's language models, and its axes: "m" for the
+# model axis, "b" for the batch axis where that is asked for, "-" for neither.
+_RULES = (
+    # The vocabulary, (V, H) or (H, V): the head's logits come out spread by class.
+    (r".*(token_embedding|embed_tokens\w*/embedding)/embeddings", "mb"),
+    (r".*token_embedding/reverse_embeddings", "bm"),
+    (r".*lm_head/kernel", "bm"),
+    # Attention, by heads. Grouped keys and values are small and stay whole.
+    (r".*decoder_block_\d+/attention/query/kernel", "mb-"),
+    (r".*transformer_layer_\d+/(self_)?attention/query/kernel", "bm-"),
+    (_BLOCK + r"/(self_)?attention/attention_output/kernel", "m-b"),
+    # The feed-forward layers, by their hidden units.
+    (_BLOCK + r"/(mlp/)?(ffw_gating|ffw_gating_2|gate_proj|up_proj)/kernel", "bm"),
+    (_BLOCK + r"/feedforward_(gate|intermediate)_dense/kernel", "bm"),
+    (_BLOCK + r"/(mlp/)?(ffw_linear|down_proj|feedforward_output_dense)/kernel", "mb"),
+)
+
+
+def layout_map(device_mesh, model_axis="model", batch_axis=None):
+    """The layout of a teacher and a student for `keras.distribution.ModelParallel`.
+
+    Spreads over the model axis what is large in keras-hub's language models: the
+    vocabulary (by class, so that the fused head holds logits of 1/M of the classes on
+    each of M devices), the queries and outputs of attention (by head) and the
+    feed-forward layers (by hidden unit). The same paths stand for both models; their
+    optimizer slots follow. Vision towers, keys and values, norms and betas stay whole.
+
+    Args:
+        device_mesh: a `keras.distribution.DeviceMesh`.
+        model_axis: the name of its axis for the weights.
+        batch_axis: the name of its axis for the batch, to spread each of these weights
+            over it, too: they are gathered where they are used, which costs time and
+            saves memory (as FSDP does). `None` keeps a copy on each.
+
+    Returns:
+        A `keras.distribution.LayoutMap`; add what your own model needs, and delete an
+        entry (its keys are patterns of paths) whose sizes do not divide: JAX says so
+        when the model is made.
+
+    Raises:
+        ValueError: an axis that the mesh does not have.
+
+    Example:
+
+    ```python
+    devices = keras.distribution.list_devices()
+    mesh = keras.distribution.DeviceMesh((2, 4), ("batch", "model"), devices)
+    keras.distribution.set_distribution(
+        keras.distribution.ModelParallel(layout_map=keras_betakd.layout_map(mesh))
+    )
+    teacher = keras_hub.models.CausalLM.from_preset("gemma3_instruct_12b")
+    ```
+    """
+    for axis in {model_axis, batch_axis} - {None}:
+        if axis not in device_mesh.axis_names:
+            raise ValueError(
+                f"The mesh has no axis {axis!r}. Expected one of "
+                f"{device_mesh.axis_names}. Received: model_axis={model_axis!r}, "
+                f"batch_axis={batch_axis!r}"
+            )
+    names = {"m": model_axis, "b": batch_axis, "-": None}
+    layouts = keras.distribution.LayoutMap(device_mesh)
+    for pattern, axes in _RULES:
+        layouts[pattern] = tuple(names[axis] for axis in axes)
+    return layouts

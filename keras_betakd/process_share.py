@@ -1,0 +1,119 @@
+"""The part of each batch that one of several processes computes."""
+
+import keras
+import numpy as np
+from keras import tree
+
+from keras_betakd.data.batches import EpochDataset
+from keras_betakd.replicas import process_position
+from keras_betakd.training_data import as_dataset, take_records
+
+
+class ProcessShare(keras.utils.PyDataset):
+    """This process's share of each batch, for training in several processes.
+
+    For PyTorch under `torchrun`, where each process is given its own data, and for
+    several JAX processes with `keras.distribution`. Every process makes the same data
+    set, with batches of the size that all of them train on together, and takes its
+    rows: the first process the first ones, and so on, as many as each other. Where the
+    rows do not divide, copies of the last one fill up, with weight 0: the losses,
+    gradients and betas are those of one process on the whole batch.
+
+    Of the project's own data sets (`ScienceQADataset`, `LlavaDataset`) only the rows of
+    the share are read from disk; of others the whole batch is.
+
+    Args:
+        dataset: batches of raw records or `(x, y, sample_weight)`: a `PyDataset`, a
+            `tf.data.Dataset` or a torch `DataLoader`; or a dict of raw records. Must be
+            the same, in the same order, in every process: seed its shuffling.
+        batch_size: records a batch, of all processes; for a dict of raw records.
+        index, count: which share of how many. By default this process's: its rank in
+            `torch.distributed`, or its part of the data in `keras.distribution`; (0, 1)
+            in a process that is alone, so that one script serves for all.
+
+    Raises:
+        ValueError: `index` is not below `count`, or only one of the two is given.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_betakd import ProcessShare
+    >>> records = {"prompts": ["a", "b", "c"], "responses": ["x", "y", "z"]}
+    >>> batch = ProcessShare(records, batch_size=4, index=1, count=2)[0]
+    >>> batch["prompts"], batch["sample_weight"].tolist()
+    (['c', 'c'], [1.0, 0.0])
+    """
+
+    def __init__(self, dataset, batch_size=None, index=None, count=None):
+        if (index is None) != (count is None):
+            raise ValueError(
+                "`index` and `count` go together. Received: "
+                f"index={index}, count={count}"
+            )
+        if index is None:
+            index, count = process_position()
+        if not 0 <= index < count:
+            raise ValueError(
+                f"`index` must lie in 0..{count - 1}. Received: index={index}"
+            )
+        self.dataset = as_dataset(dataset, batch_size)
+        if self.dataset is None:
+            raise ValueError(
+                "`dataset` must come in batches (`PyDataset`, `tf.data.Dataset`, "
+                "`DataLoader`) or be a dict of raw records. Received: arrays"
+            )
+        super().__init__(
+            workers=self.dataset.workers,
+            use_multiprocessing=self.dataset.use_multiprocessing,
+            max_queue_size=self.dataset.max_queue_size,
+        )
+        self.index = index
+        self.count = count
+
+    @property
+    def num_batches(self):
+        return self.dataset.num_batches
+
+    @property
+    def epoch(self):
+        return self.dataset.epoch
+
+    def start_epoch(self, epoch):
+        self.dataset.start_epoch(epoch)
+
+    def __getitem__(self, index):
+        if isinstance(self.dataset, EpochDataset):
+            rows, real = self._rows(self.dataset.size_of(index))
+            return _weighted(self.dataset.part(index, rows), real)
+        batch = self.dataset[index]
+        if isinstance(batch, dict):
+            rows, real = self._rows(len(batch["prompts"]))
+            return _weighted(take_records(batch, rows), real)
+        rows, real = self._rows(len(tree.flatten(batch)[0]))
+        taken = tree.map_structure(lambda value: np.asarray(value)[rows], batch)
+        x, y, weight = (*taken, None, None)[:3]
+        return x, y, _times(np.ones(len(rows)) if weight is None else weight, real)
+
+    def _rows(self, size):
+        """The rows of this share, and which of them are no copies."""
+        each = -(-size // self.count)
+        rows = self.index * each + np.arange(each)
+        return np.minimum(rows, size - 1), rows < size
+
+    def on_epoch_begin(self):
+        self.dataset.on_epoch_begin()
+
+    def on_epoch_end(self):
+        self.dataset.on_epoch_end()
+
+
+def _weighted(records, real):
+    """Raw records, with a weight for each."""
+    weight = records.get("sample_weight")
+    weight = np.ones(len(real)) if weight is None else weight
+    return {**records, "sample_weight": _times(weight, real)}
+
+
+def _times(weight, real):
+    weight = np.asarray(weight, "float32")
+    return weight * real.reshape((-1,) + (1,) * (weight.ndim - 1))

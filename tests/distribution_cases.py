@@ -1,0 +1,195 @@
+"""What the tests of distribution train; as a script, in the processes they start.
+
+    python distribution_cases.py FOLDER devices       8 devices of JAX, 2 of TensorFlow
+    python distribution_cases.py FOLDER process       one process of several
+
+Each case trains on a last batch that does not divide, and returns all that must be the
+same on one device and on many.
+"""
+
+import json
+import os
+import sys
+
+import keras
+import numpy as np
+from keras import ops
+from plain_models import CLASSES, linear_model
+from tiny_models import picture, tiny_gemma3
+
+import keras_betakd
+from keras_betakd import AnalyticBeta, InstanceBeta, ProcessShare, TaskBeta, TokenBeta
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches of four of `(x, y, sample_weight)`."""
+
+    def __init__(self, *data):
+        super().__init__()
+        self.data = data
+
+    @property
+    def num_batches(self):
+        return -(-len(self.data[1]) // 4)
+
+    def __getitem__(self, index):
+        rows = slice(4 * index, 4 * index + 4)
+        return keras.tree.map_structure(lambda a: a[rows], self.data)
+
+
+def plain():
+    """Every kind of beta and of state, masked examples, a teacher's row of NaN."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(11, 3, 4)).astype("float32")
+    y = rng.integers(0, CLASSES, size=(11, 3))
+    weight = rng.integers(0, 3, size=(11, 3)).astype("float32")
+    weight[4:6] = 0  # the half that one of two replicas has
+    weight[10] = 1  # alone in the last part
+    theirs = x.copy()
+    theirs[1, 0] = theirs[8, 1] = np.nan
+    weight[[1, 8], [0, 1]] = 1
+    student = linear_model(2)
+    student.layers[-1].kernel.regularizer = keras.regularizers.L2(0.1)
+    energies = {
+        "kl": keras_betakd.ForwardKLEnergy(),
+        "js": keras_betakd.JensenShannonEnergy(),
+        "taid": keras_betakd.TAIDEnergy(total_steps=10),
+        "ctkd": keras_betakd.CTKDEnergy(total_steps=10, multiplier=10.0),
+    }
+    betas = {
+        "kl": TaskBeta(multiplier=10.0),
+        "js": AnalyticBeta(momentum=0.5),
+        "taid": TokenBeta(features=lambda teacher: teacher.logits),
+        "ctkd": InstanceBeta(features="uncertainty"),
+    }
+    distiller = keras_betakd.BetaKDDistiller(
+        linear_model(1), student, energies, betas, weight_task_loss=True
+    )
+    return distiller, Batches({"student": x, "teacher": theirs}, y, weight)
+
+
+def pictures():
+    """The fused head; a part with pictures beside one with text alone, and reversed."""
+    teacher, student = tiny_gemma3(width=16, heads=4), tiny_gemma3(heads=4)
+    rng = np.random.default_rng(0)
+    for model in (teacher, student):
+        for variable in model.variables:
+            variable.assign(variable + rng.normal(size=variable.shape, scale=0.1))
+    sees = [True, True, False, False, False, False, True]
+    question = "Question: what color is the shape?"
+    records = {
+        "prompts": [f"<image>\n{question}" if s else question for s in sees],
+        "responses": ["red", "blue is teal", "yes", "no", "green", "teal", "one two"],
+        "images": [[picture(i)] if s else [] for i, s in enumerate(sees)],
+    }
+    energies = {
+        "kl": keras_betakd.ForwardKLEnergy(),
+        "features": keras_betakd.FeatureMSEEnergy(),
+    }
+    distiller = keras_betakd.BetaKDDistiller(
+        teacher,
+        student,
+        energies,
+        {"kl": InstanceBeta(), "features": TaskBeta(multiplier=10.0)},
+        preprocessor=keras_betakd.DistillationPreprocessor(
+            teacher.preprocessor, student.preprocessor, 6
+        ),
+    )
+    return distiller, records
+
+
+def trained(case, seed=0):
+    """What a case comes to: the numbers that training shows, and all variables."""
+    keras.utils.set_random_seed(seed)
+    distiller, dataset = case()
+    distiller.compile(keras.optimizers.SGD(0.02, momentum=0.5))
+    given = [as_list(w) for w in distiller.teacher.weights]
+    dataset = ProcessShare(dataset, batch_size=4)
+    history = distiller.fit(dataset, epochs=2, verbose=0, shuffle=False).history
+    shown = {}
+    if case is plain:  # once is enough for what compiles long
+        shown = distiller.evaluate(dataset, verbose=0, return_dict=True)
+    state = distiller.variables + distiller.optimizer.variables
+    # Each process knows its own samples.
+    state = [v for v in state if v.name not in ("places", "ids")]
+    kept = [v for v in state if "seed_generator" not in v.path]
+    return {
+        **history,
+        **{f"evaluate {name}": value for name, value in shown.items()},
+        **{f"variable {i}": as_list(v) for i, v in enumerate(kept)},
+        "teacher given": given,
+        "teacher kept": [as_list(w) for w in distiller.teacher.weights],
+    }
+
+
+def as_list(variable):
+    return ops.convert_to_numpy(variable).tolist()
+
+
+def check_same(received, expected):
+    """Compares what `trained` returned."""
+    assert received.keys() == expected.keys()
+    # Bit for bit: the first process's on all of them, and never moved.
+    assert received["teacher kept"] == expected["teacher given"]
+    for name, value in expected.items():
+        if name.startswith("teacher"):
+            continue
+        np.testing.assert_allclose(
+            received[name], value, rtol=1e-5, atol=1e-6, err_msg=name
+        )
+
+
+def write(folder, **found):
+    """Writes results, and only then under their names: another process may wait."""
+    for name, result in found.items():
+        with open(os.path.join(folder, f"{name}.json"), "w") as file:
+            json.dump(result, file)
+
+
+def on_devices(folder):
+    """Several devices of this process."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        (processor,) = tf.config.list_physical_devices("CPU")
+        two = [tf.config.LogicalDeviceConfiguration()] * 2
+        tf.config.set_logical_device_configuration(processor, two)
+        with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+            # Not `pictures`: there a record's numbers depend on its batch as it is.
+            write(folder, plain=trained(plain))
+        return
+    parallel = keras.distribution.DataParallel(auto_shard_dataset=False)
+    with parallel.scope():
+        write(folder, plain=trained(plain))
+    devices = keras.distribution.list_devices()
+    mesh = keras.distribution.DeviceMesh((2, 4), ("batch", "model"), devices)
+    layouts = keras_betakd.layout_map(mesh)
+    with keras.distribution.ModelParallel(layout_map=layouts).scope():
+        write(folder, pictures=trained(pictures))
+
+
+def in_process(folder):
+    """One process of several: JAX's, or PyTorch's under torchrun."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        torch.distributed.init_process_group("gloo")
+        rank = torch.distributed.get_rank()
+    else:
+        import jax
+
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        keras.distribution.initialize()
+        parallel = keras.distribution.DataParallel(auto_shard_dataset=False)
+        keras.distribution.set_distribution(parallel)
+        rank = jax.process_index()
+    # Another start in each process: all begin with the first one's.
+    seed = rank if keras.backend.backend() == "torch" else 0
+    found = {f"plain{rank}": trained(plain, seed)}
+    if keras.backend.backend() == "torch":
+        found[f"pictures{rank}"] = trained(pictures, seed)
+    write(folder, **found)
+
+
+if __name__ == "__main__":
+    {"devices": on_devices, "process": in_process}[sys.argv[2]](sys.argv[1])
