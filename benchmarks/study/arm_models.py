@@ -1,0 +1,70 @@
+"""The arms' energies and betas, made of their names (`arms.py`)."""
+
+import math
+
+import keras_betakd as kd
+from keras_betakd.beta import Beta
+
+
+class HeldBeta(Beta):
+    """`FixedBeta` with its value in a variable: one program for all of a grid."""
+
+    def __init__(self, value, **kwargs):
+        super().__init__(**kwargs)
+        self.value = value
+
+    def build(self, weights_shape):
+        start = lambda shape, dtype: math.log(self.value)  # noqa: E731
+        self.held = self.add_weight(shape=(), initializer=start, trainable=False)
+
+    def log_beta(self, features):
+        return 1.0 * self.held
+
+    def get_config(self):
+        return {**super().get_config(), "value": self.value}
+
+
+ENERGIES = {
+    "cosine-probs": kd.CosineProbsEnergy,
+    "forward-kl": kd.ForwardKLEnergy,
+    "reverse-kl": kd.ReverseKLEnergy,
+    "jensen-shannon": kd.JensenShannonEnergy,
+    "total-variation": kd.TotalVariationEnergy,
+    "mse-probs": kd.MSEProbsEnergy,
+    "cosine-logits": kd.CosineLogitsEnergy,
+    "mse-logits": kd.MSELogitsEnergy,
+}
+BETAS = {
+    "fixed": HeldBeta,
+    "task": kd.TaskBeta,
+    "instance": kd.InstanceBeta,
+    "token": kd.TokenBeta,
+    "analytic": kd.AnalyticBeta,
+}
+
+
+def energies_and_beta(name):
+    """The arguments `energies`, `beta` and `weight_task_loss` of an arm's name.
+
+    >>> arm = energies_and_beta("forward-kl / fixed, value=3")
+    >>> arm["beta"].value, arm["weight_task_loss"]
+    (3.0, False)
+    """
+    if name.startswith("released "):
+        _, energy, weighting = name.split()
+        energies = kd.released_energy(energy)
+        return {"energies": energies, **kd.released_weighting(weighting)}
+    energies, beta = name.split(" / ")
+    energies = {e: ENERGIES[e]() for e in energies.split(" + ")}
+    kind, *options = beta.split(", ")
+    options = dict(option.split("=") for option in options)
+    weighted = options.pop("task_loss", None) == "weighted"
+    values = {k: v if k == "features" else float(v) for k, v in options.items()}
+    if "hidden_units" in values:
+        values["hidden_units"] = int(values["hidden_units"])
+    return {
+        "energies": energies,
+        "beta": BETAS[kind](**values),
+        # A beta of the same kind with its defaults.
+        "weight_task_loss": BETAS[kind]() if weighted else False,
+    }

@@ -1,0 +1,125 @@
+"""The pictures of STUDY.md."""
+
+import os
+
+import numpy as np
+from arms import GRID, MAIN_ENERGIES
+from matplotlib.figure import Figure
+from settings import PARTS, SETTINGS, STEPS
+
+COLOURS = {"cosine-probs": "#1f77b4", "forward-kl": "#d95f02"}
+TITLES = {
+    "full": "all labels",
+    "few": "few labels",
+    "noisy": "40 % wrong labels",
+    "noisy-teacher": "wrong teacher",
+}
+KINDS = ("instance", "task", "token", "analytic")
+
+
+def draw(results, folder):
+    """Writes the pictures; returns their names."""
+    pictures = {
+        "accuracy.png": accuracies(results),
+        "curves.png": curves(results),
+        "beta.png": betas(results),
+    }
+    for name, figure in pictures.items():
+        figure.savefig(os.path.join(folder, name), dpi=110)
+    return list(pictures)
+
+
+def accuracies(results):
+    """Test accuracy of each arm in each setting, with 95 % intervals of the means."""
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    betas = [*(f"fixed, value={v:g}" for v in GRID), *KINDS]
+    betas = [b for b in betas if results.present(f"{e} / {b}" for e in MAIN_ENERGIES)]
+    labels = [beta.replace(", value=", " ") for beta in betas]
+    axes = figure.subplots(1, len(SETTINGS), sharey=True)
+    for axis, setting in zip(axes, SETTINGS, strict=True):
+        mean, deviation = results.spread("ce", setting)
+        axis.axvline(mean, color="gray", linestyle="--", label="labels alone")
+        for shift, energy in zip((-0.15, 0.15), MAIN_ENERGIES, strict=True):
+            arms = [f"{energy} / {beta}" for beta in betas]
+            places = np.flatnonzero([results.has(arm) for arm in arms]) + shift
+            arms = results.present(arms)
+            found = [results.interval(arm, setting) for arm in arms]
+            means = [f.mean for f in found]
+            ends = [[f.mean - f.low for f in found], [f.high - f.mean for f in found]]
+            style = {"fmt": "o", "markersize": 5, "color": COLOURS[energy]}
+            axis.errorbar(means, places, xerr=ends, label=energy, **style)
+        axis.set(title=TITLES[setting], xlabel="test accuracy, %")
+        axis.grid(alpha=0.3)
+    axes[0].set_yticks(range(len(labels)), labels)
+    axes[0].invert_yaxis()
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3)
+    return figure
+
+
+def curves(results, energy="cosine-probs"):
+    """Held-out accuracy, and agreement with the teacher, over training."""
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    measures = {
+        "accuracy_choices": "accuracy, %",
+        "agreement": "agreement with the teacher, %",
+        "logit_cosine": "cosine of their logits",
+    }
+    axes = figure.subplots(len(measures), len(SETTINGS), sharex=True, sharey="row")
+    steps = STEPS // PARTS * np.arange(1, PARTS + 1)
+    for column, setting in enumerate(SETTINGS):
+        arms = {
+            "labels alone": ("ce", "gray"),
+            "best fixed beta": (results.best_fixed(energy, setting), "#2ca02c"),
+            "task beta": (f"{energy} / task", "#9467bd"),
+            "instance beta": (f"{energy} / instance", COLOURS[energy]),
+        }
+        for row, (measure, text) in enumerate(measures.items()):
+            axis = axes[row, column]
+            for label, (arm, colour) in arms.items():
+                lines = [
+                    [point[measure] for point in run["curve"]]
+                    for run in results.runs_of(arm, setting)
+                ]
+                mean = np.mean(lines, axis=0)
+                axis.plot(steps, mean, color=colour, label=label)
+            axis.grid(alpha=0.3)
+            if not column:
+                axis.set_ylabel(text)
+            if not row:
+                axis.set_title(TITLES[setting])
+        axes[-1, column].set_xlabel("training step")
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names))
+    return figure
+
+
+def betas(results):
+    """Errors of the wrong teacher by tenth of beta; beta over training."""
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    axes = figure.subplots(1, 3)
+    for axis, energy in zip(axes, MAIN_ENERGIES, strict=False):
+        for run in results.runs_of(f"{energy} / instance", "noisy-teacher"):
+            shares = 100 * np.array(run["beta"]["biased_by_tenth"])
+            axis.plot(range(1, 11), shares, "o-", alpha=0.6, color=COLOURS[energy])
+        axis.set(
+            title=f"{energy}, instance beta",
+            xlabel="tenth of the questions, lowest beta first",
+            ylabel="taught wrong, %",
+        )
+        axis.grid(alpha=0.3)
+    steps = STEPS // PARTS * np.arange(1, PARTS + 1)
+    styles = {"instance": "-", "task": "--", "analytic": ":"}
+    for energy in MAIN_ENERGIES:
+        for kind, style in styles.items():
+            runs = results.runs_of(f"{energy} / {kind}", "full")
+            if not runs:
+                continue
+            lines = [[p[f"{energy}_beta"] for p in run["curve"]] for run in runs]
+            label = f"{energy}, {kind}"
+            mean = np.mean(lines, axis=0)
+            axes[2].plot(steps, mean, style, color=COLOURS[energy], label=label)
+    axes[2].set(yscale="log", title="mean beta, all labels", xlabel="training step")
+    axes[2].grid(alpha=0.3)
+    axes[2].legend(fontsize=8)
+    return figure

@@ -1,0 +1,15 @@
+"""The settings of the study: how many questions are labelled, how well, and by whom."""
+
+# labelled questions, share of wrong labels, teacher
+SETTINGS = {
+    "full": (3000, 0.0, "good"),
+    "few": (300, 0.0, "good"),
+    "noisy": (3000, 0.4, "good"),
+    "noisy-teacher": (3000, 0.0, "biased"),
+}
+
+# Of a student's training; every arm has the same.
+STEPS, BATCH = 640, 32
+LEARNING_RATE = 3e-3
+WIDTH = 24  # of the student
+PARTS = 8  # how often it is measured

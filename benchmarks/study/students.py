@@ -1,0 +1,66 @@
+"""The student, and the peers' way to train it."""
+
+import keras
+import keras_hub
+from settings import WIDTH
+
+HEADS = 2
+
+
+def make_student(task):
+    """An untrained student: projector, one decoder block, head; answers in one word.
+
+    Its inputs are what the frozen vision tower made of the picture and the question's
+    tokens; it gives the logits of the answer, (B, 1, V).
+    """
+    shapes = {name: array.shape[1:] for name, array in task.train.student.items()}
+    tokens = keras.Input(shapes["tokens"], dtype="int32", name="tokens")
+    pictures = keras.Input(shapes["pictures"], name="pictures")
+    words = keras.layers.Embedding(task.vocabulary, WIDTH)(tokens)
+    seen = keras.layers.Dense(WIDTH, name="projector")(pictures)
+    x = keras.layers.Concatenate(axis=1)([seen, words])
+    x = x + keras_hub.layers.PositionEmbedding(x.shape[1])(x)
+    block = keras_hub.layers.TransformerDecoder(2 * WIDTH, HEADS, normalize_first=True)
+    x = keras.layers.LayerNormalization()(block(x)[:, -1:])
+    logits = keras.layers.Dense(task.vocabulary, name="head")(x)
+    return keras.Model({"tokens": tokens, "pictures": pictures}, logits)
+
+
+class StoredLogits(keras.Model):
+    """The teacher of `keras.distillation`: hands on what stands in the batch."""
+
+    def call(self, inputs, training=None):
+        return inputs["teacher_logits"]
+
+
+class WithStoredTeacher(keras.Model):
+    """A student that is not disturbed by the teacher's logits in the batch."""
+
+    def __init__(self, student):
+        super().__init__()
+        self.student = student
+
+    def call(self, inputs, training=None):
+        inputs = {name: inputs[name] for name in ("tokens", "pictures")}
+        return self.student(inputs, training=training)
+
+
+def keras_distiller(student, corrected):
+    """`keras.distillation.Distiller`, with its default loss or the one it means.
+
+    By default "kl_divergence" becomes a function, which Keras takes for a loss of
+    logits: it gives it the logits themselves instead of probabilities. A
+    `KLDivergence()` gets the probabilities.
+    """
+    loss = {"loss": keras.losses.KLDivergence()} if corrected else {}
+    models = StoredLogits(), WithStoredTeacher(student)
+    for model in models:
+        model.built = True  # as far as they have variables
+    losses = keras.distillation.LogitsDistillation(**loss)
+    distiller = keras.distillation.Distiller(*models, losses)
+    distiller.built = True
+    return distiller
+
+
+def cross_entropy():
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -1,0 +1,107 @@
+"""Does a learned beta help? A study on drawn problems that anyone can repeat.
+
+    python benchmarks/study/study.py cell      # one cell of the table, from scratch
+    python benchmarks/study/study.py run       # all runs; goes on where it was stopped
+    python benchmarks/study/study.py report    # writes STUDY.md and its pictures
+    python benchmarks/study/study.py teachers  # trains both teachers anew
+
+`cell` trains the students of one arm in one setting anew, and prints their accuracy
+beside the committed one. `run` adds a line to `benchmarks/study/runs.jsonl` for each
+run that is not there. `teachers` writes to `--output`; those that the study takes are
+in `presets/`. See `problems.py` for the data and `arms.py` for the arms. Keras runs on
+JAX.
+"""
+
+import argparse
+import itertools
+import os
+import time
+
+os.environ["KERAS_BACKEND"] = "jax"
+
+from arms import GROUPS, program_of
+from paired import spread
+from settings import SETTINGS
+from store import RunStore
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("command", choices=("cell", "run", "report", "teachers"))
+    add("--arm", default="cosine-probs / task", help="of `cell`")
+    add("--setting", default="noisy", choices=SETTINGS, help="of `cell`")
+    add("--groups", nargs="+", choices=GROUPS, default=list(GROUPS), help="of `run`")
+    add("--arms", nargs="+", help="of `run`, in the place of groups")
+    add("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    add("--seeds", nargs="+", type=int, default=list(range(5)))
+    add("--output", default="output/study", help="folder of teachers and caches")
+    add("--runs", default=os.path.join(HERE, "runs.jsonl"), help="file of the runs")
+    return parser.parse_args()
+
+
+def run(args):
+    """Makes the runs that are not in the file."""
+    store, trainer = RunStore(args.runs), None
+    arms = args.arms or [arm for group in args.groups for arm in GROUPS[group]]
+    for program, group in itertools.groupby(arms, program_of):
+        jobs = list(itertools.product(group, args.settings, args.seeds))
+        jobs = [job for job in jobs if job not in store]
+        if not jobs:
+            continue
+        trainer = trainer or make_trainer(args)
+        start = time.time()
+        for made in trainer.run(jobs):
+            store.add(made)
+        print(f"{program}: {len(jobs)} runs, {time.time() - start:.0f} s", flush=True)
+
+
+def cell(args):
+    """Makes the runs of one arm and setting anew; compares them with the file's."""
+    committed = {
+        r["seed"]: r["test"]["accuracy_choices"]
+        for r in RunStore(args.runs).runs
+        if (r["arm"], r["setting"]) == (args.arm, args.setting)
+    }
+    trainer = make_trainer(args)
+    found = trainer.run([(args.arm, args.setting, seed) for seed in args.seeds])
+    print(f"{args.arm}, {args.setting}\nseed    now  committed")
+    for made in found:
+        before = committed.get(made["seed"], float("nan"))
+        accuracy = made["test"]["accuracy_choices"]
+        print(f"{made['seed']:4} {accuracy:6.2f} {before:10.2f}")
+    mean, deviation = spread([made["test"]["accuracy_choices"] for made in found])
+    print(f"mean {mean:.2f}, standard deviation {deviation:.2f}")
+
+
+def make_trainer(args):
+    from runs import Trainer
+    from tasks import load_tasks
+
+    return Trainer(load_tasks(args.output))
+
+
+def teachers(args):
+    from teachers import train_teachers
+
+    train_teachers(args.output)
+
+
+def report(args):
+    from tables import write_study
+
+    write_study(args.runs, os.path.join(os.path.dirname(HERE), "STUDY.md"), HERE)
+
+
+def main():
+    args = parse_arguments()
+    commands = {"run": run, "cell": cell, "report": report, "teachers": teachers}
+    commands[args.command](args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""STUDY.md out of the runs: `study_template.md`, its tables and its numbers filled in.
+
+The template's fields are `{{expression}}`, evaluated on the functions of this module;
+so no number of the report stands anywhere but in the runs.
+"""
+
+import json
+import os
+import re
+
+from arms import GROUPS, LEARNED, MAIN_ENERGIES
+from plots import draw
+from results import Results, accuracy, fixed_arms
+from settings import BATCH, LEARNING_RATE, SETTINGS, STEPS, WIDTH
+
+TITLES = {
+    "full": "all labels",
+    "few": "few labels",
+    "noisy": "wrong labels",
+    "noisy-teacher": "wrong teacher",
+}
+
+
+def write_study(runs, path, pictures):
+    """Writes the report and its pictures."""
+    results = Results(runs)
+    draw(results, pictures)
+    with open(os.path.join(pictures, "study_template.md")) as file:
+        template = file.read()
+    with open(path, "w") as file:
+        file.write(filled_in(template, Report(results)))
+    print(f"Written: {path}")
+
+
+def filled_in(template, report):
+    """The template with each `{{expression}}` replaced by its value for a report."""
+    names = {name: getattr(report, name) for name in dir(report) if name[0] != "_"}
+
+    def value(match):
+        return str(eval(match[1], {**names, "len": len}))
+
+    return re.sub(r"\{\{(.+?)\}\}", value, template)
+
+
+class Report:
+    """What the template may ask for; each method gives text.
+
+    Args:
+        results: `Results`.
+    """
+
+    c_task, c_instance = "cosine-probs / task", "cosine-probs / instance"
+    c_narrow = f"{c_instance}, dim=10, initial_value=10, min_value=3, max_value=30"
+    f_instance = "forward-kl / instance"
+    steps, batch, learning_rate = STEPS, BATCH, LEARNING_RATE
+    student_width = WIDTH
+
+    def __init__(self, results):
+        self.results = results
+
+    def fixed(self, value):
+        return f"cosine-probs / fixed, value={value:g}"
+
+    def best_fixed(self, energy, setting):
+        return self.results.best_fixed(energy, setting)
+
+    def mean(self, arm, setting, read=accuracy):
+        return f"{self.results.mean(arm, setting, read):.1f}"
+
+    def teacher(self, setting, part="accuracy_choices"):
+        """The teacher's own accuracy on the test questions, or on a part of them."""
+        return self.mean("ce", setting, lambda run: run["teacher"][part])
+
+    def versus(self, arm, other, settings=tuple(SETTINGS), read=accuracy):
+        """A paired difference with its interval."""
+        return str(self.results.difference(arm, other, list(settings), read))
+
+    def versus_grid(self, arm, energy, settings=tuple(SETTINGS)):
+        """The same, to the fixed beta that a grid search takes in each setting."""
+        found = self.results.difference_to_best_fixed(arm, energy, list(settings))
+        return str(found)
+
+    def main_table(self):
+        """Accuracy of the main arms; the grid's choice in bold."""
+        rows = [self._accuracies("labels alone (CE)", "ce", [])]
+        for energy in MAIN_ENERGIES:
+            fixed = self.results.present(fixed_arms(energy))
+            best = [self.results.best_fixed(energy, s) for s in SETTINGS if fixed]
+            rows += [self._accuracies(name_of(arm), arm, best) for arm in fixed]
+            for arm in self._learned(energy):
+                rows.append(self._accuracies(name_of(arm), arm, []))
+        return table(["", *TITLES.values()], rows)
+
+    def _learned(self, energy):
+        return self.results.present(f"{energy} / {kind}" for kind in LEARNED)
+
+    def _accuracies(self, name, arm, best):
+        cells = []
+        for i, setting in enumerate(SETTINGS):
+            mean, deviation = self.results.spread(arm, setting)
+            text = f"{mean:.1f} ± {deviation:.1f}"
+            cells.append(f"**{text}**" if best and best[i] == arm else text)
+        return [name, *cells]
+
+    def difference_table(self):
+        """Of each learned beta: what it is above the labels alone and the grid."""
+        rows = []
+        settings = [[setting] for setting in SETTINGS]
+        for energy in MAIN_ENERGIES:
+            has_grid = bool(self.results.present(fixed_arms(energy)))
+            for arm in self._learned(energy):
+                above = [self.versus(arm, "ce", s) for s in settings]
+                rows.append([f"{name_of(arm)}, above CE", *above])
+                if has_grid:
+                    grid = [self.versus_grid(arm, energy, s) for s in settings]
+                    rows.append([f"{name_of(arm)}, above the grid's choice", *grid])
+        return table(["", *TITLES.values()], rows)
+
+    def group_table(self, *groups, reference):
+        """Arms of groups that were run: accuracy, and what is above a reference."""
+        rows = []
+        for arm in (arm for group in groups for arm in GROUPS[group]):
+            settings = [s for s in SETTINGS if self.results.has(arm, s)]
+            if not settings:
+                continue
+            cells = [
+                self._accuracies_in(arm, s) if s in settings else "-" for s in SETTINGS
+            ]
+            rows.append([arm, *cells, self.versus(arm, reference, settings)])
+        if not rows:
+            return f"None yet: `study.py run --groups {' '.join(groups)}`."
+        return table(["", *TITLES.values(), f"above `{reference}`"], rows)
+
+    def _accuracies_in(self, arm, setting):
+        mean, deviation = self.results.spread(arm, setting)
+        return f"{mean:.1f} ± {deviation:.1f}"
+
+    def family_table(self, arms, setting):
+        """Accuracy by family of problems in one setting."""
+        families = list(self.results.runs_of("ce", setting)[0]["test"]["families"])
+        rows = []
+        for arm in arms:
+            means = [
+                self.mean(arm, setting, lambda r, f=f: r["test"]["families"][f])
+                for f in families
+            ]
+            rows.append([arm, *means])
+        return table([f"{TITLES[setting]}", *families], rows)
+
+    def of_beta(self, arm, setting, name, form=".2f"):
+        """The mean over the seeds of something that was measured of beta."""
+        return f"{self.results.mean(arm, setting, lambda r: r['beta'][name]):{form}}"
+
+    def beta_table(self):
+        """Beta times energy, and how well a low beta tells the teacher's errors."""
+        rows = []
+        for energy in MAIN_ENERGIES:
+            for arm in self._learned(energy):
+                for setting in SETTINGS:
+                    names = ["mean", "energy", "beta_times_energy"]
+                    cells = [self.of_beta(arm, setting, n, ".3g") for n in names]
+                    predicted = arm.split(" / ")[1] in ("instance", "token")
+                    for n in ("rank_correlation", "auc_errors", "auc_biased"):
+                        cells.append(self.of_beta(arm, setting, n) if predicted else "")
+                    rows.append([name_of(arm), TITLES[setting], *cells])
+        heads = ["", "setting", "beta", "energy", "beta x energy"]
+        heads += ["rank correlation", "AUC, teacher wrong", "AUC, taught wrong"]
+        return table(heads, rows)
+
+    def hours(self):
+        seconds = sum(run["seconds"] for run in self.results.runs)
+        return f"{seconds / 3600:.1f}"
+
+    def teacher_minutes(self):
+        folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "presets")
+        with open(os.path.join(folder, "trained.json")) as file:
+            return f"{json.load(file)['seconds'] / 60:.0f}"
+
+    def count(self):
+        return str(len(self.results.runs))
+
+    def seeds(self):
+        return str(len({run["seed"] for run in self.results.runs}))
+
+    def versions(self):
+        return "; ".join(sorted({run["versions"] for run in self.results.runs}))
+
+
+def name_of(arm):
+    """An arm as the tables call it."""
+    return arm.replace(" /", ",").replace("fixed, value=", "fixed ")
+
+
+def table(heads, rows):
+    """A Markdown table."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,204 @@
+"""`benchmarks/study`: its data, its statistics, its report, and one tiny real run."""
+
+import json
+import math
+import os
+import sys
+
+import keras
+import numpy as np
+import pytest
+from scipy import stats
+
+import keras_betakd
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+FOLDER = os.path.join(ROOT, "benchmarks", "study")
+sys.path.append(FOLDER)
+
+from arm_models import BETAS, energies_and_beta  # noqa: E402
+from arms import GROUPS  # noqa: E402
+from paired import paired_difference, spread  # noqa: E402
+from problems import FAMILIES, make_problems  # noqa: E402
+from results import Results  # noqa: E402
+from settings import SETTINGS  # noqa: E402
+from store import RunStore, read_runs  # noqa: E402
+from tables import Report, filled_in  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def problems():
+    return make_problems(200, seed=3)
+
+
+def test_problems_of_a_seed_are_the_same_and_of_another_not(problems):
+    again = make_problems(5, seed=3)
+    other = make_problems(5, seed=4)
+    for problem, same, different in zip(problems, again, other, strict=False):
+        assert np.array_equal(problem.picture, same.picture)
+        assert (problem.question, problem.answer) == (same.question, same.answer)
+        assert not np.array_equal(problem.picture, different.picture)
+
+
+def test_every_family_is_drawn_and_every_choice_is_right_somewhere(problems):
+    assert {p.family for p in problems} == set(FAMILIES)
+    for family in FAMILIES:
+        found = [p for p in problems if p.family == family]
+        assert all(0 <= p.answer < len(p.choices) for p in found)
+        assert len({p.answer for p in found}) >= 2
+
+
+def test_magnets_that_attract_repel_when_one_is_turned():
+    """Read from the pixels: unlike poles face each other across the gap."""
+    for problem in make_problems(300, seed=5):
+        if problem.family != "magnets":
+            continue
+        pixels = problem.picture.astype(int)
+        red = (pixels[..., 0] > 150) & (pixels[..., 2] < 80)
+        blue = (pixels[..., 2] > 150) & (pixels[..., 0] < 90)
+        row = (red | blue).any(axis=1).nonzero()[0].mean().astype(int)
+        inner = [np.flatnonzero(red[row] | blue[row])]
+        left, right = inner[0][inner[0] < 24].max(), inner[0][inner[0] >= 24].min()
+        unlike = bool(red[row, left]) != bool(red[row, right])
+        turned = "turned" in problem.question
+        assert (problem.choices[problem.answer] == "attract") == (unlike != turned)
+
+
+def test_the_biased_teacher_is_taught_wrong_in_its_part_alone(problems):
+    taught_wrong = [p.biased_answer != p.answer for p in problems]
+    assert taught_wrong == [p.in_biased_part for p in problems]
+    assert 0.1 < np.mean(taught_wrong) < 0.35
+
+
+def test_paired_differences_are_those_of_scipy():
+    ours = {i: v for i, v in enumerate([1.0, 2.5, 3.0, 4.5, 4.0])}
+    theirs = {i: v for i, v in enumerate([0.5, 2.0, 3.5, 3.0, 3.5])} | {9: 100.0}
+    found = paired_difference(ours, theirs)
+    low, high = stats.ttest_rel(
+        list(ours.values()), [theirs[i] for i in ours]
+    ).confidence_interval(0.95)
+    assert found.n == 5
+    assert np.allclose([found.mean, found.low, found.high], [0.5, low, high])
+    with pytest.raises(ValueError, match="two runs"):
+        paired_difference({0: 1.0}, {0: 2.0})
+
+
+def test_every_arm_can_be_made():
+    names = [name for group in GROUPS.values() for name in group]
+    assert len(set(names)) == len(names)
+    for name in names:
+        if name != "ce" and not name.startswith("keras.distillation"):
+            assert energies_and_beta(name)["energies"]
+
+
+def test_a_held_beta_is_a_fixed_one():
+    """The grid's betas stand in variables; nothing else may differ."""
+    weights = keras.ops.array([[0.5], [0.5]])
+    held, fixed = BETAS["fixed"](3.0), keras_betakd.FixedBeta(3.0)
+    assert np.isclose(float(held(weights)), float(fixed(weights)))
+    assert np.isclose(float(held.losses[0]), float(fixed.losses[0]))
+    assert not held.trainable_variables
+
+
+def run_of(arm, setting, seed, accuracy):
+    return {
+        "arm": arm,
+        "setting": setting,
+        "seed": seed,
+        "test": {"accuracy_choices": accuracy},
+        "validation": accuracy,
+        "seconds": 1.0,
+    }
+
+
+def test_the_store_repeats_no_run_and_refuses_half_a_line(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    store = RunStore(path)
+    store.add(run_of("ce", "full", 0, 50.0))
+    store = RunStore(path)
+    assert ("ce", "full", 0) in store and ("ce", "full", 1) not in store
+    with open(path, "a") as file:
+        file.write('{"arm": "ce", "se')
+    with pytest.raises(ValueError, match="Line 2"):
+        read_runs(path)
+
+
+def test_the_report_finds_the_grid_s_choice_and_the_difference_to_it(tmp_path):
+    """Beta 10 is best here; the learned one is 1 and 2 points above it."""
+    path = tmp_path / "runs.jsonl"
+    lines = []
+    for setting in SETTINGS:
+        for seed in range(2):
+            for value in (0.3, 1, 3, 10, 30):
+                accuracy = 60.0 - abs(math.log10(value) - 1) + seed
+                arm = f"cosine-probs / fixed, value={value:g}"
+                lines.append(run_of(arm, setting, seed, accuracy))
+            learned = 61.0 + 2 * seed
+            lines.append(run_of("cosine-probs / instance", setting, seed, learned))
+    path.write_text("\n".join(map(json.dumps, lines)))
+    report = Report(Results(path))
+    best = report.results.best_fixed("cosine-probs", "noisy")
+    assert best == "cosine-probs / fixed, value=10"
+    text = "{{versus_grid('cosine-probs / instance', 'cosine-probs')}} of {{count()}}"
+    differences = [1.0, 2.0] * len(SETTINGS)
+    mean, deviation = spread(differences)
+    half = (
+        stats.t.ppf(0.975, len(differences) - 1) * deviation / len(differences) ** 0.5
+    )
+    expected = f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f}) of 48"
+    assert filled_in(text, report) == expected
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="the study runs on JAX")
+def test_runs_side_by_side_are_those_of_fit(tmp_path):
+    """The loop over Keras' training steps gives what `fit` gives."""
+    import runs
+    from tasks import Split, Task
+    from tiny_models import tiny_gemma_text
+
+    teacher = tiny_gemma_text()
+    records = {
+        "ids": [str(i) for i in range(8)],
+        "prompts": ["which shape is present?"] * 8,
+        "responses": ["one", "two"] * 4,
+    }
+    cached = keras_betakd.cache_teacher(
+        teacher, records, tmp_path, batch_size=8, max_response_length=4, verbose=0
+    )
+    encoded = cached.preprocessor.encoded(records, 4)
+    rng = np.random.default_rng(0)
+    classes = cached.preprocessor.settings["vocabulary_size"]
+    labels = encoded["y"][:, :1]
+    split = Split(
+        student={
+            "tokens": rng.integers(1, 9, (8, 3)).astype("int32"),
+            "pictures": rng.normal(size=(8, 2, 4)).astype("float32"),
+        },
+        teacher={**encoded["x"], "rows": encoded["x"]["rows"][:, :1]},
+        labels=labels,
+        right=labels[:, 0],
+        choices=np.unique(labels)[None].repeat(8, axis=0),
+        teacher_logits=rng.normal(size=(8, classes)).astype("float32"),
+        families=np.array(["x"] * 8),
+        biased=np.arange(8) < 4,
+    )
+    task = Task(split, split, split, cached, classes)
+    trainer = runs.Trainer({"full": task}, steps=runs.PARTS)
+    arm = "cosine-probs / instance"
+    model, student = trainer._compiled(arm, task)
+    state = trainer._start(model, student, arm, task, seed=1)
+    order = runs.row_order(8, runs.PARTS * runs.BATCH, 1)
+    order = order.reshape(1, runs.PARTS, runs.BATCH)
+    data = runs.training_data(arm, [task])
+    states = runs._stacked([state])
+    trained = runs.train_program(model)(states, data, order)
+    x, y, weight = keras.tree.map_structure(lambda a: a[order.reshape(-1)], data)
+    untrained = student.predict(split.student, verbose=0)
+    model.fit(x, y, runs.BATCH, 1, sample_weight=weight, shuffle=False, verbose=0)
+    # Not the weights: where a gradient is 0 but for rounding (the bias of the keys),
+    # Adam makes a step out of it.
+    theirs = student.predict(split.student, verbose=0)
+    runs._put(model, trained, 0)
+    ours = student.predict(split.student, verbose=0)
+    assert np.allclose(ours, theirs, atol=1e-4)
+    assert np.abs(ours - untrained).max() > 0.01
