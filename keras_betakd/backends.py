@@ -77,9 +77,7 @@ def _run_on_all(strategy, against, then, otherwise):
     import tensorflow as tf
 
     def on_all(function):
-        return lambda: strategy.extended.call_for_each_replica(
-            _call, args=(function,)
-        )
+        return lambda: strategy.extended.call_for_each_replica(_call, args=(function,))
 
     first = strategy.experimental_local_results(against)[0]
     tf.cond(first == 0, on_all(then), on_all(otherwise))
