@@ -93,6 +93,27 @@ def test_text_only_sample_has_the_numbers_it_has_alone():
         )
 
 
+def test_as_many_records_as_image_tokens():
+    """On TensorFlow their pictures were written into each other."""
+    model = tiny_gemma3()
+    view, preprocessor = view_of(model), model.preprocessor
+    preprocess = DistillationPreprocessor(preprocessor, preprocessor, 4)
+    records = vqa_records(view.tokens_per_image)
+    together = preprocess(records)[0]["student"]
+    with view.mended():
+        expected = [
+            view.hidden_states({k: v[i : i + 1] for k, v in together.items()})
+            for i in range(len(together["token_ids"]))
+        ]
+        found = view.hidden_states(together)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(found),
+        np.concatenate([ops.convert_to_numpy(x) for x in expected]),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
 def text_only_twin(model):
     """The same language model without a vision tower.
 

@@ -39,6 +39,33 @@ class Gemma3View(_GemmaView):
     def first_attention(self):
         return self.backbone.transformer_layers[0].attention
 
+    def mended(self):
+        """Keras on TensorFlow adds (B, 1) to (B, N) along the wrong axis if B = N.
+
+        `keras.ops.add` takes it for a bias. Here it is where a record's tokens begin,
+        and pictures would be written to those of others in a batch that has as many
+        records as a record has image tokens.
+        """
+        if self.backbone.vision_encoder is None:
+            return super().mended()
+        return replaced(self.backbone.interleave_embeddings, _in_parts)
+
+
+def _in_parts(compute, image_embeddings, text_embeddings, vision_indices):
+    size = vision_indices.shape[0]
+    if size is None or size < 2 or size != vision_indices.shape[1]:
+        return compute(image_embeddings, text_embeddings, vision_indices)
+    pictures = image_embeddings.shape[0] // size
+    parts = [
+        compute(
+            image_embeddings[start * pictures : end * pictures],
+            text_embeddings[start:end],
+            vision_indices[start:end],
+        )
+        for start, end in ((0, 1), (1, size))
+    ]
+    return ops.concatenate(parts)
+
 
 class PaliGemmaView(PrefixView):
     """`keras_hub.models.PaliGemmaCausalLM`, PaliGemma 2 included."""
