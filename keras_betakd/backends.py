@@ -31,6 +31,11 @@ def runs_on_processor():
     return not tf.config.list_logical_devices("GPU")
 
 
+def takes_columns_for_biases():
+    """Whether `keras.ops.add` mistakes (B, 1) beside (B, N) for a bias if B = N."""
+    return keras.backend.backend() == "tensorflow"
+
+
 def argmax(x):
     """Index of the first largest entry along the last axis, int32.
 

@@ -1,7 +1,11 @@
 """Views of the Gemma families of keras-hub that see pictures."""
 
+import contextlib
+import math
+
 from keras import ops
 
+from keras_betakd.backends import takes_columns_for_biases
 from keras_betakd.models.base import MarkedImagesView, PrefixView
 from keras_betakd.models.heads import EmbeddingHead, TransposedEmbeddingHead
 from keras_betakd.models.recording import replaced
@@ -40,20 +44,25 @@ class Gemma3View(_GemmaView):
         return self.backbone.transformer_layers[0].attention
 
     def mended(self):
-        """Keras on TensorFlow adds (B, 1) to (B, N) along the wrong axis if B = N.
-
-        `keras.ops.add` takes it for a bias. Here it is where a record's tokens begin,
-        and pictures would be written to those of others in a batch that has as many
-        records as a record has image tokens.
-        """
+        """See `_in_parts`."""
         if self.backbone.vision_encoder is None:
             return super().mended()
         return replaced(self.backbone.interleave_embeddings, _in_parts)
 
 
 def _in_parts(compute, image_embeddings, text_embeddings, vision_indices):
-    size = vision_indices.shape[0]
-    if size is None or size < 2 or size != vision_indices.shape[1]:
+    """The image embeddings in their places, also where `keras.ops.add` errs.
+
+    On TensorFlow it takes (B, 1) for a bias of (B, N) if B = N, and adds it along the
+    other axis. Here it is where a record's tokens begin: in a batch of as many records
+    as a record has image tokens, pictures were written into other records.
+    """
+    size, tokens = vision_indices.shape
+    if size is not None and len(image_embeddings.shape) == 4:
+        # Gemma 4: (B, pictures, tokens, H)
+        tokens = min(tokens, math.prod(image_embeddings.shape[1:3]))
+    errs = takes_columns_for_biases() and size == tokens
+    if not errs or size is None or size < 2:
         return compute(image_embeddings, text_embeddings, vision_indices)
     pictures = image_embeddings.shape[0] // size
     parts = [
@@ -157,12 +166,16 @@ class Gemma4View(_GemmaView):
     def is_mended(self):
         return self.backbone.vision_encoder is not None
 
+    @contextlib.contextmanager
     def mended(self):
         """keras-hub pools every picture by the width of the widest of the batch."""
-        if not self.is_mended:
-            return super().mended()
-        self._pooling = self.backbone.vision_encoder.get_layer("pooling")
-        return replaced(self._pooling, self._pool_by_own_width)
+        with contextlib.ExitStack() as stack:
+            if self.is_mended:
+                self._pooling = self.backbone.vision_encoder.get_layer("pooling")
+                stack.enter_context(replaced(self._pooling, self._pool_by_own_width))
+                interleave = self.backbone.interleave_embeddings
+                stack.enter_context(replaced(interleave, _in_parts))
+            yield
 
     def _pool_by_own_width(self, compute, inputs, pixel_position_ids):
         if 0 in inputs.shape[1:3]:
