@@ -46,9 +46,15 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("suite")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--everywhere", action="store_true", help="run what is marked `once`, too"
+    )
+
+
 def pytest_collection_modifyitems(config, items):
-    """Leaves tests of what no backend computes to the suite that runs on PyTorch."""
-    if keras.backend.backend() == "torch":
+    """Leaves what is marked `once` to the suite that runs on PyTorch."""
+    if keras.backend.backend() == "torch" or config.getoption("--everywhere"):
         return
     once = [item for item in items if item.get_closest_marker("once")]
     config.hook.pytest_deselected(items=once)

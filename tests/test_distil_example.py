@@ -18,6 +18,8 @@ import distil  # noqa: E402
 
 from keras_betakd.models import load_model  # noqa: E402
 
+pytestmark = pytest.mark.once
+
 
 def run(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["distil.py", *map(str, arguments)])
@@ -67,7 +69,6 @@ def test_lora_student_and_int8_teacher(monkeypatch, tmp_path, folder, capsys):
     keras_hub.models.CausalLM.from_preset(str(tmp_path / "student"), dtype="bfloat16")
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     "student, options",
     [("reader", ["--energy", "forward-kl"]), ("other", ["--energy", "uld"])],

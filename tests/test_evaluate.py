@@ -128,6 +128,7 @@ def test_right_answers_get_the_best_score(name, data, told, tmp_path):
     assert (found["unparsed"], found["missing"]) == (0, 0)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("family", ["Gemma3", "PaliGemma", "MobileVLM"])
 def test_the_answers_are_those_of_the_model(data, family, tmp_path):
     """Whether a family's batches are answered one by one or together."""

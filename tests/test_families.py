@@ -222,6 +222,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_rows_of_variants(variant):
     name, kwargs = VARIANTS[variant]
@@ -236,6 +237,7 @@ def test_rows_of_variants(variant):
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_answer_and_its_end_alone_are_weighted(name):
     """BLIP-2's own preprocessor, and those for text, weigh the question as well."""
@@ -248,6 +250,7 @@ def test_the_answer_and_its_end_alone_are_weighted(name):
         assert end == preprocessor.tokenizer.end_token_id
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", SEES)
 def test_a_sequence_too_short_is_refused_by_name(name):
     """A packer cuts in silence; the picture's tokens go first where it comes last."""
@@ -284,6 +287,7 @@ def test_a_step_moves_the_student_and_beta_alone(name):
     assert np.isfinite(distiller.history.history["loss"][0])
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", SUPPORT["generates"])
 def test_answers_do_not_depend_on_the_batch(name):
     model = model_of(name)
@@ -329,6 +333,7 @@ def test_the_picture_is_seen(name):
     assert np.abs(first - second)[weight[0] > 0].max() > 1e-3
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", SUPPORT["saved, as preset"])
 def test_saved_loaded_and_written_as_a_preset(name, tmp_path):
     distiller, *_ = trained(name)
@@ -361,6 +366,7 @@ def test_saved_loaded_and_written_as_a_preset(name, tmp_path):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", SUPPORT["LoRA"])
 def test_lora_student_and_quantised_teacher(name):
     teacher, student = model_of(name, 1, width=16), model_of(name, 0)
@@ -383,6 +389,7 @@ def test_lora_student_and_quantised_teacher(name):
     assert all("lora" in path or path.endswith("bias") for path in moved), moved
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", SEES[2:])
 def test_features_of_pictures(name):
     """Image tokens of a teacher of another width; or a refusal that says why.
@@ -401,6 +408,7 @@ def test_features_of_pictures(name):
     assert history[energy.name][1] < history[energy.name][0]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", sorted({*SEVERAL_PICTURES} & {*FEATURES}))
 def test_features_of_pictures_belong_to_their_record(name):
     model = model_of(name)

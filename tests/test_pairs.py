@@ -125,6 +125,7 @@ def test_tokens_are_paired_where_the_same_text_was_read():
     assert aligned_slots(one, other, [0, 1, 3], [0, 1, 3]).tolist() == [0, -1, 2]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "teacher, student",
     [
@@ -182,6 +183,7 @@ def test_families_with_one_tokenizer():
 # What trains
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", ["Gemma3", "Gemma3n", "Qwen3_5", "BLIP2_OPT"])
 def test_only_the_projector_trains(name):
     teacher, student = FAMILIES[name](width=12), FAMILIES[name]()
@@ -231,6 +233,7 @@ def test_summary_counts_betas_and_what_energies_learn(capsys):
 # Presets
 
 
+@pytest.mark.once
 def test_presets_load_by_folder_whatever_their_class(tmp_path):
     for name in ("Gemma3", "BLIP2_FlanT5"):
         model = FAMILIES[name]()
@@ -240,6 +243,7 @@ def test_presets_load_by_folder_whatever_their_class(tmp_path):
     assert loaded.backbone.token_embedding.compute_dtype == "bfloat16"
 
 
+@pytest.mark.once
 def test_presets_that_cannot_be_loaded_are_explained(tmp_path):
     with pytest.raises(ValueError, match="no preset folder"):
         load_model(tmp_path / "nothing")
@@ -250,6 +254,7 @@ def test_presets_that_cannot_be_loaded_are_explained(tmp_path):
         load_model("no_such_preset")
 
 
+@pytest.mark.once
 def test_lora_is_merged_into_the_exported_preset(tmp_path):
     """Apart from the base, keras-hub saves the factors alone."""
     student = tiny_gemma3()

@@ -24,18 +24,12 @@ def interpolated(log_p, log_q, t):
     # A model with no say excludes nothing: 0 * -inf would be NaN.
     teacher = ops.where(t > 0, t * log_p, zero)
     student = ops.where(t < 1, (1.0 - t) * log_q, zero)
-    mean = ops.where(log_p == log_q, log_q, teacher + student)
+    mean = teacher + student
     # Without a class that both allow, the teacher's: infinitely far, and not NaN.
     nothing = ops.max(mean, axis=-1, keepdims=True) == -math.inf
-    mean = ops.where(nothing, log_p, mean)
-    # log q has a sum too, which is 1 but for rounding.
-    return mean - (_log_sum_exp(mean) - _log_sum_exp(log_q))
-
-
-def _log_sum_exp(x):
-    """`ops.logsumexp` rounds float64 to float32 on torch and JAX."""
-    largest = ops.max(x, axis=-1, keepdims=True)
-    return ops.log(ops.sum(ops.exp(x - largest), axis=-1, keepdims=True)) + largest
+    mean = ops.log_softmax(ops.where(nothing, log_p, mean), axis=-1)
+    agree = ops.all(log_p == log_q, axis=-1, keepdims=True)
+    return ops.where(agree, log_q, mean)
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
