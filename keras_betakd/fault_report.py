@@ -24,17 +24,15 @@ def check_policy(on_nonfinite):
     return on_nonfinite
 
 
-def with_report(callbacks, policy, at_epochs):
-    """What a user passed as `callbacks`, with a `FaultReport`."""
-    report = FaultReport(policy, at_epochs)
+def with_callbacks(callbacks, *ours):
+    """What a user passed as `callbacks`, with the library's own."""
     if isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks.append(report)
-        return callbacks
+        callbacks = callbacks.callbacks  # a list that Keras lets nobody add to
     if callbacks is None:
-        return [report]
+        return list(ours)
     callbacks = [callbacks] if not isinstance(callbacks, (list, tuple)) else callbacks
-    # First, so that no other callback saves anything behind a fault.
-    return [report, *callbacks]
+    # Ours first, so that no other callback saves anything behind a fault.
+    return [*ours, *callbacks]
 
 
 class FaultReport(keras.callbacks.Callback):
@@ -51,7 +49,6 @@ class FaultReport(keras.callbacks.Callback):
         self.policy = policy
         self.at_epochs = at_epochs
 
-    # Not when training begins, for `BackupAndRestore` brings counts back there.
     def on_epoch_begin(self, epoch, logs=None):
         self.watch, self.batches = FaultWatch(self.model), 0
 

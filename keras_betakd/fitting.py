@@ -6,7 +6,7 @@ import keras
 
 from keras_betakd.devices import batch_parts
 from keras_betakd.epochs import EpochOrder
-from keras_betakd.fault_report import FaultWatch, with_report
+from keras_betakd.fault_report import FaultReport, FaultWatch, with_callbacks
 from keras_betakd.training_data import (
     BatchFormatter,
     formatted,
@@ -51,9 +51,7 @@ class RecordFitting:
             )
         self._freeze()
         self._look_for_shared_tower()
-        callbacks = with_report(
-            kwargs.pop("callbacks", None), self.on_nonfinite, at_epochs=True
-        )
+        ours = [FaultReport(self.on_nonfinite, at_epochs=True)]
         if validation_split and is_raw_records(x):
             x, validation_data = split_records(x, validation_split)
             validation_split = 0.0
@@ -70,7 +68,7 @@ class RecordFitting:
         if batched:
             # Keras would shuffle by a state that a resumed training does not have.
             shuffle = False
-            callbacks = [EpochOrder(x, initial_epoch), *callbacks]
+            ours.append(EpochOrder(x, initial_epoch))
         return super().fit(
             x,
             y,
@@ -82,7 +80,7 @@ class RecordFitting:
             validation_data=validation_data,
             validation_split=validation_split,
             validation_batch_size=None if batched else validation_batch_size,
-            callbacks=callbacks,
+            callbacks=with_callbacks(kwargs.pop("callbacks", None), *ours),
             **kwargs,
         )
 
@@ -97,7 +95,8 @@ class RecordFitting:
         # Within `fit` Keras hands on a list of its own, in which the report is.
         callbacks = kwargs.pop("callbacks", None)
         if not isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks = with_report(callbacks, self.on_nonfinite, at_epochs=False)
+            report = FaultReport(self.on_nonfinite, at_epochs=False)
+            callbacks = with_callbacks(callbacks, report)
         return super().evaluate(
             x,
             y,

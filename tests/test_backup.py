@@ -107,6 +107,14 @@ def test_a_second_fit_does_not_repeat_the_first_order():
     assert orders[0] != orders[1]
 
 
+def test_a_list_of_callbacks_made_by_the_user():
+    """The order of the data was put in front of it as if it were a plain list."""
+    model, history = distiller(), keras.callbacks.History()
+    callbacks = keras.callbacks.CallbackList([history], model=model)
+    model.fit(Rows(), callbacks=callbacks, verbose=0)
+    assert "loss" in history.history
+
+
 def test_a_full_disk_is_an_error_and_the_last_good_file_stays(tmp_path):
     """A file that was half written took the place of the good one."""
     model = distiller()
