@@ -408,7 +408,7 @@ def test_disk_that_is_full(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
     try:
-        with pytest.raises(OSError, match="cannot write '.*head.safetensors'"):
+        with pytest.raises(OSError, match="head.safetensors' cannot be written"):
             build_cache("Llama", tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
