@@ -38,6 +38,7 @@ class Subject:
         size: what the value is multiplied by.
         standardized: whether only differences within a row count.
         features: whether it compares features, of which none is infinite.
+        smallest: the spread or length of a row below which a row counts as having it.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Subject:
     size: float = 1.0
     standardized: bool = True
     features: bool = False
+    smallest: float = 1e-3
 
 
 def of_log_probabilities(function, temperature=1.0, factor=1.0):
@@ -171,6 +173,7 @@ SUBJECTS |= {
     )
     for name, (make, value) in FEATURES.items()
 }
+SUBJECTS["feature_cosine"].smallest = 1e-6
 SUBJECTS["image_token"] = Subject(
     "image_token",
     functools.partial(kd.ImageTokenEnergy, kd.ForwardKLEnergy()),
@@ -247,7 +250,7 @@ def scale_and_rounding(subject, teacher, student):
         spread = size
     else:
         spread = np.nanstd(x, -1)
-    spread = np.maximum(spread, 1e-3)
+    spread = np.maximum(spread, subject.smallest)
     return spread[1], EPS * (1 + (size / spread).max(0))
 
 
