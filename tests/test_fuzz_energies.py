@@ -23,6 +23,7 @@ import keras_betakd as kd
 EPS = float(np.finfo("float32").eps)
 PAIR = ("teacher", "student")
 HALF = {"float32": 0.0, "bfloat16": 2**-8, "float16": 2**-11}
+LARGEST = {"float16": 6.5e4}
 TEMPERATURES = (1.0, 0.05, 4.0) if NIGHTLY else (4.0,)
 
 
@@ -234,7 +235,9 @@ def compare(subject, case, values, gradient, weights):
         unclear = unclear + undecided(subject, teacher, student)
         limit = limit + unclear / unit
         off = np.abs(gradient - shares[:, None] * slope).max(-1)
-        assert (off <= shares * limit + 1e-7)[finite].all(), (gradient, slope, limit)
+        # A slope that float16 cannot hold is infinite, and the step is left out.
+        held = finite & (shares * largest < LARGEST.get(case.dtype, np.inf))
+        assert (off <= shares * limit + 1e-7)[held].all(), (gradient, slope, limit)
 
 
 def scale_and_rounding(subject, teacher, student):
