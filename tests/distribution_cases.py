@@ -155,8 +155,7 @@ def on_devices(folder):
         two = [tf.config.LogicalDeviceConfiguration()] * 2
         tf.config.set_logical_device_configuration(processor, two)
         with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-            # Not `pictures`: there a record's numbers depend on its batch as it is.
-            write(folder, plain=trained(plain))
+            write(folder, plain=trained(plain), pictures=trained(pictures))
         return
     parallel = keras.distribution.DataParallel(auto_shard_dataset=False)
     with parallel.scope():
