@@ -222,8 +222,8 @@ def compare(subject, case, values, gradient, weights):
         if subject.name != "cross_entropy":
             assert (values[finite & (teacher == student).all(-1)] == 0).all()
         unit, rounding = scale_and_rounding(subject, teacher, student)
-        limit = allowed_error(subject, expected, rounding)
-        limit = limit + undecided(subject, teacher, student)
+        unclear = undecided(subject, teacher, student, 1e-5 * unit)
+        limit = unclear[0] + allowed_error(subject, expected, rounding)
         off = np.abs(values - expected)
         assert (off <= limit)[finite].all(), (values, expected, limit)
         assert not np.isnan(gradient[~np.isnan(values)]).any()
@@ -231,9 +231,7 @@ def compare(subject, case, values, gradient, weights):
         shares = weights / weights.sum()
         largest = np.abs(slope).max(-1)
         limit = (1e-3 + HALF[case.dtype]) * largest + 8 * subject.size / unit * rounding
-        unclear = kinks(subject, teacher, student)
-        unclear = unclear + undecided(subject, teacher, student)
-        limit = limit + unclear / unit
+        limit = limit + kinks(subject, teacher, student) / unit + unclear[1]
         off = np.abs(gradient - shares[:, None] * slope).max(-1)
         # A slope that float16 cannot hold is infinite, and the step is left out.
         held = finite & (shares * largest < LARGEST.get(case.dtype, np.inf))
@@ -278,21 +276,27 @@ def kinks(subject, teacher, student):
     return 2 * subject.size * (q * unclear).sum(-1)
 
 
-def undecided(subject, teacher, student):
-    """What the adaptive KL may be off by: its halves are weighed by a ratio of gaps,
-    which rounding decides where they are small, and a toss where classes tie."""
+def undecided(subject, teacher, student, step):
+    """What the adaptive KL and its slope may be off by: its halves are weighed by a
+    ratio of gaps, which rounding decides where they are small, and a toss where classes
+    tie."""
     if "adaptive" not in subject.name:
-        return 0.0
-    log_p, log_q = (log_softmax(x, subject.temperature) for x in (teacher, student))
-    p = -np.sort(-np.exp(log_p), -1)
-    toss = (np.abs(np.cumsum(p, -1) - 0.5) < 1e-4).any(-1)
+        return 0.0, 0.0
+    p, q = (np.exp(log_softmax(x, subject.temperature)) for x in (teacher, student))
+    ordered = -np.sort(-p, -1)
+    toss = (np.abs(np.cumsum(ordered, -1) - 0.5) < 1e-4).any(-1)
     # The class that fills the head, and another one as likely.
-    last = (np.cumsum(p, -1) < 0.5).sum(-1)
-    at = np.take_along_axis(p, last[:, None], -1)
-    toss |= (np.abs(p - at) < 1e-4 * at).sum(-1) > 1
-    gaps = np.abs(np.exp(log_p) - np.exp(log_q)).sum(-1)
+    last = (np.cumsum(ordered, -1) < 0.5).sum(-1)
+    at = np.take_along_axis(ordered, last[:, None], -1)
+    toss |= (np.abs(ordered - at) < 1e-4 * at).sum(-1) > 1
+    gaps = np.abs(p - q).sum(-1)
     share = np.where(toss, 1.0, np.minimum(1.0, 8 * EPS / np.maximum(gaps, EPS)))
-    return share * np.abs(kl(log_p, log_q) - kl(log_q, log_p)) * subject.size
+    between = of_log_probabilities(
+        lambda p, q, *_: kl(p, q) - kl(q, p), subject.temperature, subject.size
+    )
+    rows = (teacher, student, np.zeros(len(teacher), int))
+    slope = np.abs(exact.slopes(between, *rows, step)).max(-1)
+    return share * np.abs(between(teacher, student, student, rows[-1])), share * slope
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
