@@ -21,7 +21,8 @@ logs=$(mktemp -d)
 pids=()
 backends=(jax torch tensorflow)
 for backend in "${backends[@]}"; do
-    KERAS_BACKEND=$backend "$python" -m pytest --doctest-modules keras_betakd tests "$@" \
+    KERAS_BACKEND=$backend "$python" -m pytest --doctest-modules keras_betakd tests \
+        --disable-warnings --durations=25 "$@" \
         >"$logs/$backend" 2>&1 &
     pids+=($!)
 done
@@ -30,7 +31,7 @@ for i in "${!pids[@]}"; do
     code=0
     wait "${pids[$i]}" || code=$?
     printf '\n== %s: exit status %s ==\n' "${backends[$i]}" "$code"
-    tail -n 60 "$logs/${backends[$i]}"
+    tail -n 90 "$logs/${backends[$i]}"
     [ "$code" -eq 0 ] || status=1
 done
 rm -r "$logs"

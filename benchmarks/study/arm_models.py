@@ -58,6 +58,7 @@ def energies_and_beta(name):
     energies = {e: ENERGIES[e]() for e in energies.split(" + ")}
     kind, *options = beta.split(", ")
     options = dict(option.split("=") for option in options)
+    options.pop("clip", None)  # the optimizer's
     weighted = options.pop("task_loss", None) == "weighted"
     values = {k: v if k == "features" else float(v) for k, v in options.items()}
     if "hidden_units" in values:

@@ -1,8 +1,9 @@
 """The arms: ways to train a student, by name.
 
 A name is `ce`, or `energy / beta` with options, such as `cosine-probs / instance` or
-`cosine-probs / instance, dim=4`; `peers` are `keras.distillation` and the weightings of
-the code released with the paper.
+`cosine-probs / instance, dim=4`. Options are arguments of the beta; `task_loss=weighted`
+gives the cross-entropy one, too, and `clip=off` leaves gradients unclipped. `peers` are
+`keras.distillation` and the weightings of the code released with the paper.
 """
 
 ENERGIES = (
@@ -40,6 +41,8 @@ GROUPS = {
             "instance, features=uncertainty",
         ],
     ),
+    # Is it the clipping of gradients, which large betas make large?
+    "clipping": _named([COSINE], ["task, clip=off", "instance, clip=off"]),
     "task": _named(
         [COSINE], ["task, dim=10", "task, multiplier=10", "task, task_loss=weighted"]
     ),

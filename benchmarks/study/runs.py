@@ -82,6 +82,8 @@ class Trainer:
     def _compiled(self, arm, task):
         student = make_student(task)
         model, optimizer = student, make_optimizer(LEARNING_RATE, self.steps)
+        if "clip=off" in arm:
+            optimizer.clipnorm = None
         if arm == "ce" or arm.startswith("keras.distillation"):
             if arm != "ce":
                 model = keras_distiller(student, corrected=arm.endswith("corrected"))
