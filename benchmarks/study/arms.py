@@ -1,9 +1,10 @@
 """The arms: ways to train a student, by name.
 
 A name is `ce`, or `energy / beta` with options, such as `cosine-probs / instance` or
-`cosine-probs / instance, dim=4`. Options are arguments of the beta; `task_loss=weighted`
-gives the cross-entropy one, too, and `clip=off` leaves gradients unclipped. `peers` are
-`keras.distillation` and the weightings of the code released with the paper.
+`cosine-probs / instance, dim=4`. Options are arguments of the beta, or
+`task_loss=weighted`, which gives the cross-entropy one, too, or `clip=off`, which
+leaves gradients unclipped. `peers` are `keras.distillation` and the weightings of the
+code released with the paper.
 """
 
 ENERGIES = (
