@@ -17,6 +17,7 @@ from keras_betakd import (
     TokenBeta,
 )
 from keras_betakd.faults import encoded_ids
+from keras_betakd.optimizers import all_finite
 
 BAD = 3  # the id behind which the student's logits are not finite
 NAMES = ["zero", "one", "zwei", "drei", "four", "five"]
@@ -117,6 +118,19 @@ def test_a_gradient_that_is_not_finite_behind_a_finite_loss():
         fit(model, range(6))
     assert all(np.isfinite(value).all() for value in state(model))
     assert int(model.optimizer.iterations) == 2
+
+
+@pytest.mark.parametrize(
+    "spoiled, finite",
+    [([], True), ([np.nan], False), ([np.inf, -np.inf], False), ([-np.inf], False)],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_finite_gradients_are_told_apart(spoiled, finite, dtype):
+    """4,000 entries of 30 are finite, though float16 cannot hold their sum."""
+    gradient = np.full(4000, 30.0)
+    gradient[1000 : 1000 + len(spoiled)] = spoiled
+    gradients = [ops.ones((2, 2)), None, ops.cast(ops.array(gradient), dtype)]
+    assert bool(all_finite(gradients)) == finite
 
 
 def test_the_optimizer_is_in_a_weights_file_once(tmp_path):
