@@ -50,6 +50,19 @@ def argmax(x):
     return ops.min(ops.where(largest, indices, classes), axis=-1)
 
 
+def add_outer(total, left, right):
+    """total + left^T right in float32.
+
+    Args:
+        total: (V, H) float32, which PyTorch changes in place; `None` for zeros.
+        left, right: (n, V) and (n, H), of one dtype.
+    """
+    if total is not None and runs_eagerly() and left.dtype == total.dtype:
+        return total.addmm_(left.T, right)  # not three arrays of its size, but one
+    product = ops.cast(ops.matmul(ops.transpose(left), right), "float32")
+    return product if total is None else total + product
+
+
 def gradient_values(gradient):
     """The entries of a gradient; TensorFlow keeps those of a lookup apart."""
     if keras.backend.backend() == "tensorflow":

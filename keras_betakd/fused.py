@@ -23,7 +23,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_betakd.backends import argmax, runs_on_processor
+from keras_betakd.backends import add_outer, argmax, runs_on_processor
 from keras_betakd.devices import parts_of_batch, spread_by_part
 from keras_betakd.energies.rows import LogitRows
 
@@ -246,16 +246,17 @@ def _run(job, data, supervised, tile_rows, most=None):
     most = ops.sum(ops.cast(supervised, "int32")) if most is None else most
     needed = (most + height - 1) // height
 
-    def tile(i):
-        return job.tile({k: ops.take(v, i, axis=0) for k, v in data.items()}, block)
+    def tile(i, sums):
+        part = {k: ops.take(v, i, axis=0) for k, v in data.items()}
+        return job.tile(part, block, sums)
 
     def body(i, rows, sums):
-        new_rows, new_sums = tile(i)
+        new_rows, sums = tile(i, sums)
         rows = {k: _set_tile(rows[k], i, v) for k, v in new_rows.items()}
-        return i + 1, rows, {k: sums[k] + v for k, v in new_sums.items()}
+        return i + 1, rows, sums
 
     # The first tile before the loop: a sum need not start from zeros.
-    rows, sums = tile(0)
+    rows, sums = tile(0, {})
     rows = {k: _padded(ops.expand_dims(v, 0), tiles) for k, v in rows.items()}
     start = ops.convert_to_tensor(1, "int32")
     _, rows, sums = ops.while_loop(lambda i, *_: i < needed, body, (start, rows, sums))
@@ -316,8 +317,12 @@ class _Tiles:
         classes = self.head.kernel.shape[0]
         return min(tile_rows, max(_BLOCK_ROWS, _BLOCK_BYTES // (4 * classes)))
 
-    def tile(self, data, block):
-        """Values of some rows, and, of their weighted sum, the gradients."""
+    def tile(self, data, block, sums=None):
+        """Values of some rows, and, of their weighted sum, the gradients.
+
+        Args:
+            sums: gradients summed over earlier tiles, by name.
+        """
         capped = self._student_logits(data["student"])
         logits = capped if self.head.bias is None else capped + self.head.bias
         teacher = ops.cast(self.teacher_head(data["teacher"]), "float32")
@@ -326,7 +331,7 @@ class _Tiles:
         rows = {"values": values}
         if not self.gradients:
             return rows, {}
-        return self._gradients(rows, slopes, capped, data)
+        return self._gradients(rows, slopes, capped, data, sums or {})
 
     def _values_and_slope(self, student, teacher, labels, coefficients):
         """Values, and the slope of their weighted sum in the logits.
@@ -359,21 +364,23 @@ class _Tiles:
             logits = ops.tanh(logits / head.soft_cap) * head.soft_cap
         return ops.cast(logits, "float32")
 
-    def _gradients(self, rows, slope, capped, data):
+    def _gradients(self, rows, slope, capped, data, before):
         head, sums = self.head, {}
         if head.bias is not None:
-            sums["bias"] = ops.sum(slope, axis=0)
+            sums["bias"] = ops.sum(slope, axis=0) + before.get("bias", 0.0)
         if head.soft_cap is not None:
             slope = slope * (1.0 - ops.square(capped / head.soft_cap))
         if head.low_rank is not None:
             up = ops.cast(head.low_rank[0], "float32")
             rows["low_rank"] = ops.matmul(slope, up)
-            sums["low_rank_kernel"] = _outer(slope, data["low_rank"])
+            sums["low_rank_kernel"] = add_outer(
+                before.get("low_rank_kernel"), slope, data["low_rank"]
+            )
         slope = ops.cast(slope, head.dtype)
         rows["student"] = ops.cast(ops.matmul(slope, head.kernel), "float32")
         if head.trainable:
             hidden = ops.cast(data["student"], head.dtype)
-            sums["kernel"] = ops.cast(_outer(slope, hidden), "float32")
+            sums["kernel"] = add_outer(before.get("kernel"), slope, hidden)
         return rows, sums
 
 
@@ -384,10 +391,6 @@ def _by_blocks(function, inputs, block):
     cut = tuple(ops.reshape(x, (-1, block, *x.shape[1:])) for x in inputs)
     outputs = ops.map(lambda parts: function(*parts), cut)
     return tuple(ops.reshape(x, (-1, x.shape[-1])) for x in outputs)
-
-
-def _outer(left, right):
-    return ops.matmul(ops.transpose(left), right)
 
 
 def _at(x, labels):
