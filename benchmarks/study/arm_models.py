@@ -59,13 +59,13 @@ def energies_and_beta(name):
     kind, *options = beta.split(", ")
     options = dict(option.split("=") for option in options)
     options.pop("clip", None)  # the optimizer's
-    weighted = options.pop("task_loss", None) == "weighted"
+    # A beta of the cross-entropy with its defaults: of the same kind, or one for all.
+    of_task = {"weighted": kind, "task": "task"}.get(options.pop("task_loss", None))
     values = {k: v if k == "features" else float(v) for k, v in options.items()}
     if "hidden_units" in values:
         values["hidden_units"] = int(values["hidden_units"])
     return {
         "energies": energies,
         "beta": BETAS[kind](**values),
-        # A beta of the same kind with its defaults.
-        "weight_task_loss": BETAS[kind]() if weighted else False,
+        "weight_task_loss": BETAS[of_task]() if of_task else False,
     }

@@ -2,9 +2,9 @@
 
 A name is `ce`, or `energy / beta` with options, such as `cosine-probs / instance` or
 `cosine-probs / instance, dim=4`. Options are arguments of the beta, or
-`task_loss=weighted`, which gives the cross-entropy one, too, or `clip=off`, which
-leaves gradients unclipped. `peers` are `keras.distillation` and the weightings of the
-code released with the paper.
+`task_loss=weighted`, which gives the cross-entropy one, too (`task_loss=task`: one for
+all examples), or `clip=off`, which leaves gradients unclipped. `peers` are
+`keras.distillation` and the weightings of the code released with the paper.
 """
 
 ENERGIES = (
@@ -40,12 +40,19 @@ GROUPS = {
             "instance, max_value=10",
             "instance, multiplier=1",
             "instance, features=uncertainty",
+            "instance, task_loss=task",
         ],
     ),
     # Is it the clipping of gradients, which large betas make large?
     "clipping": _named([COSINE], ["task, clip=off", "instance, clip=off"]),
     "task": _named(
-        [COSINE], ["task, dim=10", "task, multiplier=10", "task, task_loss=weighted"]
+        [COSINE],
+        [
+            "task, dim=10",
+            "task, multiplier=10",
+            "task, task_loss=weighted",
+            "analytic, task_loss=weighted",
+        ],
     ),
     "peers": [
         "keras.distillation, default",
