@@ -41,6 +41,7 @@ GROUPS = {
             "instance, multiplier=1",
             "instance, features=uncertainty",
             "instance, task_loss=task",
+            "instance, features=uncertainty, task_loss=task",
         ],
     ),
     # Is it the clipping of gradients, which large betas make large?
