@@ -73,7 +73,8 @@ class BetaKDDistiller(
         beta: a beta layer (`TaskBeta()` if `None`); a list or dict gives each energy
             its own, a single one stands for one of its kind for each energy.
         weight_task_loss: whether CE has a beta of its own too (Kendall and Gal); `True`
-            for a `TaskBeta()`, or a beta layer.
+            for a `TaskBeta()`, or a beta layer. Worth it where labels may be wrong,
+            which keep CE large, and so its beta small (`benchmarks/STUDY.md`).
         reduction: `"example"` (default) averages over the tokens of an example, then
             over examples; `"token"` over all tokens.
         freeze: what of the student does not train: `"vision_tower"` (default; the

@@ -51,6 +51,9 @@ class Report:
 
     c_task, c_instance = "cosine-probs / task", "cosine-probs / instance"
     c_narrow = f"{c_instance}, dim=10, initial_value=10, min_value=3, max_value=30"
+    c_unsure = f"{c_instance}, features=uncertainty"
+    c_unclipped = f"{c_instance}, clip=off"
+    c_both = f"{c_task}, task_loss=weighted"
     f_instance = "forward-kl / instance"
     steps, batch, learning_rate = STEPS, BATCH, LEARNING_RATE
     student_width = WIDTH
@@ -155,11 +158,12 @@ class Report:
         """Beta times energy, and how well a low beta tells the teacher's errors."""
         rows = []
         for energy in MAIN_ENERGIES:
-            for arm in self._learned(energy):
+            kinds = (*LEARNED, "instance, features=uncertainty")
+            for arm in self.results.present(f"{energy} / {kind}" for kind in kinds):
                 for setting in SETTINGS:
                     names = ["mean", "energy", "beta_times_energy"]
                     cells = [self.of_beta(arm, setting, n, ".3g") for n in names]
-                    predicted = arm.split(" / ")[1] in ("instance", "token")
+                    predicted = arm.split(" / ")[1].startswith(("instance", "token"))
                     for n in ("rank_correlation", "auc_errors", "auc_biased"):
                         cells.append(self.of_beta(arm, setting, n) if predicted else "")
                     rows.append([name_of(arm), TITLES[setting], *cells])

@@ -27,7 +27,11 @@ class InstanceBeta(LearnedBeta):
             `"hidden_states"` (default): the teacher's last hidden states, averaged over
             the positions that are not padding.
             `"uncertainty"`: entropy, top probability and margin between the two best
-            classes of the teacher, averaged over the supervised answer rows.
+            classes of the teacher, averaged over the supervised answer rows. Beta
+            then follows how sure the teacher is, and cannot tell one question from
+            another: better for small students and few examples, where the default does
+            worse than a `TaskBeta` (`benchmarks/STUDY.md`). It holds the teacher's
+            logits (B, K, V), which the default never makes whole.
             Or a callable that takes a `keras_betakd.TeacherOutputs` and returns (B, F)
             (register it with `keras.saving` if the distiller is to be saved).
         multiplier: as for `TaskBeta`; defaults to 10, since the many weights of a
