@@ -75,3 +75,9 @@ GROUPS = {
         [COSINE], ["task, dim=4", "instance, dim=4", "task, initial_value=10"]
     ),
 }
+
+# What was found with the study's seeds, and what it is compared with.
+CONFIRMED = ["ce", *_named([COSINE], [*FIXED, "instance", "task"])]
+CONFIRMED += _named(
+    [COSINE], ["task, task_loss=weighted", "instance, features=uncertainty"]
+)

@@ -18,10 +18,12 @@ class Results:
 
     Args:
         path: the JSON lines.
+        seeds: which of them to take; all if `None`.
     """
 
-    def __init__(self, path):
-        self.runs = read_runs(path)
+    def __init__(self, path, seeds=None):
+        runs = read_runs(path)
+        self.runs = [run for run in runs if seeds is None or run["seed"] in seeds]
         self._found = collections.defaultdict(dict)
         for run in self.runs:
             self._found[run["arm"], run["setting"]][run["seed"]] = run

@@ -8,6 +8,9 @@ SETTINGS = {
     "noisy-teacher": (3000, 0.0, "biased"),
 }
 
+# Of the study, and to confirm what was found with the first.
+SEEDS, FRESH_SEEDS = range(5), range(5, 10)
+
 # Of a student's training; every arm has the same.
 STEPS, BATCH = 640, 32
 LEARNING_RATE = 3e-3

@@ -2,6 +2,7 @@
 
     python benchmarks/study/study.py cell      # one cell of the table, from scratch
     python benchmarks/study/study.py run       # all runs; goes on where it was stopped
+    python benchmarks/study/study.py confirm   # what was found, with other seeds
     python benchmarks/study/study.py report    # writes STUDY.md and its pictures
     python benchmarks/study/study.py teachers  # trains both teachers anew
 
@@ -19,9 +20,9 @@ import time
 
 os.environ["KERAS_BACKEND"] = "jax"
 
-from arms import GROUPS, program_of
+from arms import CONFIRMED, GROUPS, program_of
 from paired import spread
-from settings import SETTINGS
+from settings import FRESH_SEEDS, SEEDS, SETTINGS
 from store import RunStore
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -32,13 +33,13 @@ def parse_arguments():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("command", choices=("cell", "run", "report", "teachers"))
+    add("command", choices=("cell", "run", "confirm", "report", "teachers"))
     add("--arm", default="cosine-probs / task", help="of `cell`")
     add("--setting", default="noisy", choices=SETTINGS, help="of `cell`")
     add("--groups", nargs="+", choices=GROUPS, default=list(GROUPS), help="of `run`")
     add("--arms", nargs="+", help="of `run`, in the place of groups")
     add("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    add("--seeds", nargs="+", type=int, default=list(range(5)))
+    add("--seeds", nargs="+", type=int, default=list(SEEDS))
     add("--output", default="output/study", help="folder of teachers and caches")
     add("--runs", default=os.path.join(HERE, "runs.jsonl"), help="file of the runs")
     return parser.parse_args()
@@ -58,6 +59,12 @@ def run(args):
         for made in trainer.run(jobs):
             store.add(made)
         print(f"{program}: {len(jobs)} runs, {time.time() - start:.0f} s", flush=True)
+
+
+def confirm(args):
+    """Makes the runs of other seeds that are not in the file."""
+    args.arms, args.seeds = CONFIRMED, list(FRESH_SEEDS)
+    run(args)
 
 
 def cell(args):
@@ -99,7 +106,8 @@ def report(args):
 
 def main():
     args = parse_arguments()
-    commands = {"run": run, "cell": cell, "report": report, "teachers": teachers}
+    commands = {"run": run, "confirm": confirm, "cell": cell}
+    commands |= {"report": report, "teachers": teachers}
     commands[args.command](args)
 
 

@@ -11,7 +11,15 @@ import re
 from arms import GROUPS, LEARNED, MAIN_ENERGIES
 from plots import draw
 from results import Results, accuracy, fixed_arms
-from settings import BATCH, LEARNING_RATE, SETTINGS, STEPS, WIDTH
+from settings import (
+    BATCH,
+    FRESH_SEEDS,
+    LEARNING_RATE,
+    SEEDS,
+    SETTINGS,
+    STEPS,
+    WIDTH,
+)
 
 TITLES = {
     "full": "all labels",
@@ -23,12 +31,12 @@ TITLES = {
 
 def write_study(runs, path, pictures):
     """Writes the report and its pictures."""
-    results = Results(runs)
+    results, fresh = Results(runs, SEEDS), Results(runs, FRESH_SEEDS)
     draw(results, pictures)
     with open(os.path.join(pictures, "study_template.md")) as file:
         template = file.read()
     with open(path, "w") as file:
-        file.write(filled_in(template, Report(results)))
+        file.write(filled_in(template, Report(results, fresh)))
     print(f"Written: {path}")
 
 
@@ -47,6 +55,7 @@ class Report:
 
     Args:
         results: `Results`.
+        fresh: `Results` of other seeds, for what `fresh` may be asked.
     """
 
     c_task, c_instance = "cosine-probs / task", "cosine-probs / instance"
@@ -54,12 +63,14 @@ class Report:
     c_unsure = f"{c_instance}, features=uncertainty"
     c_unclipped = f"{c_instance}, clip=off"
     c_both = f"{c_task}, task_loss=weighted"
-    f_instance = "forward-kl / instance"
+    f_instance, f_task = "forward-kl / instance", "forward-kl / task"
+    f_analytic = "forward-kl / analytic"
     steps, batch, learning_rate = STEPS, BATCH, LEARNING_RATE
     student_width = WIDTH
 
-    def __init__(self, results):
+    def __init__(self, results, fresh=None):
         self.results = results
+        self.fresh = fresh and Report(fresh)
 
     def fixed(self, value):
         return f"cosine-probs / fixed, value={value:g}"
@@ -82,6 +93,24 @@ class Report:
         """The same, to the fixed beta that a grid search takes in each setting."""
         found = self.results.difference_to_best_fixed(arm, energy, list(settings))
         return str(found)
+
+    def short_table(self):
+        """Four learned betas, above the labels alone and above the grid's choice."""
+        arms = {
+            "`TaskBeta`": self.c_task,
+            "`TaskBeta`, and one of the cross-entropy": self.c_both,
+            "`InstanceBeta`": self.c_instance,
+            '`InstanceBeta(features="uncertainty")`': self.c_unsure,
+        }
+        settings = [*([setting] for setting in SETTINGS), list(SETTINGS)]
+        rows = []
+        for name, arm in arms.items():
+            cells = [self.versus(arm, "ce", s) for s in settings]
+            rows.append([f"{name}, above labels alone", *cells])
+        for name, arm in arms.items():
+            cells = [self.versus_grid(arm, "cosine-probs", s) for s in settings]
+            rows.append([f"{name}, above the best of five fixed betas", *cells])
+        return table(["", *TITLES.values(), "all four"], rows)
 
     def main_table(self):
         """Accuracy of the main arms; the grid's choice in bold."""
@@ -172,8 +201,8 @@ class Report:
         return table(heads, rows)
 
     def hours(self):
-        seconds = sum(run["seconds"] for run in self.results.runs)
-        return f"{seconds / 3600:.1f}"
+        runs = self.results.runs + self.fresh.results.runs
+        return f"{sum(run['seconds'] for run in runs) / 3600:.1f}"
 
     def teacher_minutes(self):
         folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "presets")
