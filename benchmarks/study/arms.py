@@ -79,5 +79,10 @@ GROUPS = {
 # What was found with the study's seeds, and what it is compared with.
 CONFIRMED = ["ce", *_named([COSINE], [*FIXED, "instance", "task"])]
 CONFIRMED += _named(
-    [COSINE], ["task, task_loss=weighted", "instance, features=uncertainty"]
+    [COSINE],
+    [
+        "task, task_loss=weighted",
+        "instance, features=uncertainty",
+        "instance, features=uncertainty, task_loss=task",
+    ],
 )

@@ -63,6 +63,7 @@ class Report:
     c_unsure = f"{c_instance}, features=uncertainty"
     c_unclipped = f"{c_instance}, clip=off"
     c_both = f"{c_task}, task_loss=weighted"
+    c_unsure_both = f"{c_unsure}, task_loss=task"
     f_instance, f_task = "forward-kl / instance", "forward-kl / task"
     f_analytic = "forward-kl / analytic"
     steps, batch, learning_rate = STEPS, BATCH, LEARNING_RATE
@@ -95,12 +96,13 @@ class Report:
         return str(found)
 
     def short_table(self):
-        """Four learned betas, above the labels alone and above the grid's choice."""
+        """Five learned betas, above the labels alone and above the grid's choice."""
         arms = {
             "`TaskBeta`": self.c_task,
             "`TaskBeta`, and one of the cross-entropy": self.c_both,
             "`InstanceBeta`": self.c_instance,
             '`InstanceBeta(features="uncertainty")`': self.c_unsure,
+            "the same, and a `TaskBeta` of the cross-entropy": self.c_unsure_both,
         }
         settings = [*([setting] for setting in SETTINGS), list(SETTINGS)]
         rows = []
@@ -210,7 +212,7 @@ class Report:
             return f"{json.load(file)['seconds'] / 60:.0f}"
 
     def count(self):
-        return str(len(self.results.runs))
+        return f"{len(self.results.runs):,}"
 
     def seeds(self):
         return str(len({run["seed"] for run in self.results.runs}))
