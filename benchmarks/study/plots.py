@@ -15,6 +15,12 @@ TITLES = {
     "noisy-teacher": "wrong teacher",
 }
 KINDS = ("instance", "task", "token", "analytic")
+# Of one energy alone, with the names that the picture gives them.
+OPTIONS = {
+    "instance, features=uncertainty": "instance, uncertainty",
+    "task, task_loss=weighted": "task, and of CE",
+    "instance, features=uncertainty, task_loss=task": "uncertainty, and of CE",
+}
 
 
 def draw(results, folder):
@@ -32,9 +38,9 @@ def draw(results, folder):
 def accuracies(results):
     """Test accuracy of each arm in each setting, with 95 % intervals of the means."""
     figure = Figure(figsize=(12, 5), layout="constrained")
-    betas = [*(f"fixed, value={v:g}" for v in GRID), *KINDS]
+    betas = [*(f"fixed, value={v:g}" for v in GRID), *KINDS, *OPTIONS]
     betas = [b for b in betas if results.present(f"{e} / {b}" for e in MAIN_ENERGIES)]
-    labels = [beta.replace(", value=", " ") for beta in betas]
+    labels = [OPTIONS.get(beta, beta.replace(", value=", " ")) for beta in betas]
     axes = figure.subplots(1, len(SETTINGS), sharey=True)
     for axis, setting in zip(axes, SETTINGS, strict=True):
         mean, deviation = results.spread("ce", setting)
