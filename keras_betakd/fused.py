@@ -238,7 +238,8 @@ def _run(job, data, supervised, tile_rows, most=None):
     height = min(count, tile_rows) if known else ops.clip(count, 1, tile_rows)
     block, height = _whole_blocks(height, job.block_rows(tile_rows))
     if known and count <= tile_rows:
-        rows, sums = job.tile({k: _padded(v, height) for k, v in data.items()}, block)
+        part = {k: _padded(v, height) for k, v in data.items()}
+        rows, sums = job.tile(part, block, {})
         return {k: v[:count] for k, v in rows.items()}, sums
     tiles = (count + height - 1) // height
     order = ops.argsort(ops.cast(ops.logical_not(supervised), "int32"))
@@ -317,7 +318,7 @@ class _Tiles:
         classes = self.head.kernel.shape[0]
         return min(tile_rows, max(_BLOCK_ROWS, _BLOCK_BYTES // (4 * classes)))
 
-    def tile(self, data, block, sums=None):
+    def tile(self, data, block, sums):
         """Values of some rows, and, of their weighted sum, the gradients.
 
         Args:
@@ -331,7 +332,7 @@ class _Tiles:
         rows = {"values": values}
         if not self.gradients:
             return rows, {}
-        return self._gradients(rows, slopes, capped, data, sums or {})
+        return self._gradients(rows, slopes, capped, data, sums)
 
     def _values_and_slope(self, student, teacher, labels, coefficients):
         """Values, and the slope of their weighted sum in the logits.

@@ -3,7 +3,7 @@
 import os
 
 import numpy as np
-from arms import GRID, MAIN_ENERGIES
+from arms import FOUND, GRID, LEARNED, MAIN_ENERGIES
 from matplotlib.figure import Figure
 from settings import PARTS, SETTINGS, STEPS
 
@@ -13,13 +13,6 @@ TITLES = {
     "few": "few labels",
     "noisy": "40 % wrong labels",
     "noisy-teacher": "wrong teacher",
-}
-KINDS = ("instance", "task", "token", "analytic")
-# Of one energy alone, with the names that the picture gives them.
-OPTIONS = {
-    "instance, features=uncertainty": "instance, uncertainty",
-    "task, task_loss=weighted": "task, and of CE",
-    "instance, features=uncertainty, task_loss=task": "uncertainty, and of CE",
 }
 
 
@@ -38,9 +31,9 @@ def draw(results, folder):
 def accuracies(results):
     """Test accuracy of each arm in each setting, with 95 % intervals of the means."""
     figure = Figure(figsize=(12, 5), layout="constrained")
-    betas = [*(f"fixed, value={v:g}" for v in GRID), *KINDS, *OPTIONS]
+    betas = [*(f"fixed, value={v:g}" for v in GRID), *LEARNED, *FOUND]
     betas = [b for b in betas if results.present(f"{e} / {b}" for e in MAIN_ENERGIES)]
-    labels = [OPTIONS.get(beta, beta.replace(", value=", " ")) for beta in betas]
+    labels = [FOUND.get(beta, beta.replace(", value=", " ")) for beta in betas]
     axes = figure.subplots(1, len(SETTINGS), sharey=True)
     for axis, setting in zip(axes, SETTINGS, strict=True):
         mean, deviation = results.spread("ce", setting)

@@ -106,9 +106,8 @@ def report(args):
 
 def main():
     args = parse_arguments()
-    commands = {"run": run, "confirm": confirm, "cell": cell}
-    commands |= {"report": report, "teachers": teachers}
-    commands[args.command](args)
+    commands = (run, confirm, cell, report, teachers)
+    {command.__name__: command for command in commands}[args.command](args)
 
 
 if __name__ == "__main__":
