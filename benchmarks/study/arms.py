@@ -82,5 +82,5 @@ FOUND = {
     "task, task_loss=weighted": "task, and of CE",
     "instance, features=uncertainty, task_loss=task": "uncertainty, and of CE",
 }
-# Run again with other seeds: that, and what it is compared with.
+# Run again with other seeds and on easy-VQA: that, and what it is compared with.
 CONFIRMED = ["ce", *_named([COSINE], [*FIXED, "instance", "task", *FOUND])]

@@ -23,8 +23,9 @@ def measured(logits, split, brief=False):
             name: 100 * right[split.families == name].mean()
             for name in sorted(set(split.families))
         }
-        found["biased"] = 100 * right[split.biased].mean()
-        found["elsewhere"] = 100 * right[~split.biased].mean()
+        if split.biased.any():
+            found["biased"] = 100 * right[split.biased].mean()
+            found["elsewhere"] = 100 * right[~split.biased].mean()
     return found
 
 
@@ -87,7 +88,10 @@ def of_betas(model, split, logits):
         errors = teacher_answers(split) != split.right
         tenths = np.array_split(np.argsort(betas, kind="stable"), 10)
         found["rank_correlation"] = stats.spearmanr(betas, energy).statistic
-        for part, flags in (("errors", errors), ("biased", split.biased)):
+        parts = {"errors": errors, "biased": split.biased}
+        for part, flags in parts.items():
+            if not flags.any():
+                continue
             auc = beta_and_errors(betas, flags)
             found[f"auc_{part}"] = auc.auc
             found[f"medians_{part}"] = [auc.median_wrong, auc.median_right]

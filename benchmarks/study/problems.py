@@ -25,7 +25,10 @@ BIASED_FAMILIES = ("counting", "thermometer", "magnets", "clock")
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A question on a picture, with its choices and the index of the right one."""
+    """A question on a picture, with its choices and the index of the right one.
+
+    `prompt` is how the teacher is asked.
+    """
 
     family: str
     question: str
@@ -33,6 +36,7 @@ class Problem:
     answer: int
     lamplit: bool
     picture: np.ndarray
+    prompt: str
 
     @property
     def in_biased_part(self):
@@ -61,7 +65,8 @@ def make_problem(rng):
     picture = Image.new("RGB", (SCALE * SIZE, SCALE * SIZE), ground)
     question, choices, answer = FAMILIES[family](ImageDraw.Draw(picture), rng)
     pixels = np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.BOX))
-    return Problem(family, question, choices, int(answer), lamplit, pixels)
+    prompt = f"<image>\n{question}"
+    return Problem(family, question, choices, int(answer), lamplit, pixels, prompt)
 
 
 def counting(draw, rng):

@@ -3,6 +3,7 @@
     python benchmarks/study/study.py cell      # one cell of the table, from scratch
     python benchmarks/study/study.py run       # all runs; goes on where it was stopped
     python benchmarks/study/study.py confirm   # what was found, with other seeds
+    python benchmarks/study/study.py easy_vqa  # the same on easy-VQA
     python benchmarks/study/study.py report    # writes STUDY.md and its pictures
     python benchmarks/study/study.py teachers  # trains both teachers anew
 
@@ -22,7 +23,7 @@ os.environ["KERAS_BACKEND"] = "jax"
 
 from arms import CONFIRMED, GROUPS, program_of
 from paired import spread
-from settings import FRESH_SEEDS, SEEDS, SETTINGS
+from settings import DATA, EASY_VQA_SETTINGS, FRESH_SEEDS, SEEDS, SETTINGS
 from store import RunStore
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -33,12 +34,14 @@ def parse_arguments():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("command", choices=("cell", "run", "confirm", "report", "teachers"))
+    everywhere = [setting for settings in DATA.values() for setting in settings]
+    commands = ("cell", "run", "confirm", "easy_vqa", "report", "teachers")
+    add("command", choices=commands)
     add("--arm", default="cosine-probs / task", help="of `cell`")
-    add("--setting", default="noisy", choices=SETTINGS, help="of `cell`")
+    add("--setting", default="noisy", choices=everywhere, help="of `cell`")
     add("--groups", nargs="+", choices=GROUPS, default=list(GROUPS), help="of `run`")
     add("--arms", nargs="+", help="of `run`, in the place of groups")
-    add("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    add("--settings", nargs="+", choices=everywhere, default=list(SETTINGS))
     add("--seeds", nargs="+", type=int, default=list(SEEDS))
     add("--output", default="output/study", help="folder of teachers and caches")
     add("--runs", default=os.path.join(HERE, "runs.jsonl"), help="file of the runs")
@@ -47,23 +50,32 @@ def parse_arguments():
 
 def run(args):
     """Makes the runs that are not in the file."""
-    store, trainer = RunStore(args.runs), None
+    store = RunStore(args.runs)
     arms = args.arms or [arm for group in args.groups for arm in GROUPS[group]]
-    for program, group in itertools.groupby(arms, program_of):
-        jobs = list(itertools.product(group, args.settings, args.seeds))
-        jobs = [job for job in jobs if job not in store]
-        if not jobs:
-            continue
-        trainer = trainer or make_trainer(args)
-        start = time.time()
-        for made in trainer.run(jobs):
-            store.add(made)
-        print(f"{program}: {len(jobs)} runs, {time.time() - start:.0f} s", flush=True)
+    for data in DATA:
+        settings, trainer = [s for s in args.settings if s in DATA[data]], None
+        for program, group in itertools.groupby(arms, program_of):
+            jobs = list(itertools.product(group, settings, args.seeds))
+            jobs = [job for job in jobs if job not in store]
+            if not jobs:
+                continue
+            trainer = trainer or make_trainer(args, data)
+            start = time.time()
+            for made in trainer.run(jobs):
+                store.add(made)
+            seconds = time.time() - start
+            print(f"{program}: {len(jobs)} runs, {seconds:.0f} s", flush=True)
 
 
 def confirm(args):
     """Makes the runs of other seeds that are not in the file."""
     args.arms, args.seeds = CONFIRMED, list(FRESH_SEEDS)
+    run(args)
+
+
+def easy_vqa(args):
+    """Makes the runs on easy-VQA that are not in the file."""
+    args.arms, args.settings = CONFIRMED, list(EASY_VQA_SETTINGS)
     run(args)
 
 
@@ -74,7 +86,7 @@ def cell(args):
         for r in RunStore(args.runs).runs
         if (r["arm"], r["setting"]) == (args.arm, args.setting)
     }
-    trainer = make_trainer(args)
+    trainer = make_trainer(args, data_of(args.setting))
     found = trainer.run([(args.arm, args.setting, seed) for seed in args.seeds])
     print(f"{args.arm}, {args.setting}\nseed    now  committed")
     for made in found:
@@ -85,11 +97,15 @@ def cell(args):
     print(f"mean {mean:.2f}, standard deviation {deviation:.2f}")
 
 
-def make_trainer(args):
+def data_of(setting):
+    return next(data for data, settings in DATA.items() if setting in settings)
+
+
+def make_trainer(args, data):
     from runs import Trainer
     from tasks import load_tasks
 
-    return Trainer(load_tasks(args.output))
+    return Trainer(load_tasks(args.output, data))
 
 
 def teachers(args):
@@ -106,7 +122,7 @@ def report(args):
 
 def main():
     args = parse_arguments()
-    commands = (run, confirm, cell, report, teachers)
+    commands = (run, confirm, easy_vqa, cell, report, teachers)
     {command.__name__: command for command in commands}[args.command](args)
 
 

@@ -12,8 +12,9 @@ import os
 
 import keras
 import numpy as np
+from easy_vqa_problems import load_easy_vqa
 from problems import make_problems
-from settings import SETTINGS
+from settings import DATA
 from teachers import PIXEL_OFFSET, PIXEL_SCALE, load_teachers, records_of
 
 import keras_betakd
@@ -67,16 +68,20 @@ class Task:
     vocabulary: int
 
 
-def load_tasks(folder):
+def load_tasks(folder, data="drawn"):
     """Dict of setting to `Task`; the teachers' caches are kept in `folder`."""
-    teachers = load_teachers()
-    problems = {name: make_problems(COUNTS[name], SEEDS[name]) for name in COUNTS}
+    teachers = load_teachers(data)
+    if data == "drawn":
+        problems = {name: make_problems(COUNTS[name], SEEDS[name]) for name in COUNTS}
+    else:
+        problems = load_easy_vqa(COUNTS, SEEDS, os.path.join(folder, data))
+    tower_of = next(iter(teachers.values()))
     found = {
-        name: teacher_splits(teacher, teachers["good"], problems, folder, name)
+        name: teacher_splits(teacher, tower_of, problems, folder, name)
         for name, teacher in teachers.items()
     }
     tasks = {}
-    for setting, (count, share, teacher) in SETTINGS.items():
+    for setting, (count, share, teacher) in DATA[data].items():
         splits, cached = found[teacher]
         train = splits["train"].first_rows(count)
         train.labels = noisy_labels(train, share)

@@ -33,17 +33,27 @@ LEARNING_RATES = {"tower": 2e-3, "good": 2e-3, "biased": 1e-3}
 
 
 PRESETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "presets")
+# By the data they answer. A student looks through the tower of the first.
+TEACHERS = {
+    "drawn": {name: os.path.join(PRESETS, name) for name in ("good", "biased")},
+    "easy-vqa": {
+        "easy-vqa": os.path.join(ROOT, "examples", "presets", "easy_vqa_teacher")
+    },
+}
 
 
-def load_teachers():
-    """Dict of the good and the biased teacher."""
+def load_teachers(data):
+    """Dict of the teachers of some data."""
     load = keras_hub.models.CausalLM.from_preset
-    return {name: load(os.path.join(PRESETS, name)) for name in ("good", "biased")}
+    teachers = {name: load(path) for name, path in TEACHERS[data].items()}
+    for teacher in teachers.values():
+        teacher.preprocessor.add_end_token = False  # an answer is one word
+    return teachers
 
 
 def train_teachers(folder):
     """Trains both from nothing and writes their presets to a folder."""
-    paths = {name: os.path.join(folder, name) for name in ("good", "biased")}
+    paths = {name: os.path.join(folder, name) for name in TEACHERS["drawn"]}
     start = time.time()
     keras.utils.set_random_seed(SEED)
     problems = make_problems(PROBLEMS, SEED)
@@ -107,7 +117,7 @@ def records_of(problems, answers):
     """Raw records; `answers` are indices into each problem's choices."""
     return {
         "ids": [str(i) for i in range(len(problems))],
-        "prompts": [f"<image>\n{p.question}" for p in problems],
+        "prompts": [p.prompt for p in problems],
         "responses": [p.choices[a] for p, a in zip(problems, answers, strict=True)],
         "images": [p.picture for p in problems],
     }
