@@ -242,7 +242,7 @@ def remat(loss, count, teacher, teacher_kernel, labels, weights):
     import keras
     from keras import ops
 
-    from keras_betakd.fused import rows_per_tile
+    from keras_betakd.tiles import rows_per_tile
 
     whole = weights.nonzero()[0]
     size = rows_per_tile(*teacher_kernel.shape)

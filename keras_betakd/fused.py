@@ -11,7 +11,9 @@ not on logits, so they are known before the head runs. Hence the gradient can be
 in the forward pass and nothing is computed twice: d total / d logits of a tile is
 summed into the gradients of the hidden states and of the head, and the gradient
 towards c, from which the betas learn, is the values themselves, exactly. The backward
-pass only scales. (Recomputing tiles by remat costs the head's products once more.)
+pass only scales; where one tile holds all rows, it multiplies the scaled hidden states
+with the tile's slope, since a pass over the head's gradient would cost as much as the
+product. (Recomputing tiles by remat costs the head's products once more.)
 
 Rows without weight are sorted behind the others and their tiles never run. Tiles are
 of rows only: energies need whole rows, so tiles of the vocabulary would have to compute
@@ -21,46 +23,12 @@ the logits again for each pass over them.
 import dataclasses
 from typing import Any
 
+import keras
 from keras import ops
 
-from keras_betakd.backends import add_outer, argmax, runs_on_processor
+from keras_betakd.backends import add_outer
 from keras_betakd.devices import parts_of_batch, spread_by_part
-from keras_betakd.energies.rows import LogitRows
-
-# Live float32 copies of a tile: both models' logits and the slope, and, where a tile is
-# not worked on in blocks, logs and probabilities of both and what an energy needs.
-_COPIES_IN_BLOCKS, _COPIES = 3, 8
-_SMALLEST_BUDGET = 128 * 2**20
-# Beyond both of these a larger tile saves nothing: so many rows keep a product busy, so
-# many logits the rest.
-_ENOUGH_ROWS, _ENOUGH_LOGITS = 256, 2**22
-# A processor makes its many elementwise passes over blocks of so many bytes, which stay
-# in its cache, several times faster than over a whole tile. But its threads share out
-# rows, so that a block needs some.
-_BLOCK_BYTES, _BLOCK_ROWS = 2**20, 4
-
-
-def rows_per_tile(classes, width, memory_budget=None):
-    """How many rows of logits to hold at a time.
-
-    Args:
-        classes: V.
-        width: H, the width of the student's hidden states.
-        memory_budget: bytes that the tiles of all stages may take together. Defaults
-            to twice the size of the head's gradient, (V, H) in float32, which training
-            needs anyway, and of which a loop over tiles keeps a second copy; but at
-            least 128 MiB: fewer rows save little and starve the processor, since every
-            tile reads the whole head.
-
-    Returns:
-        At most 256 rows, or as many as make four million logits: a larger tile
-        saves nothing, and the last one would compute more rows that nobody needs.
-    """
-    if memory_budget is None:
-        memory_budget = max(_SMALLEST_BUDGET, 2 * 4 * classes * width)
-    copies = _COPIES_IN_BLOCKS if runs_on_processor() else _COPIES
-    enough = max(_ENOUGH_ROWS, _ENOUGH_LOGITS // classes)
-    return max(1, min(enough, memory_budget // (4 * classes * copies)))
+from keras_betakd.tiles import HeadTiles, rows_per_tile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +83,7 @@ def fused_head_loss(
     kernel = student_head.kernel
     if tile_rows is None:
         tile_rows = rows_per_tile(*kernel.shape)
-    job = _Tiles(student_head, teacher_head, energies, gradients)
+    job = HeadTiles(student_head, teacher_head, energies, gradients)
     low_rank = _low_rank_rows(student_rows, student_head)
     supervised = ops.any(coefficients != 0, axis=0)
     data = {
@@ -146,6 +114,9 @@ def fused_head_loss(
         }
         pairs = [(coefficients, values)]
         pairs += _parameter_gradients(energies, coefficients, derivatives)
+        if "slope" in rows:
+            factors = job.head_factors(rows["slope"], data)
+            sums |= {name: _Product(*pair) for name, pair in factors.items()}
         pairs += [(inputs[k], v) for k, v in {**rows, **sums}.items() if k in inputs]
         total = _with_gradients(ops.stop_gradient(total), pairs)
     return HeadLoss(
@@ -186,8 +157,29 @@ def _low_rank_rows(rows, head):
     return scale * ops.matmul(rows, ops.transpose(ops.cast(down, "float32")))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Product:
+    """left^T right, computed when it is asked for."""
+
+    left: Any
+    right: Any
+
+    def scaled(self, factor):
+        # The small one of the two is scaled, not the (V, H) that they make; but a
+        # factor for losses in float16 could take it beyond what float16 holds.
+        if keras.backend.standardize_dtype(self.right.dtype) == "float32":
+            return add_outer(None, self.left, factor * self.right)
+        return factor * add_outer(None, self.left, self.right)
+
+
+def _scaled(gradient, factor):
+    if isinstance(gradient, _Product):
+        return gradient.scaled(factor)
+    return factor * gradient
+
+
 def _with_gradients(total, pairs):
-    """`total`, with gradients that are known already."""
+    """`total`, with gradients that are known already, but for a factor."""
     inputs, gradients = zip(*pairs, strict=True)
 
     @ops.custom_gradient
@@ -195,7 +187,7 @@ def _with_gradients(total, pairs):
         def gradient(*args, upstream=None):
             upstream = args[0] if upstream is None else upstream
             return tuple(
-                ops.cast(upstream * g, x.dtype)
+                ops.cast(_scaled(g, upstream), x.dtype)
                 for g, x in zip(gradients, inputs, strict=True)
             )
 
@@ -239,7 +231,7 @@ def _run(job, data, supervised, tile_rows, most=None):
     block, height = _whole_blocks(height, job.block_rows(tile_rows))
     if known and count <= tile_rows:
         part = {k: _padded(v, height) for k, v in data.items()}
-        rows, sums = job.tile(part, block, {})
+        rows, sums = job.tile(part, block, None)
         return {k: v[:count] for k, v in rows.items()}, sums
     tiles = (count + height - 1) // height
     order = ops.argsort(ops.cast(ops.logical_not(supervised), "int32"))
@@ -293,115 +285,3 @@ def _in_tiles(x, tiles, height):
 
 def _set_tile(all_tiles, i, tile):
     return ops.slice_update(all_tiles, (i, 0, 0), ops.expand_dims(tile, 0))
-
-
-class _Tiles:
-    """The computation of one tile."""
-
-    def __init__(self, head, teacher_head, energies, gradients):
-        # Cut off: what is computed here are the gradients themselves.
-        cut = ops.stop_gradient
-        self.head = dataclasses.replace(
-            head,
-            kernel=ops.cast(cut(head.kernel), head.dtype),
-            bias=None if head.bias is None else cut(head.bias),
-            low_rank=head.low_rank and (cut(head.low_rank[0]), *head.low_rank[1:]),
-        )
-        self.teacher_head = teacher_head
-        self.energies = energies
-        self.gradients = gradients
-
-    def block_rows(self, tile_rows):
-        """How many rows to work on together between the products; `None` for all."""
-        if not runs_on_processor():
-            return None
-        classes = self.head.kernel.shape[0]
-        return min(tile_rows, max(_BLOCK_ROWS, _BLOCK_BYTES // (4 * classes)))
-
-    def tile(self, data, block, sums):
-        """Values of some rows, and, of their weighted sum, the gradients.
-
-        Args:
-            sums: gradients summed over earlier tiles, by name.
-        """
-        capped = self._student_logits(data["student"])
-        logits = capped if self.head.bias is None else capped + self.head.bias
-        teacher = ops.cast(self.teacher_head(data["teacher"]), "float32")
-        inputs = logits, teacher, data["labels"], data["coefficients"]
-        values, slopes = _by_blocks(self._values_and_slope, inputs, block)
-        rows = {"values": values}
-        if not self.gradients:
-            return rows, {}
-        return self._gradients(rows, slopes, capped, data, sums)
-
-    def _values_and_slope(self, student, teacher, labels, coefficients):
-        """Values, and the slope of their weighted sum in the logits.
-
-        The values are (n, 2 + E + P): correctness, cross-entropy, E energies, and the
-        derivatives of those of them that learn a parameter.
-        """
-        correct = argmax(student) == labels
-        student, teacher = LogitRows(student, labels), LogitRows(teacher)
-        task = -_at(student.log_probabilities(), labels)
-        values = [ops.cast(correct, "float32"), task]
-        slope = coefficients[:, :1] * student.probabilities()
-        slope = _add_at(slope, labels, -coefficients[:, 0])
-        derivatives = []
-        for k, energy in enumerate(self.energies.values(), start=1):
-            if energy.parameter is None:
-                value, gradient = energy.value_and_gradient(teacher, student)
-            else:
-                value, gradient, *more = energy.value_and_gradients(teacher, student)
-                derivatives += more
-            values.append(value)
-            slope = slope + coefficients[:, k : k + 1] * gradient
-        return ops.stack(values + derivatives, axis=-1), slope
-
-    def _student_logits(self, rows):
-        head = self.head
-        rows = ops.cast(rows, head.dtype)
-        logits = ops.matmul(rows, ops.transpose(head.kernel))
-        if head.soft_cap is not None:
-            logits = ops.tanh(logits / head.soft_cap) * head.soft_cap
-        return ops.cast(logits, "float32")
-
-    def _gradients(self, rows, slope, capped, data, before):
-        head, sums = self.head, {}
-        if head.bias is not None:
-            sums["bias"] = ops.sum(slope, axis=0) + before.get("bias", 0.0)
-        if head.soft_cap is not None:
-            slope = slope * (1.0 - ops.square(capped / head.soft_cap))
-        if head.low_rank is not None:
-            up = ops.cast(head.low_rank[0], "float32")
-            rows["low_rank"] = ops.matmul(slope, up)
-            sums["low_rank_kernel"] = add_outer(
-                before.get("low_rank_kernel"), slope, data["low_rank"]
-            )
-        slope = ops.cast(slope, head.dtype)
-        rows["student"] = ops.cast(ops.matmul(slope, head.kernel), "float32")
-        if head.trainable:
-            hidden = ops.cast(data["student"], head.dtype)
-            sums["kernel"] = add_outer(before.get("kernel"), slope, hidden)
-        return rows, sums
-
-
-def _by_blocks(function, inputs, block):
-    """`function(*inputs)`, a tuple of tensors, computed `block` rows at a time."""
-    if block in (None, inputs[0].shape[0]):
-        return function(*inputs)
-    cut = tuple(ops.reshape(x, (-1, block, *x.shape[1:])) for x in inputs)
-    outputs = ops.map(lambda parts: function(*parts), cut)
-    return tuple(ops.reshape(x, (-1, x.shape[-1])) for x in outputs)
-
-
-def _at(x, labels):
-    """x[n, labels[n]] of each row."""
-    return ops.squeeze(ops.take_along_axis(x, labels[:, None], axis=-1), axis=-1)
-
-
-def _add_at(x, labels, increments):
-    """`x` with the increment of each row added at its label."""
-    indices = ops.stack(
-        [ops.arange(ops.shape(labels)[0], dtype="int32"), labels], axis=-1
-    )
-    return ops.scatter_update(x, indices, _at(x, labels) + increments)

@@ -27,8 +27,9 @@ from keras_betakd import (
     TotalVariationEnergy,
 )
 from keras_betakd.backends import argmax, value_and_gradient
-from keras_betakd.fused import fused_head_loss, rows_per_tile
+from keras_betakd.fused import fused_head_loss
 from keras_betakd.models import HeadMatrix
+from keras_betakd.tiles import rows_per_tile
 
 N, V, WIDTH, TEACHER_WIDTH = 11, 23, 6, 5
 UNSUPERVISED = [2, 5, 6, 10]
@@ -169,8 +170,8 @@ def test_value_and_gradients_against_float64(name, tile_rows):
 def test_excluded_classes_soft_cap_and_several_energies(soft_cap, block, monkeypatch):
     """-inf in both models is legal; a selection by product would give NaN here. Blocks
     that do not divide the tile are filled with rows that count for nothing."""
-    monkeypatch.setattr("keras_betakd.fused._BLOCK_BYTES", 0)
-    monkeypatch.setattr("keras_betakd.fused._BLOCK_ROWS", block)
+    monkeypatch.setattr("keras_betakd.tiles._BLOCK_BYTES", 0)
+    monkeypatch.setattr("keras_betakd.tiles._BLOCK_ROWS", block)
     names = ["forward_kl", "reverse_kl", "js", "skew_rkl", "cosine"]
     energies = {n: ENERGIES[n][0] for n in names}
     definitions = [ENERGIES[n][1] for n in names]

@@ -1,0 +1,168 @@
+"""One tile of the fused head: logits of some rows, their values and their gradients."""
+
+import dataclasses
+
+from keras import ops
+
+from keras_betakd.backends import add_outer, argmax, runs_on_processor
+from keras_betakd.energies.rows import LogitRows
+
+# Live float32 copies of a tile: both models' logits and the slope, and, where a tile is
+# not worked on in blocks, logs and probabilities of both and what an energy needs.
+_COPIES_IN_BLOCKS, _COPIES = 3, 8
+_SMALLEST_BUDGET = 128 * 2**20
+# Beyond both of these a larger tile saves nothing: so many rows keep a product busy, so
+# many logits the rest.
+_ENOUGH_ROWS, _ENOUGH_LOGITS = 256, 2**22
+# A processor makes its many elementwise passes over blocks of so many bytes, which stay
+# in its cache, several times faster than over a whole tile. But its threads share out
+# rows, so that a block needs some.
+_BLOCK_BYTES, _BLOCK_ROWS = 2**20, 4
+
+
+def rows_per_tile(classes, width, memory_budget=None):
+    """How many rows of logits to hold at a time.
+
+    Args:
+        classes: V.
+        width: H, the width of the student's hidden states.
+        memory_budget: bytes that the tiles of all stages may take together. Defaults
+            to twice the size of the head's gradient, (V, H) in float32, which training
+            needs anyway, and of which a loop over tiles keeps a second copy; but at
+            least 128 MiB: fewer rows save little and starve the processor, since every
+            tile reads the whole head.
+
+    Returns:
+        At most 256 rows, or as many as make four million logits: a larger tile
+        saves nothing, and the last one would compute more rows that nobody needs.
+    """
+    if memory_budget is None:
+        memory_budget = max(_SMALLEST_BUDGET, 2 * 4 * classes * width)
+    copies = _COPIES_IN_BLOCKS if runs_on_processor() else _COPIES
+    enough = max(_ENOUGH_ROWS, _ENOUGH_LOGITS // classes)
+    return max(1, min(enough, memory_budget // (4 * classes * copies)))
+
+
+class HeadTiles:
+    """The computation of one tile."""
+
+    def __init__(self, head, teacher_head, energies, gradients):
+        # Cut off: what is computed here are the gradients themselves.
+        cut = ops.stop_gradient
+        self.head = dataclasses.replace(
+            head,
+            kernel=ops.cast(cut(head.kernel), head.dtype),
+            bias=None if head.bias is None else cut(head.bias),
+            low_rank=head.low_rank and (cut(head.low_rank[0]), *head.low_rank[1:]),
+        )
+        self.teacher_head = teacher_head
+        self.energies = energies
+        self.gradients = gradients
+
+    def block_rows(self, tile_rows):
+        """How many rows to work on together between the products; `None` for all."""
+        if not runs_on_processor():
+            return None
+        classes = self.head.kernel.shape[0]
+        return min(tile_rows, max(_BLOCK_ROWS, _BLOCK_BYTES // (4 * classes)))
+
+    def tile(self, data, block, sums):
+        """Values of some rows, and, of their weighted sum, the gradients.
+
+        Args:
+            sums: gradients summed over earlier tiles, by name. `None` if there is no
+                other tile: then the slope is handed out as `"slope"`, in the place of
+                the products with it that are the gradients of the head.
+        """
+        capped = self._student_logits(data["student"])
+        logits = capped if self.head.bias is None else capped + self.head.bias
+        teacher = ops.cast(self.teacher_head(data["teacher"]), "float32")
+        inputs = logits, teacher, data["labels"], data["coefficients"]
+        values, slopes = _by_blocks(self._values_and_slope, inputs, block)
+        rows = {"values": values}
+        if not self.gradients:
+            return rows, {}
+        return self._gradients(rows, slopes, capped, data, sums)
+
+    def _values_and_slope(self, student, teacher, labels, coefficients):
+        """Values, and the slope of their weighted sum in the logits.
+
+        The values are (n, 2 + E + P): correctness, cross-entropy, E energies, and the
+        derivatives of those of them that learn a parameter.
+        """
+        correct = argmax(student) == labels
+        student, teacher = LogitRows(student, labels), LogitRows(teacher)
+        task = -_at(student.log_probabilities(), labels)
+        values = [ops.cast(correct, "float32"), task]
+        slope = coefficients[:, :1] * student.probabilities()
+        slope = _add_at(slope, labels, -coefficients[:, 0])
+        derivatives = []
+        for k, energy in enumerate(self.energies.values(), start=1):
+            if energy.parameter is None:
+                value, gradient = energy.value_and_gradient(teacher, student)
+            else:
+                value, gradient, *more = energy.value_and_gradients(teacher, student)
+                derivatives += more
+            values.append(value)
+            slope = slope + coefficients[:, k : k + 1] * gradient
+        return ops.stack(values + derivatives, axis=-1), slope
+
+    def _student_logits(self, rows):
+        head = self.head
+        rows = ops.cast(rows, head.dtype)
+        logits = ops.matmul(rows, ops.transpose(head.kernel))
+        if head.soft_cap is not None:
+            logits = ops.tanh(logits / head.soft_cap) * head.soft_cap
+        return ops.cast(logits, "float32")
+
+    def _gradients(self, rows, slope, capped, data, sums):
+        head, alone = self.head, sums is None
+        before, sums = sums or {}, {}
+        if head.bias is not None:
+            sums["bias"] = ops.sum(slope, axis=0) + before.get("bias", 0.0)
+        if head.soft_cap is not None:
+            slope = slope * (1.0 - ops.square(capped / head.soft_cap))
+        if head.low_rank is not None:
+            up = ops.cast(head.low_rank[0], "float32")
+            rows["low_rank"] = ops.matmul(slope, up)
+        low = ops.cast(slope, head.dtype)
+        rows["student"] = ops.cast(ops.matmul(low, head.kernel), "float32")
+        factors = self.head_factors(slope, data)
+        if alone and factors:
+            rows["slope"] = slope
+        elif factors:
+            for name, (left, right) in factors.items():
+                sums[name] = add_outer(before.get(name), left, right)
+        return rows, sums
+
+    def head_factors(self, slope, data):
+        """Dict of pairs (n, V) and (n, .), whose products are the head's gradients."""
+        head, factors = self.head, {}
+        if head.low_rank is not None:
+            factors["low_rank_kernel"] = slope, data["low_rank"]
+        if head.trainable:
+            hidden = ops.cast(data["student"], head.dtype)
+            factors["kernel"] = ops.cast(slope, head.dtype), hidden
+        return factors
+
+
+def _by_blocks(function, inputs, block):
+    """`function(*inputs)`, a tuple of tensors, computed `block` rows at a time."""
+    if block in (None, inputs[0].shape[0]):
+        return function(*inputs)
+    cut = tuple(ops.reshape(x, (-1, block, *x.shape[1:])) for x in inputs)
+    outputs = ops.map(lambda parts: function(*parts), cut)
+    return tuple(ops.reshape(x, (-1, x.shape[-1])) for x in outputs)
+
+
+def _at(x, labels):
+    """x[n, labels[n]] of each row."""
+    return ops.squeeze(ops.take_along_axis(x, labels[:, None], axis=-1), axis=-1)
+
+
+def _add_at(x, labels, increments):
+    """`x` with the increment of each row added at its label."""
+    indices = ops.stack(
+        [ops.arange(ops.shape(labels)[0], dtype="int32"), labels], axis=-1
+    )
+    return ops.scatter_update(x, indices, _at(x, labels) + increments)
