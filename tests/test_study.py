@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 import keras_betakd
+from keras_betakd.data import ScienceQARecord
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FOLDER = os.path.join(ROOT, "benchmarks", "study")
@@ -18,6 +19,7 @@ sys.path.append(FOLDER)
 
 from arm_models import BETAS, energies_and_beta  # noqa: E402
 from arms import GROUPS  # noqa: E402
+from easy_vqa_problems import as_problem  # noqa: E402
 from paired import paired_difference, spread  # noqa: E402
 from problems import FAMILIES, make_problems  # noqa: E402
 from results import Results  # noqa: E402
@@ -68,6 +70,18 @@ def test_the_biased_teacher_is_taught_wrong_in_its_part_alone(problems):
     taught_wrong = [p.biased_answer != p.answer for p in problems]
     assert taught_wrong == [p.in_biased_part for p in problems]
     assert 0.1 < np.mean(taught_wrong) < 0.35
+
+
+def test_of_an_easy_vqa_question_the_teacher_alone_is_shown_the_choices():
+    picture = np.zeros((64, 64, 3), "uint8")
+    record = ScienceQARecord(
+        "7", "is there a circle?", ("no", "yes"), 1, "", picture, skill="presence"
+    )
+    problem = as_problem(record)
+    assert (problem.question, problem.family) == (record.question, record.skill)
+    assert "(A) no (B) yes" in problem.prompt and record.question in problem.prompt
+    assert problem.biased_answer == problem.answer == 1
+    assert np.array_equal(problem.picture, picture)
 
 
 def test_paired_differences_are_those_of_scipy():

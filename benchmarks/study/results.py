@@ -65,7 +65,7 @@ class Results:
 
     def best_fixed(self, energy, setting):
         """The fixed beta a grid search takes: the best on the validation questions."""
-        arms = self.present(fixed_arms(energy))
+        arms = [arm for arm in fixed_arms(energy) if self.has(arm, setting)]
         return max(arms, key=lambda arm: self.mean(arm, setting, validation))
 
     def difference_to_best_fixed(self, arm, energy, settings, read=accuracy):

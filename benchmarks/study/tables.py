@@ -8,11 +8,12 @@ import json
 import os
 import re
 
-from arms import GROUPS, LEARNED, MAIN_ENERGIES
+from arms import CONFIRMED, GROUPS, LEARNED, MAIN_ENERGIES
 from plots import draw
 from results import Results, accuracy, fixed_arms
 from settings import (
     BATCH,
+    EASY_VQA_SETTINGS,
     FRESH_SEEDS,
     LEARNING_RATE,
     SEEDS,
@@ -26,6 +27,9 @@ TITLES = {
     "few": "few labels",
     "noisy": "wrong labels",
     "noisy-teacher": "wrong teacher",
+    "easy-full": "all labels",
+    "easy-few": "few labels",
+    "easy-noisy": "wrong labels",
 }
 
 
@@ -66,6 +70,7 @@ class Report:
     c_unsure_both = f"{c_unsure}, task_loss=task"
     f_instance, f_task = "forward-kl / instance", "forward-kl / task"
     f_analytic = "forward-kl / analytic"
+    easy_vqa = tuple(EASY_VQA_SETTINGS)
     steps, batch, learning_rate = STEPS, BATCH, LEARNING_RATE
     student_width = WIDTH
 
@@ -95,7 +100,7 @@ class Report:
         found = self.results.difference_to_best_fixed(arm, energy, list(settings))
         return str(found)
 
-    def short_table(self):
+    def short_table(self, data=tuple(SETTINGS)):
         """Five learned betas, above the labels alone and above the grid's choice."""
         arms = {
             "`TaskBeta`": self.c_task,
@@ -104,7 +109,7 @@ class Report:
             '`InstanceBeta(features="uncertainty")`': self.c_unsure,
             "the same, and a `TaskBeta` of the cross-entropy": self.c_unsure_both,
         }
-        settings = [*([setting] for setting in SETTINGS), list(SETTINGS)]
+        settings = [*([setting] for setting in data), list(data)]
         rows = []
         for name, arm in arms.items():
             cells = [self.versus(arm, "ce", s) for s in settings]
@@ -112,7 +117,7 @@ class Report:
         for name, arm in arms.items():
             cells = [self.versus_grid(arm, "cosine-probs", s) for s in settings]
             rows.append([f"{name}, above the best of five fixed betas", *cells])
-        return table(["", *TITLES.values(), "all four"], rows)
+        return table(["", *self._titles(data), "together"], rows)
 
     def main_table(self):
         """Accuracy of the main arms; the grid's choice in bold."""
@@ -123,14 +128,28 @@ class Report:
             rows += [self._accuracies(name_of(arm), arm, best) for arm in fixed]
             for arm in self._learned(energy):
                 rows.append(self._accuracies(name_of(arm), arm, []))
-        return table(["", *TITLES.values()], rows)
+        return table(["", *self._titles()], rows)
+
+    def easy_vqa_table(self):
+        """Accuracy on easy-VQA of all arms that ran there."""
+        best = [self.best_fixed("cosine-probs", s) for s in EASY_VQA_SETTINGS]
+        arms = {"labels alone (CE)": "ce"}
+        arms |= {name_of(arm): arm for arm in CONFIRMED if arm != "ce"}
+        rows = [
+            self._accuracies(name, arm, best, EASY_VQA_SETTINGS)
+            for name, arm in arms.items()
+        ]
+        return table(["", *self._titles(EASY_VQA_SETTINGS)], rows)
+
+    def _titles(self, settings=SETTINGS):
+        return [TITLES[setting] for setting in settings]
 
     def _learned(self, energy):
         return self.results.present(f"{energy} / {kind}" for kind in LEARNED)
 
-    def _accuracies(self, name, arm, best):
+    def _accuracies(self, name, arm, best, settings=SETTINGS):
         cells = []
-        for i, setting in enumerate(SETTINGS):
+        for i, setting in enumerate(settings):
             mean, deviation = self.results.spread(arm, setting)
             text = f"{mean:.1f} ± {deviation:.1f}"
             cells.append(f"**{text}**" if best and best[i] == arm else text)
@@ -148,7 +167,7 @@ class Report:
                 if has_grid:
                     grid = [self.versus_grid(arm, energy, s) for s in settings]
                     rows.append([f"{name_of(arm)}, above the grid's choice", *grid])
-        return table(["", *TITLES.values()], rows)
+        return table(["", *self._titles()], rows)
 
     def group_table(self, *groups, reference):
         """Arms of groups that were run: accuracy, and what is above a reference."""
@@ -163,7 +182,7 @@ class Report:
             rows.append([arm, *cells, self.versus(arm, reference, settings)])
         if not rows:
             return f"None yet: `study.py run --groups {' '.join(groups)}`."
-        return table(["", *TITLES.values(), f"above `{reference}`"], rows)
+        return table(["", *self._titles(), f"above `{reference}`"], rows)
 
     def _accuracies_in(self, arm, setting):
         mean, deviation = self.results.spread(arm, setting)
@@ -211,8 +230,8 @@ class Report:
         with open(os.path.join(folder, "trained.json")) as file:
             return f"{json.load(file)['seconds'] / 60:.0f}"
 
-    def count(self):
-        return f"{len(self.results.runs):,}"
+    def count(self, settings=SETTINGS):
+        return f"{sum(run['setting'] in settings for run in self.results.runs):,}"
 
     def seeds(self):
         return str(len({run["seed"] for run in self.results.runs}))
