@@ -63,6 +63,11 @@ def add_outer(total, left, right):
     return product if total is None else total + product
 
 
+def write_over(x, values):
+    """Puts values into the memory of a PyTorch tensor that is not needed any more."""
+    x.copy_(values)
+
+
 def gradient_values(gradient):
     """The entries of a gradient; TensorFlow keeps those of a lookup apart."""
     if keras.backend.backend() == "tensorflow":

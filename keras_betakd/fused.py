@@ -26,7 +26,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_betakd.backends import add_outer
+from keras_betakd.backends import add_outer, runs_eagerly
 from keras_betakd.devices import parts_of_batch, spread_by_part
 from keras_betakd.tiles import HeadTiles, rows_per_tile
 
@@ -94,7 +94,7 @@ def fused_head_loss(
     }
     if low_rank is not None:
         data["low_rank"] = _cleared(low_rank, supervised)
-    rows, sums = _run_in_parts(job, data, supervised, tile_rows)
+    rows, sums, factors = _run_in_parts(job, data, supervised, tile_rows)
     values = ops.transpose(rows["values"])
     values = ops.where(supervised, values, 0.0)
     correct, values, derivatives = (
@@ -114,10 +114,9 @@ def fused_head_loss(
         }
         pairs = [(coefficients, values)]
         pairs += _parameter_gradients(energies, coefficients, derivatives)
-        if "slope" in rows:
-            factors = job.head_factors(rows["slope"], data)
-            sums |= {name: _Product(*pair) for name, pair in factors.items()}
-        pairs += [(inputs[k], v) for k, v in {**rows, **sums}.items() if k in inputs]
+        products = {name: _Product(*pair) for name, pair in factors.items()}
+        found = {**rows, **sums, **products}
+        pairs += [(inputs[k], v) for k, v in found.items() if k in inputs]
         total = _with_gradients(ops.stop_gradient(total), pairs)
     return HeadLoss(
         total=total,
@@ -211,15 +210,17 @@ def _run_in_parts(job, data, supervised, tile_rows):
     data, supervised = {k: cut(v) for k, v in data.items()}, cut(supervised)
     # The same number of tiles for all, so that none waits within the loop.
     most = ops.max(ops.sum(ops.cast(supervised, "int32"), axis=1))
-    rows, sums = ops.vectorized_map(
+    rows, sums, factors = ops.vectorized_map(
         lambda part: _run(job, *part, tile_rows, most), (data, supervised)
     )
-    rows = {k: ops.reshape(v, (count, *v.shape[2:])) for k, v in rows.items()}
-    return rows, {k: ops.sum(v, axis=0) for k, v in sums.items()}
+    rows, factors = keras.tree.map_structure(
+        lambda x: ops.reshape(x, (-1, *x.shape[2:])), (rows, factors)
+    )
+    return rows, {k: ops.sum(v, axis=0) for k, v in sums.items()}, factors
 
 
 def _run(job, data, supervised, tile_rows, most=None):
-    """Row-wise results in the rows' own order, and sums over all tiles.
+    """As `HeadTiles.tile`, of all rows, in their own order.
 
     Args:
         most: how many rows to compute at least; those that are supervised if `None`.
@@ -231,8 +232,8 @@ def _run(job, data, supervised, tile_rows, most=None):
     block, height = _whole_blocks(height, job.block_rows(tile_rows))
     if known and count <= tile_rows:
         part = {k: _padded(v, height) for k, v in data.items()}
-        rows, sums = job.tile(part, block, None)
-        return {k: v[:count] for k, v in rows.items()}, sums
+        rows, sums, factors = job.tile(part, block, None)
+        return {k: v[:count] for k, v in rows.items()}, sums, factors
     tiles = (count + height - 1) // height
     order = ops.argsort(ops.cast(ops.logical_not(supervised), "int32"))
     data = {k: _in_tiles(ops.take(v, order, 0), tiles, height) for k, v in data.items()}
@@ -244,18 +245,19 @@ def _run(job, data, supervised, tile_rows, most=None):
         return job.tile(part, block, sums)
 
     def body(i, rows, sums):
-        new_rows, sums = tile(i, sums)
+        new_rows, sums, _ = tile(i, sums)
         rows = {k: _set_tile(rows[k], i, v) for k, v in new_rows.items()}
         return i + 1, rows, sums
 
     # The first tile before the loop: a sum need not start from zeros.
-    rows, sums = tile(0, {})
+    alone = runs_eagerly() and int(needed) <= 1
+    rows, sums, factors = tile(0, None if alone else {})
     rows = {k: _padded(ops.expand_dims(v, 0), tiles) for k, v in rows.items()}
     start = ops.convert_to_tensor(1, "int32")
     _, rows, sums = ops.while_loop(lambda i, *_: i < needed, body, (start, rows, sums))
     back = ops.argsort(order)
     flat = {k: ops.reshape(v, (-1, v.shape[-1])) for k, v in rows.items()}
-    return {k: ops.take(v, back, 0) for k, v in flat.items()}, sums
+    return {k: ops.take(v, back, 0) for k, v in flat.items()}, sums, factors
 
 
 def _whole_blocks(height, block):

@@ -4,7 +4,13 @@ import dataclasses
 
 from keras import ops
 
-from keras_betakd.backends import add_outer, argmax, runs_on_processor
+from keras_betakd.backends import (
+    add_outer,
+    argmax,
+    runs_eagerly,
+    runs_on_processor,
+    write_over,
+)
 from keras_betakd.energies.rows import LogitRows
 
 # Live float32 copies of a tile: both models' logits and the slope, and, where a tile is
@@ -70,18 +76,24 @@ class HeadTiles:
         """Values of some rows, and, of their weighted sum, the gradients.
 
         Args:
-            sums: gradients summed over earlier tiles, by name. `None` if there is no
-                other tile: then the slope is handed out as `"slope"`, in the place of
-                the products with it that are the gradients of the head.
+            sums: gradients summed over earlier tiles, by name; `None` if there is no
+                other tile.
+
+        Returns:
+            Dicts by name: of what each row has, of sums over the rows, and, if there
+            is no other tile, of pairs (n, V) and (n, .) in the place of their product,
+            which is a sum.
         """
         capped = self._student_logits(data["student"])
         logits = capped if self.head.bias is None else capped + self.head.bias
         teacher = ops.cast(self.teacher_head(data["teacher"]), "float32")
         inputs = logits, teacher, data["labels"], data["coefficients"]
-        values, slopes = _by_blocks(self._values_and_slope, inputs, block)
+        reuse = runs_eagerly() and self.head.soft_cap is None
+        by_blocks = _by_blocks_in_place if reuse else _by_blocks
+        values, slopes = by_blocks(self._values_and_slope, inputs, block)
         rows = {"values": values}
         if not self.gradients:
-            return rows, {}
+            return rows, {}, {}
         return self._gradients(rows, slopes, capped, data, sums)
 
     def _values_and_slope(self, student, teacher, labels, coefficients):
@@ -117,7 +129,7 @@ class HeadTiles:
 
     def _gradients(self, rows, slope, capped, data, sums):
         head, alone = self.head, sums is None
-        before, sums = sums or {}, {}
+        before, sums, factors = sums or {}, {}, {}
         if head.bias is not None:
             sums["bias"] = ops.sum(slope, axis=0) + before.get("bias", 0.0)
         if head.soft_cap is not None:
@@ -125,25 +137,16 @@ class HeadTiles:
         if head.low_rank is not None:
             up = ops.cast(head.low_rank[0], "float32")
             rows["low_rank"] = ops.matmul(slope, up)
+            factors["low_rank_kernel"] = slope, data["low_rank"]
         low = ops.cast(slope, head.dtype)
         rows["student"] = ops.cast(ops.matmul(low, head.kernel), "float32")
-        factors = self.head_factors(slope, data)
-        if alone and factors:
-            rows["slope"] = slope
-        elif factors:
-            for name, (left, right) in factors.items():
-                sums[name] = add_outer(before.get(name), left, right)
-        return rows, sums
-
-    def head_factors(self, slope, data):
-        """Dict of pairs (n, V) and (n, .), whose products are the head's gradients."""
-        head, factors = self.head, {}
-        if head.low_rank is not None:
-            factors["low_rank_kernel"] = slope, data["low_rank"]
         if head.trainable:
-            hidden = ops.cast(data["student"], head.dtype)
-            factors["kernel"] = ops.cast(slope, head.dtype), hidden
-        return factors
+            factors["kernel"] = low, ops.cast(data["student"], head.dtype)
+        if alone:
+            return rows, sums, factors
+        for name, (left, right) in factors.items():
+            sums[name] = add_outer(before.get(name), left, right)
+        return rows, sums, {}
 
 
 def _by_blocks(function, inputs, block):
@@ -153,6 +156,22 @@ def _by_blocks(function, inputs, block):
     cut = tuple(ops.reshape(x, (-1, block, *x.shape[1:])) for x in inputs)
     outputs = ops.map(lambda parts: function(*parts), cut)
     return tuple(ops.reshape(x, (-1, x.shape[-1])) for x in outputs)
+
+
+def _by_blocks_in_place(function, inputs, block):
+    """The same; the second output takes the memory of the first input.
+
+    Fresh memory costs a processor as much time as several passes over it.
+    """
+    if block in (None, inputs[0].shape[0]):
+        return function(*inputs)
+    values = []
+    for start in range(0, inputs[0].shape[0], block):
+        parts = [x[start : start + block] for x in inputs]
+        value, output = function(*parts)
+        values.append(value)
+        write_over(parts[0], output)
+    return ops.concatenate(values), inputs[0]
 
 
 def _at(x, labels):
