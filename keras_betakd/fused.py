@@ -82,7 +82,7 @@ def fused_head_loss(
     """
     kernel = student_head.kernel
     if tile_rows is None:
-        tile_rows = rows_per_tile(*kernel.shape)
+        tile_rows = rows_per_tile(*kernel.shape, student_rows.shape[0])
     job = HeadTiles(student_head, teacher_head, energies, gradients)
     low_rank = _low_rank_rows(student_rows, student_head)
     supervised = ops.any(coefficients != 0, axis=0)

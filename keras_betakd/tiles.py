@@ -26,24 +26,31 @@ _ENOUGH_ROWS, _ENOUGH_LOGITS = 256, 2**22
 _BLOCK_BYTES, _BLOCK_ROWS = 2**20, 4
 
 
-def rows_per_tile(classes, width, memory_budget=None):
+def rows_per_tile(classes, width, count=None, memory_budget=None):
     """How many rows of logits to hold at a time.
 
     Args:
         classes: V.
         width: H, the width of the student's hidden states.
+        count: how many rows there are; any number if `None`.
         memory_budget: bytes that the tiles of all stages may take together. Defaults
             to twice the size of the head's gradient, (V, H) in float32, which training
-            needs anyway, and of which a loop over tiles keeps a second copy; but at
-            least 128 MiB: fewer rows save little and starve the processor, since every
-            tile reads the whole head.
+            needs anyway, if one tile of that size holds all rows, and otherwise to
+            once, since a loop over tiles keeps a second copy of that gradient; but to
+            at least 128 MiB: fewer rows save little and starve the processor, since
+            every tile reads the whole head.
 
     Returns:
         At most 256 rows, or as many as make four million logits: a larger tile
         saves nothing, and the last one would compute more rows that nobody needs.
     """
     if memory_budget is None:
-        memory_budget = max(_SMALLEST_BUDGET, 2 * 4 * classes * width)
+        gradient = 4 * classes * width
+        once, twice = (
+            rows_per_tile(classes, width, count, max(_SMALLEST_BUDGET, n * gradient))
+            for n in (1, 2)
+        )
+        return twice if count is not None and count <= twice else once
     copies = _COPIES_IN_BLOCKS if runs_on_processor() else _COPIES
     enough = max(_ENOUGH_ROWS, _ENOUGH_LOGITS // classes)
     return max(1, min(enough, memory_budget // (4 * classes * copies)))
