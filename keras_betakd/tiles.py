@@ -46,10 +46,8 @@ def rows_per_tile(classes, width, count=None, memory_budget=None):
     """
     if memory_budget is None:
         gradient = 4 * classes * width
-        once, twice = (
-            rows_per_tile(classes, width, count, max(_SMALLEST_BUDGET, n * gradient))
-            for n in (1, 2)
-        )
+        budgets = (max(_SMALLEST_BUDGET, times * gradient) for times in (1, 2))
+        once, twice = (rows_per_tile(classes, width, None, b) for b in budgets)
         return twice if count is not None and count <= twice else once
     copies = _COPIES_IN_BLOCKS if runs_on_processor() else _COPIES
     enough = max(_ENOUGH_ROWS, _ENOUGH_LOGITS // classes)

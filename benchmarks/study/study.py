@@ -35,8 +35,7 @@ def parse_arguments():
     )
     add = parser.add_argument
     everywhere = [setting for settings in DATA.values() for setting in settings]
-    commands = ("cell", "run", "confirm", "easy_vqa", "report", "teachers")
-    add("command", choices=commands)
+    add("command", choices=COMMANDS)
     add("--arm", default="cosine-probs / task", help="of `cell`")
     add("--setting", default="noisy", choices=everywhere, help="of `cell`")
     add("--groups", nargs="+", choices=GROUPS, default=list(GROUPS), help="of `run`")
@@ -53,18 +52,22 @@ def run(args):
     store = RunStore(args.runs)
     arms = args.arms or [arm for group in args.groups for arm in GROUPS[group]]
     for data in DATA:
-        settings, trainer = [s for s in args.settings if s in DATA[data]], None
-        for program, group in itertools.groupby(arms, program_of):
-            jobs = list(itertools.product(group, settings, args.seeds))
-            jobs = [job for job in jobs if job not in store]
-            if not jobs:
-                continue
-            trainer = trainer or make_trainer(args, data)
-            start = time.time()
-            for made in trainer.run(jobs):
-                store.add(made)
-            seconds = time.time() - start
-            print(f"{program}: {len(jobs)} runs, {seconds:.0f} s", flush=True)
+        run_on(data, arms, store, args)
+
+
+def run_on(data, arms, store, args):
+    """Makes those runs of `run` whose settings are of some data."""
+    settings, trainer = [s for s in args.settings if s in DATA[data]], None
+    for program, group in itertools.groupby(arms, program_of):
+        jobs = list(itertools.product(group, settings, args.seeds))
+        jobs = [job for job in jobs if job not in store]
+        if not jobs:
+            continue
+        trainer = trainer or make_trainer(args, data)
+        start = time.time()
+        for made in trainer.run(jobs):
+            store.add(made)
+        print(f"{program}: {len(jobs)} runs, {time.time() - start:.0f} s", flush=True)
 
 
 def confirm(args):
@@ -120,10 +123,15 @@ def report(args):
     write_study(args.runs, os.path.join(os.path.dirname(HERE), "STUDY.md"), HERE)
 
 
+COMMANDS = {
+    command.__name__: command
+    for command in (cell, run, confirm, easy_vqa, report, teachers)
+}
+
+
 def main():
     args = parse_arguments()
-    commands = (run, confirm, easy_vqa, cell, report, teachers)
-    {command.__name__: command for command in commands}[args.command](args)
+    COMMANDS[args.command](args)
 
 
 if __name__ == "__main__":
