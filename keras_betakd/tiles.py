@@ -5,8 +5,10 @@ import dataclasses
 from keras import ops
 
 from keras_betakd.backends import (
+    add_at,
     add_outer,
-    argmax,
+    add_scaled,
+    is_argmax,
     runs_eagerly,
     runs_on_processor,
     write_over,
@@ -22,8 +24,9 @@ _SMALLEST_BUDGET = 128 * 2**20
 _ENOUGH_ROWS, _ENOUGH_LOGITS = 256, 2**22
 # A processor makes its many elementwise passes over blocks of so many bytes, which stay
 # in its cache, several times faster than over a whole tile. But its threads share out
-# rows, so that a block needs some.
-_BLOCK_BYTES, _BLOCK_ROWS = 2**20, 4
+# rows, so that a block needs some; and where operations run one by one, each costs some
+# ten microseconds besides.
+_BLOCK_BYTES, _EAGER_BLOCK_BYTES, _BLOCK_ROWS = 2**20, 2**22, 4
 
 
 def rows_per_tile(classes, width, count=None, memory_budget=None):
@@ -75,7 +78,8 @@ class HeadTiles:
         if not runs_on_processor():
             return None
         classes = self.head.kernel.shape[0]
-        return min(tile_rows, max(_BLOCK_ROWS, _BLOCK_BYTES // (4 * classes)))
+        size = _EAGER_BLOCK_BYTES if runs_eagerly() else _BLOCK_BYTES
+        return min(tile_rows, max(_BLOCK_ROWS, size // (4 * classes)))
 
     def tile(self, data, block, sums):
         """Values of some rows, and, of their weighted sum, the gradients.
@@ -107,12 +111,12 @@ class HeadTiles:
         The values are (n, 2 + E + P): correctness, cross-entropy, E energies, and the
         derivatives of those of them that learn a parameter.
         """
-        correct = argmax(student) == labels
+        correct = is_argmax(student, labels)
         student, teacher = LogitRows(student, labels), LogitRows(teacher)
-        task = -_at(student.log_probabilities(), labels)
+        task = -student.log_probability_of(labels)
         values = [ops.cast(correct, "float32"), task]
         slope = coefficients[:, :1] * student.probabilities()
-        slope = _add_at(slope, labels, -coefficients[:, 0])
+        slope = add_at(slope, labels, -coefficients[:, 0])
         derivatives = []
         for k, energy in enumerate(self.energies.values(), start=1):
             if energy.parameter is None:
@@ -121,7 +125,7 @@ class HeadTiles:
                 value, gradient, *more = energy.value_and_gradients(teacher, student)
                 derivatives += more
             values.append(value)
-            slope = slope + coefficients[:, k : k + 1] * gradient
+            slope = add_scaled(slope, coefficients[:, k : k + 1], gradient)
         return ops.stack(values + derivatives, axis=-1), slope
 
     def _student_logits(self, rows):
@@ -177,16 +181,3 @@ def _by_blocks_in_place(function, inputs, block):
         values.append(value)
         write_over(parts[0], output)
     return ops.concatenate(values), inputs[0]
-
-
-def _at(x, labels):
-    """x[n, labels[n]] of each row."""
-    return ops.squeeze(ops.take_along_axis(x, labels[:, None], axis=-1), axis=-1)
-
-
-def _add_at(x, labels, increments):
-    """`x` with the increment of each row added at its label."""
-    indices = ops.stack(
-        [ops.arange(ops.shape(labels)[0], dtype="int32"), labels], axis=-1
-    )
-    return ops.scatter_update(x, indices, _at(x, labels) + increments)

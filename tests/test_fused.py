@@ -26,7 +26,7 @@ from keras_betakd import (
     TokenBeta,
     TotalVariationEnergy,
 )
-from keras_betakd.backends import argmax, value_and_gradient
+from keras_betakd.backends import is_argmax, value_and_gradient
 from keras_betakd.fused import fused_head_loss
 from keras_betakd.models import HeadMatrix
 from keras_betakd.tiles import rows_per_tile
@@ -269,10 +269,17 @@ def test_a_subclass_with_another_formula_does_not_inherit_the_closed_form():
     np.testing.assert_allclose(as_array(doubled), 2 * as_array(plain), rtol=1e-5)
 
 
-def test_argmax_is_the_first_largest_class():
-    """As `keras.ops.argmax`, also where XLA's own is replaced for its slowness."""
-    x = [[1.0, 3.0, 3.0], [5.0, 5.0, 5.0], [-math.inf, -math.inf, -2.0]]
-    assert as_array(argmax(ops.convert_to_tensor(x))).tolist() == [1, 0, 2]
+@pytest.mark.parametrize("label", [0, 1, 2])
+def test_only_the_first_largest_class_is_right(label):
+    """Ties are frequent in bfloat16; a head of zeros must not be right everywhere."""
+    x = ops.array(
+        [[1.0, 3.0, 3.0], [5.0, 5.0, 5.0], [-math.inf, -math.inf, -2.0], [math.nan] * 3]
+    )
+    before = as_array(x).copy()
+    found = is_argmax(x, ops.full((4,), label, dtype="int32"))
+    best = np.array([1, 0, 2, -1])  # none among NaN
+    np.testing.assert_array_equal(as_array(found), best == label)
+    np.testing.assert_array_equal(as_array(x), before)
 
 
 def test_a_tile_is_as_large_as_the_budget_allows_and_a_product_needs():

@@ -20,7 +20,7 @@ import keras
 from keras import ops
 
 from keras_betakd.backends import value_and_gradient
-from keras_betakd.energies.rows import probability_rows
+from keras_betakd.energies.rows import ProbabilityRows
 
 _MEANS_OVER_ALL_POSITIONS = ("mean", "sum_over_batch_size")
 
@@ -387,7 +387,7 @@ class ProbabilityEnergy(Energy):
     def value_and_gradient(self, teacher, student):
         if self.closed_form is None or not self.from_logits:
             return super().value_and_gradient(teacher, student)
-        rows = probability_rows(teacher, student, self.temperature)
+        rows = ProbabilityRows(teacher, student, self.temperature)
         value, slope = self.closed_form(rows)
         if self.scale_by_t2:
             return value * self.temperature**2, slope * self.temperature

@@ -3,13 +3,14 @@
 The fused head (`keras_betakd.fused`) computes an energy and its gradient tile by tile,
 in the forward pass. Automatic differentiation of the formulas in `divergences` and
 `distances` would give the same numbers with several times the passes over a tile; here
-the two share what they need, and no pass is a selection, which costs as much as an
-exponential on some backends.
+the two share what they need, no pass is a selection, which costs as much as an
+exponential on some backends, and an array that only this file has seen is changed by
+`*=` and `-=`, which need no fresh memory on PyTorch.
 
-Every function takes a `Rows` and returns `(value, slope)`: the energy, (N,), and its
-gradient towards log q before normalisation, (N, V), that is, towards the student's
-logits divided by the temperature. For an energy whose derivative towards q is g, that
-is the softmax Jacobian applied to g, q (g - sum_v q g).
+Every function takes `rows.ProbabilityRows` and returns `(value, slope)`: the energy,
+(N,), and its gradient towards log q before normalisation, (N, V), that is, towards the
+student's logits divided by the temperature. For an energy whose derivative towards q is
+g, that is the softmax Jacobian applied to g, q (g - sum_v q g).
 
 A KL divergence to a mixture m is summed as p (expm1(d) - d), d = log(m / p), like in
 `bregman` and for its reason: it keeps its digits where the models agree. Where some
@@ -19,30 +20,15 @@ class has d beyond `_APART`, p is too small beside m to carry that form and the 
 A value that is infinite has no slope: what is returned for it may be anything.
 """
 
-import dataclasses
 import math
-from typing import Any
 
 from keras import ops
 
-# Stands for log 0: large enough that exp() of it is 0, finite so that 0 times it is 0.
-LOG_ZERO = -1e30
+from keras_betakd.backends import add_scaled
+
 _INFINITE = 1e29
 _APART = 16.0
 _FAR = 40.0  # exp(-40) is beyond the digits of float32, exp(40) within its range
-
-
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """Teacher's p and student's q at N positions: log-probabilities and probabilities.
-
-    All (N, V) float32; the logs are `LOG_ZERO` instead of -inf.
-    """
-
-    log_p: Any
-    log_q: Any
-    p: Any
-    q: Any
 
 
 def _sum(x):
@@ -56,38 +42,42 @@ def _column(x):
 def _through_softmax(q, derivative):
     centred = derivative - _column(_sum(q * derivative))
     # A second time: the first mean is rounded like the large numbers it is made of.
-    return q * (centred - _column(_sum(q * centred)))
+    centred -= _column(_sum(q * centred))
+    centred *= q
+    return centred
 
 
-def _kl(p, d, growth, largest):
-    """sum p (growth - d), growth = expm1(d); plain where `largest`, max d, is far."""
-    plain = -_sum(p * d)
-    return ops.where(largest > _APART, plain, _sum(p * (growth - d)))
+def _near(d):
+    """1 for rows where no class has d beyond `_APART`, otherwise 0, (N, 1)."""
+    return ops.cast(ops.max(d, axis=-1, keepdims=True) <= _APART, d.dtype)
 
 
-def _kl_whole(p, log_p, log_q):
-    """KL(p || q) and d = log(q / p); infinite where q excludes what p allows."""
-    d = log_q - log_p
-    largest, smallest = ops.max(d, axis=-1), ops.min(d, axis=-1)
-    value = _kl(p, d, ops.expm1(ops.minimum(d, _FAR)), largest)
-    return ops.where(smallest < -_INFINITE, math.inf, value), d
+def _kl_whole(p, d):
+    """KL(p || q) of d = log(q / p); infinite where q excludes what p allows."""
+    excess = ops.expm1(_near(d) * d)
+    excess -= d
+    excess *= p
+    return ops.where(ops.min(d, axis=-1) < -_INFINITE, math.inf, _sum(excess))
 
 
 def forward_kl(rows):
-    value, _ = _kl_whole(rows.p, rows.log_p, rows.log_q)
-    return value, rows.q - rows.p
+    p, q = rows.p, rows.q
+    return _kl_whole(p, rows.log_ratio()), q - p
 
 
 def reverse_kl(rows):
-    value, d = _kl_whole(rows.q, rows.log_q, rows.log_p)
-    return value, _through_softmax(rows.q, -d)
+    d = rows.log_ratio()
+    return _kl_whole(rows.q, -d), _through_softmax(rows.q, d)
 
 
-def _kl_to_mixture(p, log_p, log_q, share):
-    """KL(p || m), m = (1 - share) p + share q, and m / p - 1."""
-    d = log_q - log_p
-    growth = share * ops.expm1(ops.minimum(d, _FAR))
-    return _kl(p, ops.log1p(growth), growth, ops.max(d, axis=-1)), growth
+def _kl_to_mixture(p, d, share):
+    """KL(p || m), m = (1 - share) p + share q, and m / p - 1, of d = log(q / p)."""
+    growth = ops.expm1(ops.minimum(d, _FAR))
+    growth *= share
+    excess = _near(d) * growth
+    excess -= ops.log1p(growth)
+    excess *= p
+    return _sum(excess), growth
 
 
 def jensen_shannon(rows, teacher_weight):
@@ -99,22 +89,29 @@ def jensen_shannon(rows, teacher_weight):
     agreement, unlike in a single KL divergence, nothing is lost.
     """
     w = teacher_weight
-    d = rows.log_q - rows.log_p
-    share = w if w == 0.5 else ops.where(d > 0, w, 1.0 - w)
-    to_larger = ops.log1p(share * ops.expm1(-ops.abs(d)))
-    to_p, to_q = to_larger + ops.maximum(d, 0.0), to_larger - ops.minimum(d, 0.0)
-    teacher, student = _sum(rows.p * to_p), _sum(rows.q * to_q)
-    slope = (1.0 - w) * rows.q * (_column(student) - to_q)
+    d = rows.log_ratio()
+    below = ops.abs(d)
+    below *= -1.0
+    below = ops.expm1(below)
+    below *= w if w == 0.5 else ops.where(d > 0, w, 1.0 - w)
+    from_q = ops.log1p(below)
+    from_p = from_q + ops.maximum(d, 0.0)
+    from_q -= ops.minimum(d, 0.0)
+    from_p *= rows.p
+    from_q *= rows.q
+    teacher, student = _sum(from_p), _sum(from_q)
+    from_q *= w - 1.0
+    slope = add_scaled(from_q, _column((1.0 - w) * student), rows.q)
     return -(w * teacher + (1.0 - w) * student), slope
 
 
 def skew_forward_kl(rows, skew):
-    value, growth = _kl_to_mixture(rows.p, rows.log_p, rows.log_q, 1.0 - skew)
+    value, growth = _kl_to_mixture(rows.p, rows.log_ratio(), 1.0 - skew)
     return value, _through_softmax(rows.q, (skew - 1.0) / (1.0 + growth))
 
 
 def skew_reverse_kl(rows, skew):
-    value, growth = _kl_to_mixture(rows.q, rows.log_q, rows.log_p, 1.0 - skew)
+    value, growth = _kl_to_mixture(rows.q, -rows.log_ratio(), 1.0 - skew)
     slope = -ops.log1p(growth) - skew / (1.0 + growth)
     return value, _through_softmax(rows.q, slope)
 
@@ -140,4 +137,6 @@ def cosine_probs(rows):
     value = 0.5 * _sum(gap * gap)
     # (cos q/|q| - p/|p|) / |q|, with cos = 1 - value: no cancellation at agreement.
     # Scaling q changes nothing, so its mean under q is 0 and needs no subtraction.
-    return value, student * (gap - _column(value) * student)
+    gap -= _column(value) * student
+    gap *= student
+    return value, gap

@@ -89,7 +89,7 @@ class ForwardKLEnergy(FormedEnergy):
     """
 
     def pointwise(self, log_p, log_q):
-        return forward_kl(log_p, log_q) + self.floor(log_p)
+        return forward_kl(log_p, log_q) + self.floor(lambda: log_p)
 
     def closed_form(self, rows):
         value, slope = closed_forms.forward_kl(rows)

@@ -47,10 +47,14 @@ class FormedEnergy(ProbabilityEnergy):
         self.form = expect_form(form)
 
     def floor(self, log_p):
-        """What to add to the divergence: 0, or the teacher's entropy, `(...)`."""
+        """What to add to the divergence: 0, or the teacher's entropy, `(...)`.
+
+        Args:
+            log_p: function that makes them, called only if they are needed.
+        """
         if self.form == "divergence":
             return 0.0
-        return entropy(ops.stop_gradient(log_p))
+        return entropy(ops.stop_gradient(log_p()))
 
     def get_config(self):
         return {**super().get_config(), "form": self.form}

@@ -1,12 +1,13 @@
-"""`LogitRows`: logits of some positions, and what several energies make of them."""
+"""Logits of some positions, and what several energies make of them."""
 
 from keras import ops
 
-from keras_betakd.energies.closed_forms import LOG_ZERO, Rows
+# Stands for log 0: large enough that exp() of it is 0, finite so that 0 times it is 0.
+LOG_ZERO = -1e30
 
 
 class LogitRows:
-    """Logits (N, V), with their (log-)probabilities made once per temperature.
+    """Logits (N, V) of one model; what is made of them is made once per temperature.
 
     Args:
         logits: (N, V) float32.
@@ -16,32 +17,93 @@ class LogitRows:
     def __init__(self, logits, labels=None):
         self.logits = logits
         self.labels = labels
-        self._log_probabilities = {}
-        self._probabilities = {}
-
-    def log_probabilities(self, temperature=1.0):
-        """log softmax(logits / temperature), `LOG_ZERO` where a class is excluded."""
-        if temperature not in self._log_probabilities:
-            logs = ops.log_softmax(self._tempered(temperature), axis=-1)
-            self._log_probabilities[temperature] = ops.maximum(logs, LOG_ZERO)
-        return self._log_probabilities[temperature]
+        self._made = {}
 
     def probabilities(self, temperature=1.0):
         """softmax(logits / temperature)."""
-        if temperature not in self._probabilities:
-            tempered = self._tempered(temperature)
-            self._probabilities[temperature] = ops.softmax(tempered, axis=-1)
-        return self._probabilities[temperature]
+        return self._once(
+            ("probabilities", temperature),
+            lambda: ops.softmax(self._tempered(temperature), axis=-1),
+        )
+
+    def log_probabilities(self, temperature=1.0):
+        """log softmax(logits / temperature), `LOG_ZERO` where a class is excluded."""
+        return self._once(
+            ("log_probabilities", temperature),
+            lambda: _finite(ops.log_softmax(self._tempered(temperature), axis=-1)),
+        )
+
+    def log_probability_of(self, classes):
+        """log softmax(logits) at a class of each row, (N,) ids to (N,)."""
+        largest, log_share = self._peak(1.0)
+        logits = ops.take_along_axis(self.logits, classes[:, None], axis=-1)
+        return ops.squeeze((logits - largest) + log_share, axis=-1)
+
+    def log_ratio(self, other, temperature=1.0):
+        """log of these probabilities over the other's; 0 where both exclude a class."""
+        return self._once(
+            ("log_ratio", other, temperature),
+            lambda: self._log_ratio(other, temperature),
+        )
+
+    def _log_ratio(self, other, temperature):
+        # No log-probabilities: of two logits that are near each other the difference
+        # is exact, and a log-softmax costs a processor as much as six of these passes.
+        largest, log_share = self._peak(temperature)
+        their_largest, their_log_share = other._peak(temperature)
+        shift = (largest - their_largest) + (their_log_share - log_share)
+        ratio = _finite(self._tempered(temperature))
+        ratio -= _finite(other._tempered(temperature) + shift)
+        return ratio
+
+    def _peak(self, temperature):
+        """Largest logit / temperature and the log of its probability, (N, 1) each."""
+        return self._once(
+            ("peak", temperature),
+            lambda: (
+                _largest(self._tempered(temperature)),
+                ops.log(_largest(self.probabilities(temperature))),
+            ),
+        )
 
     def _tempered(self, temperature):
-        return self.logits if temperature == 1.0 else self.logits / temperature
+        if temperature == 1.0:
+            return self.logits
+        return self._once(("logits", temperature), lambda: self.logits / temperature)
+
+    def _once(self, name, make):
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
 
 
-def probability_rows(teacher, student, temperature=1.0):
-    """The `Rows` of closed forms from teacher's and student's `LogitRows`."""
-    return Rows(
-        log_p=teacher.log_probabilities(temperature),
-        log_q=student.log_probabilities(temperature),
-        p=teacher.probabilities(temperature),
-        q=student.probabilities(temperature),
-    )
+class ProbabilityRows:
+    """Teacher's p and student's q, (N, V) float32, as closed forms need them."""
+
+    def __init__(self, teacher, student, temperature=1.0):
+        self._teacher, self._student = teacher, student
+        self._temperature = temperature
+
+    @property
+    def p(self):
+        return self._teacher.probabilities(self._temperature)
+
+    @property
+    def q(self):
+        return self._student.probabilities(self._temperature)
+
+    def log_p(self):
+        """log p, `LOG_ZERO` instead of -inf."""
+        return self._teacher.log_probabilities(self._temperature)
+
+    def log_ratio(self):
+        """log(q / p), about `LOG_ZERO` or its negative where one of them is 0."""
+        return self._student.log_ratio(self._teacher, self._temperature)
+
+
+def _finite(logs):
+    return ops.maximum(logs, LOG_ZERO)
+
+
+def _largest(x):
+    return ops.max(x, axis=-1, keepdims=True)

@@ -78,7 +78,7 @@ class SkewForwardKLEnergy(_SkewEnergy, FormedEnergy):
     """
 
     def pointwise(self, log_p, log_q):
-        return skew_forward_kl(log_p, log_q, self.skew) + self.floor(log_p)
+        return skew_forward_kl(log_p, log_q, self.skew) + self.floor(lambda: log_p)
 
     def closed_form(self, rows):
         value, slope = closed_forms.skew_forward_kl(rows, self.skew)

@@ -170,7 +170,7 @@ class TAIDEnergy(FormedEnergy):
     def pointwise(self, log_p, log_q):
         t = ops.cast(ops.convert_to_tensor(self.schedule.t), log_q.dtype)
         target = interpolated(log_p, log_q, t)
-        return forward_kl(target, log_q) + self.floor(target)
+        return forward_kl(target, log_q) + self.floor(lambda: target)
 
     def get_config(self):
         schedule = self.schedule
