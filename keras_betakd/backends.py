@@ -79,9 +79,15 @@ def add_at(x, classes, increments):
     return ops.scatter_update(x, indices, there + increments)
 
 
-def add_scaled(x, factors, y):
-    """x + factors * y, for (n, V), (n, 1) and (n, V); PyTorch changes `x` in place."""
-    return x.addcmul_(factors, y) if runs_eagerly() else x + factors * y
+def add_scaled(total, factors, x):
+    """total + factors * x, for (n, V), (n, 1) and (n, V).
+
+    Args:
+        total: what PyTorch changes in place; `None` for zeros.
+    """
+    if total is None:
+        return factors * x
+    return total.addcmul_(factors, x) if runs_eagerly() else total + factors * x
 
 
 def add_outer(total, left, right):

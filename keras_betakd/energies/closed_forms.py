@@ -90,11 +90,11 @@ def jensen_shannon(rows, teacher_weight):
     """
     w = teacher_weight
     d = rows.log_ratio()
-    below = ops.abs(d)
-    below *= -1.0
-    below = ops.expm1(below)
-    below *= w if w == 0.5 else ops.where(d > 0, w, 1.0 - w)
-    from_q = ops.log1p(below)
+    from_q = ops.abs(d)
+    from_q *= -1.0
+    from_q = ops.expm1(from_q)
+    from_q *= w if w == 0.5 else ops.where(d > 0, w, 1.0 - w)
+    from_q = ops.log1p(from_q)
     from_p = from_q + ops.maximum(d, 0.0)
     from_q -= ops.minimum(d, 0.0)
     from_p *= rows.p

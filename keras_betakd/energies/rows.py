@@ -40,20 +40,25 @@ class LogitRows:
         return ops.squeeze((logits - largest) + log_share, axis=-1)
 
     def log_ratio(self, other, temperature=1.0):
-        """log of these probabilities over the other's; 0 where both exclude a class."""
+        """log of these probabilities over the other's.
+
+        About `LOG_ZERO`, or its negative, where one of the two excludes a class, and
+        at most log V where both do.
+        """
         return self._once(
             ("log_ratio", other, temperature),
             lambda: self._log_ratio(other, temperature),
         )
 
     def _log_ratio(self, other, temperature):
-        # No log-probabilities: of two logits that are near each other the difference
-        # is exact, and a log-softmax costs a processor as much as six of these passes.
+        # Not of log-softmaxes, which cost a processor as much as six of these passes
+        # each. Like them, counted from the largest logit: the rounding of a likely
+        # class is small then, however far the logits are from 0.
         largest, log_share = self._peak(temperature)
         their_largest, their_log_share = other._peak(temperature)
-        shift = (largest - their_largest) + (their_log_share - log_share)
-        ratio = _finite(self._tempered(temperature))
-        ratio -= _finite(other._tempered(temperature) + shift)
+        ratio = _finite(self._tempered(temperature) - largest)
+        ratio -= _finite(other._tempered(temperature) - their_largest)
+        ratio += log_share - their_log_share
         return ratio
 
     def _peak(self, temperature):
