@@ -4,8 +4,13 @@ Keras has no public way to ask for a gradient inside a forward pass, and the fus
 must know an energy's slope while a tile of logits is at hand (`keras_betakd.fused`).
 """
 
+import math
+
 import keras
 from keras import ops
+
+# A product of arrays is made by as much at a time before it is added to another one.
+_PIECE_BYTES = 2**25
 
 
 def runs_eagerly():
@@ -97,15 +102,53 @@ def add_outer(total, left, right):
         total: (V, H) float32, which PyTorch changes in place; `None` for zeros.
         left, right: (n, V) and (n, H), of one dtype.
     """
-    if total is not None and runs_eagerly() and left.dtype == total.dtype:
-        return total.addmm_(left.T, right)  # not three arrays of its size, but one
-    product = ops.cast(ops.matmul(ops.transpose(left), right), "float32")
-    return product if total is None else total + product
+    if total is None:
+        return _outer(left, right)
+    if runs_eagerly():
+        if left.dtype == total.dtype:
+            return total.addmm_(left.T, right)  # not three arrays of its size, but one
+        return total.add_(_outer(left, right))
+    # XLA adds to the product in place on an accelerator, but makes it first on a
+    # processor: there piece by piece. Pieces would cut across what devices share.
+    whole = keras.distribution.distribution() or not runs_on_processor()
+    pieces = 1 if whole else -(-4 * math.prod(total.shape) // _PIECE_BYTES)
+    return _add_in_pieces(total, left, right, pieces)
 
 
-def write_over(x, values):
-    """Puts values into the memory of a PyTorch tensor that is not needed any more."""
-    x.copy_(values)
+def _add_in_pieces(total, left, right, pieces):
+    (classes, width), count = total.shape, ops.shape(left)[0]
+    if pieces == 1:
+        return total + _outer(left, right)
+    size = classes // pieces
+
+    def add(start, size, total):
+        product = _outer(ops.slice(left, (0, start), (count, size)), right)
+        product = product + ops.slice(total, (start, 0), (size, width))
+        return ops.slice_update(total, (start, 0), product)
+
+    total = ops.fori_loop(0, pieces, lambda i, x: add(i * size, size, x), total)
+    rest = classes - pieces * size
+    return add(pieces * size, rest, total) if rest else total
+
+
+def _outer(left, right):
+    return ops.cast(ops.matmul(ops.transpose(left), right), "float32")
+
+
+def rows_at(x, start, count):
+    """x[start : start + count] for a `start` that XLA may not know beforehand."""
+    if runs_eagerly():
+        return x[start : start + count]
+    sizes = (count, *x.shape[1:])
+    return ops.slice(x, (start, *[0] * (len(sizes) - 1)), sizes)
+
+
+def write_rows(x, start, rows):
+    """`x` (n, .), which PyTorch changes in place, with other rows from `start` on."""
+    if runs_eagerly():
+        x[start : start + rows.shape[0]] = rows
+        return x
+    return ops.slice_update(x, (start, 0), rows)
 
 
 def gradient_values(gradient):

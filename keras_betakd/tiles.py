@@ -9,9 +9,10 @@ from keras_betakd.backends import (
     add_outer,
     add_scaled,
     is_argmax,
+    rows_at,
     runs_eagerly,
     runs_on_processor,
-    write_over,
+    write_rows,
 )
 from keras_betakd.energies.rows import LogitRows
 
@@ -71,6 +72,7 @@ class HeadTiles:
         )
         self.teacher_head = teacher_head
         self.energies = energies
+        self.parameters = sum(e.parameter is not None for e in energies.values())
         self.gradients = gradients
 
     def block_rows(self, tile_rows):
@@ -94,12 +96,15 @@ class HeadTiles:
             which is a sum.
         """
         capped = self._student_logits(data["student"])
-        logits = capped if self.head.bias is None else capped + self.head.bias
+        bias = self.head.bias
+        if bias is not None:
+            logits = capped + bias
+        else:  # a soft cap needs them once more, and PyTorch will have changed them
+            logits = capped if self.head.soft_cap is None else ops.copy(capped)
         teacher = ops.cast(self.teacher_head(data["teacher"]), "float32")
         inputs = logits, teacher, data["labels"], data["coefficients"]
-        reuse = runs_eagerly() and self.head.soft_cap is None
-        by_blocks = _by_blocks_in_place if reuse else _by_blocks
-        values, slopes = by_blocks(self._values_and_slope, inputs, block)
+        columns = 2 + len(self.energies) + self.parameters
+        values, slopes = _by_blocks(self._values_and_slope, inputs, block, columns)
         rows = {"values": values}
         if not self.gradients:
             return rows, {}, {}
@@ -158,26 +163,25 @@ class HeadTiles:
         return rows, sums, {}
 
 
-def _by_blocks(function, inputs, block):
-    """`function(*inputs)`, a tuple of tensors, computed `block` rows at a time."""
-    if block in (None, inputs[0].shape[0]):
-        return function(*inputs)
-    cut = tuple(ops.reshape(x, (-1, block, *x.shape[1:])) for x in inputs)
-    outputs = ops.map(lambda parts: function(*parts), cut)
-    return tuple(ops.reshape(x, (-1, x.shape[-1])) for x in outputs)
+def _by_blocks(function, inputs, block, columns):
+    """`function(*inputs)`, (n, columns) and (n, V), computed `block` rows at a time.
 
-
-def _by_blocks_in_place(function, inputs, block):
-    """The same; the second output takes the memory of the first input.
-
-    Fresh memory costs a processor as much time as several passes over it.
+    The second output takes the memory of the first input, (n, V): fresh memory costs a
+    processor as much time as several passes over it.
     """
-    if block in (None, inputs[0].shape[0]):
+    first, *others = inputs
+    if block in (None, first.shape[0]):
         return function(*inputs)
-    values = []
-    for start in range(0, inputs[0].shape[0], block):
-        parts = [x[start : start + block] for x in inputs]
+    rows = ops.shape(first)[0]
+
+    def work(i, state):
+        values, first = state
+        parts = [rows_at(x, i * block, block) for x in (first, *others)]
         value, output = function(*parts)
-        values.append(value)
-        write_over(parts[0], output)
-    return ops.concatenate(values), inputs[0]
+        return (
+            write_rows(values, i * block, value),
+            write_rows(first, i * block, output),
+        )
+
+    values = ops.zeros((rows, columns), dtype="float32")
+    return ops.fori_loop(0, rows // block, work, (values, first))

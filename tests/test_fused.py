@@ -170,7 +170,8 @@ def test_value_and_gradients_against_float64(name, tile_rows):
 def test_excluded_classes_soft_cap_and_several_energies(soft_cap, block, monkeypatch):
     """-inf in both models is legal; a selection by product would give NaN here. Blocks
     that do not divide the tile are filled with rows that count for nothing."""
-    monkeypatch.setattr("keras_betakd.tiles._BLOCK_BYTES", 0)
+    for name in ("_BLOCK_BYTES", "_EAGER_BLOCK_BYTES"):
+        monkeypatch.setattr(f"keras_betakd.tiles.{name}", 0)
     monkeypatch.setattr("keras_betakd.tiles._BLOCK_ROWS", block)
     names = ["forward_kl", "reverse_kl", "js", "skew_rkl", "cosine"]
     energies = {n: ENERGIES[n][0] for n in names}
@@ -182,6 +183,20 @@ def test_excluded_classes_soft_cap_and_several_energies(soft_cap, block, monkeyp
         want = case.slope(definitions, "rows")
     got = case.gradient(energies, "rows", tile_rows=3)
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=3e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("classes", [V, 3, 2])
+def test_tiles_add_to_the_gradient_of_the_head_in_pieces(classes, dtype, monkeypatch):
+    """Of 262,144 classes a second copy of it was 268 MB; V may leave a rest."""
+    monkeypatch.setattr("keras_betakd.backends._PIECE_BYTES", 4 * WIDTH * classes)
+    energy, definition = ENERGIES["forward_kl"]
+    case = Case()
+    got = case.gradient({"kl": energy}, "kernel", tile_rows=2, dtype=dtype)
+    want = case.slope([definition], "kernel")
+    exact = dtype == "float32"
+    tolerance = {"rtol": 2e-5, "atol": 3e-6} if exact else {"atol": 0.05}
+    np.testing.assert_allclose(got, want, **tolerance)
 
 
 def test_rows_without_weight_may_hold_anything():
