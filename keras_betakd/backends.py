@@ -36,6 +36,14 @@ def runs_on_processor():
     return not tf.config.list_logical_devices("GPU")
 
 
+def loops_write_over_what_they_read():
+    """Whether a loop can put its results where it has found its input.
+
+    On JAX, XLA copies the whole array in each step then.
+    """
+    return keras.backend.backend() != "jax"
+
+
 def takes_columns_for_biases():
     """Whether `keras.ops.add` mistakes (B, 1) beside (B, N) for a bias if B = N."""
     return keras.backend.backend() == "tensorflow"

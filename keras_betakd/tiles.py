@@ -9,6 +9,7 @@ from keras_betakd.backends import (
     add_outer,
     add_scaled,
     is_argmax,
+    loops_write_over_what_they_read,
     rows_at,
     runs_eagerly,
     runs_on_processor,
@@ -16,9 +17,9 @@ from keras_betakd.backends import (
 )
 from keras_betakd.energies.rows import LogitRows
 
-# Live float32 copies of a tile: both models' logits and the slope, and, where a tile is
-# not worked on in blocks, logs and probabilities of both and what an energy needs.
-_COPIES_IN_BLOCKS, _COPIES = 3, 8
+# Live float32 copies of a tile: both models' logits, the slope, and, for what is worked
+# on together, their logs and probabilities and what an energy needs.
+_COPIES_OF_TILE, _COPIES_OF_BLOCK = 3, 8
 _SMALLEST_BUDGET = 128 * 2**20
 # Beyond both of these a larger tile saves nothing: so many rows keep a product busy, so
 # many logits the rest.
@@ -40,9 +41,9 @@ def rows_per_tile(classes, width, count=None, memory_budget=None):
         memory_budget: bytes that the tiles of all stages may take together. Defaults
             to twice the size of the head's gradient, (V, H) in float32, which training
             needs anyway, if one tile of that size holds all rows, and otherwise to
-            once, since a loop over tiles keeps a second copy of that gradient; but to
-            at least 128 MiB: fewer rows save little and starve the processor, since
-            every tile reads the whole head.
+            once, since the tiles of a loop stand beside that gradient; but to at least
+            128 MiB: fewer rows save little and starve the processor, since every tile
+            reads the whole head.
 
     Returns:
         At most 256 rows, or as many as make four million logits: a larger tile
@@ -53,9 +54,17 @@ def rows_per_tile(classes, width, count=None, memory_budget=None):
         budgets = (max(_SMALLEST_BUDGET, times * gradient) for times in (1, 2))
         once, twice = (rows_per_tile(classes, width, None, b) for b in budgets)
         return twice if count is not None and count <= twice else once
-    copies = _COPIES_IN_BLOCKS if runs_on_processor() else _COPIES
-    enough = max(_ENOUGH_ROWS, _ENOUGH_LOGITS // classes)
-    return max(1, min(enough, memory_budget // (4 * classes * copies)))
+    held = memory_budget // (4 * classes)
+    if runs_on_processor():
+        held = (held - _COPIES_OF_BLOCK * _rows_per_block(classes)) // _COPIES_OF_TILE
+    else:
+        held //= _COPIES_OF_BLOCK
+    return max(1, min(max(_ENOUGH_ROWS, _ENOUGH_LOGITS // classes), held))
+
+
+def _rows_per_block(classes):
+    size = _EAGER_BLOCK_BYTES if runs_eagerly() else _BLOCK_BYTES
+    return max(_BLOCK_ROWS, size // (4 * classes))
 
 
 class HeadTiles:
@@ -79,9 +88,7 @@ class HeadTiles:
         """How many rows to work on together between the products; `None` for all."""
         if not runs_on_processor():
             return None
-        classes = self.head.kernel.shape[0]
-        size = _EAGER_BLOCK_BYTES if runs_eagerly() else _BLOCK_BYTES
-        return min(tile_rows, max(_BLOCK_ROWS, size // (4 * classes)))
+        return min(tile_rows, _rows_per_block(self.head.kernel.shape[0]))
 
     def tile(self, data, block, sums):
         """Values of some rows, and, of their weighted sum, the gradients.
@@ -164,24 +171,19 @@ class HeadTiles:
 
 
 def _by_blocks(function, inputs, block, columns):
-    """`function(*inputs)`, (n, columns) and (n, V), computed `block` rows at a time.
-
-    The second output takes the memory of the first input, (n, V): fresh memory costs a
-    processor as much time as several passes over it.
-    """
+    """`function(*inputs)`, (n, columns) and (n, V), computed `block` rows at a time."""
     first, *others = inputs
     if block in (None, first.shape[0]):
         return function(*inputs)
-    rows = ops.shape(first)[0]
+    rows, in_place = ops.shape(first)[0], loops_write_over_what_they_read()
 
-    def work(i, state):
-        values, first = state
-        parts = [rows_at(x, i * block, block) for x in (first, *others)]
-        value, output = function(*parts)
-        return (
-            write_rows(values, i * block, value),
-            write_rows(first, i * block, output),
-        )
+    def work(i, outputs):
+        source = outputs[1] if in_place else first
+        found = function(*(rows_at(x, i * block, block) for x in (source, *others)))
+        pairs = zip(outputs, found, strict=True)
+        return tuple(write_rows(x, i * block, part) for x, part in pairs)
 
+    # Fresh memory costs a processor as much time as several passes over it.
+    slopes = first if in_place else ops.zeros_like(first)
     values = ops.zeros((rows, columns), dtype="float32")
-    return ops.fori_loop(0, rows // block, work, (values, first))
+    return ops.fori_loop(0, rows // block, work, (values, slopes))

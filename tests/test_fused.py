@@ -299,16 +299,16 @@ def test_only_the_first_largest_class_is_right(label):
 
 def test_a_tile_is_as_large_as_the_budget_allows_and_a_product_needs():
     few, twice = (rows_per_tile(10**5, 10, memory_budget=m * 10**8) for m in (1, 2))
-    assert twice in (2 * few, 2 * few + 1)
+    assert twice - few in (83, 84)  # three copies of a row are 1.2 MB
     assert rows_per_tile(10**9, 10, memory_budget=1) == 1
     assert rows_per_tile(10**5, 10, memory_budget=10**12) == 256
     assert rows_per_tile(2**10, 10, memory_budget=10**12) == 2**12
 
 
-def test_tiles_of_a_loop_leave_room_for_its_copy_of_the_gradient():
+def test_tiles_of_a_loop_leave_room_for_the_gradient_beside_them():
     """They took as much as one tile alone: 750 MB became 935."""
     alone, looped = (rows_per_tile(2**18, 256, count) for count in (128, 1024))
-    assert alone >= 128 and looped in (alone // 2, alone // 2 + 1)
+    assert alone >= 128 and looped <= alone // 2
     assert looped == rows_per_tile(2**18, 256)
 
 
