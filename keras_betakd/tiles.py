@@ -20,7 +20,7 @@ from keras_betakd.energies.rows import LogitRows
 # Live float32 copies of a tile: both models' logits, the slope, and, for what is worked
 # on together, their logs and probabilities and what an energy needs.
 _COPIES_OF_TILE, _COPIES_OF_BLOCK = 3, 8
-_SMALLEST_BUDGET = 128 * 2**20
+_SMALLEST_BUDGET, _SMALLEST_BUDGET_OF_ACCELERATOR = 2**27, 2**30
 # Beyond both of these a larger tile saves nothing: so many rows keep a product busy, so
 # many logits the rest.
 _ENOUGH_ROWS, _ENOUGH_LOGITS = 256, 2**22
@@ -42,8 +42,8 @@ def rows_per_tile(classes, width, count=None, memory_budget=None):
             to twice the size of the head's gradient, (V, H) in float32, which training
             needs anyway, if one tile of that size holds all rows, and otherwise to
             once, since the tiles of a loop stand beside that gradient; but to at least
-            128 MiB: fewer rows save little and starve the processor, since every tile
-            reads the whole head.
+            128 MiB, on an accelerator 1 GiB: fewer rows save little and starve the
+            device, since every tile reads the whole head.
 
     Returns:
         At most 256 rows, or as many as make four million logits: a larger tile
@@ -51,7 +51,10 @@ def rows_per_tile(classes, width, count=None, memory_budget=None):
     """
     if memory_budget is None:
         gradient = 4 * classes * width
-        budgets = (max(_SMALLEST_BUDGET, times * gradient) for times in (1, 2))
+        least = _SMALLEST_BUDGET
+        if not runs_on_processor():
+            least = _SMALLEST_BUDGET_OF_ACCELERATOR
+        budgets = (max(least, times * gradient) for times in (1, 2))
         once, twice = (rows_per_tile(classes, width, None, b) for b in budgets)
         return twice if count is not None and count <= twice else once
     held = memory_budget // (4 * classes)
