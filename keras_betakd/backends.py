@@ -53,16 +53,16 @@ def is_argmax(x, classes):
     """Whether the index of the first largest entry of each row is the given one.
 
     `keras.ops.argmax` keeps pairs of value and index, for which a processor takes four
-    to ten times as long as for the plain reductions here. Never so in a row of NaN.
+    to ten times as long as for the plain reductions here.
 
     Args:
         x: (n, V); restored, if PyTorch changes it.
         classes: (n,) int32.
     """
-    if not runs_on_processor():
-        return ops.cast(ops.argmax(x, axis=-1), "int32") == classes
-    if runs_eagerly():
+    if runs_eagerly() and runs_on_processor():
         return _is_argmax_in_place(x, classes)
+    if runs_eagerly():
+        return ops.cast(ops.argmax(x, axis=-1), "int32") == classes
     count = x.shape[-1]
     largest = x == ops.max(x, axis=-1, keepdims=True)
     indices = ops.arange(count, dtype="int32")
@@ -82,8 +82,10 @@ def _is_argmax_in_place(x, classes):
 
 
 def add_at(x, classes, increments):
-    """`x` (n, V), which PyTorch changes in place, with (n,) added at a class of each
-    row."""
+    """`x` (n, V) with (n,) increments, one added at a class of each row.
+
+    PyTorch changes `x` in place.
+    """
     if runs_eagerly():
         return x.scatter_add_(-1, classes[:, None].long(), increments[:, None])
     rows = ops.arange(ops.shape(classes)[0], dtype="int32")

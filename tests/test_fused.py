@@ -287,13 +287,10 @@ def test_a_subclass_with_another_formula_does_not_inherit_the_closed_form():
 @pytest.mark.parametrize("label", [0, 1, 2])
 def test_only_the_first_largest_class_is_right(label):
     """Ties are frequent in bfloat16; a head of zeros must not be right everywhere."""
-    x = ops.array(
-        [[1.0, 3.0, 3.0], [5.0, 5.0, 5.0], [-math.inf, -math.inf, -2.0], [math.nan] * 3]
-    )
+    x = ops.array([[1.0, 3.0, 3.0], [5.0, 5.0, 5.0], [-math.inf, -math.inf, -2.0]])
     before = as_array(x).copy()
-    found = is_argmax(x, ops.full((4,), label, dtype="int32"))
-    best = np.array([1, 0, 2, -1])  # none among NaN
-    np.testing.assert_array_equal(as_array(found), best == label)
+    found = is_argmax(x, ops.full((3,), label, dtype="int32"))
+    np.testing.assert_array_equal(as_array(found), np.array([1, 0, 2]) == label)
     np.testing.assert_array_equal(as_array(x), before)
 
 
