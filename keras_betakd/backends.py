@@ -59,10 +59,10 @@ def is_argmax(x, classes):
         x: (n, V); restored, if PyTorch changes it.
         classes: (n,) int32.
     """
-    if runs_eagerly() and runs_on_processor():
-        return _is_argmax_in_place(x, classes)
     if runs_eagerly():
-        return ops.cast(ops.argmax(x, axis=-1), "int32") == classes
+        if x.device.type == "cpu":
+            return _is_argmax_in_place(x, classes)
+        return x.argmax(dim=-1) == classes
     count = x.shape[-1]
     largest = x == ops.max(x, axis=-1, keepdims=True)
     indices = ops.arange(count, dtype="int32")

@@ -20,7 +20,7 @@ from keras_betakd.energies.rows import LogitRows
 # Live float32 copies of a tile: both models' logits, the slope, and, for what is worked
 # on together, their logs and probabilities and what an energy needs.
 _COPIES_OF_TILE, _COPIES_OF_BLOCK = 3, 8
-_SMALLEST_BUDGET, _SMALLEST_BUDGET_OF_ACCELERATOR = 2**27, 2**30
+_LEAST_BUDGET, _LEAST_BUDGET_ON_ACCELERATOR = 2**27, 2**30
 # Beyond both of these a larger tile saves nothing: so many rows keep a product busy, so
 # many logits the rest.
 _ENOUGH_ROWS, _ENOUGH_LOGITS = 256, 2**22
@@ -50,10 +50,9 @@ def rows_per_tile(classes, width, count=None, memory_budget=None):
         saves nothing, and the last one would compute more rows that nobody needs.
     """
     if memory_budget is None:
+        on_accelerator = not runs_on_processor()
+        least = _LEAST_BUDGET_ON_ACCELERATOR if on_accelerator else _LEAST_BUDGET
         gradient = 4 * classes * width
-        least = _SMALLEST_BUDGET
-        if not runs_on_processor():
-            least = _SMALLEST_BUDGET_OF_ACCELERATOR
         budgets = (max(least, times * gradient) for times in (1, 2))
         once, twice = (rows_per_tile(classes, width, None, b) for b in budgets)
         return twice if count is not None and count <= twice else once
@@ -84,8 +83,9 @@ class HeadTiles:
         )
         self.teacher_head = teacher_head
         self.energies = energies
-        self.parameters = sum(e.parameter is not None for e in energies.values())
         self.gradients = gradients
+        learned = sum(e.parameter is not None for e in energies.values())
+        self.columns = 2 + len(energies) + learned  # of the values of a row
 
     def block_rows(self, tile_rows):
         """How many rows to work on together between the products; `None` for all."""
@@ -113,8 +113,8 @@ class HeadTiles:
             logits = capped if self.head.soft_cap is None else ops.copy(capped)
         teacher = ops.cast(self.teacher_head(data["teacher"]), "float32")
         inputs = logits, teacher, data["labels"], data["coefficients"]
-        columns = 2 + len(self.energies) + self.parameters
-        values, slopes = _by_blocks(self._values_and_slope, inputs, block, columns)
+        work = self._values_and_slope
+        values, slopes = _by_blocks(work, inputs, block, self.columns)
         rows = {"values": values}
         if not self.gradients:
             return rows, {}, {}
