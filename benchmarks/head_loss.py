@@ -5,10 +5,11 @@
 
 The floor is the bare matrix products of the supervised rows, forward and backward;
 `dense` is this library with `fused=False`, `remat` the same on tiles of the supervised
-rows that the backward pass computes once more. Each path runs in a fresh process; the
-table gives the median of `--repeats` runs, the range of the middle 80 %, and the peak
-of memory above what the inputs and the compiled program take (TensorFlow alone cannot
-compile beforehand: there what its compiler keeps is counted). Peers that are not
+rows that the backward pass computes once more. Each path runs in fresh processes, which
+take turns over `--rounds`; the table gives the median of all runs, `--repeats` in each
+process, the range of the middle 80 %, and the peak of memory above what the inputs and
+the compiled program take (TensorFlow alone cannot compile beforehand: there what its
+compiler keeps is counted). Peers that are not
 installed are named and left out: `pip install --no-deps liger-kernel trl` (TRL also
 needs transformers).
 """
@@ -16,7 +17,7 @@ needs transformers).
 import argparse
 import sys
 
-from measure import Table, in_fresh_process, report
+from measure import Table, in_rounds, report
 
 PATHS = {  # path -> backends it exists on
     "floor": ("jax", "torch", "tensorflow"),
@@ -44,7 +45,8 @@ def arguments():
         "teacher-width": 512,
         "vocabulary": 16384,
         "energies": 1,
-        "repeats": 15,
+        "rounds": 3,
+        "repeats": 9,
     }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--supervised", type=float, default=0.25)
@@ -60,11 +62,12 @@ def main():
     table = Table({"backend": 11, "path": 6, "loss": 7})
     for backend in options.backends:
         table.start()
-        for path, loss in _pairs(options):
-            if backend not in PATHS[path]:
-                continue
-            worker = [*sys.argv[1:], "--worker", path, loss]
-            numbers = in_fresh_process(__file__, worker, backend)
+        jobs = {
+            pair: (__file__, [*sys.argv[1:], "--worker", *pair], backend)
+            for pair in _pairs(options)
+            if backend in PATHS[pair[0]]
+        }
+        for (path, loss), numbers in in_rounds(options.rounds, jobs).items():
             table.add((backend, path, loss), path, numbers)
 
 

@@ -25,11 +25,40 @@ def in_fresh_process(script, arguments, backend):
     return json.loads(result.stdout.strip().splitlines()[-1])
 
 
+def in_rounds(rounds, jobs):
+    """What fresh processes of every job report, `rounds` times each, taking turns.
+
+    A machine that others use too is slow for minutes, and a process may be unlucky with
+    its memory: taking turns spreads both over all jobs.
+
+    Args:
+        jobs: dict by any name of the arguments of `in_fresh_process`.
+
+    Returns:
+        Dict by name: the seconds of all rounds and the largest memory, or the failure.
+    """
+    results = {name: {"seconds": [], "megabytes": 0.0} for name in jobs}
+    for _ in range(rounds):
+        for name, job in jobs.items():
+            if "failed" in results[name]:
+                continue
+            numbers = in_fresh_process(*job)
+            if "failed" in numbers:
+                results[name] = numbers
+                continue
+            seconds = results[name]["seconds"] + numbers["seconds"]
+            megabytes = max(results[name]["megabytes"], numbers["megabytes"])
+            results[name] = {"seconds": seconds, "megabytes": megabytes}
+    return results
+
+
 def report(step, repeats, parts=1):
     """Writes seconds of each run of `step`, over `parts`, and its peak memory.
 
     Memory is of a run after the first one, which is not timed either, above what was
     held before the first one: what a compiler keeps counts, what it gives back not.
+    Pages of program files do not count: those that a compiler touches for the first
+    time are its own code, 50 MB or more, which every process shares.
     """
     start = held_memory()
     step()
@@ -98,7 +127,7 @@ def held_memory():
     if accelerator is not None:
         return accelerator.held() / 2**20
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    return _status("VmRSS")
+    return _status("VmRSS") - _status("RssFile")
 
 
 def peak_memory(step):
@@ -112,7 +141,7 @@ def peak_memory(step):
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # starts the peak anew
     step()
-    return _status("VmHWM")
+    return _status("VmHWM") - _status("RssFile")
 
 
 def _status(name):

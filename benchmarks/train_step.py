@@ -6,15 +6,16 @@
 320 positions of which 256 are image tokens and 8 answers. The floor is what no way of
 distilling can do without: the teacher's backbone forward, the student's forward and
 backward, both heads on the answer rows, and the optimizer. Every path is trained by
-Keras' own `fit`; a run is `--steps` steps. Each path runs in a fresh process; the table
-gives the median of `--repeats` runs, the range of the middle 80 %, and the peak of
-memory above what models and batch take (what a compiler keeps is counted).
+Keras' own `fit`; a run is `--steps` steps. Each path runs in fresh processes, which
+take turns over `--rounds`; the table gives the median of all runs, `--repeats` in each
+process, the range of the middle 80 %, and the peak of memory above what models and
+batch take (what a compiler keeps is counted).
 """
 
 import argparse
 
 import numpy as np
-from measure import Table, in_fresh_process, report
+from measure import Table, in_rounds, report
 
 TOKENS, IMAGE_TOKENS, ANSWERS = 320, 256, 8
 PATHS = ("floor", "fixed", "instance", "dense", "keras", "finetune")
@@ -31,7 +32,8 @@ def arguments():
         )
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--worker", choices=PATHS)
     return parser.parse_args()
 
@@ -45,12 +47,15 @@ def main():
     for backend in options.backends:
         for classes in options.vocabulary:
             table.start()
-            for path in options.paths:
-                worker = ["--worker", path, "--vocabulary", classes]
-                worker += ["--teacher", *options.teacher, "--student", *options.student]
-                for name in ("batch", "steps", "repeats"):
-                    worker += [f"--{name}", getattr(options, name)]
-                numbers = in_fresh_process(__file__, worker, backend)
+            shared = ["--vocabulary", classes]
+            shared += ["--teacher", *options.teacher, "--student", *options.student]
+            for name in ("batch", "steps", "repeats"):
+                shared += [f"--{name}", getattr(options, name)]
+            jobs = {
+                path: (__file__, ["--worker", path, *shared], backend)
+                for path in options.paths
+            }
+            for path, numbers in in_rounds(options.rounds, jobs).items():
                 table.add((backend, classes, path), path, numbers)
 
 

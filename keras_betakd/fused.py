@@ -87,13 +87,14 @@ def fused_head_loss(
     low_rank = _low_rank_rows(student_rows, student_head)
     supervised = ops.any(coefficients != 0, axis=0)
     data = {
-        "student": _cleared(student_rows, supervised),
-        "teacher": _cleared(teacher_rows, supervised),
-        "labels": ops.where(supervised, ops.cast(labels, "int32"), 0),
-        "coefficients": ops.transpose(ops.stop_gradient(coefficients)),
+        "student": student_rows,
+        "teacher": teacher_rows,
+        "labels": ops.cast(labels, "int32"),
+        "coefficients": ops.transpose(coefficients),
     }
     if low_rank is not None:
-        data["low_rank"] = _cleared(low_rank, supervised)
+        data["low_rank"] = low_rank
+    data = {k: ops.stop_gradient(v) for k, v in data.items()}
     rows, sums, factors = _run_in_parts(job, data, supervised, tile_rows)
     values = ops.transpose(rows["values"])
     values = ops.where(supervised, values, 0.0)
@@ -142,9 +143,14 @@ def _parameter_gradients(energies, coefficients, derivatives):
     ]
 
 
-def _cleared(rows, supervised):
-    """`rows` without gradient, and with zeros where nothing is supervised."""
-    return ops.where(supervised[:, None], ops.stop_gradient(rows), 0)
+def _cleared(data, supervised):
+    """`data` with zeros where nothing is supervised."""
+
+    def clear(x):
+        chosen = ops.reshape(supervised, (-1, *[1] * (len(x.shape) - 1)))
+        return ops.where(chosen, x, 0)
+
+    return {k: clear(v) for k, v in data.items()}
 
 
 def _low_rank_rows(rows, head):
@@ -231,14 +237,21 @@ def _run(job, data, supervised, tile_rows, most=None):
     height = min(count, tile_rows) if known else ops.clip(count, 1, tile_rows)
     block, height = _whole_blocks(height, job.block_rows(tile_rows))
     if known and count <= tile_rows:
+        data = _cleared(data, supervised)
         part = {k: _padded(v, height) for k, v in data.items()}
         rows, sums, factors = job.tile(part, block, None)
         return {k: v[:count] for k, v in rows.items()}, sums, factors
-    tiles = (count + height - 1) // height
-    order = ops.argsort(ops.cast(ops.logical_not(supervised), "int32"))
-    data = {k: _in_tiles(ops.take(v, order, 0), tiles, height) for k, v in data.items()}
     most = ops.sum(ops.cast(supervised, "int32")) if most is None else most
     needed = (most + height - 1) // height
+    tiles = (count + height - 1) // height
+    order = ops.argsort(ops.cast(ops.logical_not(supervised), "int32"))
+    first = order
+    if runs_eagerly():  # shapes may differ from call to call: the rest is not copied
+        tiles = needed = max(1, int(needed))
+        first = order[: tiles * height]
+    data = {k: ops.take(v, first, axis=0) for k, v in data.items()}
+    data = _cleared(data, ops.take(supervised, first, axis=0))
+    data = {k: _in_tiles(v, tiles, height) for k, v in data.items()}
 
     def tile(i, sums):
         part = {k: ops.take(v, i, axis=0) for k, v in data.items()}
@@ -250,13 +263,15 @@ def _run(job, data, supervised, tile_rows, most=None):
         return i + 1, rows, sums
 
     # The first tile before the loop: a sum need not start from zeros.
-    alone = runs_eagerly() and int(needed) <= 1
+    alone = runs_eagerly() and needed == 1
     rows, sums, factors = tile(0, None if alone else {})
     rows = {k: _padded(ops.expand_dims(v, 0), tiles) for k, v in rows.items()}
     start = ops.convert_to_tensor(1, "int32")
     _, rows, sums = ops.while_loop(lambda i, *_: i < needed, body, (start, rows, sums))
     back = ops.argsort(order)
     flat = {k: ops.reshape(v, (-1, v.shape[-1])) for k, v in rows.items()}
+    if runs_eagerly():
+        flat = {k: _padded(v, count) for k, v in flat.items()}
     return {k: ops.take(v, back, 0) for k, v in flat.items()}, sums, factors
 
 
@@ -273,8 +288,10 @@ def _whole_blocks(height, block):
 
 
 def _padded(x, length):
-    """(N, ...) followed by zeros up to `length`."""
+    """(N, ...) followed by zeros up to `length`; itself if known to be no shorter."""
     rows, *rest = ops.shape(x)
+    if isinstance(rows, int) and isinstance(length, int) and rows >= length:
+        return x
     zeros = ops.zeros((length - rows, *rest), dtype=x.dtype)
     return ops.concatenate([x, zeros], axis=0)
 

@@ -90,13 +90,15 @@ def jensen_shannon(rows, teacher_weight):
     """
     w = teacher_weight
     d = rows.log_ratio()
+    from_p = ops.relu(d)
+    negative_part = from_p - d
     from_q = ops.abs(d)
     from_q *= -1.0
     from_q = ops.expm1(from_q)
     from_q *= w if w == 0.5 else ops.where(d > 0, w, 1.0 - w)
     from_q = ops.log1p(from_q)
-    from_p = from_q + ops.maximum(d, 0.0)
-    from_q -= ops.minimum(d, 0.0)
+    from_p += from_q
+    from_q += negative_part
     from_p *= rows.p
     from_q *= rows.q
     teacher, student = _sum(from_p), _sum(from_q)

@@ -2,6 +2,8 @@
 
 from keras import ops
 
+from keras_betakd.backends import at_least, log_of_largest_share
+
 # Stands for log 0: large enough that exp() of it is 0, finite so that 0 times it is 0.
 LOG_ZERO = -1e30
 
@@ -30,7 +32,9 @@ class LogitRows:
         """log softmax(logits / temperature), `LOG_ZERO` where a class is excluded."""
         return self._once(
             ("log_probabilities", temperature),
-            lambda: _finite(ops.log_softmax(self._tempered(temperature), axis=-1)),
+            lambda: at_least(
+                ops.log_softmax(self._tempered(temperature), axis=-1), LOG_ZERO
+            ),
         )
 
     def log_probability_of(self, classes):
@@ -56,19 +60,20 @@ class LogitRows:
         # class is small then, however far the logits are from 0.
         largest, log_share = self._peak(temperature)
         their_largest, their_log_share = other._peak(temperature)
-        ratio = _finite(self._tempered(temperature) - largest)
-        ratio -= _finite(other._tempered(temperature) - their_largest)
+        ratio = at_least(self._tempered(temperature) - largest, LOG_ZERO)
+        ratio -= at_least(other._tempered(temperature) - their_largest, LOG_ZERO)
         ratio += log_share - their_log_share
         return ratio
 
     def _peak(self, temperature):
         """Largest logit / temperature and the log of its probability, (N, 1) each."""
-        return self._once(
-            ("peak", temperature),
-            lambda: (
-                _largest(self._tempered(temperature)),
-                ops.log(_largest(self.probabilities(temperature))),
-            ),
+        return self._once(("peak", temperature), lambda: self._make_peak(temperature))
+
+    def _make_peak(self, temperature):
+        logits = self._tempered(temperature)
+        largest = ops.max(logits, axis=-1, keepdims=True)
+        return largest, log_of_largest_share(
+            logits, largest, lambda: self.probabilities(temperature)
         )
 
     def _tempered(self, temperature):
@@ -104,11 +109,3 @@ class ProbabilityRows:
     def log_ratio(self):
         """log(q / p), about `LOG_ZERO` or its negative where one of them is 0."""
         return self._student.log_ratio(self._teacher, self._temperature)
-
-
-def _finite(logs):
-    return ops.maximum(logs, LOG_ZERO)
-
-
-def _largest(x):
-    return ops.max(x, axis=-1, keepdims=True)
