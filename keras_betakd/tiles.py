@@ -118,10 +118,14 @@ class HeadTiles:
         rows = {"values": values}
         if not self.gradients:
             return rows, {}, {}
+        slopes = add_at(slopes, data["labels"], -data["coefficients"][:, 0])
         return self._gradients(rows, slopes, capped, data, sums)
 
     def _values_and_slope(self, student, teacher, labels, coefficients):
-        """Values, and the slope of their weighted sum in the logits.
+        """Values, and the slope of their weighted sum in the logits, all but one part.
+
+        What is left out, since it costs less for a whole tile, is the cross-entropy's
+        derivative through the label's own logit, minus its coefficient.
 
         The values are (n, 2 + E + P): correctness, cross-entropy, E energies, and the
         derivatives of those of them that learn a parameter.
@@ -140,7 +144,6 @@ class HeadTiles:
             slope = add_scaled(slope, coefficients[:, k : k + 1], gradient)
         # After the energies: where they run one by one, they have more memory so.
         slope = add_scaled(slope, coefficients[:, :1], student.probabilities())
-        slope = add_at(slope, labels, -coefficients[:, 0])
         return ops.stack(values + derivatives, axis=-1), slope
 
     def _student_logits(self, rows):
