@@ -9,6 +9,7 @@ from keras_betakd.backends import (
     add_outer,
     add_scaled,
     is_argmax,
+    logits_of,
     loops_write_over_what_they_read,
     rows_at,
     runs_eagerly,
@@ -149,7 +150,7 @@ class HeadTiles:
     def _student_logits(self, rows):
         head = self.head
         rows = ops.cast(rows, head.dtype)
-        logits = ops.matmul(rows, ops.transpose(head.kernel))
+        logits = logits_of(rows, head.kernel)
         if head.soft_cap is not None:
             logits = ops.tanh(logits / head.soft_cap) * head.soft_cap
         return ops.cast(logits, "float32")

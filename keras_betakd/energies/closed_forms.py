@@ -24,7 +24,7 @@ import math
 
 from keras import ops
 
-from keras_betakd.backends import add_scaled
+from keras_betakd.backends import add_scaled, expm1_of, log1p_of
 
 _INFINITE = 1e29
 _APART = 16.0
@@ -54,7 +54,7 @@ def _near(d):
 
 def _kl_whole(p, d):
     """KL(p || q) of d = log(q / p); infinite where q excludes what p allows."""
-    excess = ops.expm1(_near(d) * d)
+    excess = expm1_of(_near(d) * d)
     excess -= d
     excess *= p
     return ops.where(ops.min(d, axis=-1) < -_INFINITE, math.inf, _sum(excess))
@@ -94,9 +94,9 @@ def jensen_shannon(rows, teacher_weight):
     negative_part = from_p - d
     from_q = ops.abs(d)
     from_q *= -1.0
-    from_q = ops.expm1(from_q)
+    from_q = expm1_of(from_q)
     from_q *= w if w == 0.5 else ops.where(d > 0, w, 1.0 - w)
-    from_q = ops.log1p(from_q)
+    from_q = log1p_of(from_q)
     from_p += from_q
     from_q += negative_part
     from_p *= rows.p
