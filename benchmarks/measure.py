@@ -4,6 +4,8 @@ import ctypes
 import gc
 import json
 import os
+import random
+import statistics
 import subprocess
 import sys
 import time
@@ -70,6 +72,59 @@ def report(step, repeats, parts=1):
         seconds.append((time.perf_counter() - begin) / parts)
     numbers = {"seconds": seconds, "megabytes": memory}
     sys.stdout.write("\n" + json.dumps(numbers) + "\n")
+
+
+def in_turns(runs, turns, parts):
+    """Writes seconds of the runs of one process, in turns of a random order.
+
+    Args:
+        runs: dict by path of lists of functions that do the same.
+        turns: how often each function runs, after two runs that are not timed.
+        parts: what a run's seconds are divided by.
+    """
+    shuffle = random.Random(0)
+    calls = [(path, run) for path, same in runs.items() for run in same]
+    for _, run in calls * 2:
+        run()
+    seconds = {path: [] for path in runs}
+    for _ in range(turns):
+        turn = {path: [] for path in runs}
+        for path, run in shuffle.sample(calls, len(calls)):
+            begin = time.perf_counter()
+            run()
+            turn[path].append((time.perf_counter() - begin) / parts)
+        for path, values in turn.items():
+            seconds[path].append(statistics.fmean(values))
+    sys.stdout.write("\n" + json.dumps(seconds) + "\n")
+
+
+def compare(title, job):
+    """Writes the paths' times, and the ratio of each to those before it.
+
+    Args:
+        job: the arguments of `in_fresh_process`, which runs `in_turns`.
+    """
+    seconds = in_fresh_process(*job)
+    if "failed" in seconds:
+        sys.stdout.write(f"{title}: {seconds['failed']}\n")
+        return
+    for i, (path, times) in enumerate(seconds.items()):
+        texts = [f"{path} {1e3 * statistics.median(times):.1f} ms"]
+        for other in list(seconds)[:i]:
+            texts.append(f"{_ratio(times, seconds[other])} of {other}")
+        sys.stdout.write(f"{title}: {', '.join(texts)}\n")
+    sys.stdout.flush()
+
+
+def _ratio(times, others):
+    """Median of the ratios turn by turn, and the range of 95 % of bootstrapped ones."""
+    draw = random.Random(0)
+    ratios = [a / b for a, b in zip(times, others, strict=True)]
+    medians = sorted(
+        statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(2000)
+    )
+    middle = statistics.median(ratios)
+    return f"{middle:.3f} ({medians[50]:.3f} to {medians[-51]:.3f})"
 
 
 class Table:

@@ -10,12 +10,17 @@ Keras' own `fit`; a run is `--steps` steps. Each path runs in fresh processes, w
 take turns over `--rounds`; the table gives the median of all runs, `--repeats` in each
 process, the range of the middle 80 %, and the peak of memory above what models and
 batch take (what a compiler keeps is counted).
+
+One process is easily 10 % slower than the next. What differs by less shows only where
+the paths share one process and take turns in it, each by several models:
+
+    python benchmarks/train_step.py --together 3 --paths floor fixed instance
 """
 
 import argparse
 
 import numpy as np
-from measure import Table, in_rounds, report
+from measure import Table, compare, in_rounds, in_turns, report
 
 TOKENS, IMAGE_TOKENS, ANSWERS = 320, 256, 8
 PATHS = ("floor", "fixed", "instance", "dense", "keras", "finetune")
@@ -34,23 +39,61 @@ def arguments():
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--worker", choices=PATHS)
+    parser.add_argument(
+        "--together",
+        type=int,
+        default=0,
+        metavar="MODELS",
+        help="compare times in one process, by so many models of each path",
+    )
+    parser.add_argument("--turns", type=int, default=40, help="of --together")
+    parser.add_argument("--worker", choices=[*PATHS, "together"])
     return parser.parse_args()
 
 
 def main():
     options = arguments()
-    if options.worker:
-        report(make_run(options), options.repeats, options.steps)
-        return
+    if options.worker == "together":
+        take_turns(options)
+    elif options.worker:
+        run = make_run(options, options.worker)
+        report(run, options.repeats, options.steps)
+    elif options.together:
+        compare_together(options)
+    else:
+        compare_processes(options)
+
+
+def take_turns(options):
+    runs = {
+        path: [make_run(options, path) for _ in range(options.together)]
+        for path in options.paths
+    }
+    in_turns(runs, options.turns, options.steps)
+
+
+def compare_together(options):
+    for backend in options.backends:
+        for classes in options.vocabulary:
+            job = ["--worker", "together", "--together", options.together]
+            job += ["--turns", options.turns, "--paths", *options.paths]
+            job = __file__, [*job, *worker_options(options, classes)], backend
+            compare(f"{backend}, V = {classes}", job)
+
+
+def worker_options(options, classes):
+    names = ["vocabulary", "batch", "steps", "repeats"]
+    values = {**vars(options), "vocabulary": classes}
+    shared = [text for name in names for text in (f"--{name}", values[name])]
+    return [*shared, "--teacher", *options.teacher, "--student", *options.student]
+
+
+def compare_processes(options):
     table = Table({"backend": 11, "V": 7, "path": 9})
     for backend in options.backends:
         for classes in options.vocabulary:
             table.start()
-            shared = ["--vocabulary", classes]
-            shared += ["--teacher", *options.teacher, "--student", *options.student]
-            for name in ("batch", "steps", "repeats"):
-                shared += [f"--{name}", getattr(options, name)]
+            shared = worker_options(options, classes)
             jobs = {
                 path: (__file__, ["--worker", path, *shared], backend)
                 for path in options.paths
@@ -59,7 +102,7 @@ def main():
                 table.add((backend, classes, path), path, numbers)
 
 
-def make_run(options):
+def make_run(options, path):
     """A function that trains for `steps` steps."""
     import keras
 
@@ -69,7 +112,7 @@ def make_run(options):
     student = gemma3(classes, *options.student)
     # As in the paper, and as the distiller does anyway.
     student.backbone.vision_encoder.get_layer("image_encoder").trainable = False
-    model, batch = PREPARE[options.worker](teacher, student, options.batch)
+    model, batch = PREPARE[path](teacher, student, options.batch)
     data = repeated(batch, options.steps)
     return lambda: model.fit(data, verbose=0)
 
