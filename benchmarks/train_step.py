@@ -65,10 +65,11 @@ def main():
 
 
 def take_turns(options):
-    runs = {
-        path: [make_run(options, path) for _ in range(options.together)]
-        for path in options.paths
-    }
+    runs = {path: [] for path in options.paths}
+    for i in range(options.together):
+        # Forwards and backwards: what is built first may get the better memory.
+        for path in options.paths[:: -1 if i % 2 else 1]:
+            runs[path].append(make_run(options, path))
     in_turns(runs, options.turns, options.steps)
 
 
