@@ -65,13 +65,15 @@ def report(step, repeats, parts=1):
     start = held_memory()
     step()
     memory = peak_memory(step) - start
-    seconds = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        step()
-        seconds.append((time.perf_counter() - begin) / parts)
+    seconds = [_seconds(step) / parts for _ in range(repeats)]
     numbers = {"seconds": seconds, "megabytes": memory}
     sys.stdout.write("\n" + json.dumps(numbers) + "\n")
+
+
+def _seconds(run):
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
 
 
 def in_turns(runs, turns, parts):
@@ -90,9 +92,7 @@ def in_turns(runs, turns, parts):
     for _ in range(turns):
         turn = {path: [] for path in runs}
         for path, run in shuffle.sample(calls, len(calls)):
-            begin = time.perf_counter()
-            run()
-            turn[path].append((time.perf_counter() - begin) / parts)
+            turn[path].append(_seconds(run) / parts)
         for path, values in turn.items():
             seconds[path].append(statistics.fmean(values))
     sys.stdout.write("\n" + json.dumps(seconds) + "\n")
