@@ -43,7 +43,7 @@ def loops_write_over_what_they_read():
 
     On JAX, XLA copies the whole array in each step then.
     """
-    return keras.backend.backend() != "jax"
+    return keras.backend.backend() == "tensorflow"
 
 
 def takes_columns_for_biases():
@@ -66,7 +66,7 @@ def is_argmax(x, classes):
             return _is_argmax_in_place(x, classes)
         return x.argmax(dim=-1) == classes
     columns, indices = classes[:, None], ops.arange(x.shape[-1], dtype="int32")
-    own, largest = _entries(x, columns), ops.max(x, axis=-1, keepdims=True)
+    own, largest = entries_at(x, classes), ops.max(x, axis=-1, keepdims=True)
     earlier = ops.logical_and(x == largest, indices < columns)
     # Sums and maxima of floats are what XLA's processors reduce fastest.
     count = ops.sum(ops.cast(earlier, "float32"), axis=-1)
@@ -85,8 +85,11 @@ def _is_argmax_in_place(x, classes):
     return best
 
 
-def _entries(x, columns):
-    return ops.squeeze(ops.take_along_axis(x, columns, axis=-1), axis=-1)
+def entries_at(x, classes):
+    """x[n, classes[n]], (n, V) and (n,) to (n,)."""
+    if runs_eagerly():
+        return x.gather(-1, classes[:, None].long())[:, 0]
+    return ops.squeeze(ops.take_along_axis(x, classes[:, None], axis=-1), axis=-1)
 
 
 def log_of_largest_share(x, largest, shares):
@@ -125,7 +128,7 @@ def add_at(x, classes, increments):
     if runs_eagerly():
         return x.scatter_add_(-1, classes[:, None].long(), increments[:, None])
     rows = ops.arange(ops.shape(classes)[0], dtype="int32")
-    there = _entries(x, classes[:, None])
+    there = entries_at(x, classes)
     indices = ops.stack([rows, classes], axis=-1)
     return ops.scatter_update(x, indices, there + increments)
 
@@ -145,15 +148,20 @@ def log1p_of(x):
     return x.log1p_() if runs_eagerly() else ops.log1p(x)
 
 
-def add_scaled(total, factors, x):
+def add_scaled(total, factors, x, memory=None):
     """total + factors * x, for (n, V), (n, 1) and (n, V).
 
     Args:
         total: what PyTorch changes in place; `None` for zeros.
+        memory: (n, V) that nothing needs any more, for PyTorch to write to instead.
     """
+    if not runs_eagerly():
+        return factors * x if total is None else total + factors * x
+    import torch
+
     if total is None:
-        return factors * x
-    return total.addcmul_(factors, x) if runs_eagerly() else total + factors * x
+        return torch.mul(factors, x, out=memory)
+    return torch.addcmul(total, factors, x, out=total if memory is None else memory)
 
 
 def add_outer(total, left, right):
@@ -200,22 +208,6 @@ def _outer(left, right):
         # Without its copy XLA takes a third longer for the product.
         transposed = jax.lax.optimization_barrier(transposed)
     return ops.cast(ops.matmul(transposed, right), "float32")
-
-
-def rows_at(x, start, count):
-    """x[start : start + count] for a `start` that XLA may not know beforehand."""
-    if runs_eagerly():
-        return x[start : start + count]
-    sizes = (count, *x.shape[1:])
-    return ops.slice(x, (start, *[0] * (len(sizes) - 1)), sizes)
-
-
-def write_rows(x, start, rows):
-    """`x` (n, .), which PyTorch changes in place, with other rows from `start` on."""
-    if runs_eagerly():
-        x[start : start + rows.shape[0]] = rows
-        return x
-    return ops.slice_update(x, (start, 0), rows)
 
 
 def gradient_values(gradient):

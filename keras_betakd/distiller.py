@@ -308,12 +308,11 @@ class BetaKDDistiller(
         answer = y_pred["student"], y_pred["teacher"], y, weights, log_beta
         fuses = self._fuses(inputs)
         if fuses:
-            matrix = heads[0].matrix()
+            heads = heads[0].matrix(), heads[1].matrix() or heads[1]
             # Where a beta reads the teacher's logits, they were made already.
-            theirs = ops.stop_gradient if self._beta_reads("teacher") else heads[1]
-            pair = matrix, theirs
+            made = self._beta_reads("teacher")
+            pair = (heads[0], ops.stop_gradient) if made else heads
             terms = fused_terms(*answer, pair, energies, energy_weights, training)
-            heads = matrix, heads[1]
         else:
             terms = dense_terms(*answer, self.task_loss, energies, energy_weights)
         values, total = dict(y_pred["feature_values"]), terms.total

@@ -67,7 +67,7 @@ def fused_head_loss(
         student_rows: (N, H_s), hidden states where a label is predicted.
         student_head: a `keras_betakd.models.HeadMatrix` over V classes.
         teacher_rows: (N, H_t); nothing flows back through it.
-        teacher_head: callable, (n, H_t) to logits (n, V).
+        teacher_head: a `HeadMatrix`, too, or any callable, (n, H_t) to logits (n, V).
         labels: (N,) class ids, any where all coefficients are 0.
         coefficients: (1 + E, N) float32: the weight of the cross-entropy and of each
             energy at each row. A row whose coefficients are all 0 is not supervised:

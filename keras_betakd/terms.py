@@ -68,7 +68,7 @@ def fused_terms(
     Args:
         student, teacher: (B, K, H) hidden states.
         labels, weights, log_beta, energies, energy_weights: as for `dense_terms`.
-        heads: the student's `HeadMatrix` and the teacher's head, a callable.
+        heads: the student's `HeadMatrix` and the teacher's, or a callable.
         gradients: whether the total will be differentiated.
 
     Returns:
@@ -101,7 +101,7 @@ def image_logits_term(rows, heads, weights, log_beta, energy, fuses, gradients):
 
     Args:
         rows: dict of `"student"` (B, N, H_s) and `"teacher"` (B, N, H_t).
-        heads: the student's head (a `HeadMatrix` if `fuses`) and the teacher's.
+        heads: of student and teacher; as for `fused_terms` if `fuses`.
         weights, log_beta: (B, N) and broadcastable to it.
         energy: an energy that needs no labels.
         fuses: whether the logits are never to be whole.

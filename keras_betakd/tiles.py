@@ -11,12 +11,11 @@ from keras_betakd.backends import (
     is_argmax,
     logits_of,
     loops_write_over_what_they_read,
-    rows_at,
     runs_eagerly,
     runs_on_processor,
-    write_rows,
 )
 from keras_betakd.energies.rows import LogitRows
+from keras_betakd.models import heads
 
 # Live float32 copies of a tile: both models' logits, the slope, and, for what is worked
 # on together, their logs and probabilities and what an energy needs.
@@ -74,14 +73,9 @@ class HeadTiles:
     """The computation of one tile."""
 
     def __init__(self, head, teacher_head, energies, gradients):
-        # Cut off: what is computed here are the gradients themselves.
-        cut = ops.stop_gradient
-        self.head = dataclasses.replace(
-            head,
-            kernel=ops.cast(cut(head.kernel), head.dtype),
-            bias=None if head.bias is None else cut(head.bias),
-            low_rank=head.low_rank and (cut(head.low_rank[0]), *head.low_rank[1:]),
-        )
+        self.head = _cut_off(head)
+        if isinstance(teacher_head, heads.HeadMatrix):
+            teacher_head = _cut_off(teacher_head)
         self.teacher_head = teacher_head
         self.energies = energies
         self.gradients = gradients
@@ -106,13 +100,13 @@ class HeadTiles:
             is no other tile, of pairs (n, V) and (n, .) in the place of their product,
             which is a sum.
         """
-        capped = self._student_logits(data["student"])
+        capped = _capped_logits(self.head, data["student"])
         bias = self.head.bias
         if bias is not None:
             logits = capped + bias
         else:  # a soft cap needs them once more, and PyTorch will have changed them
             logits = capped if self.head.soft_cap is None else ops.copy(capped)
-        teacher = ops.cast(self.teacher_head(data["teacher"]), "float32")
+        teacher = self._teacher_logits(data["teacher"])
         inputs = logits, teacher, data["labels"], data["coefficients"]
         work = self._values_and_slope
         values, slopes = _by_blocks(work, inputs, block, self.columns)
@@ -125,6 +119,8 @@ class HeadTiles:
     def _values_and_slope(self, student, teacher, labels, coefficients):
         """Values, and the slope of their weighted sum in the logits, all but one part.
 
+        PyTorch writes the slope over the student's logits.
+
         What is left out, since it costs less for a whole tile, is the cross-entropy's
         derivative through the label's own logit, minus its coefficient.
 
@@ -135,25 +131,29 @@ class HeadTiles:
         student, teacher = LogitRows(student, labels), LogitRows(teacher)
         task = -student.log_probability_of(labels)
         values, derivatives, slope = [ops.cast(correct, "float32"), task], [], None
+        q, times_q = student.probabilities(), coefficients[:, :1]
         for k, energy in enumerate(self.energies.values(), start=1):
             if energy.parameter is None:
-                value, gradient = energy.value_and_gradient(teacher, student)
+                value, parts = energy.value_and_gradient(teacher, student)
             else:
-                value, gradient, *more = energy.value_and_gradients(teacher, student)
+                value, parts, *more = energy.value_and_gradients(teacher, student)
                 derivatives += more
             values.append(value)
-            slope = add_scaled(slope, coefficients[:, k : k + 1], gradient)
-        # After the energies: where they run one by one, they have more memory so.
-        slope = add_scaled(slope, coefficients[:, :1], student.probabilities())
+            for factor, x in parts:
+                factor = coefficients[:, k : k + 1] * factor
+                if x is q:
+                    times_q = times_q + factor
+                else:
+                    slope = add_scaled(slope, factor, x)
+        slope = add_scaled(slope, times_q, q, memory=student.logits)
         return ops.stack(values + derivatives, axis=-1), slope
 
-    def _student_logits(self, rows):
-        head = self.head
-        rows = ops.cast(rows, head.dtype)
-        logits = logits_of(rows, head.kernel)
-        if head.soft_cap is not None:
-            logits = ops.tanh(logits / head.soft_cap) * head.soft_cap
-        return ops.cast(logits, "float32")
+    def _teacher_logits(self, rows):
+        head = self.teacher_head
+        if not isinstance(head, heads.HeadMatrix):
+            return ops.cast(head(rows), "float32")
+        logits = _capped_logits(head, rows)
+        return logits if head.bias is None else logits + head.bias
 
     def _gradients(self, rows, slope, capped, data, sums):
         head, alone = self.head, sums is None
@@ -177,18 +177,43 @@ class HeadTiles:
         return rows, sums, {}
 
 
+def _cut_off(head):
+    """`head` without gradients: what is computed here are the gradients themselves."""
+    cut = ops.stop_gradient
+    return dataclasses.replace(
+        head,
+        kernel=ops.cast(cut(head.kernel), head.dtype),
+        bias=None if head.bias is None else cut(head.bias),
+        low_rank=head.low_rank and (cut(head.low_rank[0]), *head.low_rank[1:]),
+    )
+
+
+def _capped_logits(head, rows):
+    """Logits (n, V) but for the bias, float32."""
+    logits = logits_of(ops.cast(rows, head.dtype), head.kernel)
+    return ops.cast(heads.capped(logits, head.soft_cap), "float32")
+
+
 def _by_blocks(function, inputs, block, columns):
     """`function(*inputs)`, (n, columns) and (n, V), computed `block` rows at a time."""
     first, *others = inputs
     if block in (None, first.shape[0]):
         return function(*inputs)
+    if runs_eagerly():  # and writes the second result over the first input
+        blocks = zip(*(x.split(block) for x in inputs), strict=True)
+        values = [function(*rows)[0] for rows in blocks]
+        return ops.concatenate(values, axis=0), first
     rows, in_place = ops.shape(first)[0], loops_write_over_what_they_read()
+
+    def rows_at(x, start):
+        sizes = (block, *x.shape[1:])
+        return ops.slice(x, (start, *[0] * (len(sizes) - 1)), sizes)
 
     def work(i, outputs):
         source = outputs[1] if in_place else first
-        found = function(*(rows_at(x, i * block, block) for x in (source, *others)))
+        found = function(*(rows_at(x, i * block) for x in (source, *others)))
         pairs = zip(outputs, found, strict=True)
-        return tuple(write_rows(x, i * block, part) for x, part in pairs)
+        return tuple(ops.slice_update(x, (i * block, 0), part) for x, part in pairs)
 
     # Fresh memory costs a processor as much time as several passes over it.
     slopes = first if in_place else ops.zeros_like(first)

@@ -154,7 +154,8 @@ def closed_values_and_grads(energy, teacher, student, labels):
         LogitRows(ops.convert_to_tensor(x.reshape(-1, classes)), labels)
         for x in (teacher, student)
     ]
-    values, grads = energy.value_and_gradient(*rows)
+    values, parts = energy.value_and_gradient(*rows)
+    grads = sum(factor * x for factor, x in parts)
     shape = student.shape
     return (
         ops.convert_to_numpy(values).reshape(shape[:-1]),
@@ -223,6 +224,25 @@ def test_closed_forms_keep_their_digits_far_from_zero(name, exact):
     values, _ = closed_values_and_grads(energy, teacher, student, labels)
     expected = exact(log_softmax(teacher), log_softmax(student))
     np.testing.assert_allclose(values, expected.astype("float64"), rtol=2e-3)
+
+
+@pytest.mark.parametrize("weight", [1e-3, 0.5, 0.999])
+def test_jensen_shannon_where_a_model_all_but_excludes_a_class(weight):
+    """Probabilities below float32's normal numbers, times a small weight, were rounded
+    so roughly that p / m - 1 fell below -1: NaN."""
+    rng = np.random.default_rng(0)
+    teacher, student = (60 * rng.normal(size=(2, 16, 4096))).astype("float32")
+    student[:8] = 3 * rng.normal(size=(8, 4096))
+    energy = JensenShannonEnergy(teacher_weight=weight)
+    labels = np.zeros(16, "int32")
+    values, grads = closed_values_and_grads(energy, teacher, student, labels)
+    log_p, log_q = (log_softmax(x.astype("float64")) for x in (teacher, student))
+    want = jensen_shannon(log_p, log_q, weight)
+    np.testing.assert_allclose(values, want, rtol=2e-6)
+    log_m = np.logaddexp(math.log(weight) + log_p, math.log1p(-weight) + log_q)
+    q, ratio = np.exp(log_q), log_q - log_m
+    mean = (q * ratio).sum(-1, keepdims=True)
+    np.testing.assert_allclose(grads, (1 - weight) * q * (ratio - mean), atol=3e-7)
 
 
 @pytest.mark.parametrize("name", ENERGIES)

@@ -85,11 +85,11 @@ class Case:
         self.coefficients = self.coefficients.astype("float32").astype("f8")
 
     def values(self, definitions, rows, kernel):
-        logits = rows @ kernel.T
+        pairs = (self.teacher_rows, self.teacher_kernel), (rows, kernel)
+        logits = [rows @ kernel.T for rows, kernel in pairs]
         if self.soft_cap:
-            logits = self.soft_cap * np.tanh(logits / self.soft_cap)
-        log_q = log_softmax64(logits + self.bias)
-        log_p = log_softmax64(self.teacher_rows @ self.teacher_kernel.T + self.bias)
+            logits = [self.soft_cap * np.tanh(x / self.soft_cap) for x in logits]
+        log_p, log_q = (log_softmax64(x + self.bias) for x in logits)
         task = -log_q[np.arange(N), self.labels]
         p, q = np.exp(log_p), np.exp(log_q)
         return np.stack([task, *(f(p, q) for f in definitions)])
@@ -119,16 +119,13 @@ class Case:
             x = getattr(self, name) if given is None else given
             return ops.cast(ops.convert_to_tensor(x), "float32")
 
-        bias, teacher_kernel = tensor("bias"), tensor("teacher_kernel")
-        teacher_bias = 0.0 if self.teacher_allows_all else bias
-        head = HeadMatrix(
-            tensor("kernel"), bias=bias, soft_cap=self.soft_cap, dtype=dtype
-        )
+        bias, cap = tensor("bias"), self.soft_cap
+        theirs = None if self.teacher_allows_all else bias
         return fused_head_loss(
             tensor("rows"),
-            head,
+            HeadMatrix(tensor("kernel"), True, dtype, bias, cap),
             tensor("teacher_rows"),
-            lambda rows: ops.matmul(rows, ops.transpose(teacher_kernel)) + teacher_bias,
+            HeadMatrix(tensor("teacher_kernel"), False, "float32", theirs, cap),
             ops.convert_to_tensor(self.labels),
             tensor("coefficients"),
             energies,

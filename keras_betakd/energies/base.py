@@ -302,12 +302,16 @@ class Energy(keras.losses.Loss):
                 the labels.
 
         Returns:
-            `(value, gradient)`, (N,) and (N, V), cut off from differentiation.
+            `(value, parts)`, cut off from differentiation: (N,), and pairs of factor
+            and array, a number or (N, 1) and (N, V), whose products add up to the
+            gradient. The student's probabilities, part of most, are multiplied only
+            once so.
         """
         target = self.target(teacher.logits, student.labels)
-        return value_and_gradient(
+        value, gradient = value_and_gradient(
             lambda logits: self.call(target, logits), student.logits
         )
+        return value, [(1.0, gradient)]
 
     def value_and_gradients(self, teacher, student):
         """As `value_and_gradient`, and the slope of each row's value, (N,), towards
@@ -389,9 +393,9 @@ class ProbabilityEnergy(Energy):
             return super().value_and_gradient(teacher, student)
         rows = ProbabilityRows(teacher, student, self.temperature)
         value, slope = self.closed_form(rows)
-        if self.scale_by_t2:
-            return value * self.temperature**2, slope * self.temperature
-        return value, slope if self.temperature == 1.0 else slope / self.temperature
+        scale = self.temperature**2 if self.scale_by_t2 else 1.0
+        slope = [(factor * (scale / self.temperature), x) for factor, x in slope]
+        return value if scale == 1.0 else scale * value, slope
 
     def get_config(self):
         return {

@@ -10,7 +10,9 @@ exponential on some backends, and an array that only this file has seen is chang
 Every function takes `rows.ProbabilityRows` and returns `(value, slope)`: the energy,
 (N,), and its gradient towards log q before normalisation, (N, V), that is, towards the
 student's logits divided by the temperature. For an energy whose derivative towards q is
-g, that is the softmax Jacobian applied to g, q (g - sum_v q g).
+g, that is the softmax Jacobian applied to g, q (g - sum_v q g). The slope comes as
+pairs of factor, a number or (N, 1), and array, whose products add up to it, so that q
+is multiplied only once for all energies and the cross-entropy.
 
 A KL divergence to a mixture m is summed as p (expm1(d) - d), d = log(m / p), like in
 `bregman` and for its reason: it keeps its digits where the models agree. Where some
@@ -24,11 +26,13 @@ import math
 
 from keras import ops
 
-from keras_betakd.backends import add_scaled, expm1_of, log1p_of
+from keras_betakd.backends import at_least, expm1_of, log1p_of
 
 _INFINITE = 1e29
 _APART = 16.0
 _FAR = 40.0  # exp(-40) is beyond the digits of float32, exp(40) within its range
+_NOTHING = 1e-30  # beside any probability that matters, far above float32's least
+_ALL_BUT_EXCLUDED = 2.0**-24 - 1.0  # float32's next to -1
 
 
 def _sum(x):
@@ -39,12 +43,12 @@ def _column(x):
     return ops.expand_dims(x, axis=-1)
 
 
-def _through_softmax(q, derivative):
+def _through_softmax(q, derivative, factor=1.0):
+    """q (g - sum_v q g) times a factor, of g = `derivative`."""
     centred = derivative - _column(_sum(q * derivative))
-    # A second time: the first mean is rounded like the large numbers it is made of.
-    centred -= _column(_sum(q * centred))
     centred *= q
-    return centred
+    # A second time: the first mean is rounded like the large numbers it is made of.
+    return [(factor, centred), (-factor * _column(_sum(centred)), q)]
 
 
 def _near(d):
@@ -62,7 +66,7 @@ def _kl_whole(p, d):
 
 def forward_kl(rows):
     p, q = rows.p, rows.q
-    return _kl_whole(p, rows.log_ratio()), q - p
+    return _kl_whole(p, rows.log_ratio()), [(1.0, q), (-1.0, p)]
 
 
 def reverse_kl(rows):
@@ -81,30 +85,31 @@ def _kl_to_mixture(p, d, share):
 
 
 def jensen_shannon(rows, teacher_weight):
-    """-sum_v [w p log(m / p) + (1 - w) q log(m / q)], m = w p + (1 - w) q.
+    """sum_v [w p log(p / m) + (1 - w) q log(q / m)], m = w p + (1 - w) q.
 
-    One logarithm gives both: with d = log(q / p) and s the weight of the smaller of p
-    and q, log(m / larger) = log1p(s expm1(-|d|)), and log(m / smaller) is |d| more. An
-    error in d moves the two terms of a class against each other, so that near
-    agreement, unlike in a single KL divergence, nothing is lost.
+    Both ratios are 1 plus a multiple of (q - p) / m. An error in that moves the two
+    terms of a class against each other, so that near agreement, unlike in a single KL
+    divergence, nothing is lost; and far from it a class that only one model finds
+    likely adds little beside that model's own, so that neither needs log-probabilities.
     """
     w = teacher_weight
-    d = rows.log_ratio()
-    from_p = ops.relu(d)
-    negative_part = from_p - d
-    from_q = ops.abs(d)
-    from_q *= -1.0
-    from_q = expm1_of(from_q)
-    from_q *= w if w == 0.5 else ops.where(d > 0, w, 1.0 - w)
-    from_q = log1p_of(from_q)
-    from_p += from_q
-    from_q += negative_part
+    from_q = rows.q - rows.p
+    from_q *= w
+    # Of two ways, the one that takes off the smaller part loses no digits.
+    if w <= 0.5:
+        mixture = rows.q - from_q
+    else:
+        mixture = rows.p + from_q * ((1.0 - w) / w)
+    from_q /= at_least(mixture, _NOTHING)
+    from_p = from_q * ((w - 1.0) / w)
+    # -1 is where a model excludes a class; rounding must not pass it.
+    from_q = log1p_of(at_least(from_q, _ALL_BUT_EXCLUDED))
+    from_p = log1p_of(at_least(from_p, _ALL_BUT_EXCLUDED))
     from_p *= rows.p
     from_q *= rows.q
     teacher, student = _sum(from_p), _sum(from_q)
-    from_q *= w - 1.0
-    slope = add_scaled(from_q, _column((1.0 - w) * student), rows.q)
-    return -(w * teacher + (1.0 - w) * student), slope
+    slope = [(1.0 - w, from_q), ((w - 1.0) * _column(student), rows.q)]
+    return w * teacher + (1.0 - w) * student, slope
 
 
 def skew_forward_kl(rows, skew):
@@ -120,14 +125,14 @@ def skew_reverse_kl(rows, skew):
 
 def total_variation(rows):
     gap = rows.q - rows.p
-    slope = _through_softmax(rows.q, 0.5 * ops.sign(gap))
+    slope = _through_softmax(rows.q, ops.sign(gap), 0.5)
     return 0.5 * _sum(ops.abs(gap)), slope
 
 
 def mse_probs(rows, mean_over_vocabulary):
     scale = 1.0 / rows.q.shape[-1] if mean_over_vocabulary else 1.0
     gap = rows.q - rows.p
-    slope = _through_softmax(rows.q, (2.0 * scale) * gap)
+    slope = _through_softmax(rows.q, gap, 2.0 * scale)
     return scale * _sum(gap * gap), slope
 
 
@@ -141,4 +146,4 @@ def cosine_probs(rows):
     # Scaling q changes nothing, so its mean under q is 0 and needs no subtraction.
     gap -= _column(value) * student
     gap *= student
-    return value, gap
+    return value, [(1.0, gap)]

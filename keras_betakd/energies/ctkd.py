@@ -173,7 +173,7 @@ class CTKDEnergy(_TemperatureEnergy):
         # As one input, since both gradients come from the same run.
         logits = ops.concatenate([student.logits, column], axis=-1)
         value, gradient = value_and_gradient(value, logits)
-        return value, gradient[:, :-1], gradient[:, -1]
+        return value, [(1.0, gradient[:, :-1])], gradient[:, -1]
 
     def get_config(self):
         return {

@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from keras_betakd.backends import at_least, log_of_largest_share
+from keras_betakd.backends import at_least, entries_at, log_of_largest_share
 
 # Stands for log 0: large enough that exp() of it is 0, finite so that 0 times it is 0.
 LOG_ZERO = -1e30
@@ -40,8 +40,7 @@ class LogitRows:
     def log_probability_of(self, classes):
         """log softmax(logits) at a class of each row, (N,) ids to (N,)."""
         largest, log_share = self._peak(1.0)
-        logits = ops.take_along_axis(self.logits, classes[:, None], axis=-1)
-        return ops.squeeze((logits - largest) + log_share, axis=-1)
+        return (entries_at(self.logits, classes) - largest[:, 0]) + log_share[:, 0]
 
     def log_ratio(self, other, temperature=1.0):
         """log of these probabilities over the other's.

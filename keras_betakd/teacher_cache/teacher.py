@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_betakd.models.base import ModelView
 from keras_betakd.models.features import Features
-from keras_betakd.models.heads import LMHead, capped
+from keras_betakd.models.heads import HeadMatrix, LMHead, capped
 from keras_betakd.models.views import register_view
 from keras_betakd.teacher_cache.outputs import CachedOutputs
 
@@ -140,13 +140,21 @@ class _StoredHead(LMHead):
         self.dtype = model.preprocessor.settings["head_dtype"]
         self.soft_cap = model.preprocessor.settings["soft_cap"]
 
+    has_matrix = True
+
+    def matrix(self):
+        kernel, bias = (
+            array if array is None else ops.convert_to_tensor(array)
+            for array in map(self.arrays.get, ("kernel", "bias"))
+        )
+        return HeadMatrix(kernel, False, self.dtype, bias, self.soft_cap)
+
     def _logits(self, rows):
-        kernel = ops.cast(ops.convert_to_tensor(self.arrays["kernel"]), self.dtype)
+        head = self.matrix()
+        kernel = ops.cast(head.kernel, self.dtype)
         logits = ops.matmul(ops.cast(rows, self.dtype), ops.transpose(kernel))
         logits = capped(logits, self.soft_cap)
-        if "bias" in self.arrays:
-            logits = logits + ops.convert_to_tensor(self.arrays["bias"])
-        return logits
+        return logits if head.bias is None else logits + head.bias
 
 
 class _TopClassesHead(LMHead):
