@@ -12,12 +12,17 @@ the compiled program take (TensorFlow alone cannot compile beforehand: there wha
 compiler keeps is counted). Peers that are not
 installed are named and left out: `pip install --no-deps liger-kernel trl` (TRL also
 needs transformers).
+
+One process is easily 10 % slower than the next. What differs by less shows only where
+the paths share one process and take turns in it, each on several copies of the data:
+
+    python benchmarks/head_loss.py --together 2 --paths floor ours
 """
 
 import argparse
 import sys
 
-from measure import Table, in_rounds, report
+from measure import Table, compare, in_rounds, in_turns, report
 
 PATHS = {  # path -> backends it exists on
     "floor": ("jax", "torch", "tensorflow"),
@@ -50,15 +55,44 @@ def arguments():
     }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--supervised", type=float, default=0.25)
+    parser.add_argument(
+        "--together",
+        type=int,
+        default=0,
+        metavar="COPIES",
+        help="compare times in one process, on so many copies of the data",
+    )
+    parser.add_argument("--turns", type=int, default=60, help="of --together")
     parser.add_argument("--worker", nargs=2, metavar=("PATH", "LOSS"))
     return parser.parse_args()
 
 
 def main():
     options = arguments()
-    if options.worker:
-        report(make_step(options), options.repeats)
-        return
+    if options.worker and options.together:
+        take_turns(options, options.worker[0])
+    elif options.worker:
+        report(make_step(options, *options.worker), options.repeats)
+    elif options.together:
+        for backend in options.backends:
+            job = [*sys.argv[1:], "--worker", backend, "all"]
+            compare(backend, (__file__, job, backend))
+    else:
+        compare_processes(options)
+
+
+def take_turns(options, backend):
+    pairs = [x for x in _pairs(options) if backend in PATHS[x[0]]]
+    runs = {pair: [] for pair in pairs}
+    for i in range(options.together):
+        # Forwards and backwards: what is built first may get the better memory.
+        for pair in pairs[:: -1 if i % 2 else 1]:
+            runs[pair].append(make_step(options, *pair))
+    runs = {" ".join(pair).removesuffix(" -"): v for pair, v in runs.items()}
+    in_turns(runs, options.turns, 1)
+
+
+def compare_processes(options):
     table = Table({"backend": 11, "path": 6, "loss": 7})
     for backend in options.backends:
         table.start()
@@ -81,12 +115,11 @@ def _pairs(options):
                 yield path, loss
 
 
-def make_step(options):
+def make_step(options, path, loss):
     import keras
     import numpy as np
     from keras import ops
 
-    path, loss = options.worker
     rng = np.random.default_rng(0)
     rows, classes = options.batch * options.length, options.vocabulary
     narrow, wide = options.student_width, options.teacher_width
@@ -207,7 +240,7 @@ def ours(loss, count, teacher, teacher_kernel, labels, weights):
             hidden,
             HeadMatrix(kernel),
             teacher,
-            lambda rows: ops.matmul(rows, ops.transpose(teacher_kernel)),
+            HeadMatrix(teacher_kernel),
             ops.convert_to_tensor(labels),
             coefficients,
             energies,
