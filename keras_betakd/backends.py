@@ -138,6 +138,11 @@ def at_least(x, bound):
     return x.clamp_(min=bound) if runs_eagerly() else ops.maximum(x, bound)
 
 
+def within(x, low, high):
+    """min(max(x, low), high) for numbers; PyTorch changes `x` in place."""
+    return x.clamp_(low, high) if runs_eagerly() else ops.clip(x, low, high)
+
+
 def expm1_of(x):
     """exp(x) - 1; PyTorch changes `x` in place."""
     return x.expm1_() if runs_eagerly() else ops.expm1(x)

@@ -241,16 +241,14 @@ def _run(job, data, supervised, tile_rows, most=None):
         part = {k: _padded(v, height) for k, v in data.items()}
         rows, sums, factors = job.tile(part, block, None)
         return {k: v[:count] for k, v in rows.items()}, sums, factors
+    if runs_eagerly():
+        return _run_chosen(job, data, supervised, tile_rows)
     most = ops.sum(ops.cast(supervised, "int32")) if most is None else most
     needed = (most + height - 1) // height
     tiles = (count + height - 1) // height
     order = ops.argsort(ops.cast(ops.logical_not(supervised), "int32"))
-    first = order
-    if runs_eagerly():  # shapes may differ from call to call: the rest is not copied
-        tiles = needed = max(1, int(needed))
-        first = order[: tiles * height]
-    data = {k: ops.take(v, first, axis=0) for k, v in data.items()}
-    data = _cleared(data, ops.take(supervised, first, axis=0))
+    data = {k: ops.take(v, order, axis=0) for k, v in data.items()}
+    data = _cleared(data, ops.take(supervised, order, axis=0))
     data = {k: _in_tiles(v, tiles, height) for k, v in data.items()}
 
     def tile(i, sums):
@@ -263,16 +261,32 @@ def _run(job, data, supervised, tile_rows, most=None):
         return i + 1, rows, sums
 
     # The first tile before the loop: a sum need not start from zeros.
-    alone = runs_eagerly() and needed == 1
-    rows, sums, factors = tile(0, None if alone else {})
+    rows, sums, _ = tile(0, {})
     rows = {k: _padded(ops.expand_dims(v, 0), tiles) for k, v in rows.items()}
     start = ops.convert_to_tensor(1, "int32")
     _, rows, sums = ops.while_loop(lambda i, *_: i < needed, body, (start, rows, sums))
     back = ops.argsort(order)
     flat = {k: ops.reshape(v, (-1, v.shape[-1])) for k, v in rows.items()}
-    if runs_eagerly():
-        flat = {k: _padded(v, count) for k, v in flat.items()}
-    return {k: ops.take(v, back, 0) for k, v in flat.items()}, sums, factors
+    return {k: ops.take(v, back, 0) for k, v in flat.items()}, sums, {}
+
+
+def _run_chosen(job, data, supervised, tile_rows):
+    """As `_run`, on the supervised rows alone: shapes may differ from call to call."""
+    count, chosen = supervised.shape[0], ops.nonzero(supervised)[0]
+    if not chosen.shape[0]:  # a row of zeros gives gradients of zeros
+        chosen, data = ops.arange(1), _cleared(data, supervised)
+    starts = range(0, chosen.shape[0], tile_rows)
+    tiles = [chosen[start : start + tile_rows] for start in starts]
+    found, sums, factors = [], None if len(tiles) == 1 else {}, {}
+    for tile in tiles:
+        part = {k: ops.take(v, tile, axis=0) for k, v in data.items()}
+        rows, sums, factors = job.tile(part, job.block_rows(tile_rows), sums)
+        found.append(rows)
+    rows = {k: ops.concatenate([x[k] for x in found], axis=0) for k in found[0]}
+    zeros = {k: ops.zeros((count, v.shape[-1]), v.dtype) for k, v in rows.items()}
+    places = ops.expand_dims(chosen, axis=-1)
+    rows = {k: ops.scatter_update(zeros[k], places, v) for k, v in rows.items()}
+    return rows, sums, factors
 
 
 def _whole_blocks(height, block):

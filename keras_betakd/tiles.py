@@ -100,13 +100,14 @@ class HeadTiles:
             is no other tile, of pairs (n, V) and (n, .) in the place of their product,
             which is a sum.
         """
+        # Before the student's: those are needed first, and in a processor's cache then.
+        teacher = self._teacher_logits(data["teacher"])
         capped = _capped_logits(self.head, data["student"])
         bias = self.head.bias
         if bias is not None:
             logits = capped + bias
         else:  # a soft cap needs them once more, and PyTorch will have changed them
             logits = capped if self.head.soft_cap is None else ops.copy(capped)
-        teacher = self._teacher_logits(data["teacher"])
         inputs = logits, teacher, data["labels"], data["coefficients"]
         work = self._values_and_slope
         values, slopes = _by_blocks(work, inputs, block, self.columns)

@@ -247,7 +247,7 @@ def test_no_more_logits_at_a_time_than_a_tile(monkeypatch):
 
     monkeypatch.setattr(ForwardKLEnergy, "value_and_gradient", watched)
     Case().fused({"kl": ForwardKLEnergy()}, tile_rows=4)
-    assert seen == {(4, V)}
+    assert max(seen) == (4, V)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -26,13 +26,13 @@ import math
 
 from keras import ops
 
-from keras_betakd.backends import at_least, expm1_of, log1p_of
+from keras_betakd.backends import at_least, expm1_of, log1p_of, within
 
 _INFINITE = 1e29
 _APART = 16.0
 _FAR = 40.0  # exp(-40) is beyond the digits of float32, exp(40) within its range
 _NOTHING = 1e-30  # beside any probability that matters, far above float32's least
-_ALL_BUT_EXCLUDED = 2.0**-24 - 1.0  # float32's next to -1
+_ALL_BUT_1 = 1.0 - 2.0**-22  # below 1 after two roundings of float32
 
 
 def _sum(x):
@@ -87,24 +87,21 @@ def _kl_to_mixture(p, d, share):
 def jensen_shannon(rows, teacher_weight):
     """sum_v [w p log(p / m) + (1 - w) q log(q / m)], m = w p + (1 - w) q.
 
-    Both ratios are 1 plus a multiple of (q - p) / m. An error in that moves the two
-    terms of a class against each other, so that near agreement, unlike in a single KL
-    divergence, nothing is lost; and far from it a class that only one model finds
-    likely adds little beside that model's own, so that neither needs log-probabilities.
+    q / m = 1 + x and p / m = 1 - x (1 - w) / w with x = (q - p) / (p + q (1 - w) / w).
+    An error in x moves the two terms of a class against each other, so that near
+    agreement, unlike in a single KL divergence, nothing is lost; and far from it the
+    model that all but excludes a class adds little there beside the other, so that
+    neither needs log-probabilities.
     """
     w = teacher_weight
+    odds = (1.0 - w) / w
+    mixture = rows.p + (rows.q if odds == 1.0 else odds * rows.q)
     from_q = rows.q - rows.p
-    from_q *= w
-    # Of two ways, the one that takes off the smaller part loses no digits.
-    if w <= 0.5:
-        mixture = rows.q - from_q
-    else:
-        mixture = rows.p + from_q * ((1.0 - w) / w)
     from_q /= at_least(mixture, _NOTHING)
-    from_p = from_q * ((w - 1.0) / w)
-    # -1 is where a model excludes a class; rounding must not pass it.
-    from_q = log1p_of(at_least(from_q, _ALL_BUT_EXCLUDED))
-    from_p = log1p_of(at_least(from_p, _ALL_BUT_EXCLUDED))
+    # Where a model excludes a class, one of the ratios is 0 and has no logarithm.
+    from_q = within(from_q, -_ALL_BUT_1, _ALL_BUT_1 / odds)
+    from_p = log1p_of(-odds * from_q)
+    from_q = log1p_of(from_q)
     from_p *= rows.p
     from_q *= rows.q
     teacher, student = _sum(from_p), _sum(from_q)
