@@ -20,6 +20,7 @@ the paths share one process and take turns in it, each on several copies of the 
 """
 
 import argparse
+import functools
 import sys
 
 from measure import Table, compare, in_rounds, in_turns, report
@@ -82,14 +83,12 @@ def main():
 
 
 def take_turns(options, backend):
-    pairs = [x for x in _pairs(options) if backend in PATHS[x[0]]]
-    runs = {pair: [] for pair in pairs}
-    for i in range(options.together):
-        # Forwards and backwards: what is built first may get the better memory.
-        for pair in pairs[:: -1 if i % 2 else 1]:
-            runs[pair].append(make_step(options, *pair))
-    runs = {" ".join(pair).removesuffix(" -"): v for pair, v in runs.items()}
-    in_turns(runs, options.turns, 1)
+    makers = {
+        " ".join(pair).removesuffix(" -"): functools.partial(make_step, options, *pair)
+        for pair in _pairs(options)
+        if backend in PATHS[pair[0]]
+    }
+    in_turns(makers, options.together, options.turns)
 
 
 def compare_processes(options):

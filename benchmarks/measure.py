@@ -76,15 +76,21 @@ def _seconds(run):
     return time.perf_counter() - begin
 
 
-def in_turns(runs, turns, parts):
+def in_turns(makers, copies, turns, parts=1):
     """Writes seconds of the runs of one process, in turns of a random order.
 
     Args:
-        runs: dict by path of lists of functions that do the same.
-        turns: how often each function runs, after two runs that are not timed.
+        makers: dict by path of functions that make a run.
+        copies: how many runs to make of each path.
+        turns: how often each of them runs, after two runs that are not timed.
         parts: what a run's seconds are divided by.
     """
     shuffle = random.Random(0)
+    runs = {path: [] for path in makers}
+    for i in range(copies):
+        # Forwards and backwards: what is built first may get the better memory.
+        for path in list(makers)[:: -1 if i % 2 else 1]:
+            runs[path].append(makers[path]())
     calls = [(path, run) for path, same in runs.items() for run in same]
     for _, run in calls * 2:
         run()

@@ -18,6 +18,7 @@ the paths share one process and take turns in it, each by several models:
 """
 
 import argparse
+import functools
 
 import numpy as np
 from measure import Table, compare, in_rounds, in_turns, report
@@ -65,12 +66,8 @@ def main():
 
 
 def take_turns(options):
-    runs = {path: [] for path in options.paths}
-    for i in range(options.together):
-        # Forwards and backwards: what is built first may get the better memory.
-        for path in options.paths[:: -1 if i % 2 else 1]:
-            runs[path].append(make_run(options, path))
-    in_turns(runs, options.turns, options.steps)
+    makers = {p: functools.partial(make_run, options, p) for p in options.paths}
+    in_turns(makers, options.together, options.turns, options.steps)
 
 
 def compare_together(options):
