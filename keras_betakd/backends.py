@@ -106,18 +106,19 @@ def log_of_largest_share(x, largest, shares):
 
 
 def logits_of(rows, kernel):
-    """rows kernel^T of (n, H) and (V, H), through which no gradient flows."""
+    """rows kernel^T of (..., H) and (V, H), through which no gradient flows."""
     if not runs_eagerly() or rows.device.type != "cpu":
         return ops.matmul(rows, ops.transpose(kernel))
     import torch
 
     # Faster by 7 to 30 % than all classes at once, whose vectors leave the cache.
     size = max(1, _CACHED_BYTES // (kernel.element_size() * kernel.shape[1]))
-    logits = rows.new_empty((rows.shape[0], kernel.shape[0]))
+    flat = rows.reshape(-1, rows.shape[-1])
+    logits = rows.new_empty((flat.shape[0], kernel.shape[0]))
     for start in range(0, kernel.shape[0], size):
         some = slice(start, start + size)
-        torch.mm(rows, kernel[some].T, out=logits[:, some])
-    return logits
+        torch.mm(flat, kernel[some].T, out=logits[:, some])
+    return logits.reshape(*rows.shape[:-1], kernel.shape[0])
 
 
 def add_at(x, classes, increments):

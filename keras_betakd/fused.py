@@ -233,16 +233,17 @@ def _run(job, data, supervised, tile_rows, most=None):
     """
     count = ops.shape(data["student"])[0]
     known = isinstance(count, int)  # TensorFlow may trace without the batch size
+    fits = known and count <= tile_rows
+    if runs_eagerly() and not fits:
+        return _run_chosen(job, data, supervised, tile_rows)
     # Of a small batch a full tile would be mostly padding.
     height = min(count, tile_rows) if known else ops.clip(count, 1, tile_rows)
     block, height = _whole_blocks(height, job.block_rows(tile_rows))
-    if known and count <= tile_rows:
+    if fits:
         data = _cleared(data, supervised)
         part = {k: _padded(v, height) for k, v in data.items()}
         rows, sums, factors = job.tile(part, block, None)
         return {k: v[:count] for k, v in rows.items()}, sums, factors
-    if runs_eagerly():
-        return _run_chosen(job, data, supervised, tile_rows)
     most = ops.sum(ops.cast(supervised, "int32")) if most is None else most
     needed = (most + height - 1) // height
     tiles = (count + height - 1) // height

@@ -9,13 +9,12 @@ from keras_betakd.backends import (
     add_outer,
     add_scaled,
     is_argmax,
-    logits_of,
     loops_write_over_what_they_read,
     runs_eagerly,
     runs_on_processor,
 )
 from keras_betakd.energies.rows import LogitRows
-from keras_betakd.models import heads
+from keras_betakd.models.heads import HeadMatrix
 
 # Live float32 copies of a tile: both models' logits, the slope, and, for what is worked
 # on together, their logs and probabilities and what an energy needs.
@@ -74,7 +73,7 @@ class HeadTiles:
 
     def __init__(self, head, teacher_head, energies, gradients):
         self.head = _cut_off(head)
-        if isinstance(teacher_head, heads.HeadMatrix):
+        if isinstance(teacher_head, HeadMatrix):
             teacher_head = _cut_off(teacher_head)
         self.teacher_head = teacher_head
         self.energies = energies
@@ -101,8 +100,8 @@ class HeadTiles:
             which is a sum.
         """
         # Before the student's: those are needed first, and in a processor's cache then.
-        teacher = self._teacher_logits(data["teacher"])
-        capped = _capped_logits(self.head, data["student"])
+        teacher = ops.cast(self.teacher_head(data["teacher"]), "float32")
+        capped = self.head.without_bias(data["student"])
         bias = self.head.bias
         if bias is not None:
             logits = capped + bias
@@ -149,13 +148,6 @@ class HeadTiles:
         slope = add_scaled(slope, times_q, q, memory=student.logits)
         return ops.stack(values + derivatives, axis=-1), slope
 
-    def _teacher_logits(self, rows):
-        head = self.teacher_head
-        if not isinstance(head, heads.HeadMatrix):
-            return ops.cast(head(rows), "float32")
-        logits = _capped_logits(head, rows)
-        return logits if head.bias is None else logits + head.bias
-
     def _gradients(self, rows, slope, capped, data, sums):
         head, alone = self.head, sums is None
         before, sums, factors = sums or {}, {}, {}
@@ -187,12 +179,6 @@ def _cut_off(head):
         bias=None if head.bias is None else cut(head.bias),
         low_rank=head.low_rank and (cut(head.low_rank[0]), *head.low_rank[1:]),
     )
-
-
-def _capped_logits(head, rows):
-    """Logits (n, V) but for the bias, float32."""
-    logits = logits_of(ops.cast(rows, head.dtype), head.kernel)
-    return ops.cast(heads.capped(logits, head.soft_cap), "float32")
 
 
 def _by_blocks(function, inputs, block, columns):

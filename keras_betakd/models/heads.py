@@ -13,10 +13,14 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_betakd.backends import logits_of
+
 
 @dataclasses.dataclass(frozen=True)
 class HeadMatrix:
     """A head as logits = soft_cap(rows @ kernel^T) + bias.
+
+    Called, it gives the logits (..., V) of rows (..., H) in float32, without gradients.
 
     Attributes:
         kernel: (V, H).
@@ -34,6 +38,16 @@ class HeadMatrix:
     bias: Any = None
     soft_cap: float | None = None
     low_rank: tuple | None = None
+
+    def __call__(self, rows):
+        logits = self.without_bias(rows)
+        return logits if self.bias is None else logits + self.bias
+
+    def without_bias(self, rows):
+        """The logits but for the bias."""
+        kernel = ops.cast(self.kernel, self.dtype)
+        logits = logits_of(ops.cast(rows, self.dtype), kernel)
+        return ops.cast(capped(logits, self.soft_cap), "float32")
 
 
 class LMHead:

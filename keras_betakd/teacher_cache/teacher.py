@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_betakd.models.base import ModelView
 from keras_betakd.models.features import Features
-from keras_betakd.models.heads import HeadMatrix, LMHead, capped
+from keras_betakd.models.heads import HeadMatrix, LMHead
 from keras_betakd.models.views import register_view
 from keras_betakd.teacher_cache.outputs import CachedOutputs
 
@@ -135,7 +135,7 @@ class _StoredHead(LMHead):
     """logits = soft_cap(rows @ kernel^T) + bias, of stored hidden states."""
 
     def __init__(self, model):
-        super().__init__(self._logits)
+        super().__init__(lambda rows: self.matrix()(rows))
         self.arrays = model.head_arrays
         self.dtype = model.preprocessor.settings["head_dtype"]
         self.soft_cap = model.preprocessor.settings["soft_cap"]
@@ -148,13 +148,6 @@ class _StoredHead(LMHead):
             for array in map(self.arrays.get, ("kernel", "bias"))
         )
         return HeadMatrix(kernel, False, self.dtype, bias, self.soft_cap)
-
-    def _logits(self, rows):
-        head = self.matrix()
-        kernel = ops.cast(head.kernel, self.dtype)
-        logits = ops.matmul(ops.cast(rows, self.dtype), ops.transpose(kernel))
-        logits = capped(logits, self.soft_cap)
-        return logits if head.bias is None else logits + head.bias
 
 
 class _TopClassesHead(LMHead):
