@@ -73,6 +73,26 @@ def pytest_terminal_summary(terminalreporter):
 
 
 @pytest.fixture(autouse=True)
+def only_first_case_traced(request):
+    """On TensorFlow, traces the first case of a parametrised test, and no other.
+
+    Tracing a step takes some 8 s there, which was most of the time of the suite. The
+    other cases run the same operations one by one; unless they are marked `traced`.
+    """
+    case = getattr(request.node, "callspec", None)
+    traced = request.node.get_closest_marker("traced")
+    traced = traced or request.config.getoption("--everywhere")
+    if keras.backend.backend() != "tensorflow" or case is None or traced:
+        yield
+        return
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(any(case.indices.values()))
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture(autouse=True)
 def clean_keras_state():
     """Seed every test alike, and give back a global dtype policy it changed."""
     keras.utils.set_random_seed(0)

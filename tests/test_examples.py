@@ -1,6 +1,8 @@
 """The examples, shrunk: the real path on a folder in the official layout."""
 
+import contextlib
 import csv
+import io
 import json
 import os
 import sys
@@ -58,24 +60,36 @@ def test_real_models_on_a_real_folder(monkeypatch, tmp_path, presets, capsys):
     assert student.backbone.hidden_dim == 8
 
 
-def test_easy_vqa_is_read_as_scienceqa(monkeypatch, tmp_path, capsys):
-    """The path without arguments, one step long, and again after it has ended."""
-    arguments = ["--output", tmp_path, "--epochs", 1, "--batch-size", 8]
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory):
+    """The path without data of one's own, a step long: its arguments and output."""
+    folder, printed = tmp_path_factory.mktemp("output"), io.StringIO()
+    arguments = ["--output", folder, "--epochs", 1, "--batch-size", 8]
     arguments += ["--limit", 8, "--eval-limit", 8]
-    run(monkeypatch, *arguments)
-    printed = capsys.readouterr().out
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        run(patch, *arguments)
+    return folder, arguments, printed.getvalue()
+
+
+def test_easy_vqa_is_read_as_scienceqa(short_run):
+    folder, _, printed = short_run
+    assert "student, cross-entropy" in printed
+    assert "student, Beta-KD" in printed
+    with open(folder / "easy_vqa" / "pid_splits.json") as file:
+        splits = json.load(file)
+    assert len(splits["train"]) + len(splits["val"]) == 38575
+    assert len(splits["test"]) == 9673
+
+
+@pytest.mark.once
+def test_an_ended_run_is_shown_again_and_not_changed(monkeypatch, short_run, capsys):
+    _, arguments, printed = short_run
     run(monkeypatch, *arguments, "--resume")
     again = capsys.readouterr().out
     assert "Epoch 1/1" not in again
     assert printed[printed.index("model ") :] in again
     with pytest.raises(SystemExit, match="Changed: seed was 0"):
         run(monkeypatch, *arguments, "--resume", "--seed", 1)
-    assert "student, cross-entropy" in printed
-    assert "student, Beta-KD" in printed
-    with open(tmp_path / "easy_vqa" / "pid_splits.json") as file:
-        splits = json.load(file)
-    assert len(splits["train"]) + len(splits["val"]) == 38575
-    assert len(splits["test"]) == 9673
 
 
 @pytest.mark.once

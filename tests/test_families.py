@@ -35,8 +35,6 @@ from keras_betakd.models.formats import format_of
 from keras_betakd.models.inputs import model_inputs
 
 K = 8
-# Steps are compiled in `trained`; TensorFlow need not compile every other one too.
-EAGER = keras.backend.backend() == "tensorflow"
 SHAPES = [(IMAGE_SIZE, IMAGE_SIZE), (8, 32), (40, 12)]
 
 
@@ -270,6 +268,7 @@ def test_a_sequence_too_short_is_refused_by_name(name):
         setattr(preprocessor, length, before)
 
 
+@pytest.mark.traced
 @pytest.mark.parametrize("name", SUPPORT["trains"])
 def test_a_step_moves_the_student_and_beta_alone(name):
     distiller, before, before_teacher = trained(name)
@@ -380,7 +379,7 @@ def test_lora_student_and_quantised_teacher(name):
     assert 0 < error < 0.2
     student.backbone.enable_lora(2, LORA_LAYERS.get(name))
     distiller = BetaKDDistiller(teacher, student, ForwardKLEnergy(), InstanceBeta())
-    distiller.compile(optimizer=keras.optimizers.SGD(0.1), run_eagerly=EAGER)
+    distiller.compile(optimizer=keras.optimizers.SGD(0.1))
     before = snapshot(student)
     distiller.fit(rows, batch_size=2, verbose=0)
     moved = moved_since(before, student).values()
@@ -399,7 +398,7 @@ def test_features_of_pictures(name):
     teacher, student = model_of(name, 1, width=16), model_of(name, 0)
     energy = FeatureMSEEnergy("image_features")
     distiller = BetaKDDistiller(teacher, student, [ForwardKLEnergy(), energy])
-    distiller.compile(optimizer=keras.optimizers.SGD(0.01), run_eagerly=EAGER)
+    distiller.compile(optimizer=keras.optimizers.SGD(0.01))
     if name not in SUPPORT["image features"]:
         with pytest.raises(ValueError, match="no image tokens at known places"):
             distiller.fit(records(name), batch_size=2, verbose=0)
@@ -438,7 +437,7 @@ def test_features_of_pictures_belong_to_their_record(name):
 def test_attention_that_cannot_be_read_is_refused(name):
     teacher, student = model_of(name, 1, width=16), model_of(name, 0)
     distiller = BetaKDDistiller(teacher, student, AttentionEnergy())
-    distiller.compile(optimizer=keras.optimizers.SGD(0.01), run_eagerly=EAGER)
+    distiller.compile(optimizer=keras.optimizers.SGD(0.01))
     with pytest.raises(ValueError, match="cannot be read|no image tokens"):
         distiller.fit(records(name), batch_size=2, verbose=0)
 

@@ -4,13 +4,16 @@ import json
 import pickle
 import sys
 
+import datasets
 import numpy as np
+import pyarrow
 import pytest
 from benchmark_folders import write_benchmark
 from benchmark_golden import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pyarrow import parquet
 from scienceqa_folder import edit_problem, write_folder
 
 from keras_betakd.data import (
@@ -164,7 +167,6 @@ def test_a_table_without_the_column(path):
 
 
 def test_a_dataset_of_hugging_face(path):
-    datasets = pytest.importorskip("datasets")
     rows = [row(str(path)), row(None), row(str(path), answer="b")]
     columns = {key: [r[key] for r in rows] for key in rows[0]}
     dataset = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
@@ -175,9 +177,6 @@ def test_a_dataset_of_hugging_face(path):
 
 
 def write_parquet(path, rows):
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
     path.parent.mkdir(exist_ok=True)
     parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 
