@@ -115,6 +115,7 @@ def test_multiplier_speeds_up_but_does_not_inflate_the_gradient(multiplier, kind
     assert moved == pytest.approx(1e-3, rel=1e-4)
 
 
+@pytest.mark.traced
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
 def test_a_task_beta_comes_back_from_its_bound(optimizer):
     """With a smooth bound, SGD's first large steps ended far outside it, where the

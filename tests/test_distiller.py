@@ -136,6 +136,7 @@ def test_one_sgd_step_moves_log_beta_to_004():
     assert float(as_array(beta.log_beta(None))) == pytest.approx(0.04, abs=1e-5)
 
 
+@pytest.mark.traced
 @pytest.mark.parametrize(
     "energy, settled", [(0.1, 5.0), (0.5, 1.0), (0.0, 100.0)], ids=str
 )
@@ -405,6 +406,7 @@ def test_float16_student_gets_loss_scaling_and_float32_betas():
     assert (student.get_weights()[0] != before).any()
 
 
+@pytest.mark.traced
 @pytest.mark.parametrize(("max_value", "settles"), [(1e12, False), (10.0, True)])
 def test_a_bound_on_beta_keeps_three_losses_in_place(max_value, settles):
     """An energy that can be 0 makes beta grow until a step overshoots, once rate * beta
