@@ -6,6 +6,9 @@ from keras_betakd.beta import Beta, TaskBeta
 from keras_betakd.energies.base import Energy
 from keras_betakd.preprocessing import DistillationPreprocessor
 
+# What the distiller shows of its own, and the name of its first weight.
+_REPORTED = ("loss", "accuracy", "task", "task_loss", "task_beta")
+
 
 def named_energies(energies):
     """A dict of name to energy, from one energy, a list or a dict of them."""
@@ -20,7 +23,25 @@ def named_energies(energies):
             "`CosineProbsEnergy()`), or a list or dict of them. Received: "
             f"energies={energies}"
         )
+    _expect_names_apart(energies)
     return dict(energies)
+
+
+def _expect_names_apart(energies):
+    """Two numbers of one name would be shown as one, and weighted as one."""
+    names = [*_REPORTED]
+    for name, energy in energies.items():
+        names += [name, f"{name}_beta"]
+        if energy.schedule is not None:
+            names.append(f"{name}_{energy.schedule.shown_as}")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"Names that are taken: {twice}. An energy is reported under its name and "
+            f"its beta under that with `_beta`, beside {', '.join(_REPORTED)}. Give "
+            "the energy another one, by `name=` or as the key of a dict. Received: "
+            f"energies named {list(energies)}"
+        )
 
 
 def _unique_names(energies):

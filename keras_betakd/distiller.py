@@ -69,7 +69,8 @@ class BetaKDDistiller(
         teacher: a `keras_hub.models.CausalLM` (Gemma 3, PaliGemma, any text family), or
             any `keras.Model` whose output is logits.
         student: a smaller one over the same vocabulary.
-        energies: a `keras_betakd.Energy`, or a list or dict of them.
+        energies: a `keras_betakd.Energy`, or a list or dict of them. Each is reported
+            under its name, or its key, and its beta under that with `_beta`.
         beta: a beta layer (`TaskBeta()` if `None`); a list or dict gives each energy
             its own, a single one stands for one of its kind for each energy.
         weight_task_loss: whether CE has a beta of its own too (Kendall and Gal); `True`

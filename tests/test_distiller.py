@@ -190,6 +190,17 @@ def test_weight_decay_of_an_optimizer_named_by_string():
     assert float(as_array(raw.value)) == np.float32(0.005)
 
 
+@pytest.mark.parametrize(
+    "names, taken",
+    [(["task"], "task"), (["loss"], "loss"), (["a", "a_beta"], "a_beta")],
+)
+def test_a_name_that_something_else_is_reported_under_is_refused(names, taken):
+    """An energy named "task" took the cross-entropy's weight: a `KeyError` in `fit`."""
+    energies = {name: ConstantEnergy(0.1) for name in names}
+    with pytest.raises(ValueError, match=rf"taken: \['{taken}'"):
+        distiller_of(energies)
+
+
 def test_built_optimizer_with_weight_decay_is_refused():
     optimizer = keras.optimizers.AdamW(0.01)
     optimizer.build(linear_model(3).trainable_variables)
