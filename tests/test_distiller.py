@@ -63,6 +63,7 @@ def distiller_of(energies=None, beta=None, optimizer=None, **kwargs):
     return distiller
 
 
+@pytest.mark.traced
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("path", ["fit", "evaluate", "train_on_batch", "test_on_batch"])
 def test_penalty_is_counted_once_on_every_path(path, jit_compile):

@@ -659,6 +659,7 @@ def batch(width=6):
     return tokens, teacher, weights
 
 
+@pytest.mark.traced
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
 def test_fits_as_the_loss_of_a_keras_model(compiled):
     # torch has no jit that is worth its compile time in a test.

@@ -257,6 +257,7 @@ def check(setup, data):
             assert np.abs(ours - theirs).max() <= limit, (name, ours, theirs)
 
 
+@pytest.mark.traced
 @pytest.mark.parametrize("setup", SETUPS, ids=Setup.label)
 @few
 @given(data=st.data())

@@ -79,6 +79,7 @@ def test_training_gives_the_same_numbers_as_with_two_towers():
         assert float(ours[name]) == pytest.approx(float(value), rel=1e-5), name
 
 
+@pytest.mark.traced
 @pytest.mark.parametrize("entry", ["train_on_batch", "evaluate"])
 def test_weights_loaded_later_part_the_towers(entry):
     """What was compiled for one tower would go on giving the teacher the student's."""
