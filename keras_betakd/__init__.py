@@ -12,6 +12,7 @@ from keras_betakd.beta import (
 )
 from keras_betakd.callbacks import DistillationHistory
 from keras_betakd.distiller import BetaKDDistiller
+from keras_betakd.distribution.layout_map import layout_map
 from keras_betakd.energies import (
     AdaptiveKLEnergy,
     AttentionEnergy,
@@ -37,7 +38,6 @@ from keras_betakd.energies import (
     ULDEnergy,
 )
 from keras_betakd.fault_report import NonFiniteError
-from keras_betakd.layouts import layout_map
 from keras_betakd.optimizers import FiniteStepsOptimizer
 from keras_betakd.preprocessing import DistillationPreprocessor
 from keras_betakd.presets import released_energy, released_weighting

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_betakd.replicas import over_replicas
+from keras_betakd.distribution.replicas import over_replicas
 
 # How many samples a message names, and how many bytes of an id it can quote.
 NAMED, ID_BYTES = 8, 64

@@ -4,7 +4,7 @@ import contextlib
 
 import keras
 
-from keras_betakd.devices import batch_parts
+from keras_betakd.distribution.devices import batch_parts
 from keras_betakd.epochs import EpochOrder
 from keras_betakd.fault_report import FaultReport, FaultWatch, with_callbacks
 from keras_betakd.training_data import (

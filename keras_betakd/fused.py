@@ -27,7 +27,7 @@ import keras
 from keras import ops
 
 from keras_betakd.backends import add_outer, runs_eagerly
-from keras_betakd.devices import parts_of_batch, spread_by_part
+from keras_betakd.distribution.devices import parts_of_batch, spread_by_part
 from keras_betakd.tiles import HeadTiles, rows_per_tile
 
 

@@ -2,14 +2,14 @@
 
 from keras import ops
 
-from keras_betakd.objective import log_beta_penalty
-from keras_betakd.replicas import (
+from keras_betakd.distribution.replicas import (
     expect_joined,
     gradients_are_summed,
     joined_gradients,
     over_replicas,
     replica_count,
 )
+from keras_betakd.objective import log_beta_penalty
 
 
 class ReplicaJoining:

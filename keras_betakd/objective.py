@@ -13,15 +13,15 @@ A negative total is therefore legitimate; watch the energies and betas themselve
 
 Every mean here is a sum with row weights that add up to one, so that each term
 (cross-entropy, energy, log beta) is averaged over the same rows in the same way. Where
-replicas share a batch (`keras_betakd.replicas`), those of all of them together do, and
-a weighted sum is one replica's part of the mean.
+replicas share a batch (`keras_betakd.distribution.replicas`), those of all of them
+together do, and a weighted sum is one replica's part of the mean.
 
 Reference: Beta-KD, arXiv 2603.21426 (CVPR 2026).
 """
 
 from keras import ops
 
-from keras_betakd.replicas import over_replicas
+from keras_betakd.distribution.replicas import over_replicas
 
 REDUCTIONS = ("example", "token")
 

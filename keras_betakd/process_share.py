@@ -5,7 +5,7 @@ import numpy as np
 from keras import tree
 
 from keras_betakd.data.batches import EpochDataset
-from keras_betakd.replicas import process_position
+from keras_betakd.distribution.replicas import process_position
 from keras_betakd.training_data import as_dataset, take_records
 
 

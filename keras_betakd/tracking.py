@@ -3,8 +3,8 @@
 import keras
 from keras import ops
 
+from keras_betakd.distribution.replicas import over_replicas
 from keras_betakd.objective import weighted_mean
-from keras_betakd.replicas import over_replicas
 
 
 class Tracking:

@@ -14,8 +14,6 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from keras_betakd.devices import filled_up
-
 
 def by_model(x):
     """Inputs for each of the two models: x itself, unless it names them."""
@@ -335,3 +333,42 @@ def _tf_to_numpy(value):
 
 def _torch_to_numpy(value):
     return value.detach().cpu().numpy() if hasattr(value, "detach") else value
+
+
+def filled_up(x, y, sample_weight, parts, batch_size=None):
+    """The batches, with copies of the last example of weight 0 behind the last one.
+
+    A part of a batch for each device must be of one size. An example without weight
+    changes no number.
+
+    Args:
+        x: dict of arrays, nested.
+        y, sample_weight: (N, ...) arrays.
+        parts: what every batch must be divisible by.
+        batch_size: the size that Keras will cut batches to; N if `None`.
+
+    Returns:
+        `(x, y, sample_weight)`.
+    """
+    if parts > 1:
+        x = tree.map_structure(_no_bool, x)
+    size = len(y)
+    last = size % batch_size if batch_size else size
+    missing = -last % parts
+    if not missing:
+        return x, y, sample_weight
+
+    def fill(value):
+        value = ops.convert_to_numpy(value)
+        return np.concatenate([value, np.repeat(value[-1:], missing, axis=0)])
+
+    x, y, weight = tree.map_structure(fill, (x, y, sample_weight))
+    weight[size:] = 0
+    return {**x, "sample_weight": weight}, y, weight
+
+
+def _no_bool(value):
+    """Masks as numbers: Keras takes the mean of a first batch over TensorFlow's
+    replicas, which truth values do not have."""
+    value = ops.convert_to_numpy(value)
+    return value.astype("int32") if value.dtype == bool else value
