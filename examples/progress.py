@@ -8,7 +8,7 @@ import time
 import keras
 
 import keras_betakd
-from keras_betakd.whole_files import written_whole
+from keras_betakd.files import atomic_write
 
 
 class Progress:
@@ -43,7 +43,7 @@ class Progress:
             )
 
     def _write(self):
-        with written_whole(self.path) as draft:
+        with atomic_write(self.path) as draft:
             draft.write_text(json.dumps(self.state, indent=1))
 
     def row(self, name, make=None):

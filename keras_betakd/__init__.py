@@ -1,6 +1,5 @@
 """Uncertainty-aware knowledge distillation of multimodal LLMs (Beta-KD) for Keras 3."""
 
-from keras_betakd.backup import TrainingBackup
 from keras_betakd.beta import (
     AnalyticBeta,
     Beta,
@@ -10,7 +9,7 @@ from keras_betakd.beta import (
     TeacherOutputs,
     TokenBeta,
 )
-from keras_betakd.callbacks import DistillationHistory
+from keras_betakd.callbacks import DistillationHistory, TrainingBackup
 from keras_betakd.distiller import BetaKDDistiller
 from keras_betakd.distribution.layout_map import layout_map
 from keras_betakd.energies import (

@@ -11,9 +11,9 @@ import os
 import keras
 
 from keras_betakd.components import apply_freeze, freeze_layer
+from keras_betakd.files import atomic_write
 from keras_betakd.preprocessing import DistillationPreprocessor
 from keras_betakd.summary import bytes_of
-from keras_betakd.whole_files import written_whole
 
 _RANDOM = "random_state_"
 
@@ -170,7 +170,7 @@ def _replacing(model, filepath, ending, overwrite):
     name = os.fspath(filepath)
     if not overwrite or "://" in name or not name.endswith(ending):
         return contextlib.nullcontext(filepath)
-    return written_whole(name, size=saved_bytes(model))
+    return atomic_write(name, size=saved_bytes(model))
 
 
 def _model_config(model):

@@ -10,7 +10,7 @@ from plain_models import linear_model, token_batch
 
 from keras_betakd import AnalyticBeta, BetaKDDistiller, TAIDEnergy, TrainingBackup
 from keras_betakd.data import EpochDataset, EpochParts
-from keras_betakd.whole_files import written_whole
+from keras_betakd.files import atomic_write
 
 EPOCHS, STOP = 4, 2
 X, Y, WEIGHT = token_batch(batch=10)
@@ -155,9 +155,9 @@ def test_a_file_of_another_model_is_named(tmp_path):
 
 def test_a_file_is_there_as_a_whole_or_not_at_all(tmp_path):
     path = tmp_path / "file"
-    with written_whole(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text("old")
-    with pytest.raises(KeyboardInterrupt), written_whole(path) as draft:
+    with pytest.raises(KeyboardInterrupt), atomic_write(path) as draft:
         draft.write_text("ne")
         raise KeyboardInterrupt
     assert path.read_text() == "old"

@@ -8,7 +8,7 @@ from typing import Any
 
 from keras_betakd.data.batches import Records, naming
 from keras_betakd.data.images import check_image, load_image
-from keras_betakd.data.json_files import read_json
+from keras_betakd.files import read_json
 
 LETTERS = "ABCDE"
 _TEXTS = ("question", "hint", "subject", "grade")

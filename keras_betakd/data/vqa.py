@@ -19,10 +19,10 @@ from keras_betakd.data.images import (
     expect_no_mark,
     neutralize_image_marks,
 )
-from keras_betakd.data.json_files import read_json
 from keras_betakd.data.llava_files import load_llava
 from keras_betakd.data.llava_records import fault
 from keras_betakd.data.tables import expect_columns, table_rows
+from keras_betakd.files import read_json
 
 
 def load_vqa(

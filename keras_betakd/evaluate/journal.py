@@ -10,9 +10,7 @@ import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from keras_betakd.data.json_files import read_json
-from keras_betakd.evaluation.benchmark_files import read_jsonl
-from keras_betakd.whole_files import written_whole
+from keras_betakd.files import atomic_write, read_json, read_jsonl
 
 
 class Journal:
@@ -113,7 +111,7 @@ def _write(path, value):
 
 
 def _replace(path, text):
-    with written_whole(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text(text, encoding="utf-8")
 
 

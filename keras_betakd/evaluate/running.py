@@ -14,7 +14,7 @@ from keras_betakd.evaluate import reports
 from keras_betakd.evaluate.benchmark import Benchmark
 from keras_betakd.evaluate.errors import UsageError, usage_errors
 from keras_betakd.evaluation.agreement import score_agreement
-from keras_betakd.evaluation.benchmark_files import read_jsonl
+from keras_betakd.files import read_jsonl
 from keras_betakd.models import load_model
 
 

@@ -7,7 +7,6 @@ from keras_betakd.evaluation.agreement import (
     beta_and_errors,
     score_agreement,
 )
-from keras_betakd.evaluation.benchmark_files import read_jsonl
 from keras_betakd.evaluation.choices import parse_choice, parse_letter_strict
 from keras_betakd.evaluation.cleaning import clean_answer
 from keras_betakd.evaluation.generation import generate_answers
@@ -49,3 +48,4 @@ from keras_betakd.evaluation.textvqa_questions import (
     textvqa_prompt,
 )
 from keras_betakd.evaluation.vqa_normalization import normalize_vqa_answer
+from keras_betakd.files import read_jsonl

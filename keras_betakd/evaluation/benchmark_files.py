@@ -1,47 +1,12 @@
 """Reading the files that the VQA benchmarks are published in."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 
-from keras_betakd.data.text_files import open_text
+from keras_betakd.files import read_jsonl
 
 SHORT_ANSWER_SUFFIX = "\nAnswer the question using a single word or phrase."
 """What stands behind the questions of GQA, TextVQA, POPE and MME."""
-
-
-def read_jsonl(path: str | os.PathLike) -> list[dict]:
-    """The objects in a file of one JSON object a line; blank lines are skipped.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: A line holds no JSON object, or the file no text. The message says
-            which.
-
-    Example:
-
-    ```python
-    answers = llava_answers(read_jsonl("answers.jsonl"))
-    ```
-    """
-    objects = []
-    with open_text(path) as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                objects.append(
-                    _json_object(line, f"{os.fspath(path)!r}, line {number}")
-                )
-    return objects
-
-
-def _json_object(line, where):
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where}: not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: must be a JSON object. Received: {line.strip()!r}")
-    return value
 
 
 def require_texts(fields: Mapping, keys: Sequence[str], where: str) -> list[str]:

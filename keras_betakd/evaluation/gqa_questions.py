@@ -9,9 +9,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from keras_betakd.data.json_files import read_json
 from keras_betakd.evaluation.benchmark_files import read_questions
 from keras_betakd.evaluation.protocol import VQAQuestion, short_answer_prompt
+from keras_betakd.files import read_json
 
 # Operations that end a question and add nothing to the length of its reasoning.
 _NO_STEP = ("exist", "query: name", "choose name")

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from keras_betakd.data.images import neutralize_image_marks
-from keras_betakd.data.text_files import open_text
 from keras_betakd.evaluation.benchmark_files import SHORT_ANSWER_SUFFIX, require_texts
 from keras_betakd.evaluation.protocol import (
     VQAQuestion,
@@ -20,6 +19,7 @@ from keras_betakd.evaluation.protocol import (
     short_answer_prompt,
     take,
 )
+from keras_betakd.files import open_text
 
 MME_PERCEPTION = (
     "existence",

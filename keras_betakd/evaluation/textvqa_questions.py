@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from keras_betakd.data.images import neutralize_image_marks
-from keras_betakd.data.json_files import read_json
 from keras_betakd.evaluation.benchmark_files import read_questions, require_texts
 from keras_betakd.evaluation.protocol import (
     VQAQuestion,
@@ -19,6 +18,7 @@ from keras_betakd.evaluation.protocol import (
     short_answer_prompt,
     take,
 )
+from keras_betakd.files import read_json
 
 _OCR = "\nReference OCR token: "
 _ANNOTATORS = 10

@@ -11,8 +11,8 @@ import pathlib
 
 import numpy as np
 
+from keras_betakd.files import atomic_write
 from keras_betakd.teacher_cache import fingerprints
-from keras_betakd.whole_files import written_whole
 
 FORMAT = 1
 
@@ -92,7 +92,7 @@ class CacheFolder:
             "Make room, or the folder writable, and call `cache_teacher` again to go "
             "on from what it wrote before."
         )
-        with written_whole(self.path / name, advice) as draft:
+        with atomic_write(self.path / name, advice) as draft:
             draft.write_bytes(data)
 
 
