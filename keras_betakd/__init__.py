@@ -1,6 +1,6 @@
 """Uncertainty-aware knowledge distillation of multimodal LLMs (Beta-KD) for Keras 3."""
 
-from keras_betakd.beta import (
+from keras_betakd.betas import (
     AnalyticBeta,
     Beta,
     FixedBeta,

@@ -214,5 +214,7 @@ class TrainingBackup(keras.callbacks.Callback):
 
     def _saved(self):
         """The files by their numbers of epochs."""
-        found = {_BACKUP_NAME.fullmatch(path.name): path for path in self.directory.iterdir()}
+        found = {
+            _BACKUP_NAME.fullmatch(path.name): path for path in self.directory.iterdir()
+        }
         return {int(match[1]): path for match, path in found.items() if match}

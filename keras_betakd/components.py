@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_betakd.beta import Beta, TaskBeta
+from keras_betakd.betas import Beta, TaskBeta
 from keras_betakd.energies.base import Energy
 from keras_betakd.preprocessing import DistillationPreprocessor
 

@@ -6,8 +6,8 @@ import keras
 from keras import ops
 
 from keras_betakd.alignment import FeatureAlignment, add_feature_terms
-from keras_betakd.beta import TaskBeta
-from keras_betakd.beta.features import TeacherOutputs
+from keras_betakd.betas import TaskBeta
+from keras_betakd.betas.teacher_features import TeacherOutputs
 from keras_betakd.compiling import Compiling
 from keras_betakd.components import (
     check_vocabularies,

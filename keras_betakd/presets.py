@@ -8,7 +8,7 @@ name says, or nothing sensible, the table of `released_energy` says what differs
 import math
 
 from keras_betakd import energies
-from keras_betakd.beta import FixedBeta, InstanceBeta, TaskBeta
+from keras_betakd.betas import FixedBeta, InstanceBeta, TaskBeta
 
 _CROSS_ENTROPY = {"form": "cross_entropy"}
 # The temperature's parameter starts at -2 there.

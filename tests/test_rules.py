@@ -58,7 +58,7 @@ def test_the_library_does_not_print(path):
 def test_data_and_evaluation_know_nothing_of_the_distiller():
     below = {
         "keras_betakd.distiller",
-        "keras_betakd.beta",
+        "keras_betakd.betas",
         "keras_betakd.preprocessing",
     }
     for path in sources("keras_betakd/data", "keras_betakd/evaluation"):

@@ -3,7 +3,7 @@
 import math
 
 import keras_betakd as kd
-from keras_betakd.beta import Beta
+from keras_betakd.betas import Beta
 
 
 class HeldBeta(Beta):

@@ -54,7 +54,7 @@ def cosine(a, b):
 
 def predicted_betas(beta, split):
     """(N,) betas for held-out questions, as the distiller would weigh them."""
-    outputs = keras_betakd.beta.TeacherOutputs(
+    outputs = keras_betakd.betas.TeacherOutputs(
         weights=np.ones((len(split), 1), "float32"),
         logits=split.teacher_logits[:, None],
         rows=split.teacher["rows"],

@@ -5,7 +5,7 @@ import ml_dtypes
 import numpy as np
 from keras import ops
 
-from keras_betakd.beta.features import TeacherOutputs, hidden_features
+from keras_betakd.betas.teacher_features import TeacherOutputs, hidden_features
 from keras_betakd.distiller import BetaKDDistiller
 from keras_betakd.models.views import view_of
 from keras_betakd.preprocessing import DistillationPreprocessor

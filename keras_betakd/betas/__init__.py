@@ -30,7 +30,7 @@ the relative weight of the teacher next to the cross-entropy: twice the d, twice
 teacher's gradient. It defaults to 1 for an energy that is a mean.
 """
 
-from keras_betakd.beta.base import Beta
-from keras_betakd.beta.features import TeacherOutputs
-from keras_betakd.beta.predicted import InstanceBeta, TokenBeta
-from keras_betakd.beta.scalar import AnalyticBeta, FixedBeta, TaskBeta
+from keras_betakd.betas.base import Beta
+from keras_betakd.betas.predicted import InstanceBeta, TokenBeta
+from keras_betakd.betas.scalar import AnalyticBeta, FixedBeta, TaskBeta
+from keras_betakd.betas.teacher_features import TeacherOutputs

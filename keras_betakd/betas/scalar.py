@@ -5,7 +5,7 @@ import math
 import keras
 from keras import ops
 
-from keras_betakd.beta.base import Beta, LearnedBeta, RangedBeta, positive
+from keras_betakd.betas.base import Beta, LearnedBeta, RangedBeta, positive
 from keras_betakd.objective import any_row, weighted_mean
 
 

@@ -3,8 +3,8 @@
 import keras
 from keras import ops
 
-from keras_betakd.beta.base import LearnedBeta
-from keras_betakd.beta.features import (
+from keras_betakd.betas.base import LearnedBeta
+from keras_betakd.betas.teacher_features import (
     UNCERTAINTY_WIDTH,
     expect_hidden_states,
     teacher_features,
