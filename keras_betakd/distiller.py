@@ -16,7 +16,7 @@ from keras_betakd.components import (
     named_betas,
     named_energies,
 )
-from keras_betakd.energies.base import attached_mask
+from keras_betakd.energies.masking import attached_mask
 from keras_betakd.faults import (
     Faults,
     finite_only,

@@ -92,7 +92,7 @@ def released_energy(name, **options):
     "The same" holds where every logit is finite and something is supervised: silent
     zeros, dropped terms and trimmed sequences are not reproduced. `fkl`, `sfkl`, `taid`
     and `ctkd` are cross-entropies, which caps a learned beta, see
-    `keras_betakd.energies.forms`.
+    `keras_betakd.energies.forward_divergence`.
 
     Args:
         name: one of the names above.

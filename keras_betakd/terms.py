@@ -7,7 +7,7 @@ from hidden states (B, K, H) through `keras_betakd.fused`.
 import keras
 from keras import ops
 
-from keras_betakd.energies.base import select_supervised
+from keras_betakd.energies.masking import select_supervised
 from keras_betakd.fused import HeadLoss, fused_head_loss
 from keras_betakd.objective import weighted_energy, weighted_sum
 

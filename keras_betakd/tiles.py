@@ -13,7 +13,7 @@ from keras_betakd.backends import (
     runs_eagerly,
     runs_on_processor,
 )
-from keras_betakd.energies.rows import LogitRows
+from keras_betakd.energies.logit_rows import LogitRows
 from keras_betakd.models.heads import HeadMatrix
 
 # Live float32 copies of a tile: both models' logits, the slope, and, for what is worked

@@ -16,7 +16,7 @@ from keras_betakd import (
     ForwardKLEnergy,
     TaskBeta,
 )
-from keras_betakd.energies.adaptive import head_of
+from keras_betakd.energies.adaptive_kl import head_of
 
 P = np.array([0.1, 0.4, 0.05, 0.3, 0.15], "float32")
 

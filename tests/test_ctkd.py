@@ -13,7 +13,7 @@ from plain_models import linear_model, token_batch
 from tiny_models import tiny_gemma3, vqa_records
 
 import keras_betakd as kd
-from keras_betakd.energies.temperature import reversed_gradient
+from keras_betakd.energies.ctkd_temperature import reversed_gradient
 
 RNG = np.random.default_rng(4)
 TEACHER, STUDENT = 2 * RNG.normal(size=(2, 3, 5)), RNG.normal(size=(2, 3, 5))

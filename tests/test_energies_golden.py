@@ -27,7 +27,7 @@ from keras_betakd.energies import (
     TAIDEnergy,
     TotalVariationEnergy,
 )
-from keras_betakd.energies.rows import LogitRows
+from keras_betakd.energies.logit_rows import LogitRows
 
 GOLDEN = dict(np.load(pathlib.Path(__file__).parent / "golden" / "energies.npz"))
 CASES = sorted({key.split("/")[0] for key in GOLDEN})

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from keras import ops
 
 import keras_betakd as kd
-from keras_betakd.energies.base import select_supervised
+from keras_betakd.energies.masking import select_supervised
 from keras_betakd.fused import fused_head_loss
 from keras_betakd.models import HeadMatrix
 

@@ -7,7 +7,7 @@ from gradients import value_and_grad
 from keras import ops
 
 from keras_betakd import objective
-from keras_betakd.energies.base import select_supervised
+from keras_betakd.energies.masking import select_supervised
 
 WEIGHTS = np.array([[1, 1, 0, 0], [1, 0, 0, 0]], "float32")
 

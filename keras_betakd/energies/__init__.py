@@ -4,10 +4,9 @@ Every energy is a `keras.losses.Loss`, called with the teacher's logits as `y_tr
 and the student's as `y_pred`; see `keras_betakd.energies.base` for the concept.
 """
 
-from keras_betakd.energies.adaptive import AdaptiveKLEnergy
-from keras_betakd.energies.base import Energy, ProbabilityEnergy, select_supervised
+from keras_betakd.energies.adaptive_kl import AdaptiveKLEnergy
+from keras_betakd.energies.base import Energy
 from keras_betakd.energies.ctkd import CTKDEnergy, CTKDMLPEnergy
-from keras_betakd.energies.decoupled import DKDEnergy
 from keras_betakd.energies.distances import (
     CosineLogitsEnergy,
     CosineProbsEnergy,
@@ -20,13 +19,16 @@ from keras_betakd.energies.divergences import (
     ReverseKLEnergy,
     TotalVariationEnergy,
 )
+from keras_betakd.energies.dkd import DKDEnergy
 from keras_betakd.energies.features import (
     FeatureCosineEnergy,
     FeatureEnergy,
     FeatureMSEEnergy,
     FeatureRelationEnergy,
 )
-from keras_betakd.energies.pictures import AttentionEnergy, ImageTokenEnergy
+from keras_betakd.energies.image_energies import AttentionEnergy, ImageTokenEnergy
+from keras_betakd.energies.masking import select_supervised
+from keras_betakd.energies.probability import ProbabilityEnergy
 from keras_betakd.energies.skew import SkewForwardKLEnergy, SkewReverseKLEnergy
 from keras_betakd.energies.taid import TAIDEnergy, TAIDSchedule
 from keras_betakd.energies.uld import ULDEnergy

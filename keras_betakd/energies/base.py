@@ -20,9 +20,11 @@ import keras
 from keras import ops
 
 from keras_betakd.backends import value_and_gradient
-from keras_betakd.energies.rows import ProbabilityRows
-
-_MEANS_OVER_ALL_POSITIONS = ("mean", "sum_over_batch_size")
+from keras_betakd.energies.masking import (
+    mask_weights,
+    position_weights,
+    select_supervised,
+)
 
 
 def checked_number(argument, value, low=0.0, high=math.inf, hint=""):
@@ -57,97 +59,6 @@ def check_same_shape(teacher, student):
             "the sequences differ, gather the supervised positions of each first. "
             f"Received: teacher shape={expected}, student shape={received}"
         )
-
-
-def position_weights(sample_weight, values):
-    """Broadcasts `sample_weight` to the shape of the per-position `values`.
-
-    Missing trailing axes are added, so `(B,)` and `(B, 1)` weigh whole examples and
-    `(B, T)` single positions; `(B, T, 1)` is taken as `(B, T)`. Keras' own reduction
-    would divide the sum over T positions by the B weights it was given.
-    """
-    weights = ops.convert_to_tensor(sample_weight, dtype=values.dtype)
-    received, rank = tuple(weights.shape), len(values.shape)
-    if len(received) == rank + 1 and received[-1] == 1:
-        weights = ops.squeeze(weights, axis=-1)
-    while len(weights.shape) < rank:
-        weights = ops.expand_dims(weights, axis=-1)
-    fits = len(weights.shape) == rank and all(
-        w in (1, v) or None in (w, v)
-        for w, v in zip(weights.shape, values.shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(
-            "`sample_weight` must give one weight per example or per position, "
-            f"that is, broadcast to {tuple(values.shape)} after trailing axes of 1 "
-            f"are added. Received: sample_weight.shape={received}"
-        )
-    return weights * ops.ones_like(values)
-
-
-def select_supervised(logits, weights):
-    """Replaces the logits of positions that carry no weight by a harmless constant.
-
-    A product with a zero weight is no mask: 0 * NaN is NaN, forward and backward.
-    Selecting before any arithmetic leaves padding without influence on the value and
-    with a gradient of exactly 0, whatever it contains.
-
-    Args:
-        logits: tensor of shape `(..., V)`, for example `(B, K, V)`.
-        weights: tensor of shape `(...)`, for example `(B, K)`; the positions where
-            it is zero (or False) are replaced.
-
-    Returns:
-        A tensor like `logits`, with a row of ones (a uniform distribution, read as
-        logits or as probabilities) in every position without weight.
-    """
-    supervised = ops.expand_dims(ops.cast(weights, "bool"), axis=-1)
-    return ops.where(supervised, logits, ops.ones_like(logits))
-
-
-def log_probabilities(x, temperature=1.0, from_logits=True):
-    """log softmax(x / temperature) over the last axis, with -inf for excluded classes.
-
-    With `from_logits=False`, `x` holds probabilities; they are tempered as
-    p^(1/temperature) and renormalised, and a negative entry gives NaN: logits passed
-    by mistake must not turn into a number that looks like a loss.
-    """
-    if not from_logits:
-        positive = x > 0
-        # The inner selection keeps log(0), and its infinite slope, out of the gradient.
-        logs = ops.log(ops.where(positive, x, ops.ones_like(x)))
-        excluded = ops.where(x == 0, -math.inf, math.nan)
-        x = ops.where(positive, logs, ops.cast(excluded, x.dtype))
-    if temperature != 1.0:
-        x = x / temperature
-    return ops.log_softmax(x, axis=-1)
-
-
-class _MaskProbe(keras.losses.Loss):
-    """Reads the Keras mask of a tensor as 0/1 weights, one per position.
-
-    Where a mask is stored depends on the backend (JAX tracers take no attributes)
-    and the function that finds it is private; a `Loss` is handed it by Keras itself.
-    """
-
-    def call(self, y_true, y_pred):
-        return ops.ones_like(y_pred[..., 0])
-
-
-def attached_mask(tensor, dtype="float32"):
-    """The mask that Keras attached to `(..., V)`, as 0/1 of shape `(...)`; or ones."""
-    probe_dtype = keras.backend.standardize_dtype(tensor.dtype)
-    # The mask is 0 or 1, so the tensor need not be cast to read it.
-    mask = _MaskProbe("mask_probe", reduction=None, dtype=probe_dtype)(tensor, tensor)
-    return ops.cast(mask, dtype)
-
-
-def _mask_weights(y_pred, dtype, reduction):
-    mask = attached_mask(y_pred, dtype)
-    if reduction in _MEANS_OVER_ALL_POSITIONS:
-        # As in Keras: these divide by every position, so the valid ones are scaled up.
-        mask = mask * ops.divide_no_nan(ops.sum(ops.ones_like(mask)), ops.sum(mask))
-    return mask
 
 
 def _snake_case_name(cls):
@@ -235,7 +146,7 @@ class Energy(keras.losses.Loss):
         y_true, labels = self._logits_and_labels(y_true)
         y_true = ops.convert_to_tensor(y_true, dtype=self.dtype)
         self.check_shapes(y_true, y_pred)
-        weights = _mask_weights(y_pred, self.dtype, self.reduction)
+        weights = mask_weights(y_pred, self.dtype, self.reduction)
         if sample_weight is not None:
             weights = weights * position_weights(sample_weight, weights)
         y_pred = ops.cast(y_pred, self.dtype)
@@ -320,87 +231,3 @@ class Energy(keras.losses.Loss):
 
     def get_config(self):
         return {**super().get_config(), "dtype": self.dtype}
-
-
-class ProbabilityEnergy(Energy):
-    """Base class of the energies that compare probabilities.
-
-    `pointwise(log_p, log_q)` receives the teacher's and the student's
-    log-probabilities at `temperature`. A class excluded by both models (-inf in both)
-    counts for nothing; one excluded by a single model gives the true value, which is
-    infinite for a KL divergence.
-
-    The temperature divides both logits. Gradients fall like 1/T^2 as it grows;
-    `scale_by_t2=True` multiplies by T^2 to undo that (Hinton et al. 2015, section 2).
-    Under a learned weight the factor has no effect at the optimum, since
-    beta* = d / (2 l) moves by 1/T^2 in return; it moves the start and the bounds.
-
-    Args:
-        temperature: Positive number T. Defaults to 1.
-        scale_by_t2: Whether to multiply the energy by T^2. Defaults to `False`.
-        from_logits: Whether the inputs are logits. If `False` they are probabilities,
-            which are tempered and renormalised. Defaults to `True`.
-        name, reduction, dtype: See `Energy`.
-
-    Raises:
-        ValueError: if `temperature` is not positive and finite; see also `Energy`.
-
-    Example:
-
-    >>> class SquaredHellinger(ProbabilityEnergy):
-    ...     def pointwise(self, log_p, log_q):
-    ...         gap = ops.exp(log_p / 2) - ops.exp(log_q / 2)
-    ...         return 0.5 * ops.sum(gap * gap, axis=-1)
-    >>> energy = SquaredHellinger(from_logits=False)
-    >>> float(energy(ops.array([[1.0, 0.0]]), ops.array([[0.0, 1.0]])))
-    1.0
-    """
-
-    def __init__(
-        self,
-        temperature=1.0,
-        scale_by_t2=False,
-        from_logits=True,
-        name=None,
-        reduction="mean_with_sample_weight",
-        dtype=None,
-    ):
-        super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self.temperature = checked_number("temperature", temperature)
-        self.scale_by_t2 = scale_by_t2
-        self.from_logits = from_logits
-
-    def represent(self, logits):
-        return log_probabilities(logits, self.temperature, self.from_logits)
-
-    def call(self, y_true, y_pred):
-        """Returns the energy of each position: `(..., V)` twice to `(...)`."""
-        values = super().call(y_true, y_pred)
-        return values * self.temperature**2 if self.scale_by_t2 else values
-
-    # `closed_form(rows)` returns value and slope, see `energies.closed_forms`.
-    closed_form = None
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        # An inherited closed form would belong to another formula than this one.
-        redefined = {"pointwise", "represent", "call"} & set(vars(cls))
-        if redefined and "closed_form" not in vars(cls):
-            cls.closed_form = None
-
-    def value_and_gradient(self, teacher, student):
-        if self.closed_form is None or not self.from_logits:
-            return super().value_and_gradient(teacher, student)
-        rows = ProbabilityRows(teacher, student, self.temperature)
-        value, slope = self.closed_form(rows)
-        scale = self.temperature**2 if self.scale_by_t2 else 1.0
-        slope = [(factor * (scale / self.temperature), x) for factor, x in slope]
-        return value if scale == 1.0 else scale * value, slope
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "temperature": self.temperature,
-            "scale_by_t2": self.scale_by_t2,
-            "from_logits": self.from_logits,
-        }

@@ -21,14 +21,14 @@ from keras import ops
 
 from keras_betakd.backends import value_and_gradient
 from keras_betakd.energies.base import Energy, checked_number
-from keras_betakd.energies.divergences import forward_kl
-from keras_betakd.energies.forms import entropy, expect_form
-from keras_betakd.energies.schedule import expect_steps
-from keras_betakd.energies.temperature import (
+from keras_betakd.energies.ctkd_temperature import (
     GlobalTemperature,
     PredictedTemperature,
     log_probabilities_at,
 )
+from keras_betakd.energies.divergences import forward_kl
+from keras_betakd.energies.forward_divergence import entropy, expect_form
+from keras_betakd.energies.schedule import expect_steps
 
 _REGISTER = keras.saving.register_keras_serializable(package="keras_betakd")
 
@@ -106,7 +106,7 @@ class CTKDEnergy(_TemperatureEnergy):
             21, the paper's.
         power: the exponent of T. Defaults to 2, which keeps the gradient's size.
         form: `"divergence"` (default), or `"cross_entropy"` to add the teacher's
-            entropy; see `keras_betakd.energies.forms` for what that does to beta.
+            entropy; see `keras_betakd.energies.forward_divergence` for what that does to beta.
         multiplier: theta moves so many times as fast as a plain variable, as the log
             beta of a `TaskBeta` does. Defaults to 500, for fine-tuning at 2e-5; choose
             1 to 10 when you train from scratch at 1e-3 and more.

@@ -19,7 +19,8 @@ import keras
 from keras import ops
 
 from keras_betakd.energies import closed_forms
-from keras_betakd.energies.base import Energy, ProbabilityEnergy, checked_number
+from keras_betakd.energies.base import Energy, checked_number
+from keras_betakd.energies.probability import ProbabilityEnergy
 
 _REGISTER = keras.saving.register_keras_serializable(package="keras_betakd")
 

@@ -16,9 +16,10 @@ import keras
 from keras import ops
 
 from keras_betakd.energies import closed_forms
-from keras_betakd.energies.base import ProbabilityEnergy, checked_number
+from keras_betakd.energies.base import checked_number
 from keras_betakd.energies.bregman import kl_to_mixture
-from keras_betakd.energies.forms import FormedEnergy
+from keras_betakd.energies.forward_divergence import ForwardDivergenceEnergy
+from keras_betakd.energies.probability import ProbabilityEnergy
 
 _REGISTER = keras.saving.register_keras_serializable(package="keras_betakd")
 
@@ -46,7 +47,7 @@ def total_variation(log_p, log_q):
 
 
 @_REGISTER
-class ForwardKLEnergy(FormedEnergy):
+class ForwardKLEnergy(ForwardDivergenceEnergy):
     """Forward Kullback-Leibler divergence, the classic distillation loss.
 
     Use it when the student should cover everything the teacher finds likely. It is
@@ -66,7 +67,7 @@ class ForwardKLEnergy(FormedEnergy):
 
     Args:
         form: `"divergence"` (default), or `"cross_entropy"` to add the teacher's
-            entropy; see `keras_betakd.energies.forms` for what that does to beta.
+            entropy; see `keras_betakd.energies.forward_divergence` for what that does to beta.
         temperature: Positive number T. Defaults to 1.
         scale_by_t2: Whether to multiply by T^2, which makes beta* T^2 times smaller.
         from_logits: Whether the inputs are logits rather than probabilities.

@@ -15,8 +15,9 @@ tokens and needs none.
 import keras
 from keras import ops
 
-from keras_betakd.energies.base import Energy, position_weights
+from keras_betakd.energies.base import Energy
 from keras_betakd.energies.distances import squared_distance, unit
+from keras_betakd.energies.masking import position_weights
 
 FEATURES = ("image_features", "image_hidden_states", "hidden_states")
 ALIGNMENTS = ("resize", "pool")

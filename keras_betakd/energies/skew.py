@@ -6,9 +6,10 @@ The functions take log-probabilities of shape `(..., V)` and return nats, `(...)
 import keras
 
 from keras_betakd.energies import closed_forms
-from keras_betakd.energies.base import ProbabilityEnergy, checked_number
+from keras_betakd.energies.base import checked_number
 from keras_betakd.energies.bregman import kl_to_mixture
-from keras_betakd.energies.forms import FormedEnergy
+from keras_betakd.energies.forward_divergence import ForwardDivergenceEnergy
+from keras_betakd.energies.probability import ProbabilityEnergy
 
 _REGISTER = keras.saving.register_keras_serializable(package="keras_betakd")
 
@@ -35,7 +36,7 @@ class _SkewEnergy(ProbabilityEnergy):
 
 
 @_REGISTER
-class SkewForwardKLEnergy(_SkewEnergy, FormedEnergy):
+class SkewForwardKLEnergy(_SkewEnergy, ForwardDivergenceEnergy):
     """Skew forward KL: the forward KL with some of the teacher mixed into the student.
 
     Use it in place of `ForwardKLEnergy` where that is dominated by a few tokens on
@@ -56,7 +57,7 @@ class SkewForwardKLEnergy(_SkewEnergy, FormedEnergy):
         skew: Weight a of the teacher in the mixture, above 0 and below 1. Defaults
             to 0.1.
         form: `"divergence"` (default), or `"cross_entropy"` to add the teacher's
-            entropy; see `keras_betakd.energies.forms` for what that does to beta.
+            entropy; see `keras_betakd.energies.forward_divergence` for what that does to beta.
         temperature: Positive number T. Defaults to 1.
         scale_by_t2: Whether to multiply by T^2, which makes beta* T^2 times smaller.
         from_logits: Whether the inputs are logits rather than probabilities.

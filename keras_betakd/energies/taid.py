@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_betakd.energies.divergences import forward_kl
-from keras_betakd.energies.forms import FormedEnergy
+from keras_betakd.energies.forward_divergence import ForwardDivergenceEnergy
 from keras_betakd.energies.schedule import EnergySchedule, expect_steps
 
 
@@ -89,7 +89,7 @@ class TAIDSchedule(EnergySchedule):
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
-class TAIDEnergy(FormedEnergy):
+class TAIDEnergy(ForwardDivergenceEnergy):
     """Temporally adaptive interpolated distillation (TAID).
 
     Use it where the teacher is so much larger that its answers overwhelm the student:
@@ -123,7 +123,7 @@ class TAIDEnergy(FormedEnergy):
         momentum: of the running mean of the energy's fall, beta in the paper, at least
             0 and below 1. Defaults to 0.99.
         form: `"divergence"` (default), or `"cross_entropy"` to add the entropy of p_t;
-            see `keras_betakd.energies.forms` for what that does to beta.
+            see `keras_betakd.energies.forward_divergence` for what that does to beta.
         temperature, scale_by_t2, from_logits: See `ProbabilityEnergy`.
         name, reduction, dtype: See `Energy`.
 

@@ -4,7 +4,7 @@ import math
 
 from keras import ops
 
-from keras_betakd.energies.base import ProbabilityEnergy
+from keras_betakd.energies.probability import ProbabilityEnergy
 
 
 class ULDEnergy(ProbabilityEnergy):

@@ -5,8 +5,9 @@ import math
 import keras
 from keras import ops
 
-from keras_betakd.energies.base import ProbabilityEnergy, checked_number
+from keras_betakd.energies.base import checked_number
 from keras_betakd.energies.divergences import forward_kl, reverse_kl
+from keras_betakd.energies.probability import ProbabilityEnergy
 
 HEAD_RULES = ("nucleus", "prefix")
 

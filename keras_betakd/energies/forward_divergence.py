@@ -15,7 +15,7 @@ exp(-beta l) is no longer largest, 1, at agreement, as -(d / 2) log(beta) suppos
 
 from keras import ops
 
-from keras_betakd.energies.base import ProbabilityEnergy
+from keras_betakd.energies.probability import ProbabilityEnergy
 
 FORMS = ("divergence", "cross_entropy")
 
@@ -34,7 +34,7 @@ def entropy(log_p):
     return -ops.sum(p * ops.where(allowed, log_p, ops.zeros_like(p)), axis=-1)
 
 
-class FormedEnergy(ProbabilityEnergy):
+class ForwardDivergenceEnergy(ProbabilityEnergy):
     """Base of the energies of the form KL(p || .), with `form` to add H(p).
 
     Args:

@@ -5,8 +5,9 @@ import math
 import keras
 from keras import ops
 
-from keras_betakd.energies.base import ProbabilityEnergy, checked_number
+from keras_betakd.energies.base import checked_number
 from keras_betakd.energies.bregman import kl_to_mixture
+from keras_betakd.energies.probability import ProbabilityEnergy
 
 
 def decoupled_kl(log_p, log_q, labels):
