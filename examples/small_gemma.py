@@ -9,7 +9,7 @@ import keras_hub
 from easy_vqa_data import relay_easy_vqa
 
 from keras_betakd.data import load_scienceqa
-from keras_betakd.models.inputs import model_inputs
+from keras_betakd.preprocessing.model_inputs import model_inputs
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TEACHER = os.path.join(HERE, "presets", "easy_vqa_teacher")

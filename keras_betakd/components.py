@@ -4,7 +4,7 @@ import keras
 
 from keras_betakd.betas import Beta, TaskBeta
 from keras_betakd.energies.base import Energy
-from keras_betakd.preprocessing import DistillationPreprocessor
+from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
 
 # What the distiller shows of its own, and the name of its first weight.
 _REPORTED = ("loss", "accuracy", "task", "task_loss", "task_beta")

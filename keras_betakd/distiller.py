@@ -28,12 +28,12 @@ from keras_betakd.fitting import RecordFitting
 from keras_betakd.joining import ReplicaJoining
 from keras_betakd.models.views import view_of
 from keras_betakd.objective import REDUCTIONS, any_row, row_weights, weighted_mean
+from keras_betakd.preprocessing.batches import by_model
 from keras_betakd.saving import TeacherKeeping
 from keras_betakd.sharing import PictureSharing
 from keras_betakd.summary import PartSummary
 from keras_betakd.terms import dense_terms, fused_terms, image_logits_term
 from keras_betakd.tracking import Tracking
-from keras_betakd.training_data import by_model
 
 ROLES = ("student", "teacher")
 

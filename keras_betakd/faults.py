@@ -7,13 +7,13 @@ spoil the student, and the betas with it, for good.
 import functools
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_betakd.distribution.replicas import over_replicas
+from keras_betakd.preprocessing.records import ID_BYTES
 
-# How many samples a message names, and how many bytes of an id it can quote.
-NAMED, ID_BYTES = 8, 64
+# How many samples a message names.
+NAMED = 8
 
 
 def finite_rows(teacher):
@@ -56,15 +56,6 @@ def finite_only(value):
 def spoiled_rows(values, weights):
     """Supervised rows whose loss is not finite: bool, the shape of `weights`."""
     return ops.logical_and(ops.logical_not(ops.isfinite(values)), weights != 0)
-
-
-def encoded_ids(ids):
-    """Ids, a list of text, as bytes (B, 64): text that a compiled step can carry."""
-    rows = np.zeros((len(ids), ID_BYTES), dtype="uint8")
-    for row, name in zip(rows, ids, strict=True):
-        found = np.frombuffer(name.encode()[:ID_BYTES], dtype="uint8")
-        row[: len(found)] = found
-    return rows
 
 
 class _Counts(keras.layers.Layer):

@@ -5,21 +5,16 @@ import contextlib
 import keras
 
 from keras_betakd.distribution.devices import batch_parts
-from keras_betakd.epochs import EpochOrder
 from keras_betakd.fault_report import FaultReport, FaultWatch, with_callbacks
-from keras_betakd.training_data import (
-    BatchFormatter,
-    formatted,
-    is_raw_records,
-    split_records,
-)
+from keras_betakd.preprocessing.adapters import is_raw_records, split_records
+from keras_betakd.preprocessing.batches import BatchFormatter, EpochOrder, formatted
 
 
 class RecordFitting:
     """The part of the distiller that takes whatever data its user has.
 
     Mixed into `BetaKDDistiller`, in front of `keras.Model`. Everything is brought
-    into the distiller's form (see `keras_betakd.training_data`) and handed on.
+    into the distiller's form (see `keras_betakd.preprocessing.batches`) and handed on.
     """
 
     def fit(

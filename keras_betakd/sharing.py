@@ -2,8 +2,8 @@
 
 import contextlib
 
-from keras_betakd.models.formats import PICTURE_KEYS
 from keras_betakd.models.towers import computed_once, same_frozen_tower
+from keras_betakd.preprocessing.text_format import IMAGE_KEYS
 
 
 class PictureSharing:
@@ -34,12 +34,12 @@ class PictureSharing:
         """Whether the teacher is to see the student's pictures."""
         if not self.teacher_view.vision_tower():
             return False
-        ours, theirs = (PICTURE_KEYS & set(inputs[m]) for m in ("student", "teacher"))
+        ours, theirs = (IMAGE_KEYS & set(inputs[m]) for m in ("student", "teacher"))
         return bool(ours) and not theirs
 
     def _with_pictures(self, inputs):
         if not self._shares_pictures(inputs):
             return inputs
         student = inputs["student"]
-        found = {key: student[key] for key in PICTURE_KEYS & set(student)}
+        found = {key: student[key] for key in IMAGE_KEYS & set(student)}
         return {**inputs, "teacher": {**inputs["teacher"], **found}}

@@ -31,8 +31,8 @@ from keras_betakd import (
 from keras_betakd.evaluation import generate_answers
 from keras_betakd.models import view_of
 from keras_betakd.models.features import FeatureReader
-from keras_betakd.models.formats import format_of
-from keras_betakd.models.inputs import model_inputs
+from keras_betakd.preprocessing.image_formats import format_of
+from keras_betakd.preprocessing.model_inputs import model_inputs
 
 K = 8
 SHAPES = [(IMAGE_SIZE, IMAGE_SIZE), (8, 32), (40, 12)]

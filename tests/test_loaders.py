@@ -13,7 +13,7 @@ from keras_betakd.data import load_vqa, load_vqav2, neutralize_image_marks
 from keras_betakd.evaluate import running
 from keras_betakd.evaluate.asking import answer_lines
 from keras_betakd.evaluate.benchmarks import BENCHMARKS
-from keras_betakd.models.inputs import model_inputs
+from keras_betakd.preprocessing.model_inputs import model_inputs
 
 pytestmark = pytest.mark.once
 

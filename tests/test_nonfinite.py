@@ -16,8 +16,8 @@ from keras_betakd import (
     TaskBeta,
     TokenBeta,
 )
-from keras_betakd.faults import encoded_ids
 from keras_betakd.optimizers import all_finite
+from keras_betakd.preprocessing.records import encoded_ids
 
 BAD = 3  # the id behind which the student's logits are not finite
 NAMES = ["zero", "one", "zwei", "drei", "four", "five"]

@@ -18,7 +18,7 @@ from keras_betakd import (
     ULDEnergy,
 )
 from keras_betakd.models import load_model
-from keras_betakd.spans import aligned_slots
+from keras_betakd.preprocessing.token_alignment import aligned_slots
 
 RECORDS = vqa_records(4)
 TEXT = {

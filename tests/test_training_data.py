@@ -9,7 +9,8 @@ from plain_models import linear_model, token_batch
 from tiny_models import tiny_gemma3, vqa_records
 
 from keras_betakd import BetaKDDistiller, DistillationPreprocessor, ForwardKLEnergy
-from keras_betakd.training_data import RecordBatches, formatted
+from keras_betakd.preprocessing.adapters import RecordBatches
+from keras_betakd.preprocessing.batches import formatted
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from tiny_models import (
 
 from keras_betakd import DistillationPreprocessor
 from keras_betakd.models import CausalLMView, LogitsView, register_view, view_of
-from keras_betakd.models.inputs import model_inputs
+from keras_betakd.preprocessing.model_inputs import model_inputs
 
 
 def text_records():

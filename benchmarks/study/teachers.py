@@ -17,7 +17,7 @@ import keras_hub
 import numpy as np
 from problems import NUMBERS, SIZE, make_problems
 
-from keras_betakd.models.inputs import model_inputs
+from keras_betakd.preprocessing.model_inputs import model_inputs
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.append(os.path.join(ROOT, "examples"))

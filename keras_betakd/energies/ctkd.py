@@ -106,7 +106,8 @@ class CTKDEnergy(_TemperatureEnergy):
             21, the paper's.
         power: the exponent of T. Defaults to 2, which keeps the gradient's size.
         form: `"divergence"` (default), or `"cross_entropy"` to add the teacher's
-            entropy; see `keras_betakd.energies.forward_divergence` for what that does to beta.
+            entropy; `keras_betakd.energies.forward_divergence` says what that does to
+            beta.
         multiplier: theta moves so many times as fast as a plain variable, as the log
             beta of a `TaskBeta` does. Defaults to 500, for fine-tuning at 2e-5; choose
             1 to 10 when you train from scratch at 1e-3 and more.

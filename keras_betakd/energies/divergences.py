@@ -67,7 +67,8 @@ class ForwardKLEnergy(ForwardDivergenceEnergy):
 
     Args:
         form: `"divergence"` (default), or `"cross_entropy"` to add the teacher's
-            entropy; see `keras_betakd.energies.forward_divergence` for what that does to beta.
+            entropy; `keras_betakd.energies.forward_divergence` says what that does to
+            beta.
         temperature: Positive number T. Defaults to 1.
         scale_by_t2: Whether to multiply by T^2, which makes beta* T^2 times smaller.
         from_logits: Whether the inputs are logits rather than probabilities.

@@ -51,7 +51,7 @@ def answered_groups(
         save([(prompt.id, text) for prompt, text in group])
     ```
     """
-    from keras_betakd.models.formats import format_of
+    from keras_betakd.preprocessing.image_formats import format_of
 
     decode, context = functools.partial(_decoded, model), _greedy(model, max_new_tokens)
     if not format_of(model.preprocessor).decodes_cached:
@@ -96,7 +96,7 @@ def _batch(group):
 
 
 def _decoded(model, inputs, length):
-    from keras_betakd.models.inputs import generation_inputs
+    from keras_betakd.preprocessing.model_inputs import generation_inputs
 
     inputs = generation_inputs(model.preprocessor, inputs)
     return model.generate(inputs, max_length=length)

@@ -63,7 +63,7 @@ class PromptReader:
     """
 
     def __init__(self, preprocessor, limit: int | None = None, room: int = 1):
-        from keras_betakd.models.formats import format_of
+        from keras_betakd.preprocessing.image_formats import format_of
 
         self.preprocessor = preprocessor
         self.limit = limit or preprocessor.sequence_length
@@ -83,7 +83,7 @@ class PromptReader:
             yield from self._prompts(batch)
 
     def _prompts(self, batch):
-        from keras_betakd.models.inputs import model_inputs
+        from keras_betakd.preprocessing.model_inputs import model_inputs
 
         size = len(batch["prompts"])
         ids = self._new_ids(batch, size)

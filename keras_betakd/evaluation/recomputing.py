@@ -34,8 +34,8 @@ def recomputed_answers(model, max_new_tokens=None):
         A function of `model_inputs` and the length of the sequences, which returns the
         answers as a list of strings.
     """
-    from keras_betakd.models.formats import format_of
     from keras_betakd.models.views import view_of
+    from keras_betakd.preprocessing.image_formats import format_of
 
     family, tokenizer = format_of(model.preprocessor), model.preprocessor.tokenizer
     step = NextToken(view_of(model))

@@ -11,8 +11,8 @@ from keras_betakd.mobilevlm.backbone import IMAGE_TOKEN_ID, MobileVLMBackbone
 from keras_betakd.mobilevlm.conversation import TEMPLATES, check_conversation
 from keras_betakd.mobilevlm.image_converter import MobileVLMImageConverter
 from keras_betakd.mobilevlm.tokenizer import MobileVLMTokenizer
-from keras_betakd.models.inputs import as_turns, record_ids
-from keras_betakd.models.pictures import check_marks, images_by_record
+from keras_betakd.preprocessing.image_inputs import check_marks, images_by_record
+from keras_betakd.preprocessing.records import as_turns, record_ids
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")

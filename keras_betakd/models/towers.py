@@ -10,6 +10,7 @@ import contextlib
 from keras import ops
 
 from keras_betakd.models.recording import replaced
+from keras_betakd.preprocessing.image_inputs import layer_settings
 
 
 def same_frozen_tower(student, teacher):
@@ -28,17 +29,10 @@ def same_frozen_tower(student, teacher):
         return False
     if ours is theirs:
         return True
-    if type(ours) is not type(theirs) or settings(ours) != settings(theirs):
+    if type(ours) is not type(theirs) or layer_settings(ours) != layer_settings(theirs):
         return False
     pairs = zip(ours.weights, theirs.weights, strict=True)
     return all(_equal(*pair) for pair in pairs)
-
-
-def settings(layer):
-    """The config of a layer, but for what says nothing of what it computes."""
-    return {
-        k: v for k, v in layer.get_config().items() if k not in ("name", "trainable")
-    }
 
 
 def _drops_out(layer):

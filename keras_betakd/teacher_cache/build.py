@@ -3,12 +3,12 @@
 import keras
 import numpy as np
 
+from keras_betakd.preprocessing.adapters import as_dataset
 from keras_betakd.teacher_cache import fingerprints
 from keras_betakd.teacher_cache.files import CacheFolder
 from keras_betakd.teacher_cache.outputs import ids_of
 from keras_betakd.teacher_cache.source import TeacherSource, small
 from keras_betakd.teacher_cache.teacher import CachedTeacher
-from keras_betakd.training_data import as_dataset
 
 # A file holds so many records, or fewer if they are large.
 FILE_RECORDS = 512

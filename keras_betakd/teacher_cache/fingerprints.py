@@ -9,8 +9,8 @@ import json
 import numpy as np
 from keras import ops
 
-from keras_betakd.models.inputs import as_text, as_turns, record_ids
-from keras_betakd.models.pictures import images_by_record
+from keras_betakd.preprocessing.image_inputs import images_by_record
+from keras_betakd.preprocessing.records import as_text, as_turns, record_ids
 
 _BYTES = 16
 

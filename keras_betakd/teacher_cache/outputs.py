@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_betakd.models.inputs import as_text
+from keras_betakd.preprocessing.records import as_text
 from keras_betakd.teacher_cache import fingerprints
 from keras_betakd.teacher_cache.files import FORMAT, CacheFolder
 

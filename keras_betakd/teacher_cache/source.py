@@ -8,7 +8,7 @@ from keras import ops
 from keras_betakd.betas.teacher_features import TeacherOutputs, hidden_features
 from keras_betakd.distiller import BetaKDDistiller
 from keras_betakd.models.views import view_of
-from keras_betakd.preprocessing import DistillationPreprocessor
+from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
 from keras_betakd.teacher_cache import fingerprints
 from keras_betakd.teacher_cache.files import FORMAT
 from keras_betakd.teacher_cache.outputs import BY_TOKEN, CachedOutputs

@@ -11,7 +11,6 @@ import functools
 import numpy as np
 
 from keras_betakd.data.images import IMAGE_MARK
-from keras_betakd.models.towers import settings
 
 
 def images_by_record(images, size, ids):
@@ -164,7 +163,7 @@ def converted(image, converter):
     Returns:
         Dict of NumPy arrays.
     """
-    graph = _graph_of(converter, image.ndim, repr(settings(converter)))
+    graph = _graph_of(converter, image.ndim, repr(layer_settings(converter)))
     return {k: np.asarray(v) for k, v in graph(image.astype("float32")).items()}
 
 
@@ -180,3 +179,10 @@ def _graph_of(converter, rank, _settings):
             return graph(image)
 
     return convert
+
+
+def layer_settings(layer):
+    """The config of a layer, but for what says nothing of what it computes."""
+    return {
+        k: v for k, v in layer.get_config().items() if k not in ("name", "trainable")
+    }

@@ -2,11 +2,12 @@
 
 A record is neutral: its pictures have any size, and a picture's place in the prompt is
 marked `<image>`. Each family wants its own mark, its own picture size and its own
-container (`keras_betakd.models.formats`).
+container (`keras_betakd.preprocessing.image_formats`).
 """
 
-from keras_betakd.models.formats import format_of
-from keras_betakd.models.pictures import expect_no_mark_in, images_by_record
+from keras_betakd.preprocessing.image_formats import format_of
+from keras_betakd.preprocessing.image_inputs import expect_no_mark_in, images_by_record
+from keras_betakd.preprocessing.records import as_turns, record_ids
 
 
 def model_inputs(preprocessor, records):
@@ -70,27 +71,3 @@ def training_inputs(preprocessor, inputs, sequence_length=None):
 def generation_inputs(preprocessor, inputs):
     """What the model's `generate` takes, of `model_inputs`."""
     return format_of(preprocessor).generation(inputs)
-
-
-def as_text(value):
-    """A Python string out of a string, bytes, or a scalar array of either."""
-    value = value.item() if hasattr(value, "item") else value
-    if hasattr(value, "numpy"):
-        value = value.numpy()
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
-
-
-def as_turns(value):
-    """A prompt or response as a list of strings, one for each turn it has."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    return [
-        as_text(v) for v in (value if isinstance(value, (list, tuple)) else [value])
-    ]
-
-
-def record_ids(records, size):
-    """How to name each record in a message: its id, or its place in the batch."""
-    if records.get("ids") is None:
-        return [f"number {i} of the batch" for i in range(size)]
-    return [f"'{as_text(i)}'" for i in records["ids"]]

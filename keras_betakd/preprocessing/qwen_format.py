@@ -6,8 +6,8 @@ import keras
 import numpy as np
 
 from keras_betakd.data.images import IMAGE_MARK
-from keras_betakd.models import pictures
-from keras_betakd.models.formats import TextFormat, packed
+from keras_betakd.preprocessing import image_inputs
+from keras_betakd.preprocessing.text_format import TextFormat, packed
 
 SPECIAL = ("im_start", "end", "vision_start", "vision_end", "image", "video")
 
@@ -46,7 +46,7 @@ class Qwen3_5Format(TextFormat):
         tokenizer = self.preprocessor.tokenizer
         whole = tokenizer.vision_start_token + self.mark + tokenizer.vision_end_token
         prompts = [p.replace(IMAGE_MARK, whole) for p in prompts]
-        pictures.check_marks(prompts, images, self.mark, None, ids)
+        image_inputs.check_marks(prompts, images, self.mark, None, ids)
         return {"prompts": prompts, "images": images}
 
     def prompts_alone(self, inputs, sequence_length):
@@ -73,7 +73,7 @@ class Qwen3_5Format(TextFormat):
         return x, y, weight
 
     def _converted(self, image):
-        found = pictures.converted(image, self.preprocessor.image_converter)
+        found = image_inputs.converted(image, self.preprocessor.image_converter)
         return found["patches"], tuple(int(n) for n in found["grid_thw"])
 
     @property

@@ -15,23 +15,24 @@ response: nothing is shifted again here.
 """
 
 import numpy as np
-from keras import ops
 
-from keras_betakd.faults import encoded_ids
-from keras_betakd.models.formats import format_of
-from keras_betakd.models.inputs import (
+from keras_betakd.preprocessing.checks import (
+    check_lengths,
+    check_same_answers,
+    check_same_vocabulary,
+)
+from keras_betakd.preprocessing.image_formats import format_of
+from keras_betakd.preprocessing.image_inputs import drop_mark
+from keras_betakd.preprocessing.model_inputs import model_inputs, training_inputs
+from keras_betakd.preprocessing.records import (
     as_text,
     as_turns,
-    model_inputs,
+    encoded_ids,
     record_ids,
-    training_inputs,
+    to_numpy,
 )
-from keras_betakd.models.pictures import drop_mark
-from keras_betakd.spans import aligned_slots
+from keras_betakd.preprocessing.token_alignment import aligned_slots
 from keras_betakd.teacher_cache.outputs import CachedOutputs
-
-# How far to look for the true length of a record that fills its sequence.
-MAX_DOUBLINGS = 12
 
 
 class DistillationPreprocessor:
@@ -132,7 +133,7 @@ class DistillationPreprocessor:
         if self.cross_tokenizer:
             x.update(self._aligned(teacher, student))
         else:
-            _check_same_answers(teacher["y"], student["y"], ids)
+            check_same_answers(teacher["y"], student["y"], ids)
             x["teacher_positions"] = teacher["positions"]
         if records.get("ids") is not None:
             x["ids"] = encoded_ids([as_text(i) for i in records["ids"]])
@@ -166,8 +167,8 @@ class DistillationPreprocessor:
 
     def _encode(self, preprocessor, records, ids, role):
         inputs = model_inputs(preprocessor, records)
-        x, y, weight = _to_numpy(training_inputs(preprocessor, inputs))
-        _check_lengths(preprocessor, inputs, (x, weight), ids, role)
+        x, y, weight = to_numpy(training_inputs(preprocessor, inputs))
+        check_lengths(preprocessor, inputs, (x, weight), ids, role)
         positions, weights = self._answer_slots(weight, ids)
         return {
             "x": x,
@@ -218,7 +219,7 @@ class DistillationPreprocessor:
             self._vocabularies_checked = True
             return
         if teacher.tokenizer is not student.tokenizer:
-            _check_same_vocabulary(teacher.tokenizer, student.tokenizer)
+            check_same_vocabulary(teacher.tokenizer, student.tokenizer)
         # Flan-T5's has no such setting: it always ends them.
         ends = [getattr(p, "add_end_token", True) for p in (teacher, student)]
         if ends[0] != ends[1]:
@@ -239,74 +240,3 @@ def _without_pictures(records):
 def _same_pictures(teacher, student):
     """Whether two preprocessors make the same array of the same pictures."""
     return format_of(teacher).picture_form() == format_of(student).picture_form()
-
-
-def _to_numpy(batch):
-    x, y, weight = batch
-    x = {key: ops.convert_to_numpy(value) for key, value in x.items()}
-    return x, ops.convert_to_numpy(y), ops.convert_to_numpy(weight).astype("float32")
-
-
-def _check_lengths(preprocessor, inputs, batch, ids, role):
-    """Raises for the records that a packer has cut in silence.
-
-    A full sequence looks the same whether it fits exactly or was cut, so the records
-    are packed again with more and more room until none fills it. The answer with its
-    end mark comes last, and a packer cuts the prompt as well as it.
-    """
-    family = format_of(preprocessor)
-    used = family.lengths(*batch)
-    limits = {name: limit for name, (_, limit) in used.items()}
-    if not _are_full(used):
-        return
-    length = max(limits.values())
-    for _ in range(MAX_DOUBLINGS):
-        length *= 2
-        x, _, weight = _to_numpy(training_inputs(preprocessor, inputs, length))
-        used = family.lengths(x, weight)
-        if not _are_full(used):
-            break
-    for name, (sizes, _) in used.items():
-        for record, size in zip(ids, sizes, strict=True):
-            if size > limits[name]:
-                raise ValueError(
-                    f"Record {record} needs a {name} of {size} in the {role}'s "
-                    f"preprocessor, more than its {limits[name]}: image tokens, text "
-                    f"or answer would be cut off. Raise `{role}.preprocessor.{name}`, "
-                    "shorten the record, or leave it out."
-                )
-
-
-def _are_full(used):
-    """Whether some record reaches the end of a sequence, so may have been cut."""
-    return any((sizes >= limit).any() for sizes, limit in used.values())
-
-
-def _check_same_vocabulary(teacher, student):
-    ours, theirs = student.get_vocabulary(), teacher.get_vocabulary()
-    if list(ours) == list(theirs):
-        return
-    differing = [
-        i
-        for i, pair in enumerate(zip(theirs, ours, strict=False))
-        if pair[0] != pair[1]
-    ]
-    first = differing[0] if differing else min(len(ours), len(theirs))
-    raise ValueError(
-        "Teacher and student must have the same vocabulary: class i of one must be "
-        f"class i of the other. The teacher's {type(teacher).__name__} has "
-        f"{len(theirs)} tokens, the student's {type(student).__name__} has "
-        f"{len(ours)}; they differ first at id {first}. Use a student of the "
-        "teacher's family, or `ULDEnergy`, which compares models with different "
-        "tokenizers."
-    )
-
-
-def _check_same_answers(teacher, student, ids):
-    for i, name in enumerate(ids):
-        if not np.array_equal(teacher[i], student[i]):
-            raise ValueError(
-                f"Teacher and student tokenize the answer of record {name} "
-                f"differently. Received: teacher ids={teacher[i].tolist()}, student "
-                f"ids={student[i].tolist()}"
-            )

@@ -6,7 +6,7 @@ from keras import tree
 
 from keras_betakd.data.batches import EpochDataset
 from keras_betakd.distribution.replicas import process_position
-from keras_betakd.training_data import as_dataset, take_records
+from keras_betakd.preprocessing.adapters import as_dataset, take_records
 
 
 class ProcessShare(keras.utils.PyDataset):

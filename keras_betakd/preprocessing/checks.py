@@ -1,0 +1,77 @@
+"""What teacher, student and records must agree on: lengths, vocabularies, answers."""
+
+import numpy as np
+
+from keras_betakd.preprocessing.image_formats import format_of
+from keras_betakd.preprocessing.model_inputs import training_inputs
+from keras_betakd.preprocessing.records import (
+    to_numpy,
+)
+
+# How far to look for the true length of a record that fills its sequence.
+MAX_DOUBLINGS = 12
+
+
+def check_lengths(preprocessor, inputs, batch, ids, role):
+    """Raises for the records that a packer has cut in silence.
+
+    A full sequence looks the same whether it fits exactly or was cut, so the records
+    are packed again with more and more room until none fills it. The answer with its
+    end mark comes last, and a packer cuts the prompt as well as it.
+    """
+    family = format_of(preprocessor)
+    used = family.lengths(*batch)
+    limits = {name: limit for name, (_, limit) in used.items()}
+    if not _are_full(used):
+        return
+    length = max(limits.values())
+    for _ in range(MAX_DOUBLINGS):
+        length *= 2
+        x, _, weight = to_numpy(training_inputs(preprocessor, inputs, length))
+        used = family.lengths(x, weight)
+        if not _are_full(used):
+            break
+    for name, (sizes, _) in used.items():
+        for record, size in zip(ids, sizes, strict=True):
+            if size > limits[name]:
+                raise ValueError(
+                    f"Record {record} needs a {name} of {size} in the {role}'s "
+                    f"preprocessor, more than its {limits[name]}: image tokens, text "
+                    f"or answer would be cut off. Raise `{role}.preprocessor.{name}`, "
+                    "shorten the record, or leave it out."
+                )
+
+
+def _are_full(used):
+    """Whether some record reaches the end of a sequence, so may have been cut."""
+    return any((sizes >= limit).any() for sizes, limit in used.values())
+
+
+def check_same_vocabulary(teacher, student):
+    ours, theirs = student.get_vocabulary(), teacher.get_vocabulary()
+    if list(ours) == list(theirs):
+        return
+    differing = [
+        i
+        for i, pair in enumerate(zip(theirs, ours, strict=False))
+        if pair[0] != pair[1]
+    ]
+    first = differing[0] if differing else min(len(ours), len(theirs))
+    raise ValueError(
+        "Teacher and student must have the same vocabulary: class i of one must be "
+        f"class i of the other. The teacher's {type(teacher).__name__} has "
+        f"{len(theirs)} tokens, the student's {type(student).__name__} has "
+        f"{len(ours)}; they differ first at id {first}. Use a student of the "
+        "teacher's family, or `ULDEnergy`, which compares models with different "
+        "tokenizers."
+    )
+
+
+def check_same_answers(teacher, student, ids):
+    for i, name in enumerate(ids):
+        if not np.array_equal(teacher[i], student[i]):
+            raise ValueError(
+                f"Teacher and student tokenize the answer of record {name} "
+                f"differently. Received: teacher ids={teacher[i].tolist()}, student "
+                f"ids={student[i].tolist()}"
+            )

@@ -1,0 +1,47 @@
+"""Ids and texts of raw records; ids as bytes for compiled steps."""
+
+import numpy as np
+from keras import ops
+
+
+def to_numpy(batch):
+    x, y, weight = batch
+    x = {key: ops.convert_to_numpy(value) for key, value in x.items()}
+    return x, ops.convert_to_numpy(y), ops.convert_to_numpy(weight).astype("float32")
+
+
+def as_text(value):
+    """A Python string out of a string, bytes, or a scalar array of either."""
+    value = value.item() if hasattr(value, "item") else value
+    if hasattr(value, "numpy"):
+        value = value.numpy()
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+
+
+def as_turns(value):
+    """A prompt or response as a list of strings, one for each turn it has."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return [
+        as_text(v) for v in (value if isinstance(value, (list, tuple)) else [value])
+    ]
+
+
+def record_ids(records, size):
+    """How to name each record in a message: its id, or its place in the batch."""
+    if records.get("ids") is None:
+        return [f"number {i} of the batch" for i in range(size)]
+    return [f"'{as_text(i)}'" for i in records["ids"]]
+
+
+# How many bytes of an id a message can quote.
+ID_BYTES = 64
+
+
+def encoded_ids(ids):
+    """Ids, a list of text, as bytes (B, 64): text that a compiled step can carry."""
+    rows = np.zeros((len(ids), ID_BYTES), dtype="uint8")
+    for row, name in zip(rows, ids, strict=True):
+        found = np.frombuffer(name.encode()[:ID_BYTES], dtype="uint8")
+        row[: len(found)] = found
+    return rows
