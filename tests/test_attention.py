@@ -12,7 +12,7 @@ from keras_betakd.models.attention import (
     first_attention_weights,
     record_first_attention,
 )
-from keras_betakd.models.recording import recorded
+from keras_betakd.models.hooks import recorded
 
 MODELS = {
     "gemma3": lambda: tiny_gemma3(num_layers=2),

@@ -12,7 +12,7 @@ from tiny_models import tiny_gemma3, tiny_gemma_text, tiny_pali_gemma, vqa_recor
 import keras_betakd as kd
 from keras_betakd.alignment import resized, spread
 from keras_betakd.backends import value_and_gradient
-from keras_betakd.models.recording import recorded
+from keras_betakd.models.hooks import recorded
 
 
 def value_and_slope(energy, teacher, student):

@@ -9,7 +9,7 @@ from keras_betakd.models.gemma import (
     PaliGemmaView,
 )
 from keras_betakd.models.heads import EmbeddingHead, HeadMatrix, LMHead
-from keras_betakd.models.loading import load_model
 from keras_betakd.models.mobilevlm import MobileVLMView
+from keras_betakd.models.presets import load_model
 from keras_betakd.models.qwen import Qwen3_5View
 from keras_betakd.models.views import register_view, view_of

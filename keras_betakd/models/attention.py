@@ -9,7 +9,7 @@ import math
 
 from keras import ops
 
-from keras_betakd.models.recording import recorded
+from keras_betakd.models.hooks import recorded
 
 
 def record_first_attention(view):

@@ -1,8 +1,6 @@
 """Features of a model, read while it runs once: tokens, hidden states, attention."""
 
 import contextlib
-import dataclasses
-from typing import Any
 
 from keras import ops
 
@@ -10,29 +8,8 @@ from keras_betakd.models.attention import (
     first_attention_weights,
     record_first_attention,
 )
-from keras_betakd.models.recording import recorded
-
-
-@dataclasses.dataclass
-class Features:
-    """What was read; `None` where it was not wanted.
-
-    Attributes:
-        hidden_states: (B, K, H), at the answer rows.
-        image_features: (B, P, T, H), as the projector hands them on.
-        image_hidden_states: (B, P, T, H), after the last decoder block.
-        attention: (B, K, P, T), of the answer rows to the image tokens in the first
-            decoder block, averaged over heads.
-        saliency: (B, P, T), the same for the mean over all text rows.
-        present: (B, P), false where a record has fewer pictures.
-    """
-
-    hidden_states: Any = None
-    image_features: Any = None
-    image_hidden_states: Any = None
-    attention: Any = None
-    saliency: Any = None
-    present: Any = None
+from keras_betakd.models.hooks import recorded
+from keras_betakd.models.outputs import Features
 
 
 class FeatureReader:

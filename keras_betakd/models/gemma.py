@@ -8,7 +8,7 @@ from keras import ops
 from keras_betakd.backends import takes_columns_for_biases
 from keras_betakd.models.base import MarkedImagesView, PrefixView
 from keras_betakd.models.heads import EmbeddingHead, TransposedEmbeddingHead
-from keras_betakd.models.recording import replaced
+from keras_betakd.models.hooks import replaced
 
 
 class _GemmaView(MarkedImagesView):

@@ -9,7 +9,7 @@ import contextlib
 
 from keras import ops
 
-from keras_betakd.models.recording import replaced
+from keras_betakd.models.hooks import replaced
 from keras_betakd.preprocessing.image_inputs import layer_settings
 
 

@@ -6,8 +6,8 @@ import keras
 from keras import ops
 
 from keras_betakd.models.base import ModelView
-from keras_betakd.models.features import Features
 from keras_betakd.models.heads import HeadMatrix, LMHead
+from keras_betakd.models.outputs import Features
 from keras_betakd.models.views import register_view
 from keras_betakd.teacher_cache.outputs import CachedOutputs
 
