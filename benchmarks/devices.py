@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 import sys
 
-from keras_betakd.tiles import rows_per_tile
+from keras_betakd.head_loss.tiles import rows_per_tile
 
 GIB = 2**30
 

@@ -228,7 +228,7 @@ def energies_of(loss, count):
 def ours(loss, count, teacher, teacher_kernel, labels, weights):
     from keras import ops
 
-    from keras_betakd.fused import fused_head_loss
+    from keras_betakd.head_loss.fused import fused_head_loss
     from keras_betakd.models import HeadMatrix
 
     energies = energies_of(loss, count)
@@ -252,7 +252,7 @@ def dense(loss, count, teacher, teacher_kernel, labels, weights):
     import keras
     from keras import ops
 
-    from keras_betakd.terms import dense_terms
+    from keras_betakd.head_loss.terms import dense_terms
 
     task_loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     energies = energies_of(loss, count)
@@ -277,7 +277,7 @@ def remat(loss, count, teacher, teacher_kernel, labels, weights):
     import keras
     from keras import ops
 
-    from keras_betakd.tiles import rows_per_tile
+    from keras_betakd.head_loss.tiles import rows_per_tile
 
     whole = weights.nonzero()[0]
     size = rows_per_tile(*teacher_kernel.shape)

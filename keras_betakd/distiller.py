@@ -25,6 +25,7 @@ from keras_betakd.faults import (
     without_faults,
 )
 from keras_betakd.fitting import RecordFitting
+from keras_betakd.head_loss.terms import dense_terms, fused_terms, image_logits_term
 from keras_betakd.joining import ReplicaJoining
 from keras_betakd.models.views import view_of
 from keras_betakd.objective import REDUCTIONS, any_row, row_weights, weighted_mean
@@ -32,7 +33,6 @@ from keras_betakd.preprocessing.batches import by_model
 from keras_betakd.saving import TeacherKeeping
 from keras_betakd.sharing import PictureSharing
 from keras_betakd.summary import PartSummary
-from keras_betakd.terms import dense_terms, fused_terms, image_logits_term
 from keras_betakd.tracking import Tracking
 
 ROLES = ("student", "teacher")
@@ -85,7 +85,7 @@ class BetaKDDistiller(
         preprocessor: a `DistillationPreprocessor` for raw records. Made of the two
             models' own preprocessors if `None`.
         fused: whether the LM heads and the losses run as one operation that never
-            holds the logits of all rows (`keras_betakd.fused`): the same numbers with
+            holds the logits of all rows (`keras_betakd.head_loss.fused`): the same numbers with
             much less memory. `None` (default) where that is possible: the student's
             head can be seen, and task loss and weighted metrics are the default ones,
             since others need the logits. `True` raises where it is not; `False` never.

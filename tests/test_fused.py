@@ -27,9 +27,9 @@ from keras_betakd import (
     TotalVariationEnergy,
 )
 from keras_betakd.backends import is_argmax, value_and_gradient
-from keras_betakd.fused import fused_head_loss
+from keras_betakd.head_loss.fused import fused_head_loss
+from keras_betakd.head_loss.tiles import rows_per_tile
 from keras_betakd.models import HeadMatrix
-from keras_betakd.tiles import rows_per_tile
 
 N, V, WIDTH, TEACHER_WIDTH = 11, 23, 6, 5
 UNSUPERVISED = [2, 5, 6, 10]
@@ -168,8 +168,8 @@ def test_excluded_classes_soft_cap_and_several_energies(soft_cap, block, monkeyp
     """-inf in both models is legal; a selection by product would give NaN here. Blocks
     that do not divide the tile are filled with rows that count for nothing."""
     for name in ("_BLOCK_BYTES", "_EAGER_BLOCK_BYTES"):
-        monkeypatch.setattr(f"keras_betakd.tiles.{name}", 0)
-    monkeypatch.setattr("keras_betakd.tiles._BLOCK_ROWS", block)
+        monkeypatch.setattr(f"keras_betakd.head_loss.tiles.{name}", 0)
+    monkeypatch.setattr("keras_betakd.head_loss.tiles._BLOCK_ROWS", block)
     names = ["forward_kl", "reverse_kl", "js", "skew_rkl", "cosine"]
     energies = {n: ENERGIES[n][0] for n in names}
     definitions = [ENERGIES[n][1] for n in names]

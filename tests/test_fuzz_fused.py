@@ -20,7 +20,7 @@ from keras import ops
 
 import keras_betakd as kd
 from keras_betakd.energies.masking import select_supervised
-from keras_betakd.fused import fused_head_loss
+from keras_betakd.head_loss.fused import fused_head_loss
 from keras_betakd.models import HeadMatrix
 
 WIDTH, TEACHER_WIDTH = 4, 3

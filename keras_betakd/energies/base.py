@@ -206,7 +206,7 @@ class Energy(keras.losses.Loss):
     def value_and_gradient(self, teacher, student):
         """The energy of each row, and its gradient towards the student's logits.
 
-        What the fused head asks of an energy (`keras_betakd.fused`).
+        What the fused head asks of an energy (`keras_betakd.head_loss.fused`).
 
         Args:
             teacher, student: `LogitRows` of the same shape (N, V), the student's with

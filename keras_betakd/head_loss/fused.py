@@ -28,7 +28,7 @@ from keras import ops
 
 from keras_betakd.backends import add_outer, runs_eagerly
 from keras_betakd.distribution.devices import parts_of_batch, spread_by_part
-from keras_betakd.tiles import HeadTiles, rows_per_tile
+from keras_betakd.head_loss.tiles import HeadTiles, rows_per_tile
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,14 +1,14 @@
 """Cross-entropy and energies of a batch, with the logits whole or never made.
 
 Two ways to the same `HeadLoss`: `dense_terms` from logits (B, K, V), and `fused_terms`
-from hidden states (B, K, H) through `keras_betakd.fused`.
+from hidden states (B, K, H) through `keras_betakd.head_loss.fused`.
 """
 
 import keras
 from keras import ops
 
 from keras_betakd.energies.masking import select_supervised
-from keras_betakd.fused import HeadLoss, fused_head_loss
+from keras_betakd.head_loss.fused import HeadLoss, fused_head_loss
 from keras_betakd.objective import weighted_energy, weighted_sum
 
 
