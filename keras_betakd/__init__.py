@@ -10,7 +10,9 @@ from keras_betakd.betas import (
     TokenBeta,
 )
 from keras_betakd.callbacks import DistillationHistory, TrainingBackup
-from keras_betakd.distiller import BetaKDDistiller
+from keras_betakd.distillation.distiller import BetaKDDistiller
+from keras_betakd.distillation.finite_steps_optimizer import FiniteStepsOptimizer
+from keras_betakd.distillation.nonfinite_report import NonFiniteError
 from keras_betakd.distribution.layout_map import layout_map
 from keras_betakd.energies import (
     AdaptiveKLEnergy,
@@ -36,8 +38,6 @@ from keras_betakd.energies import (
     TotalVariationEnergy,
     ULDEnergy,
 )
-from keras_betakd.fault_report import NonFiniteError
-from keras_betakd.optimizers import FiniteStepsOptimizer
 from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
 from keras_betakd.preprocessing.process_share import ProcessShare
 from keras_betakd.presets import released_energy, released_weighting

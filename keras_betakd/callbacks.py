@@ -7,8 +7,8 @@ import re
 
 import keras
 
+from keras_betakd.distillation.saving import TeacherKeeping, saved_bytes
 from keras_betakd.files import atomic_write
-from keras_betakd.saving import TeacherKeeping, saved_bytes
 
 
 class DistillationHistory(keras.callbacks.Callback):

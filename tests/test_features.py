@@ -10,8 +10,8 @@ from test_gemma3_pair import set_weights
 from tiny_models import tiny_gemma3, tiny_gemma_text, tiny_pali_gemma, vqa_records
 
 import keras_betakd as kd
-from keras_betakd.alignment import resized, spread
 from keras_betakd.backends import value_and_gradient
+from keras_betakd.distillation.feature_comparison import resized, spread
 from keras_betakd.models.hooks import recorded
 
 

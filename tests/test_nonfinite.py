@@ -16,7 +16,7 @@ from keras_betakd import (
     TaskBeta,
     TokenBeta,
 )
-from keras_betakd.optimizers import all_finite
+from keras_betakd.distillation.finite_steps_optimizer import all_finite
 from keras_betakd.preprocessing.records import encoded_ids
 
 BAD = 3  # the id behind which the student's logits are not finite

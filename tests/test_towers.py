@@ -7,7 +7,7 @@ from tiny_families import tiny_mobilevlm
 from tiny_models import tiny_gemma3, tiny_pali_gemma, vqa_records
 
 from keras_betakd import BetaKDDistiller, CosineProbsEnergy, TaskBeta
-from keras_betakd.models.towers import computed_once, same_frozen_tower
+from keras_betakd.distillation.shared_tower import computed_once, same_frozen_tower
 from keras_betakd.models.views import view_of
 
 EXAMPLES = 3

@@ -13,7 +13,7 @@ from keras_betakd import (
     NonFiniteError,
     TaskBeta,
 )
-from keras_betakd.components import all_layers
+from keras_betakd.distillation.freezing import all_layers
 
 RECORDS = vqa_records(4)
 

@@ -3,7 +3,7 @@
 Where the other energies compare answers, these compare what lies below: the image
 tokens that enter the language model, or its hidden states. In a `BetaKDDistiller` they
 get their beta like any other energy, and the distiller reads the features from the one
-run of each model (`keras_betakd.alignment`).
+run of each model (`keras_betakd.distillation.feature_comparison`).
 
 Widths differ between a large model and a small one, so the student's features go
 through a learned linear projection where they do (Romero et al. 2015, FitNets,

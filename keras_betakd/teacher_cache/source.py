@@ -6,7 +6,7 @@ import numpy as np
 from keras import ops
 
 from keras_betakd.betas.teacher_features import TeacherOutputs, hidden_features
-from keras_betakd.distiller import BetaKDDistiller
+from keras_betakd.distillation.distiller import BetaKDDistiller
 from keras_betakd.models.views import view_of
 from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
 from keras_betakd.teacher_cache import fingerprints

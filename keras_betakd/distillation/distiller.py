@@ -5,35 +5,37 @@ import dataclasses
 import keras
 from keras import ops
 
-from keras_betakd.alignment import FeatureAlignment, add_feature_terms
 from keras_betakd.betas import TaskBeta
 from keras_betakd.betas.teacher_features import TeacherOutputs
-from keras_betakd.compiling import Compiling
-from keras_betakd.components import (
+from keras_betakd.distillation.arguments import (
     check_vocabularies,
     default_preprocessor,
     expect_beta,
     named_betas,
     named_energies,
 )
-from keras_betakd.energies.masking import attached_mask
-from keras_betakd.faults import (
+from keras_betakd.distillation.feature_comparison import (
+    FeatureAlignment,
+    add_feature_terms,
+)
+from keras_betakd.distillation.metrics import Tracking
+from keras_betakd.distillation.nonfinite import (
     Faults,
     finite_only,
     finite_rows,
     spoiled_rows,
     without_faults,
 )
-from keras_betakd.fitting import RecordFitting
+from keras_betakd.distillation.replica_loss import ReplicaJoining
+from keras_betakd.distillation.saving import TeacherKeeping
+from keras_betakd.distillation.shared_tower import PictureSharing
+from keras_betakd.distillation.summary import PartSummary
+from keras_betakd.distillation.trainer import Compiling, RecordFitting
+from keras_betakd.energies.masking import attached_mask
 from keras_betakd.head_loss.terms import dense_terms, fused_terms, image_logits_term
-from keras_betakd.joining import ReplicaJoining
 from keras_betakd.models.views import view_of
 from keras_betakd.objective import REDUCTIONS, any_row, row_weights, weighted_mean
 from keras_betakd.preprocessing.batches import by_model
-from keras_betakd.saving import TeacherKeeping
-from keras_betakd.sharing import PictureSharing
-from keras_betakd.summary import PartSummary
-from keras_betakd.tracking import Tracking
 
 ROLES = ("student", "teacher")
 

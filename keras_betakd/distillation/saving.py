@@ -10,10 +10,10 @@ import os
 
 import keras
 
-from keras_betakd.components import apply_freeze, freeze_layer
+from keras_betakd.distillation.freezing import apply_freeze, freeze_layer
+from keras_betakd.distillation.summary import bytes_of
 from keras_betakd.files import atomic_write
 from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
-from keras_betakd.summary import bytes_of
 
 _RANDOM = "random_state_"
 

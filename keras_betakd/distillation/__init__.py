@@ -1,0 +1,3 @@
+"""The distiller: teacher and student trained as one `keras.Model`."""
+
+from keras_betakd.distillation.distiller import BetaKDDistiller
