@@ -1,7 +1,7 @@
 """What differs between the backends; only `replicas.py` knows them by name, too.
 
 Keras has no public way to ask for a gradient inside a forward pass, and the fused head
-must know an energy's slope while a tile of logits is at hand (`keras_betakd.head_loss.fused`).
+must know an energy's slope while a tile of logits is at hand (`keras_betakd.head_loss`).
 """
 
 import math

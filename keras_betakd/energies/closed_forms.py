@@ -1,6 +1,6 @@
 """Value and slope of the probability energies in closed form, without autodiff.
 
-The fused head (`keras_betakd.head_loss.fused`) computes an energy and its gradient tile by tile,
+The fused head (`keras_betakd.head_loss`) computes an energy and its gradient tile by tile,
 in the forward pass. Automatic differentiation of the formulas in `divergences` and
 `distances` would give the same numbers with several times the passes over a tile; here
 the two share what they need, no pass is a selection, which costs as much as an
