@@ -40,7 +40,7 @@ from keras_betakd.energies import (
 )
 from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
 from keras_betakd.preprocessing.process_share import ProcessShare
-from keras_betakd.presets import released_energy, released_weighting
+from keras_betakd.released import released_energy, released_weighting
 from keras_betakd.teacher_cache.build import cache_teacher
 from keras_betakd.teacher_cache.teacher import CachedTeacher
 from keras_betakd.version import __version__

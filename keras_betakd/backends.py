@@ -1,7 +1,8 @@
 """What differs between the backends; only `replicas.py` knows them by name, too.
 
 Keras has no public way to ask for a gradient inside a forward pass, and the fused head
-must know an energy's slope while a tile of logits is at hand (`keras_betakd.head_loss`).
+must know an energy's gradient while a tile of logits is at hand
+(`keras_betakd.head_loss`).
 """
 
 import math
@@ -303,3 +304,11 @@ def _tensorflow(function, x):
 
 
 _BACKENDS = {"jax": _jax, "torch": _torch, "tensorflow": _tensorflow}
+
+
+def put_at(values, ids, new):
+    """`values` (N, V) with `new` (N, k) at the ids (N, k) of each row."""
+    count, k = ops.shape(ids)[0], ids.shape[1]
+    rows = ops.repeat(ops.arange(count, dtype="int32"), k)
+    where = ops.stack([rows, ops.reshape(ids, (-1,))], axis=-1)
+    return ops.scatter_update(values, where, ops.reshape(new, (-1,)))

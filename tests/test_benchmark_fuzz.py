@@ -10,22 +10,25 @@ from keras_betakd.evaluation import (
     parse_letter_strict,
     score_scienceqa,
 )
-from keras_betakd.evaluation.gqa import score_gqa
-from keras_betakd.evaluation.gqa_questions import GQAQuestion
-from keras_betakd.evaluation.mmbench import MMBENCH_RULES, score_mmbench
-from keras_betakd.evaluation.mmbench_questions import MMBenchQuestion
-from keras_betakd.evaluation.mme import score_mme
-from keras_betakd.evaluation.mme_questions import MME_PERCEPTION, MMEQuestion
-from keras_betakd.evaluation.pope import score_pope
-from keras_betakd.evaluation.pope_questions import POPE_CATEGORIES, POPEQuestion
-from keras_betakd.evaluation.protocol import llava_answers
-from keras_betakd.evaluation.scienceqa_categories import scienceqa_categories
-from keras_betakd.evaluation.textvqa import score_textvqa
-from keras_betakd.evaluation.textvqa_questions import (
+from keras_betakd.evaluation.benchmarks.gqa import score_gqa
+from keras_betakd.evaluation.benchmarks.gqa_questions import GQAQuestion
+from keras_betakd.evaluation.benchmarks.mmbench import MMBENCH_RULES, score_mmbench
+from keras_betakd.evaluation.benchmarks.mmbench_questions import MMBenchQuestion
+from keras_betakd.evaluation.benchmarks.mme import score_mme
+from keras_betakd.evaluation.benchmarks.mme_questions import MME_PERCEPTION, MMEQuestion
+from keras_betakd.evaluation.benchmarks.pope import score_pope
+from keras_betakd.evaluation.benchmarks.pope_questions import (
+    POPE_CATEGORIES,
+    POPEQuestion,
+)
+from keras_betakd.evaluation.benchmarks.scienceqa import scienceqa_categories
+from keras_betakd.evaluation.benchmarks.textvqa import score_textvqa
+from keras_betakd.evaluation.benchmarks.textvqa_questions import (
     TextVQAQuestion,
     textvqa_answers,
     textvqa_prompt,
 )
+from keras_betakd.evaluation.llava_protocol import llava_answers
 
 pytestmark = pytest.mark.once
 

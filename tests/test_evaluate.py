@@ -17,10 +17,9 @@ from tiny_families import FAMILIES
 from tiny_models import tiny_gemma3, tiny_gemma_text
 
 from keras_betakd.data import load_image
-from keras_betakd.evaluate import asking, running
-from keras_betakd.evaluate.__main__ import main
-from keras_betakd.evaluate.benchmarks import BENCHMARKS
-from keras_betakd.evaluation import MMBenchQuestion, generate_answers, read_jsonl
+from keras_betakd.evaluate import main
+from keras_betakd.evaluation import MMBenchQuestion, generate_answers, read_jsonl, run
+from keras_betakd.evaluation.benchmarks.registry import BENCHMARKS
 
 NUM = 4
 # The best score, and out of how many: of ScienceQA those with a picture, of MME those
@@ -92,8 +91,8 @@ def told(monkeypatch, data):
                 yield [(prompt, answers[prompt.id])]
 
         model = tiny_gemma3(sequence_length=320)
-        monkeypatch.setattr(running, "load_model", lambda preset, **options: model)
-        monkeypatch.setattr(asking, "answered_groups", decode)
+        monkeypatch.setattr(run, "load_model", lambda preset, **options: model)
+        monkeypatch.setattr(run, "answered_groups", decode)
         return asked
 
     return make
@@ -136,7 +135,7 @@ def test_the_answers_are_those_of_the_model(data, family, tmp_path):
     args = arguments("gqa", data["gqa"], preset, tmp_path / "out", "--batch-size", 2)
     assert main(args) == 0
     lines = read_jsonl(tmp_path / "out" / "answers.jsonl")
-    model = running.load_model(preset)
+    model = run.load_model(preset)
     questions = BENCHMARKS["gqa"].load(data["gqa"])
     batch = {
         "ids": [question.id for question in questions],

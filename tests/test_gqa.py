@@ -5,9 +5,13 @@ import json
 import pytest
 from benchmark_golden import case, cases, percents, write_jsonl
 
-from keras_betakd.evaluation.gqa import normalize_gqa_answer, score_gqa
-from keras_betakd.evaluation.gqa_questions import GQAQuestion, gqa_prompt, load_gqa
-from keras_betakd.evaluation.protocol import llava_answers
+from keras_betakd.evaluation.benchmarks.gqa import normalize_gqa_answer, score_gqa
+from keras_betakd.evaluation.benchmarks.gqa_questions import (
+    GQAQuestion,
+    gqa_prompt,
+    load_gqa,
+)
+from keras_betakd.evaluation.llava_protocol import llava_answers
 
 pytestmark = pytest.mark.once
 

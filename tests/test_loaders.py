@@ -10,9 +10,9 @@ from tiny_families import FAMILIES
 from tiny_models import tiny_gemma3
 
 from keras_betakd.data import load_vqa, load_vqav2, neutralize_image_marks
-from keras_betakd.evaluate import running
-from keras_betakd.evaluate.asking import answer_lines
-from keras_betakd.evaluate.benchmarks import BENCHMARKS
+from keras_betakd.evaluation import run
+from keras_betakd.evaluation.benchmarks.registry import BENCHMARKS
+from keras_betakd.evaluation.run import answer_lines
 from keras_betakd.preprocessing.model_inputs import model_inputs
 
 pytestmark = pytest.mark.once
@@ -80,7 +80,7 @@ def test_marks_in_questions_choices_and_hints(name, copied):
     lines = [benchmark.line(q, RIGHT[name](q)) for q in questions]
     expected = {question.id: RIGHT[name](question) for question in questions}
     assert benchmark.answers(questions, lines) == expected
-    running.check_questions(benchmark, questions)
+    run.check_questions(benchmark, questions)
 
 
 def test_marks_behind_the_questions():
@@ -151,7 +151,7 @@ def test_a_missing_picture_is_named_before_any_is_read(name, copied):
     (folder / picture).unlink()
     with pytest.raises(FileNotFoundError, match=message):
         benchmark = BENCHMARKS[name]
-        running.check_questions(benchmark, running.load_questions(benchmark, folder))
+        run.check_questions(benchmark, run.load_questions(benchmark, folder))
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_picture_that_a_table_lacks(copied, cell, message):
     path.write_text("\n".join(map("\t".join, rows)))
     with pytest.raises(ValueError, match=message):
         benchmark = BENCHMARKS["mmbench"]
-        running.check_questions(benchmark, benchmark.load(folder))
+        run.check_questions(benchmark, benchmark.load(folder))
 
 
 WHITES = {"1": 1, "L": 255, "LA": (255, 255), "P": 0, "RGB": (255,) * 3}

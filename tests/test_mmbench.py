@@ -6,18 +6,18 @@ import csv
 import pytest
 from benchmark_golden import cases
 
-from keras_betakd.evaluation.mmbench import score_mmbench
-from keras_betakd.evaluation.mmbench_matching import (
+from keras_betakd.evaluation.benchmarks.mmbench import score_mmbench
+from keras_betakd.evaluation.benchmarks.mmbench_matching import (
     match_opencompass,
     match_vlmevalkit,
 )
-from keras_betakd.evaluation.mmbench_questions import (
+from keras_betakd.evaluation.benchmarks.mmbench_questions import (
     MMBenchQuestion,
     load_mmbench,
     mmbench_prompt,
     mmbench_submission,
 )
-from keras_betakd.evaluation.protocol import llava_answers
+from keras_betakd.evaluation.llava_protocol import llava_answers
 
 pytestmark = pytest.mark.once
 

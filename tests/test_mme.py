@@ -3,8 +3,8 @@
 import pytest
 from benchmark_golden import case, cases
 
-from keras_betakd.evaluation.mme import MMETask, parse_mme, score_mme
-from keras_betakd.evaluation.mme_questions import (
+from keras_betakd.evaluation.benchmarks.mme import MMETask, parse_mme, score_mme
+from keras_betakd.evaluation.benchmarks.mme_questions import (
     MME_COGNITION,
     MME_PERCEPTION,
     MMEQuestion,

@@ -10,6 +10,7 @@ from test_faults import lookup
 from keras_betakd import (
     AnalyticBeta,
     BetaKDDistiller,
+    FiniteStepsOptimizer,
     ForwardKLEnergy,
     NonFiniteError,
     ReverseKLEnergy,
@@ -157,3 +158,13 @@ def test_the_optimizer_is_in_a_weights_file_once(tmp_path):
 def test_no_other_policy():
     with pytest.raises(ValueError, match="one of .*Received: 'ignore'"):
         distiller(0.0, on_nonfinite="ignore")
+
+
+def test_an_optimizer_that_is_built_twice_has_one_count_of_skipped_steps():
+    """A second `build` once added a second variable: saved weights no longer loaded."""
+    optimizer = FiniteStepsOptimizer(keras.optimizers.SGD(0.5))
+    variable = keras.Variable([1.0])
+    optimizer.build([variable])
+    names = [v.path for v in optimizer.variables]
+    optimizer.build([variable])
+    assert [v.path for v in optimizer.variables] == names

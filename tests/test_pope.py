@@ -3,13 +3,13 @@
 import pytest
 from benchmark_golden import case, cases, write_jsonl
 
-from keras_betakd.evaluation.pope import POPECategory, parse_pope, score_pope
-from keras_betakd.evaluation.pope_questions import (
+from keras_betakd.evaluation.benchmarks.pope import POPECategory, parse_pope, score_pope
+from keras_betakd.evaluation.benchmarks.pope_questions import (
     POPEQuestion,
     load_pope,
     pope_prompt,
 )
-from keras_betakd.evaluation.protocol import llava_answers
+from keras_betakd.evaluation.llava_protocol import llava_answers
 
 pytestmark = pytest.mark.once
 

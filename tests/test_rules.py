@@ -57,7 +57,7 @@ def test_the_library_does_not_print(path):
 
 def test_data_and_evaluation_know_nothing_of_the_distiller():
     below = {
-        "keras_betakd.distillation.distiller",
+        "keras_betakd.distillation",
         "keras_betakd.betas",
         "keras_betakd.preprocessing.preprocessor",
     }

@@ -7,13 +7,13 @@ from benchmark_golden import cases
 
 from keras_betakd.data import ScienceQARecord
 from keras_betakd.evaluation import parse_letter_strict, score_scienceqa
+from keras_betakd.evaluation.benchmarks.scienceqa import scienceqa_categories
 from keras_betakd.evaluation.intervals import (
     Accuracy,
     mean_interval,
     wilson_interval,
 )
-from keras_betakd.evaluation.protocol import llava_answers
-from keras_betakd.evaluation.scienceqa_categories import scienceqa_categories
+from keras_betakd.evaluation.llava_protocol import llava_answers
 
 pytestmark = pytest.mark.once
 

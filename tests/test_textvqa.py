@@ -5,14 +5,14 @@ import json
 import pytest
 from benchmark_golden import case, cases, write_jsonl
 
-from keras_betakd.evaluation.textvqa import score_textvqa
-from keras_betakd.evaluation.textvqa_questions import (
+from keras_betakd.evaluation.benchmarks.textvqa import score_textvqa
+from keras_betakd.evaluation.benchmarks.textvqa_questions import (
     TextVQAQuestion,
     load_textvqa,
     textvqa_answers,
     textvqa_prompt,
 )
-from keras_betakd.evaluation.vqa_normalization import (
+from keras_betakd.evaluation.benchmarks.vqa_normalization import (
     CONTRACTIONS,
     normalize_vqa_answer,
 )

@@ -25,7 +25,7 @@ from keras_betakd.data import (
 from keras_betakd.data.llava_records import read_images
 from keras_betakd.data.scienceqa_llava import load_scienceqa_llava
 from keras_betakd.data.vqa import load_vqa, load_vqav2
-from keras_betakd.evaluate.benchmarks import BENCHMARKS
+from keras_betakd.evaluation.benchmarks.registry import BENCHMARKS
 
 pytestmark = pytest.mark.once
 

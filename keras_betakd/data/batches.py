@@ -197,3 +197,14 @@ def expect_positive(name: str, value) -> None:
         raise ValueError(
             f"`{name}` must be a positive integer. Received: {name}={value!r}"
         )
+
+
+def record_error(record_id: str, message: str, received: str) -> ValueError:
+    """The error to raise for a record that is not as it must be.
+
+    Example:
+
+    >>> record_error("7", "`id` must be a string.", "None")
+    ValueError("Record '7': `id` must be a string. Received: None")
+    """
+    return ValueError(f"Record {record_id!r}: {message} Received: {received}")

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from keras_betakd.data.batches import Records, naming
+from keras_betakd.data.batches import Records, naming, record_error
 from keras_betakd.data.images import check_image_path
-from keras_betakd.data.llava_records import LlavaRecord, fault
+from keras_betakd.data.llava_records import LlavaRecord
 
 HUMAN = ("human", "user")
 ASSISTANT = ("gpt", "assistant")
@@ -141,13 +141,13 @@ def _unique_ids(items) -> Iterator[str]:
 def _own_id(index, item):
     if not isinstance(item, dict):
         message = "a record must be a dict with the key 'conversations'."
-        raise fault(str(index), message, reprlib.repr(item))
+        raise record_error(str(index), message, reprlib.repr(item))
     own_id = item.get("id")
     if own_id is None:
         return str(index)
     if isinstance(own_id, bool) or not isinstance(own_id, (str, int)):
         message = "`id` must be a string or an integer; leave it out to get the index."
-        raise fault(str(index), message, reprlib.repr(own_id))
+        raise record_error(str(index), message, reprlib.repr(own_id))
     return str(own_id)
 
 
@@ -155,7 +155,7 @@ def _record(record_id, item, image_folder):
     for key in _OTHER_MEDIA:
         if item.get(key):
             message = f"pictures belong under the key 'image', {key!r} is not read."
-            raise fault(record_id, message, reprlib.repr(item[key]))
+            raise record_error(record_id, message, reprlib.repr(item[key]))
     images = item.get("image")
     if images is None:
         images = ()
@@ -175,7 +175,7 @@ def _texts(record_id, item):
     turns = item.get("conversations")
     if not isinstance(turns, (list, tuple)):
         message = "the key 'conversations' must hold a list of turns."
-        raise fault(record_id, message, reprlib.repr(turns))
+        raise record_error(record_id, message, reprlib.repr(turns))
     for number, turn in enumerate(turns):
         _check_turn(record_id, number, turn)
     if turns and turns[0]["from"] in ASSISTANT:
@@ -184,12 +184,12 @@ def _texts(record_id, item):
         if turn["from"] not in (HUMAN, ASSISTANT)[number % 2]:
             message = "'human' and 'gpt' must take turns."
             speakers = [turn["from"] for turn in turns]
-            raise fault(record_id, message, reprlib.repr(speakers))
+            raise record_error(record_id, message, reprlib.repr(speakers))
     if not turns or len(turns) % 2:
         message = (
             "each human turn needs an answer of 'gpt'; add it or take the turn out."
         )
-        raise fault(record_id, message, f"{len(turns)} turns")
+        raise record_error(record_id, message, f"{len(turns)} turns")
     return [turn["value"] for turn in turns]
 
 
@@ -199,7 +199,7 @@ def _check_turn(record_id, number, turn):
         or turn.get("from") not in HUMAN + ASSISTANT
         or not isinstance(turn.get("value"), str)
     ):
-        raise fault(
+        raise record_error(
             record_id,
             f"turn {number} must be a dict with 'from', one of {HUMAN + ASSISTANT}, "
             "and 'value', a string.",
@@ -222,7 +222,7 @@ def _source(record_id, image, image_folder):
     if isinstance(image, Image.Image):
         return image
     message = "an image must be a path or the bytes of a file, a picture or an array."
-    raise fault(record_id, message, reprlib.repr(image))
+    raise record_error(record_id, message, reprlib.repr(image))
 
 
 def _path_inside(record_id, path, folder):
@@ -230,7 +230,7 @@ def _path_inside(record_id, path, folder):
         return path
     inner = pathlib.PurePath(os.path.normpath(path))
     if inner.anchor or inner.parts[:1] == ("..",):
-        raise fault(
+        raise record_error(
             record_id,
             "an image path must stay inside `image_folder`; correct it, or pass "
             "image_folder=None to use paths as they are.",

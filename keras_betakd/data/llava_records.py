@@ -5,7 +5,7 @@ import reprlib
 
 import numpy as np
 
-from keras_betakd.data.batches import naming
+from keras_betakd.data.batches import naming, record_error
 from keras_betakd.data.images import IMAGE_MARK, load_image, neutralize_image_marks
 
 
@@ -48,7 +48,7 @@ class LlavaRecord:
             value = getattr(self, name)
             if not isinstance(value, (list, tuple)):
                 message = f"`{name}` must be a list or a tuple."
-                raise fault(self.id, message, reprlib.repr(value))
+                raise record_error(self.id, message, reprlib.repr(value))
             object.__setattr__(self, name, tuple(value))
         _check_turns(self)
         responses = tuple(map(neutralize_image_marks, self.responses))
@@ -58,21 +58,10 @@ class LlavaRecord:
             _check_not_empty(self, name)
 
 
-def fault(record_id: str, message: str, received: str) -> ValueError:
-    """The error to raise for a record that is not as it must be.
-
-    Example:
-
-    >>> fault("7", "`id` must be a string.", "None")
-    ValueError("Record '7': `id` must be a string. Received: None")
-    """
-    return ValueError(f"Record {record_id!r}: {message} Received: {received}")
-
-
 def _check_turns(record):
     prompts, responses = record.prompts, record.responses
     if not prompts or len(prompts) != len(responses):
-        raise fault(
+        raise record_error(
             record.id,
             "there must be at least one prompt, and a response to each.",
             f"{len(prompts)} prompts, {len(responses)} responses",
@@ -80,14 +69,14 @@ def _check_turns(record):
     for text in prompts + responses:
         if not isinstance(text, str):
             message = "prompts and responses must be strings."
-            raise fault(record.id, message, reprlib.repr(text))
+            raise record_error(record.id, message, reprlib.repr(text))
 
 
 def _check_not_empty(record, name):
     for text in getattr(record, name):
         if not text.strip():
             message = f"`{name}` must not be empty; give a text or drop the turn."
-            raise fault(record.id, message, repr(text))
+            raise record_error(record.id, message, repr(text))
 
 
 def _marked_prompts(record):
@@ -98,7 +87,7 @@ def _marked_prompts(record):
     if marks == 0 and len(record.images) == 1:
         prompts[0] = f"{IMAGE_MARK}\n{prompts[0]}"
     elif marks != len(record.images):
-        raise fault(
+        raise record_error(
             record.id,
             f"the human turns must hold one {IMAGE_MARK!r} for each image; add or "
             "take out marks or images.",

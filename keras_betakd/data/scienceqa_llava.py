@@ -10,9 +10,10 @@ reads it with `images/train` as the image folder.
 
 import os
 
+from keras_betakd.data.batches import record_error
 from keras_betakd.data.images import IMAGE_MARK, neutralize_image_marks
 from keras_betakd.data.llava_files import load_llava
-from keras_betakd.data.llava_records import LlavaRecord, fault
+from keras_betakd.data.llava_records import LlavaRecord
 from keras_betakd.data.scienceqa import scienceqa_prompt, scienceqa_response
 from keras_betakd.data.scienceqa_records import (
     ScienceQARecord,
@@ -69,7 +70,7 @@ def _check_same(entry: LlavaRecord, record: ScienceQARecord):
         int(record.image is not None),
     )
     if asked != known:
-        raise fault(
+        raise record_error(
             entry.id,
             "LLaVA's file and problems.json must hold the same question, in the form "
             f"CQM-A. problems.json gives {known!r} (prompt, answer, pictures).",

@@ -13,14 +13,13 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from keras_betakd.data.batches import Records
+from keras_betakd.data.batches import Records, record_error
 from keras_betakd.data.images import (
     IMAGE_MARK,
     expect_no_mark,
     neutralize_image_marks,
 )
 from keras_betakd.data.llava_files import load_llava
-from keras_betakd.data.llava_records import fault
 from keras_betakd.data.tables import expect_columns, table_rows
 from keras_betakd.files import read_json
 
@@ -85,7 +84,7 @@ def load_vqa(
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping):
             message = "a row must be a dict with a question and an answer."
-            raise fault(str(number), message, reprlib.repr(row))
+            raise record_error(str(number), message, reprlib.repr(row))
         expect_columns(f"Row {number}", row, columns)
         name = number if id is None else row[id]
         cells = row.get(image), row[question], row[answer]
@@ -151,7 +150,9 @@ def _llava_item(name, images, question, answer, suffix):
     several = isinstance(images, (list, tuple))
     count = len(images) if several else int(images is not None)
     if not isinstance(question, str):
-        raise fault(str(name), "a question must be a string.", reprlib.repr(question))
+        raise record_error(
+            str(name), "a question must be a string.", reprlib.repr(question)
+        )
     if isinstance(answer, (list, tuple)):
         answer = _most_frequent(name, answer)
     prompt = f"{IMAGE_MARK}\n" * count + neutralize_image_marks(question) + suffix
@@ -163,7 +164,7 @@ def _most_frequent(name, answers):
     """Of answers that are equally frequent, the first."""
     if not answers or not all(isinstance(text, str) for text in answers):
         message = "a list of answers must hold strings, and at least one."
-        raise fault(str(name), message, reprlib.repr(answers))
+        raise record_error(str(name), message, reprlib.repr(answers))
     return collections.Counter(answers).most_common(1)[0][0]
 
 
@@ -190,7 +191,7 @@ def _image_name(name, pattern, image_id, subtype):
     try:
         return pattern.format(image_id=image_id, data_subtype=subtype)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise fault(
+        raise record_error(
             str(name),
             "the name of its picture is made of `image_id` and `data_subtype` by "
             f"`image_name`, {pattern!r} ({type(error).__name__}: {error}).",
@@ -200,7 +201,7 @@ def _image_name(name, pattern, image_id, subtype):
 
 def _answer(name, annotations):
     if name not in annotations:
-        raise fault(str(name), "each question needs an annotation.", "none")
+        raise record_error(str(name), "each question needs an annotation.", "none")
     annotation = annotations[name]
     answers = annotation.get("answers")
     if annotation.get("multiple_choice_answer") is None and isinstance(answers, list):

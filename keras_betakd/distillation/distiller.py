@@ -87,10 +87,11 @@ class BetaKDDistiller(
         preprocessor: a `DistillationPreprocessor` for raw records. Made of the two
             models' own preprocessors if `None`.
         fused: whether the LM heads and the losses run as one operation that never
-            holds the logits of all rows (`keras_betakd.head_loss`): the same numbers with
-            much less memory. `None` (default) where that is possible: the student's
-            head can be seen, and task loss and weighted metrics are the default ones,
-            since others need the logits. `True` raises where it is not; `False` never.
+            holds the logits of all rows (`keras_betakd.head_loss`): the same numbers
+            with much less memory. `None` (default) where that is possible: the
+            student's head can be seen, and task loss and weighted metrics are the
+            default ones, since others need the logits. `True` raises where it is not;
+            `False` never.
         vocabulary_size: how many classes, from the first, the two models have in
             common, where a vocabulary is filled up (Qwen's 151,936 against 152,064):
             logits are cut to them before anything is normalised. `None` if their

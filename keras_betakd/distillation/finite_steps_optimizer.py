@@ -40,6 +40,8 @@ class FiniteStepsOptimizer(keras.optimizers.Optimizer):
         self.inner_optimizer = inner_optimizer
 
     def build(self, variables):
+        if self.built:
+            return
         self.skipped = self.add_variable(
             shape=(),
             dtype="int",

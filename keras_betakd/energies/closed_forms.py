@@ -1,9 +1,9 @@
 """Value and slope of the probability energies in closed form, without autodiff.
 
-The fused head (`keras_betakd.head_loss`) computes an energy and its gradient tile by tile,
-in the forward pass. Automatic differentiation of the formulas in `divergences` and
-`distances` would give the same numbers with several times the passes over a tile; here
-the two share what they need, no pass is a selection, which costs as much as an
+The fused head (`keras_betakd.head_loss`) computes an energy and its gradient tile by
+tile, in the forward pass. Automatic differentiation of the formulas in `divergences`
+and `distances` would give the same numbers with several times the passes over a tile;
+here the two share what they need, no pass is a selection, which costs as much as an
 exponential on some backends, and an array that only this file has seen is changed by
 `*=` and `-=`, which need no fresh memory on PyTorch.
 

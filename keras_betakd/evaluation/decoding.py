@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 import keras
 import numpy as np
 
-from keras_betakd.evaluation.cleaning import clean_answer
+from keras_betakd.evaluation.answer_text import clean_answer
 from keras_betakd.evaluation.prompts import Prompt
-from keras_betakd.evaluation.recomputing import recomputed_answers
+from keras_betakd.evaluation.uncached_decoding import recomputed_answers
 
 _LENGTH_STEP = 64
 

@@ -1,10 +1,10 @@
 """LM heads: how hidden states become logits, whole or as a matrix.
 
 Whole, a head is a callable: rows (..., H) to logits (..., V). The fused loss
-(`keras_betakd.head_loss`) also needs to see the student's as a matrix, since it takes the
-gradient itself; a head that has none (quantised, or of an unknown kind) gives `None`,
-and the distiller then computes its logits whole. The teacher's it multiplies by faster
-as a matrix, but takes as it is, too.
+(`keras_betakd.head_loss`) also needs to see the student's as a matrix, since it takes
+the gradient itself; a head that has none (quantised, or of an unknown kind) gives
+`None`, and the distiller then computes its logits whole. The teacher's it multiplies by
+faster as a matrix, but takes as it is, too.
 """
 
 import dataclasses

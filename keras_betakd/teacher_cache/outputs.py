@@ -6,15 +6,8 @@ from keras_betakd.preprocessing.records import as_text
 from keras_betakd.teacher_cache import fingerprints
 from keras_betakd.teacher_cache.files import FORMAT, CacheFolder
 
-# One entry for each answer token of a record, or one for the record.
+# What has one entry for each answer token of a record; all else has one a record.
 BY_TOKEN = ("labels", "rows", "packed", "attention")
-BY_RECORD = (
-    "hidden_mean",
-    "image_features",
-    "image_hidden_states",
-    "saliency",
-    "present",
-)
 
 
 class CachedOutputs:

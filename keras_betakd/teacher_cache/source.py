@@ -5,6 +5,7 @@ import ml_dtypes
 import numpy as np
 from keras import ops
 
+from keras_betakd.backends import put_at
 from keras_betakd.betas.teacher_features import TeacherOutputs, hidden_features
 from keras_betakd.distillation.distiller import BetaKDDistiller
 from keras_betakd.models.views import view_of
@@ -12,7 +13,6 @@ from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
 from keras_betakd.teacher_cache import fingerprints
 from keras_betakd.teacher_cache.files import FORMAT
 from keras_betakd.teacher_cache.outputs import BY_TOKEN, CachedOutputs
-from keras_betakd.teacher_cache.teacher import put_at
 
 
 class TeacherSource:

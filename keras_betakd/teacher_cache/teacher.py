@@ -5,6 +5,7 @@ import math
 import keras
 from keras import ops
 
+from keras_betakd.backends import put_at
 from keras_betakd.models.base import ModelView
 from keras_betakd.models.heads import HeadMatrix, LMHead
 from keras_betakd.models.outputs import Features
@@ -188,11 +189,3 @@ def top_classes_logits(rows, k, classes):
     logits = ops.broadcast_to(each, (ops.shape(rows)[0], classes))
     logits = put_at(logits, ops.cast(ids, "int32"), values)
     return ops.reshape(logits, (*shape, classes))
-
-
-def put_at(values, ids, new):
-    """`values` (N, V) with `new` (N, k) at the ids (N, k) of each row."""
-    count, k = ops.shape(ids)[0], ids.shape[1]
-    rows = ops.repeat(ops.arange(count, dtype="int32"), k)
-    where = ops.stack([rows, ops.reshape(ids, (-1,))], axis=-1)
-    return ops.scatter_update(values, where, ops.reshape(new, (-1,)))

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from keras_betakd.files import atomic_write, read_json, read_jsonl
 
@@ -139,3 +140,15 @@ def _differences(known, settings):
         f"{name} was {known.get(name)!r} and is now {settings.get(name)!r}"
         for name in names
     )
+
+
+class Answer(NamedTuple):
+    """An answer that is on disk.
+
+    Args:
+        text: The answer.
+        room: How many tokens it could have had.
+    """
+
+    text: str
+    room: int

@@ -12,10 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from keras_betakd.data.images import neutralize_image_marks
-from keras_betakd.evaluation.benchmark_files import SHORT_ANSWER_SUFFIX, require_texts
-from keras_betakd.evaluation.protocol import (
+from keras_betakd.evaluation.llava_protocol import (
+    SHORT_ANSWER_SUFFIX,
     VQAQuestion,
     queues,
+    require_texts,
     short_answer_prompt,
     take,
 )

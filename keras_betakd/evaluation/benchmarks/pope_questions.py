@@ -8,8 +8,12 @@ import dataclasses
 import os
 from typing import Any
 
-from keras_betakd.evaluation.benchmark_files import read_questions, require_texts
-from keras_betakd.evaluation.protocol import VQAQuestion, short_answer_prompt
+from keras_betakd.evaluation.llava_protocol import (
+    VQAQuestion,
+    read_questions,
+    require_texts,
+    short_answer_prompt,
+)
 from keras_betakd.files import read_jsonl
 
 POPE_CATEGORIES = ("adversarial", "popular", "random")

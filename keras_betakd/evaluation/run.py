@@ -1,55 +1,18 @@
 """The steps of a run: what is read before the model is asked, and what comes of it."""
 
-import json
+import contextlib
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
-
-import keras
+from collections.abc import Iterator, Mapping, Sequence
 
 from keras_betakd.data.batches import naming
-from keras_betakd.data.images import IMAGE_MARK, check_image
-from keras_betakd.evaluate import reports
-from keras_betakd.evaluate.benchmark import Benchmark
-from keras_betakd.evaluate.errors import UsageError, usage_errors
-from keras_betakd.evaluation.agreement import score_agreement
+from keras_betakd.data.images import IMAGE_MARK, check_image, load_image
+from keras_betakd.evaluation.benchmarks.base import Benchmark
+from keras_betakd.evaluation.decoding import answered_groups
+from keras_betakd.evaluation.journal import Answer
+from keras_betakd.evaluation.prompts import Prompt, PromptReader, PromptTooLong
 from keras_betakd.files import read_jsonl
 from keras_betakd.models import load_model
-
-
-class Answer(NamedTuple):
-    """An answer that is on disk.
-
-    Args:
-        text: The answer.
-        room: How many tokens it could have had.
-    """
-
-    text: str
-    room: int
-
-
-def settings(args) -> dict:
-    """What the answers depend on, as JSON has it."""
-    folder = pathlib.Path(args.model)
-    return {
-        "benchmark": args.benchmark,
-        "model": str(folder.absolute()) if folder.is_dir() else args.model,
-        "model_saved": _date_saved(folder),
-        "backend": keras.config.backend(),
-        "dtype": args.dtype,
-        "max_new_tokens": args.max_new_tokens,
-        "sequence_length": args.sequence_length,
-    }
-
-
-def _date_saved(folder):
-    """When a preset was saved: trained anew, it has the same path and other answers."""
-    try:
-        return json.loads((folder / "metadata.json").read_text())["date_saved"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
 
 
 def load_questions(benchmark: Benchmark, directory: pathlib.Path) -> Sequence:
@@ -185,41 +148,91 @@ def load(args, questions: Sequence):
     return model
 
 
-def make_report(
-    args,
+class UsageError(Exception):
+    """An error whose message, without a traceback, says what to do."""
+
+
+@contextlib.contextmanager
+def usage_errors():
+    """Takes the errors that reading files and presets is documented to raise as usage.
+
+    Example:
+
+    ```python
+    with usage_errors():
+        questions = load_gqa(...)
+    ```
+    """
+    try:
+        yield
+    except (ImportError, OSError, ValueError) as error:
+        raise UsageError(str(error)) from error
+
+
+def answer_lines(
+    model,
     benchmark: Benchmark,
     questions: Sequence,
-    answers: Mapping[str, Answer],
-    teacher: Mapping[str, str] | None = None,
-) -> dict:
-    """The report of a run that is complete.
+    batch_size: int,
+    max_new_tokens: int,
+) -> Iterator[list[dict]]:
+    """Lets the model answer, greedily, and yields lines of an answer file.
+
+    An answer has `max_new_tokens` at most, or what the model's sequence length leaves,
+    whatever the batch it is in.
+
+    Args:
+        model: A keras-hub model with its preprocessor.
+        benchmark: The benchmark.
+        questions: Its questions.
+        batch_size: Questions that are answered at once.
+        max_new_tokens: Tokens of an answer.
+
+    Yields:
+        The lines of the questions that were answered together, as soon as they are. In
+        a family that only answers questions of one length together, the order is not
+        that of the questions.
 
     Raises:
-        ValueError: The answers have no score.
+        UsageError: A picture cannot be read, or a question does not suit the model.
     """
-    texts = {question.id: answers[question.id].text for question in questions}
-    rooms = [answers[question.id].room for question in questions]
-    report = {
-        "title": benchmark.title,
-        "model": args.model,
-        "official": benchmark.official,
-        "limit": args.limit,
-        "prompt_format": benchmark.prompt_format,
-        **benchmark.scores(questions, texts),
-        "new_tokens": {
-            "most": args.max_new_tokens,
-            "least": min(rooms),
-            "limited_questions": sum(room < args.max_new_tokens for room in rooms),
-        },
-        "note": benchmark.note,
-        "settings": settings(args),
-        "versions": reports.versions(),
+    asked = {question.id: question for question in questions}
+    prompts = _prompts(model.preprocessor, benchmark, questions, batch_size)
+    for group in answered_groups(
+        model, prompts, batch_size, max_new_tokens=max_new_tokens
+    ):
+        yield [
+            {
+                **benchmark.line(asked[prompt.id], text),
+                "answer_id": prompt.id,
+                "metadata": {"max_new_tokens": min(prompt.room, max_new_tokens)},
+            }
+            for prompt, text in group
+        ]
+
+
+def _prompts(preprocessor, benchmark, questions, batch_size) -> Iterator[Prompt]:
+    """The questions' prompts, read when they are needed."""
+    batches = (
+        _batch(benchmark, questions[start : start + batch_size])
+        for start in range(0, len(questions), batch_size)
+    )
+    with usage_errors():
+        try:
+            yield from PromptReader(preprocessor).read(batches)
+        except PromptTooLong as error:
+            message = f"{error.fact} Give a greater --sequence-length."
+            raise UsageError(message) from error
+
+
+def _batch(benchmark, questions):
+    return {
+        "ids": [question.id for question in questions],
+        "prompts": [benchmark.prompt(question) for question in questions],
+        "images": [_images(question) for question in questions],
     }
-    if teacher is not None:
-        agreement = score_agreement(
-            benchmark.outcomes(questions, teacher),
-            benchmark.outcomes(questions, texts),
-            {question.id: benchmark.expected(question) for question in questions},
-        )
-        report["agreement"] = reports.agreement_entries(agreement)
-    return report
+
+
+def _images(question):
+    with naming(question.id):
+        return [] if question.image is None else [load_image(question.image)]

@@ -9,8 +9,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from keras_betakd.evaluation.benchmark_files import read_questions
-from keras_betakd.evaluation.protocol import VQAQuestion, short_answer_prompt
+from keras_betakd.evaluation.llava_protocol import (
+    VQAQuestion,
+    read_questions,
+    short_answer_prompt,
+)
 from keras_betakd.files import read_json
 
 # Operations that end a question and add nothing to the length of its reasoning.

@@ -6,15 +6,21 @@ perception tasks' scores (arXiv 2306.13394): points, 0 to 2000, not an accuracy.
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping, Sequence
 
-from keras_betakd.evaluation.intervals import Z_95, standard_error
-from keras_betakd.evaluation.mme_questions import (
+from keras_betakd.evaluation.benchmarks.base import Benchmark
+from keras_betakd.evaluation.benchmarks.mme_questions import (
     MME_COGNITION,
     MME_PERCEPTION,
     MMEQuestion,
+    load_mme,
+    mme_answers,
+    mme_prompt,
 )
-from keras_betakd.evaluation.protocol import answers_of
+from keras_betakd.evaluation.intervals import Z_95, standard_error
+from keras_betakd.evaluation.llava_protocol import answers_of
+from keras_betakd.evaluation.report import entry
 
 _MOST_POINTS = 200.0
 
@@ -232,3 +238,58 @@ def _check_pair(name, pair, parsed):
             f"Received: {len(pair)} questions about {name!r}, of which answered: "
             f"{answered}"
         )
+
+
+class MME(Benchmark):
+    """MME, scored by points."""
+
+    title = "MME"
+    files = "MME_Benchmark_release_version/<task>/ for each of the 14 tasks"
+    official = "perception (of 2000)"
+
+    def load(self, directory):
+        return load_mme(directory / "MME_Benchmark_release_version")
+
+    def prompt(self, question):
+        return mme_prompt(question)
+
+    def group(self, question):
+        return question.task
+
+    def unit(self, question):
+        return question.task, question.file
+
+    def question_id(self, question):
+        return f"{question.task}/{os.path.basename(question.image)}"
+
+    def answers(self, questions, lines):
+        return mme_answers(questions, lines)
+
+    def scores(self, questions, answers):
+        score = score_mme(questions, answers)
+
+        def area(tasks, value, interval):
+            read = [score.parsed.get(q.id) for q in questions if q.task in tasks]
+            counts = {"unparsed": read.count("other"), "missing": read.count(None)}
+            return entry(value, interval, len(read) - counts["missing"], **counts)
+
+        return {
+            "scores": {
+                "perception (of 2000)": area(
+                    MME_PERCEPTION, score.perception, score.interval
+                ),
+                "cognition (of 800)": area(
+                    MME_COGNITION, score.cognition, score.cognition_interval
+                ),
+            },
+            "categories": {
+                "task (of 200)": {
+                    name: entry(task.score, n=task.n)
+                    for name, task in score.per_task.items()
+                }
+            },
+        }
+
+    def read(self, question, text):
+        answer = parse_mme(text)
+        return None if answer == "other" else answer

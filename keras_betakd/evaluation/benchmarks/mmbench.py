@@ -10,13 +10,22 @@ script has is not public.
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from keras_betakd.evaluation.intervals import Accuracy, accuracies
-from keras_betakd.evaluation.mmbench_matching import (
+from keras_betakd.data.scienceqa import LETTER_PROMPT_SUFFIX
+from keras_betakd.evaluation.benchmarks.base import Benchmark
+from keras_betakd.evaluation.benchmarks.mmbench_matching import (
     match_opencompass,
     match_vlmevalkit,
 )
-from keras_betakd.evaluation.mmbench_questions import MMBenchQuestion, table_cell
-from keras_betakd.evaluation.protocol import answers_of
+from keras_betakd.evaluation.benchmarks.mmbench_questions import (
+    OPTION_LETTERS,
+    MMBenchQuestion,
+    load_mmbench,
+    mmbench_prompt,
+    table_cell,
+)
+from keras_betakd.evaluation.intervals import Accuracy, accuracies
+from keras_betakd.evaluation.llava_protocol import answers_of
+from keras_betakd.evaluation.report import share, shares
 
 MMBENCH_RULES = {
     "vlmevalkit_exact": match_vlmevalkit,
@@ -172,3 +181,65 @@ def _check_rows(questions, originals):
                 f"Row {question.id!r} is a copy of row {question.original!r}, which is "
                 "not among the questions. Ask a question with all its rows."
             )
+
+
+class MMBench(Benchmark):
+    """MMBench, scored by two public sets of rules, without a chat model."""
+
+    title = "MMBench, dev"
+    files = "one mmbench_dev_*.tsv (20230712: LLaVA-1.5; 20231003: MobileVLM, Beta-KD)"
+    official = "circular, vlmevalkit_exact"
+    prompt_format = "picture, hint, question, options, instruction"
+    max_new_tokens = 1024
+    note = (
+        "MMBench's server also asks a chat model what unclear answers mean: these "
+        "numbers are lower bounds of its"
+    )
+
+    def load(self, directory):
+        tables = sorted(directory.glob("mmbench_dev_*.tsv"))
+        if len(tables) != 1:
+            raise FileNotFoundError(
+                f"There must be one mmbench_dev_*.tsv in '{directory}': versions "
+                "differ, and so do their scores. Received: "
+                f"{[path.name for path in tables]}"
+            )
+        questions = load_mmbench(tables[0])
+        score_mmbench(questions, {})  # Raises for rows that have no score.
+        return questions
+
+    def prompt(self, question):
+        return mmbench_prompt(question)
+
+    def unit(self, question):
+        return question.original
+
+    def question_id(self, question):
+        return int(question.id)
+
+    def logged_prompt(self, question):
+        return super().logged_prompt(question).removesuffix(LETTER_PROMPT_SUFFIX)
+
+    def line(self, question, text):
+        options = question.asked_options
+        return {
+            **super().line(question, text),
+            "round_id": 0,
+            "options": options,
+            "option_char": list(OPTION_LETTERS[: len(options)]),
+        }
+
+    def scores(self, questions, answers):
+        scores, categories = {}, {}
+        for rule in MMBENCH_RULES:
+            score = score_mmbench(questions, answers, rule)
+            counts = {"unparsed": score.unparsed, "missing": score.missing}
+            scores[f"circular, {rule}"] = share(score.circular) | counts
+            scores[f"vanilla, {rule}"] = share(score.vanilla)
+            categories[f"circular by ability, {rule}"] = shares(score.per_l2)
+            categories[f"circular by category, {rule}"] = shares(score.per_category)
+        return {"scores": scores, "categories": categories}
+
+    def read(self, question, text):
+        letter = match_vlmevalkit(text, question.choices)
+        return letter if letter in question.choices else None

@@ -11,7 +11,7 @@ from plain_models import linear_model, token_batch
 import keras_betakd as kd
 from keras_betakd import released_energy, released_weighting
 from keras_betakd.objective import log_beta_penalty, row_weights, weighted_energy
-from keras_betakd.presets import _ENERGIES
+from keras_betakd.released import _ENERGIES
 
 FOLDER = os.path.join(os.path.dirname(__file__), "golden")
 GOLDEN = {}

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from keras_betakd.data.images import IMAGE_MARK, neutralize_image_marks
 from keras_betakd.data.scienceqa import LETTER_PROMPT_SUFFIX
-from keras_betakd.evaluation.protocol import VQAQuestion, answers_of
+from keras_betakd.evaluation.llava_protocol import VQAQuestion, answers_of
 from keras_betakd.files import open_text
 
 OPTION_LETTERS = "ABCD"

@@ -27,11 +27,11 @@ import sys
 
 import keras
 
-from keras_betakd.evaluate import reports, running
-from keras_betakd.evaluate.asking import answer_lines
-from keras_betakd.evaluate.benchmarks import BENCHMARKS
-from keras_betakd.evaluate.errors import UsageError, usage_errors
-from keras_betakd.evaluate.journal import Journal
+from keras_betakd.evaluation import run
+from keras_betakd.evaluation.benchmarks.registry import BENCHMARKS
+from keras_betakd.evaluation.journal import Journal
+from keras_betakd.evaluation.report import make_report, settings, table
+from keras_betakd.evaluation.run import UsageError, answer_lines, usage_errors
 
 
 def main(argv=None):
@@ -96,14 +96,14 @@ def _positive(text):
 def _run(args):
     benchmark = BENCHMARKS[args.benchmark]
     with usage_errors():
-        every = running.load_questions(benchmark, args.data)
+        every = run.load_questions(benchmark, args.data)
         asked = benchmark.first(every, args.limit or len(every))
-        running.check_questions(benchmark, asked)
-        teacher = args.teacher_answers and running.teacher_answers(
+        run.check_questions(benchmark, asked)
+        teacher = args.teacher_answers and run.teacher_answers(
             args.teacher_answers, benchmark, every, asked
         )
-        journal = Journal(args.output, running.settings(args))
-        answers = running.answered(journal.lines, benchmark, every)
+        journal = Journal(args.output, settings(args))
+        answers = run.answered(journal.lines, benchmark, every)
     waiting = [question for question in asked if question.id not in answers]
     if journal.cut:
         sys.stdout.write(f"'{journal.path}' ended in half a line, now cut off.\n")
@@ -112,20 +112,20 @@ def _run(args):
     )
     if waiting:
         _ask(args, benchmark, waiting, journal)
-        answers = running.answered(journal.lines, benchmark, every)
+        answers = run.answered(journal.lines, benchmark, every)
     journal.sort([question.id for question in every])
     try:
-        report = running.make_report(args, benchmark, asked, answers, teacher)
+        result = make_report(args, benchmark, asked, answers, teacher)
     except ValueError as error:
         sys.stderr.write(f"'{journal.path}' is complete, but has no score: {error}\n")
         return 1
-    path = journal.write_report(report)
-    sys.stdout.write(f"\n{reports.table(report)}\n\nWritten to '{path}'.\n")
+    path = journal.write_report(result)
+    sys.stdout.write(f"\n{table(result)}\n\nWritten to '{path}'.\n")
     return 0
 
 
 def _ask(args, benchmark, questions, journal):
-    model = running.load(args, questions)
+    model = run.load(args, questions)
     bar = keras.utils.Progbar(len(questions), unit_name="question")
     for lines in answer_lines(
         model, benchmark, questions, args.batch_size, args.max_new_tokens

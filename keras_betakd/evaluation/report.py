@@ -1,12 +1,16 @@
 """What a run writes at its end: a report for machines, and the same as a table."""
 
 import importlib.metadata
+import json
+import pathlib
 from collections.abc import Mapping, Sequence
 
 import keras
 
-from keras_betakd.evaluation.agreement import Agreement
+from keras_betakd.evaluation.agreement import Agreement, score_agreement
+from keras_betakd.evaluation.benchmarks.base import Benchmark
 from keras_betakd.evaluation.intervals import Accuracy
+from keras_betakd.evaluation.journal import Answer
 from keras_betakd.version import __version__
 
 _COLUMNS = ("", "score", "95 % interval", "n", "unparsed", "missing")
@@ -122,3 +126,65 @@ def _notes(report):
             f"{least} at least; a --sequence-length greater by {most - least} leaves "
             "them to all"
         )
+
+
+def settings(args) -> dict:
+    """What the answers depend on, as JSON has it."""
+    folder = pathlib.Path(args.model)
+    return {
+        "benchmark": args.benchmark,
+        "model": str(folder.absolute()) if folder.is_dir() else args.model,
+        "model_saved": _date_saved(folder),
+        "backend": keras.config.backend(),
+        "dtype": args.dtype,
+        "max_new_tokens": args.max_new_tokens,
+        "sequence_length": args.sequence_length,
+    }
+
+
+def _date_saved(folder):
+    """When a preset was saved: trained anew, it has the same path and other answers."""
+    try:
+        return json.loads((folder / "metadata.json").read_text())["date_saved"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def make_report(
+    args,
+    benchmark: Benchmark,
+    questions: Sequence,
+    answers: Mapping[str, Answer],
+    teacher: Mapping[str, str] | None = None,
+) -> dict:
+    """The report of a run that is complete.
+
+    Raises:
+        ValueError: The answers have no score.
+    """
+    texts = {question.id: answers[question.id].text for question in questions}
+    rooms = [answers[question.id].room for question in questions]
+    report = {
+        "title": benchmark.title,
+        "model": args.model,
+        "official": benchmark.official,
+        "limit": args.limit,
+        "prompt_format": benchmark.prompt_format,
+        **benchmark.scores(questions, texts),
+        "new_tokens": {
+            "most": args.max_new_tokens,
+            "least": min(rooms),
+            "limited_questions": sum(room < args.max_new_tokens for room in rooms),
+        },
+        "note": benchmark.note,
+        "settings": settings(args),
+        "versions": versions(),
+    }
+    if teacher is not None:
+        agreement = score_agreement(
+            benchmark.outcomes(questions, teacher),
+            benchmark.outcomes(questions, texts),
+            {question.id: benchmark.expected(question) for question in questions},
+        )
+        report["agreement"] = agreement_entries(agreement)
+    return report

@@ -10,9 +10,16 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 
+from keras_betakd.evaluation.benchmarks.base import Benchmark, answer_counts
+from keras_betakd.evaluation.benchmarks.pope_questions import (
+    POPE_CATEGORIES,
+    POPEQuestion,
+    load_pope,
+    pope_prompt,
+)
 from keras_betakd.evaluation.intervals import wilson_interval
-from keras_betakd.evaluation.pope_questions import POPE_CATEGORIES, POPEQuestion
-from keras_betakd.evaluation.protocol import answers_of
+from keras_betakd.evaluation.llava_protocol import answers_of, llava_answers
+from keras_betakd.evaluation.report import entry
 
 _YES_OR_NO = re.compile(r"\b(?:yes|no|not)\b", re.IGNORECASE)
 
@@ -227,3 +234,59 @@ def _counts(category, questions, parsed):
         )
     except ValueError as error:
         raise ValueError(f"The F1 of {category!r} is not defined. {error}") from error
+
+
+class POPE(Benchmark):
+    """POPE, scored by the mean F1 of its three categories."""
+
+    title = "POPE"
+    files = (
+        "llava_pope_test.jsonl, coco/coco_pope_{random,popular,adversarial}.json "
+        "(of AoiDragon/POPE at commit e3e39262), val2014/"
+    )
+    official = "mean F1"
+
+    def load(self, directory):
+        return load_pope(
+            directory / "llava_pope_test.jsonl",
+            directory / "coco",
+            directory / "val2014",
+        )
+
+    def prompt(self, question):
+        return pope_prompt(question)
+
+    def group(self, question):
+        return question.category
+
+    def question_id(self, question):
+        # The published scorer looks numbers up.
+        return int(question.id) if question.id.isdecimal() else question.id
+
+    def answers(self, questions, lines):
+        return llava_answers(lines, unique=True)
+
+    def scores(self, questions, answers):
+        score = score_pope(questions, answers)
+        number = entry(score.mean_f1, score.interval, score.n, **answer_counts(score))
+        return {
+            "scores": {"mean F1": number},
+            "categories": {
+                name: _pope_entries(counts)
+                for name, counts in score.per_category.items()
+            },
+        }
+
+    def read(self, question, text):
+        return parse_pope(text)
+
+    def expected(self, question):
+        return "no" if question.label == "no" else "yes"
+
+
+def _pope_entries(counts):
+    names = ("accuracy", "precision", "recall", "yes_ratio")
+    return {
+        "F1": entry(counts.f1, counts.interval, counts.n),
+        **{name.replace("_", " "): entry(getattr(counts, name)) for name in names},
+    }

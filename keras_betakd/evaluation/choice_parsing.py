@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from keras_betakd.data.images import neutralize_image_marks
-from keras_betakd.evaluation.cleaning import clean_answer
+from keras_betakd.evaluation.answer_text import clean_answer
 
 LETTERS = string.ascii_uppercase
 

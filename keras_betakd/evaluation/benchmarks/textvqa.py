@@ -5,14 +5,22 @@ reference OCR tokens that LLaVA puts into the prompt. A question's score is in 0
 accuracy in per cent. There are no official categories.
 """
 
+import collections
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 
+from keras_betakd.evaluation.benchmarks.base import Benchmark, answer_counts
+from keras_betakd.evaluation.benchmarks.textvqa_questions import (
+    TextVQAQuestion,
+    load_textvqa,
+    textvqa_answers,
+    textvqa_prompt,
+)
+from keras_betakd.evaluation.benchmarks.vqa_normalization import normalize_vqa_answer
 from keras_betakd.evaluation.intervals import mean_interval
-from keras_betakd.evaluation.protocol import answers_of
-from keras_betakd.evaluation.textvqa_questions import TextVQAQuestion
-from keras_betakd.evaluation.vqa_normalization import normalize_vqa_answer
+from keras_betakd.evaluation.llava_protocol import answers_of
+from keras_betakd.evaluation.report import entry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,3 +120,43 @@ def _soft_score(prediction: str, answers: Sequence[str]) -> float:
     others = len(answers) - equal
     credit = equal * min(1.0, (equal - 1) / 3) + others * min(1.0, equal / 3)
     return credit / len(answers)
+
+
+class TextVQA(Benchmark):
+    """TextVQA, scored against the answers of ten people."""
+
+    title = "TextVQA 0.5.1, validation"
+    files = "llava_textvqa_val_v051_ocr.jsonl, TextVQA_0.5.1_val.json, train_images/"
+    prompt_format = "picture, question, OCR tokens, instruction"
+
+    def load(self, directory):
+        return load_textvqa(
+            directory / "llava_textvqa_val_v051_ocr.jsonl",
+            directory / "TextVQA_0.5.1_val.json",
+            directory / "train_images",
+        )
+
+    def prompt(self, question):
+        return textvqa_prompt(question)
+
+    def question_id(self, question):
+        return question.image_id
+
+    def answers(self, questions, lines):
+        return textvqa_answers(questions, lines)
+
+    def scores(self, questions, answers):
+        score = score_textvqa(questions, answers)
+        number = entry(score.accuracy, score.interval, score.n, **answer_counts(score))
+        return {"scores": {"accuracy": number}, "categories": {}}
+
+    def read(self, question, text):
+        return normalize_vqa_answer(text) or None
+
+    def expected(self, question):
+        answers = map(normalize_vqa_answer, question.answers)
+        return collections.Counter(answers).most_common(1)[0][0]
+
+    def is_right(self, question, answer):
+        """Right is what at least two of the ten people answered."""
+        return [normalize_vqa_answer(a) for a in question.answers].count(answer) >= 2

@@ -6,8 +6,8 @@ from typing import Any
 
 from keras_betakd.data.images import IMAGE_MARK
 from keras_betakd.evaluation.agreement import Outcome
-from keras_betakd.evaluation.cleaning import without_end_mark
-from keras_betakd.evaluation.protocol import llava_answers
+from keras_betakd.evaluation.answer_text import without_end_mark
+from keras_betakd.evaluation.llava_protocol import llava_answers
 
 
 class Benchmark:
@@ -111,3 +111,7 @@ class Benchmark:
             for q in questions
             if q.id in read
         }
+
+
+def answer_counts(score):
+    return {"unparsed": score.unparsed, "missing": score.missing}

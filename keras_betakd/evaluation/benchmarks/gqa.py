@@ -10,9 +10,15 @@ import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 
-from keras_betakd.evaluation.gqa_questions import GQAQuestion
+from keras_betakd.evaluation.benchmarks.base import Benchmark, answer_counts
+from keras_betakd.evaluation.benchmarks.gqa_questions import (
+    GQAQuestion,
+    gqa_prompt,
+    load_gqa,
+)
 from keras_betakd.evaluation.intervals import Accuracy, accuracies
-from keras_betakd.evaluation.protocol import answers_of
+from keras_betakd.evaluation.llava_protocol import answers_of
+from keras_betakd.evaluation.report import entry, share, shares
 
 
 def normalize_gqa_answer(text: str) -> str:
@@ -187,3 +193,41 @@ def _consistency(balanced, right):
             )
         fractions.append(statistics.fmean(right[name] for name in others))
     return 100.0 * statistics.fmean(fractions) if fractions else None
+
+
+class GQA(Benchmark):
+    """GQA, scored by exact match."""
+
+    title = "GQA, test-dev balanced"
+    files = "llava_gqa_testdev_balanced.jsonl, testdev_balanced_questions.json, images/"
+
+    def load(self, directory):
+        return load_gqa(
+            directory / "llava_gqa_testdev_balanced.jsonl",
+            directory / "testdev_balanced_questions.json",
+            directory / "images",
+        )
+
+    def prompt(self, question):
+        return gqa_prompt(question)
+
+    def scores(self, questions, answers):
+        score = score_gqa(questions, answers)
+        return {
+            "scores": {
+                "accuracy": share(score.overall) | answer_counts(score),
+                "binary": share(score.binary),
+                "open": share(score.open),
+                "distribution (lower is better)": entry(score.distribution),
+            },
+            "categories": {
+                "structure": shares(score.per_structural),
+                "semantics": shares(score.per_semantic),
+                "steps of reasoning": shares(score.per_steps),
+                "words": shares(score.per_length),
+            },
+        }
+
+    def read(self, question, text):
+        text = normalize_gqa_answer(text)
+        return text if text.strip() else None

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from keras_betakd.data.images import neutralize_image_marks
-from keras_betakd.evaluation.benchmark_files import read_questions, require_texts
-from keras_betakd.evaluation.protocol import (
+from keras_betakd.evaluation.llava_protocol import (
     VQAQuestion,
     queues,
+    read_questions,
+    require_texts,
     short_answer_prompt,
     take,
 )

@@ -1,0 +1,1 @@
+"""The benchmarks: questions, prompts, scores."""
