@@ -54,7 +54,7 @@ def train(teacher, train_records, test_records, bounds, seed, args):
             "feature": keras_betakd.FeatureMSEEnergy(),
         },
         beta=[beta(), beta()],
-        weight_task_loss=beta(),
+        task_beta=beta(),
         preprocessor=keras_betakd.DistillationPreprocessor(
             teacher.preprocessor, student.preprocessor, 3
         ),

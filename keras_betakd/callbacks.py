@@ -7,7 +7,7 @@ import re
 
 import keras
 
-from keras_betakd.distillation.saving import TeacherKeeping, saved_bytes
+from keras_betakd.distillation.saving import DistillerSaving, saved_bytes
 from keras_betakd.files import atomic_write
 
 
@@ -203,7 +203,7 @@ class TrainingBackup(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         before = self._saved()
         path = self.directory / f"epoch_{epoch + 1}.weights.h5"
-        if isinstance(self.model, TeacherKeeping):  # which writes files whole
+        if isinstance(self.model, DistillerSaving):  # which writes files whole
             self.model.save_weights(path)
         else:
             with atomic_write(path, size=saved_bytes(self.model)) as draft:

@@ -145,7 +145,7 @@ def released_weighting(name, multiplier=None):
             with 1,000 times the learning rate.
 
     Returns:
-        A dict of the arguments `beta` and `weight_task_loss` of `BetaKDDistiller`.
+        A dict of the arguments `beta` and `task_beta` of `BetaKDDistiller`.
 
     Raises:
         ValueError: for an unknown name (the released code falls back to `equal`).
@@ -163,7 +163,7 @@ def released_weighting(name, multiplier=None):
     ```
     """
     if name == "equal":
-        return {"beta": FixedBeta(1.0), "weight_task_loss": False}
+        return {"beta": FixedBeta(1.0), "task_beta": None}
     kinds = {"task": (TaskBeta, 1.0, 0.5), "instance": (InstanceBeta, 2.0, 1.0)}
     if name not in kinds:
         raise ValueError(
@@ -180,4 +180,4 @@ def released_weighting(name, multiplier=None):
             multiplier=multiplier,
         )
 
-    return {"beta": make(), "weight_task_loss": make()}
+    return {"beta": make(), "task_beta": make()}

@@ -63,7 +63,7 @@ def plain():
         "ctkd": InstanceBeta(features="uncertainty"),
     }
     distiller = keras_betakd.BetaKDDistiller(
-        linear_model(1), student, energies, betas, weight_task_loss=True
+        linear_model(1), student, energies, betas, task_beta=True
     )
     return distiller, Batches({"student": x, "teacher": theirs}, y, weight)
 

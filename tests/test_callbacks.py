@@ -62,7 +62,7 @@ def test_csv_and_plot(tmp_path):
         linear_model(2),
         {"kl": ForwardKLEnergy(), "constant": ConstantEnergy()},
         TaskBeta(),
-        weight_task_loss=True,
+        task_beta=True,
     )
     distiller.compile(optimizer="sgd")
     history = DistillationHistory(every=1)

@@ -118,7 +118,7 @@ def test_total_against_float64(reduction):
 def test_task_loss_gets_a_beta_of_its_own():
     x, y, weight = token_batch()
     distiller = distiller_of(
-        ConstantEnergy(0.1), FixedBeta(1.0), weight_task_loss=FixedBeta(3.0, dim=2.0)
+        ConstantEnergy(0.1), FixedBeta(1.0), task_beta=FixedBeta(3.0, dim=2.0)
     )
     values = distiller.test_on_batch(x, y, sample_weight=weight, return_dict=True)
     total = 3.0 * float(values["task_loss"]) - np.log(3.0) + 0.1
@@ -433,7 +433,7 @@ def test_a_bound_on_beta_keeps_three_losses_in_place(max_value, settles):
         linear_model(1),
         energies=[MSELogitsEnergy(standardize=False), CosineProbsEnergy()],
         beta=[beta(), beta()],
-        weight_task_loss=beta(),
+        task_beta=beta(),
     )
     distiller.compile(optimizer=keras.optimizers.SGD(0.1, momentum=0.9))
     batch = token_batch()

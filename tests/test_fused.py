@@ -359,7 +359,7 @@ def test_training_is_the_same_as_with_whole_logits(reads_logits):
             beta = InstanceBeta(features="uncertainty")
             pairs["uncertainty"] = MSEProbsEnergy(), beta
         energies, betas = ({k: v[i] for k, v in pairs.items()} for i in range(2))
-        model = distiller(fused, energies=energies, beta=betas, weight_task_loss=True)
+        model = distiller(fused, energies=energies, beta=betas, task_beta=True)
         history = model.fit(
             vqa_records(), batch_size=2, epochs=2, shuffle=False, verbose=0
         )
@@ -410,7 +410,7 @@ def test_the_choice_is_part_of_the_configuration():
 
 
 def test_other_metrics_need_the_logits():
-    model = distiller(None)
+    model = distiller("auto")
     top5 = keras.metrics.SparseTopKCategoricalAccuracy(5, name="top5")
     model.compile(weighted_metrics=[top5])
     assert "top5" in model.evaluate(

@@ -42,7 +42,7 @@ def test_memory_is_flat_over_500_steps():
         student,
         [kd.CosineProbsEnergy(), kd.TAIDEnergy(500)],
         [kd.InstanceBeta(features="uncertainty"), kd.AnalyticBeta()],
-        weight_task_loss=True,
+        task_beta=True,
     )
     distiller.compile(optimizer=keras.optimizers.Adam(1e-3))
     rng = np.random.default_rng(0)

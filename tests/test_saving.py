@@ -160,7 +160,7 @@ def test_config_round_trip_of_every_option():
         linear_model(2),
         {"kl": ForwardKLEnergy(temperature=2.0)},
         {"kl": AnalyticBeta(dim=2.0)},
-        weight_task_loss=TaskBeta(dim=3.0),
+        task_beta=TaskBeta(dim=3.0),
         reduction="token",
         freeze=None,
         name="pair",

@@ -44,11 +44,11 @@ BETAS = {
 
 
 def energies_and_beta(name):
-    """The arguments `energies`, `beta` and `weight_task_loss` of an arm's name.
+    """The arguments `energies`, `beta` and `task_beta` of an arm's name.
 
     >>> arm = energies_and_beta("forward-kl / fixed, value=3")
-    >>> arm["beta"].value, arm["weight_task_loss"]
-    (3.0, False)
+    >>> arm["beta"].value, arm["task_beta"]
+    (3.0, None)
     """
     if name.startswith("released "):
         _, energy, weighting = name.split()
@@ -67,5 +67,5 @@ def energies_and_beta(name):
     return {
         "energies": energies,
         "beta": BETAS[kind](**values),
-        "weight_task_loss": BETAS[of_task]() if of_task else False,
+        "task_beta": BETAS[of_task]() if of_task else None,
     }

@@ -1,10 +1,20 @@
-"""How the distiller reads its arguments: energies and betas by name, what to freeze."""
+"""Reads the arguments of the distiller and of its `compile`.
+
+Energies and betas by name, vocabularies, the default preprocessor; optimizer and task
+loss.
+"""
+
+import keras
 
 from keras_betakd.betas import Beta, TaskBeta
+from keras_betakd.distillation.finite_steps_optimizer import FiniteStepsOptimizer
+from keras_betakd.distillation.freezing import computes_in_float16
 from keras_betakd.energies.base import Energy
 from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
 
-# What the distiller shows of its own, and the name of its first weight.
+_SKIPPING = (keras.optimizers.LossScaleOptimizer, FiniteStepsOptimizer)
+
+# Names of the distiller's own metrics, and of its weights of the cross-entropy.
 _REPORTED = ("loss", "accuracy", "task", "task_loss", "task_beta")
 
 
@@ -26,7 +36,7 @@ def named_energies(energies):
 
 
 def _expect_names_apart(energies):
-    """Two numbers of one name would be shown as one, and weighted as one."""
+    """Raises where two metrics would have one name, and two weights one entry."""
     names = [*_REPORTED]
     for name, energy in energies.items():
         names += [name, f"{name}_beta"]
@@ -54,8 +64,8 @@ def _unique_names(energies):
 def named_betas(beta, names):
     """A dict of name to beta layer, one for each energy.
 
-    One layer stands for as many layers of its kind as there are energies: betas are
-    never shared, since each energy has its own scale.
+    A single layer is copied for each further energy: betas are never shared, since each
+    energy has its own scale.
     """
     if beta is None:
         beta = TaskBeta()
@@ -97,6 +107,22 @@ def expect_beta(beta):
     return beta
 
 
+def resolved_task_beta(task_beta):
+    """The beta layer of the cross-entropy; `TaskBeta()` for `True`, or `None`."""
+    if task_beta is None:
+        return None
+    return TaskBeta() if task_beta is True else expect_beta(task_beta)
+
+
+def expect_fused(fused):
+    """`fused`, if it is one of its values."""
+    if fused not in ("auto", True, False):
+        raise ValueError(
+            f'`fused` must be "auto", `True` or `False`. Received: fused={fused!r}'
+        )
+    return fused
+
+
 def check_vocabularies(teacher, student, energies, vocabulary_size):
     """Raises unless the energies can compare the two; cuts both to `vocabulary_size`.
 
@@ -132,10 +158,57 @@ def crosses_vocabularies(energies):
 
 
 def default_preprocessor(teacher, student, energies):
-    """Made of the two models' own, or `None` where one has none."""
+    """The preprocessor made of the two models' own; `None` where a model has none."""
     pair = [getattr(model, "preprocessor", None) for model in (teacher, student)]
     if None in pair:
         return None
     logits = [e for e in energies.values() if not e.features]
     cross = bool(logits) and crosses_vocabularies(energies)
     return DistillationPreprocessor(*pair, cross_tokenizer=cross)
+
+
+def resolved_optimizer(optimizer, student, auto_scale_loss):
+    """The optimizer that trains: one whose non-finite steps change nothing.
+
+    Args:
+        optimizer: optimizer, its name, or `"auto"` for `Adam(2e-5)`.
+        student: the student.
+        auto_scale_loss: whether to scale the loss of a student in float16.
+    """
+    if optimizer == "auto":
+        optimizer = keras.optimizers.Adam(2e-5)
+    optimizer = keras.optimizers.get(optimizer)
+    scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    if auto_scale_loss and not scaled and computes_in_float16(student):
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    if not isinstance(optimizer, _SKIPPING):
+        optimizer = FiniteStepsOptimizer(optimizer)
+    return optimizer
+
+
+def resolved_task_loss(loss):
+    """The task loss as a function of labels (B, K) and logits (B, K, V)."""
+    if loss == "auto":
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    if isinstance(loss, str) or not callable(loss):
+        raise ValueError(
+            '`loss` must be "auto", a `keras.losses.Loss` for logits, or a function '
+            "that returns one value for each label. A name stands for a loss that "
+            f"expects probabilities. Received: loss={loss!r}"
+        )
+    return loss
+
+
+def exclude_from_weight_decay(optimizer, variables):
+    """Excludes what betas and energies learn from the optimizer's weight decay."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if not inner.weight_decay or not variables:
+        return
+    if inner.built:
+        raise ValueError(
+            "The optimizer is built already, so the betas can no longer be "
+            "excluded from its weight decay, which would pull them towards "
+            "their start. Pass a new optimizer to `compile`. Received: "
+            f"optimizer={inner.name}, weight_decay={inner.weight_decay}"
+        )
+    inner.exclude_from_weight_decay(var_list=variables)

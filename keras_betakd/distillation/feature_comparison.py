@@ -1,108 +1,130 @@
-"""Feature energies in the distiller: what is compared, and how it is averaged.
+"""`FeatureComparison`: compares features of teacher and student, and weights them.
 
-Every energy becomes values (B, N) with weights (B, N) that add up to one, N being
-answer rows, image tokens, pictures or 1; from there on all energies are treated alike.
+Every energy gives values (B, N) and gets weights (B, N) that add up to one, N being
+answer rows, image tokens, images or 1; the objective treats all energies alike.
 """
 
 import math
+from typing import NamedTuple
 
 from keras import ops
 
-from keras_betakd.objective import normalised, weighted_energy
+from keras_betakd.head_loss.terms import AnswerRows
+from keras_betakd.objective import normalised
 
 ANSWER = (None, "hidden_states", "attention")
 
 
-class FeatureAlignment:
-    """The part of the distiller that compares features.
+class FeatureTerms(NamedTuple):
+    """What the features of a batch give.
 
-    Mixed into `BetaKDDistiller`, in front of `keras.Model`.
+    Attributes:
+        values: dict of values (B, N) by the names of the energies between features.
+        image_rows: dict of `AnswerRows`, the hidden states at the image tokens, by the
+            names of the energies between logits there.
+        weights: dict of weights (B, N) that add up to one, by the names of all
+            energies.
     """
 
-    def _prepare_features(self):
-        """Checks that both models have what is compared, and makes projections."""
+    values: dict
+    image_rows: dict
+    weights: dict
+
+
+class FeatureComparison:
+    """Compares features of teacher and student by the energies that ask for them.
+
+    Args:
+        energies: dict of all energies.
+        betas: dict of their betas.
+        student_view, teacher_view: the two `ModelView`s.
+
+    Attributes:
+        projections: dict of the layers, by the names of their energies, that project
+            the student's features to the teacher's width.
+
+    Raises:
+        ValueError: a model does not have the features that an energy compares, or a
+            beta is predicted for each answer token of an energy that has no value for
+            each.
+    """
+
+    def __init__(self, energies, betas, student_view, teacher_view):
+        self._energies = energies
         self.projections = {}
-        for name, energy in self.energies.items():
+        views = student_view, teacher_view
+        for name, energy in energies.items():
             if energy.features is None:
                 continue
-            self._check_features(name, energy)
-            if getattr(energy, "projects", False):
-                widths = self.student_view.hidden_dim, self.teacher_view.hidden_dim
-                energy.set_widths(*widths)
+            _check_features(name, energy, betas[name], views)
+            if energy.projects:
+                energy.set_widths(*(view.hidden_dim for view in views))
                 if energy.projection is not None:
                     self.projections[name] = energy.projection
 
-    def _check_features(self, name, energy):
-        for view in (self.student_view, self.teacher_view):
-            if not view.sees(energy.features):
-                raise ValueError(
-                    f"The energy '{name}' compares {energy.features}, which needs a "
-                    "keras-hub CausalLM (with a vision tower, if they are of the "
-                    "picture) as teacher and as student; or, as teacher, a cache that "
-                    "was made by a distiller with this energy. Received: "
-                    f"{type(view.model).__name__}"
-                )
-        beta = self.betas[name]
-        if energy.features not in ANSWER and beta.uses_features and beta.per_token:
-            raise ValueError(
-                f"The energy '{name}' has no value for each answer token, so its beta "
-                "cannot be predicted for each. Use an `InstanceBeta` or a `TaskBeta`. "
-                f"Received: beta={beta}"
-            )
-
-    def _reader(self, view, role):
-        return view.reader(set() if self._predicting else self.wanted_features(role))
-
-    def wanted_features(self, role):
+    def wanted(self, role):
         """The names of the `Features` that the energies compare.
 
         Args:
             role: `"student"` or `"teacher"`.
         """
-        wanted = {e.features for e in self.energies.values()} - {None}
+        wanted = {e.features for e in self._energies.values()} - {None}
         if "image_logits" in wanted:
             wanted = wanted - {"image_logits"} | {"image_hidden_states"}
-        if role == "teacher" and any(map(_top_tokens, self.energies.values())):
+        top_tokens = [e.top_tokens for e in self._energies.values()]
+        if role == "teacher" and any(top_tokens):
             wanted.add("saliency")
         return wanted
 
-    def _compare_features(self, student, teacher, weights):
-        """Values, or rows of hidden states for image logits, and weights, by name."""
-        values, rows, energy_weights = {}, {}, {}
-        for name, energy in self.energies.items():
+    def compare(self, student, teacher, weights):
+        """Compares the features of a batch.
+
+        Args:
+            student, teacher: `Features`, or `None` where no energy wants any.
+            weights: (B, K) row weights of the answer rows that are compared.
+
+        Returns:
+            `FeatureTerms`.
+        """
+        terms = FeatureTerms({}, {}, {})
+        for name, energy in self._energies.items():
             kind = energy.features
             if kind is None:
-                energy_weights[name] = weights
+                terms.weights[name] = weights
             elif kind == "image_logits":
-                pair = _image_tokens("image_hidden_states", student, teacher)
-                rows[name] = {
-                    role: ops.reshape(x, (ops.shape(x)[0], -1, x.shape[-1]))
-                    for role, x in zip(("teacher", "student"), pair, strict=True)
-                }
-                mask = _token_mask(_present(student, teacher), pair[1])
-                energy_weights[name] = spread(weights, mask)
+                rows, mask = _image_rows(student, teacher)
+                terms.image_rows[name] = rows
+                terms.weights[name] = spread(weights, mask)
             else:
                 compare = _COMPARISONS.get(kind, _compare_images)
-                values[name], mask = compare(energy, student, teacher)
-                energy_weights[name] = (
-                    spread(weights, mask)
-                    if kind not in ANSWER
-                    else _only_with(weights, mask)
-                )
-        return values, rows, energy_weights
+                terms.values[name], mask = compare(energy, student, teacher)
+                share = _only_with if kind in ANSWER else spread
+                terms.weights[name] = share(weights, mask)
+        return terms
 
 
-def add_feature_terms(total, values, log_beta, energy_weights):
-    """`total` with the beta * l of energies whose values are known."""
-    for name, value in values.items():
-        total = total + weighted_energy(value, log_beta[name], energy_weights[name])
-    return total
+def _check_features(name, energy, beta, views):
+    for view in views:
+        if not view.sees(energy.features):
+            raise ValueError(
+                f"The energy '{name}' compares {energy.features}, which needs a "
+                "keras-hub CausalLM (with a vision tower, if they are of the "
+                "image) as teacher and as student; or, as teacher, a cache that "
+                "was made by a distiller with this energy. Received: "
+                f"{type(view.model).__name__}"
+            )
+    if energy.features not in ANSWER and beta.uses_features and beta.per_token:
+        raise ValueError(
+            f"The energy '{name}' has no value for each answer token, so its beta "
+            "cannot be predicted for each. Use an `InstanceBeta` or a `TaskBeta`. "
+            f"Received: beta={beta}"
+        )
 
 
 def spread(row_weights, mask):
-    """Weights (B, N): an example's weight, shared by its tokens where `mask` is true.
+    """Weights (B, N): an example's weight, divided among its tokens in the mask.
 
-    Examples without any are left out, and the weights of the others add up to one.
+    Examples without such a token are left out; the weights of the others add up to one.
 
     Args:
         row_weights: (B, K).
@@ -129,10 +151,10 @@ def _compare_attention(energy, student, teacher):
     present = _present(student, teacher)
     ours, theirs = student.attention, teacher.attention
     before = theirs.shape[-1]
-    batch, rows, pictures, tokens = ops.shape(ours)
-    theirs = ops.reshape(theirs, (batch, rows * pictures, before, 1))
+    batch, rows, images, tokens = ops.shape(ours)
+    theirs = ops.reshape(theirs, (batch, rows * images, before, 1))
     theirs = resized(theirs, tokens) * (before / tokens)
-    theirs = ops.reshape(theirs, (batch, rows, pictures, tokens))
+    theirs = ops.reshape(theirs, (batch, rows, images, tokens))
     kept = present[:, None, :, None]
     ours, theirs = (ops.where(kept, x, 0.0) for x in (ours, theirs))
     flat = (batch, rows, -1)
@@ -150,7 +172,7 @@ def _compare_images(energy, student, teacher):
         return value, ops.any(present, axis=1, keepdims=True)
     theirs, ours = _image_tokens(energy.features, student, teacher)
     kept = present[:, :, None, None]
-    # What stands in for a missing picture takes part in no arithmetic.
+    # The placeholder of a missing image is replaced before any arithmetic.
     theirs, ours = (ops.where(kept, x, ops.ones_like(x)) for x in (theirs, ours))
     value = energy.call(theirs, ours)
     if len(value.shape) == 2:
@@ -167,17 +189,13 @@ _COMPARISONS = {
 }
 
 
-def _top_tokens(energy):
-    return getattr(energy, "top_tokens", None)
-
-
 def _present(student, teacher):
-    """Pictures that both models see: bool (B, P)."""
+    """Images that both models take: bool (B, P)."""
     ours, theirs = student.present, teacher.present
     if None not in (ours.shape[1], theirs.shape[1]) and ours.shape != theirs.shape:
         raise ValueError(
-            "Teacher and student must take the same number of pictures a record for "
-            "their pictures to be compared (`max_images_per_prompt` of their "
+            "Teacher and student must take the same number of images a record for "
+            "their images to be compared (`max_images_per_prompt` of their "
             f"preprocessors). Received: student={ours.shape[1]}, "
             f"teacher={theirs.shape[1]}"
         )
@@ -190,13 +208,23 @@ def _image_tokens(kind, student, teacher):
     return resized(theirs, ours.shape[2]), ours
 
 
+def _image_rows(student, teacher):
+    """Hidden states (B, P * T, H) at the image tokens, and a mask of those compared."""
+    theirs, ours = _image_tokens("image_hidden_states", student, teacher)
+    mask = _token_mask(_present(student, teacher), ours)
+    ours, theirs = (
+        ops.reshape(x, (ops.shape(x)[0], -1, x.shape[-1])) for x in (ours, theirs)
+    )
+    return AnswerRows(ours, theirs, labels=None), mask
+
+
 def _token_mask(present, tokens):
     """`present`, (B, P), for each token of (B, P, T, D): (B, P * T)."""
     return ops.repeat(present, tokens.shape[2], axis=1)
 
 
 def _pooled(tokens, present):
-    """Mean over the tokens of the pictures there are: (B, P, T, D) to (B, D)."""
+    """Mean over the tokens of the present images: (B, P, T, D) to (B, D)."""
     tokens = ops.cast(tokens, "float32")
     kept = ops.where(present[:, :, None, None], tokens, 0.0)
     count = ops.maximum(ops.sum(ops.cast(present, "float32"), axis=1), 1.0)
@@ -204,11 +232,11 @@ def _pooled(tokens, present):
 
 
 def _most_salient(energy, teacher, present, tokens):
-    """Where the `top_tokens` image tokens are that the teacher's text looks at most."""
+    """True at the `top_tokens` image tokens that the teacher's text attends to most."""
     if energy.top_tokens > tokens:
         raise ValueError(
             f"The energy '{energy.name}' compares top_tokens={energy.top_tokens} image "
-            f"tokens, but the student has only {tokens} for a picture."
+            f"tokens, but the student has only {tokens} for an image."
         )
     saliency = resized(teacher.saliency[..., None], tokens)[..., 0]
     saliency = ops.where(present[:, :, None], saliency, -1.0)
@@ -235,7 +263,7 @@ def resized(tokens, count):
         raise ValueError(
             "Image tokens can only be resized between square grids; use "
             f'align="pool" for others. Received: {before} tokens of the teacher and '
-            f"{count} of the student for each picture"
+            f"{count} of the student for each image"
         )
     shape, width = ops.shape(tokens), tokens.shape[-1]
     grid = ops.reshape(ops.cast(tokens, "float32"), (-1, sides[0], sides[0], width))

@@ -33,7 +33,7 @@ def _freeze_all_but(model, layers):
     if not layers:
         raise ValueError(
             '`freeze="all_but_projector"` needs a student with a projector between '
-            f"pictures and language model. Received: {type(model).__name__}"
+            f"images and language model. Received: {type(model).__name__}"
         )
     kept = {id(v) for layer in layers for v in layer.variables}
     for variable in model.variables:

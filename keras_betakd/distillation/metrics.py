@@ -1,4 +1,4 @@
-"""What training shows: cross-entropy, accuracy, every energy and every beta by name."""
+"""`Trackers`: reports loss, cross-entropy, accuracy, every energy and every beta."""
 
 import keras
 from keras import ops
@@ -7,68 +7,77 @@ from keras_betakd.distribution.replicas import over_replicas
 from keras_betakd.objective import weighted_mean
 
 
-class Tracking:
-    """The part of the distiller that reports.
+class Trackers:
+    """The distiller's own metrics, each a mean over the rows that were counted.
 
-    Mixed into `BetaKDDistiller`, in front of `keras.Model`.
+    They are made at construction and not when the distiller is built, since JAX needs
+    every metric before it traces. The distiller assigns them to its attributes, where
+    Keras tracks them.
+
+    Args:
+        energies: dict of energies; each is reported under its name.
+        betas: dict of beta layers; each is reported under its name and `_beta`.
+        schedules: dict of `EnergySchedule`s; each is reported under its name and
+            `shown_as`.
+        reduction: `"example"` or `"token"`, what a mean over a batch is weighted by.
+
+    Attributes:
+        loss, task_loss, accuracy: `keras.metrics.Mean`.
+        energies, betas, schedules: dicts of `keras.metrics.Mean` by name.
     """
 
-    def _make_trackers(self):
-        # Made here and not in `build`: JAX needs every metric before it traces. Keras'
-        # own mean of the loss would average in a batch that is not finite, and counts
-        # examples that have no weight.
-        self.loss_tracker = keras.metrics.Mean(name="loss")
-        self.task_loss_tracker = keras.metrics.Mean(name="task_loss")
-        self.accuracy_tracker = keras.metrics.Mean(name="accuracy")
-        self._reports_accuracy = False
-        self.energy_trackers = {n: keras.metrics.Mean(name=n) for n in self.energies}
-        self.beta_trackers = {
-            name: keras.metrics.Mean(name=f"{name}_beta") for name in self._all_betas()
-        }
-        self.schedule_trackers = {
+    def __init__(self, energies, betas, schedules, reduction):
+        self.reduction = reduction
+        self._schedules = schedules
+        self.loss = keras.metrics.Mean(name="loss")
+        self.task_loss = keras.metrics.Mean(name="task_loss")
+        self.accuracy = keras.metrics.Mean(name="accuracy")
+        self.energies = {name: keras.metrics.Mean(name=name) for name in energies}
+        self.betas = {name: keras.metrics.Mean(name=f"{name}_beta") for name in betas}
+        self.schedules = {
             name: keras.metrics.Mean(name=f"{name}_{schedule.shown_as}")
-            for name, schedule in self.schedules.items()
+            for name, schedule in schedules.items()
         }
 
-    def _track(self, total, terms, y_pred):
-        weights, energy_weights = y_pred["weights"], y_pred["energy_weights"]
-        count = self._count(weights)
-        self.loss_tracker.update_state(ops.where(count > 0, total, 0.0), count)
-        self.task_loss_tracker.update_state(weighted_mean(terms.task, weights), count)
+    def update(self, total, terms, outputs):
+        """Adds a batch.
+
+        Args:
+            total: the loss of the global batch.
+            terms: its `HeadLoss`.
+            outputs: its `DistillationOutputs`, whose weights are zero where the batch
+                is not finite, so that it enters no mean.
+        """
+        count = self._count(outputs.weights["task"])
+        self.loss.update_state(ops.where(count > 0, total, 0.0), count)
+        self._add(self.task_loss, terms.task, outputs.weights["task"])
         for name, value in terms.energies.items():
-            mean = weighted_mean(value, energy_weights[name])
-            count = self._count(energy_weights[name])
-            self.energy_trackers[name].update_state(mean, count)
-        for name, schedule in self.schedules.items():
-            self.schedule_trackers[name].update_state(schedule.shown())
-        for name, value in y_pred["log_beta"].items():
-            weights = energy_weights.get(name, y_pred["weights"])
-            mean = weighted_mean(ops.exp(value), weights)
-            self.beta_trackers[name].update_state(mean, self._count(weights))
+            self._add(self.energies[name], value, outputs.weights[name])
+        for name, schedule in self._schedules.items():
+            self.schedules[name].update_state(schedule.shown())
+        for name, value in outputs.log_beta.items():
+            self._add(self.betas[name], ops.exp(value), outputs.weights[name])
 
-    def _count(self, weights):
-        """How many examples, or tokens, a mean with these weights is of."""
-        counted = ops.cast(weights != 0, "float32")
-        if self.reduction == "example":
-            counted = ops.max(counted, axis=1)
-        return over_replicas(ops.sum(counted))
+    def update_accuracy(self, correct, sample_weight, weights):
+        """Adds the student's accuracy at the labels of a batch.
 
-    def _track_accuracy(self, correct, sample_weight, weights):
+        Args:
+            correct: (B, K), 1 where the label is the most probable class.
+            sample_weight: (B, K), what a label counts.
+            weights: (B, K), 0 where a label is not counted.
+        """
         counted = ops.reshape(sample_weight, ops.shape(weights))
         counted = ops.where(weights != 0, counted, 0)
         total = over_replicas(ops.sum(counted))
         right = over_replicas(ops.sum(correct * counted))
-        self.accuracy_tracker.update_state(ops.divide_no_nan(right, total), total)
+        self.accuracy.update_state(ops.divide_no_nan(right, total), total)
 
-    @property
-    def metrics(self):
-        hidden = None if self._reports_accuracy else self.accuracy_tracker
-        # Keras' own mean of the loss counts rows, those without weight too.
-        others = [m for m in super().metrics if m.name != "loss" and m is not hidden]
-        return [self.loss_tracker, *others]
+    def _add(self, metric, values, weights):
+        metric.update_state(weighted_mean(values, weights), self._count(weights))
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        weights = y_pred["weights"]
-        y = ops.where(weights != 0, ops.reshape(y, ops.shape(weights)), 0)
-        counted = ops.reshape(x["sample_weight"], ops.shape(weights))
-        return super().compute_metrics(x, y, y_pred["student"], counted)
+    def _count(self, weights):
+        """How many examples, or tokens, have a weight in the global batch."""
+        counted = ops.cast(weights != 0, "float32")
+        if self.reduction == "example":
+            counted = ops.max(counted, axis=1)
+        return over_replicas(ops.sum(counted))

@@ -1,9 +1,10 @@
-"""NaN and infinity in what a model gives: left out, never averaged in, and reported.
+"""Finds and counts NaN and infinity in the models' outputs and in the losses.
 
 A large model in float16 can overflow for some inputs. Averaged in, one such row would
-spoil the student, and the betas with it, for good.
+make the student and the betas NaN for good, so non-finite rows are left out.
 """
 
+import dataclasses
 import functools
 
 import keras
@@ -17,49 +18,61 @@ NAMED = 8
 
 
 def finite_rows(teacher):
-    """Where the teacher's output can be learned from: bool (B, K).
+    """The rows where the teacher's output is finite: bool (B, K).
 
     Args:
-        teacher: dict of `"rows"` (B, K, H), `"logits"` (B, K, V), `"packed"`, what a
-            cache has instead of rows, or several. Logits of -inf exclude a class and
-            are no fault, unless they exclude every class.
+        teacher: the teacher's `ModelOutputs`, of which `rows`, `logits` and `packed`
+            count. Logits of -inf exclude a class and count as finite, unless they
+            exclude every class.
     """
     found = []
-    if "rows" in teacher:
-        found.append(ops.all(ops.isfinite(teacher["rows"]), axis=-1))
-    for logits in (teacher[k] for k in ("logits", "packed") if k in teacher):
+    if teacher.rows is not None:
+        found.append(ops.all(ops.isfinite(teacher.rows), axis=-1))
+    for logits in (x for x in (teacher.logits, teacher.packed) if x is not None):
         legal = ops.logical_or(ops.isfinite(logits), logits < 0)
         some = ops.any(ops.isfinite(logits), axis=-1)
         found.append(ops.logical_and(ops.all(legal, axis=-1), some))
     return functools.reduce(ops.logical_and, found)
 
 
-def without_faults(teacher, finite):
-    """The teacher's outputs with zeros where they are not finite."""
+def zero_nonfinite_rows(teacher, finite):
+    """The teacher's `ModelOutputs` with zeros where they are not finite.
 
-    def cleared(name, value):
-        if name in ("rows", "logits", "packed"):
-            return ops.where(finite[..., None], value, 0)
-        means = ("hidden_states", "hidden_mean")
-        return finite_only(value) if name in means else value
+    Args:
+        teacher: the `ModelOutputs`.
+        finite: bool (B, K), from `finite_rows`.
+    """
+    by_row = {
+        name: ops.where(finite[..., None], value, 0)
+        for name in ("rows", "logits", "packed")
+        if (value := getattr(teacher, name)) is not None
+    }
+    cleared = {
+        name: zero_nonfinite(value)
+        for name in ("hidden_states", "hidden_mean")
+        if (value := getattr(teacher, name)) is not None
+    }
+    if teacher.features is not None:
+        known = {k: v for k, v in vars(teacher.features).items() if v is not None}
+        known = {name: zero_nonfinite(value) for name, value in known.items()}
+        cleared["features"] = dataclasses.replace(teacher.features, **known)
+    return dataclasses.replace(teacher, **by_row, **cleared)
 
-    return {name: cleared(name, value) for name, value in teacher.items()}
 
-
-def finite_only(value):
+def zero_nonfinite(value):
     """`value` with zeros where it is not finite."""
     if keras.backend.standardize_dtype(value.dtype) == "bool":
         return value
     return ops.where(ops.isfinite(value), value, 0)
 
 
-def spoiled_rows(values, weights):
+def nonfinite_rows(values, weights):
     """Supervised rows whose loss is not finite: bool, the shape of `weights`."""
     return ops.logical_and(ops.logical_not(ops.isfinite(values)), weights != 0)
 
 
 class _Counts(keras.layers.Layer):
-    """Variables that say what happened, and are no part of what is saved."""
+    """Base of the counters, whose variables are not saved."""
 
     def _counter(self, name, shape=(), initializer="zeros"):
         return self.add_weight(
@@ -78,54 +91,54 @@ class _Counts(keras.layers.Layer):
         pass
 
 
-class Faults(_Counts):
-    """Counts what was left out since the distiller was made.
+class NonFiniteCounts(_Counts):
+    """Counts the rows and batches left out since the distiller was made.
 
     Attributes:
         batches: variable, batches seen.
-        skipped: variable, batches that were not averaged in and not trained on.
-        teacher: `FaultLog` of answer tokens where the teacher was not finite.
-        student: `FaultLog` of samples whose losses were not finite.
+        skipped: variable, batches that entered no mean and trained nothing.
+        teacher: `NonFiniteLog` of answer tokens where the teacher was not finite.
+        student: `NonFiniteLog` of samples whose losses were not finite.
     """
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.batches = self._counter("batches")
         self.skipped = self._counter("skipped")
-        self.teacher = FaultLog(name="teacher")
-        self.student = FaultLog(name="student")
+        self.teacher = NonFiniteLog(name="teacher")
+        self.student = NonFiniteLog(name="student")
         self.built = True
 
-    def update(self, finite, spoiled, sound, weights, ids=None):
-        """Takes note of a batch.
+    def update(self, finite, nonfinite, counts, weights, ids=None):
+        """Adds a batch.
 
         Args:
             finite: (B, K), where the teacher is finite.
-            spoiled: list of (B, N), rows whose losses are not finite.
-            sound: whether the batch counts.
+            nonfinite: list of (B, N), rows whose losses are not finite.
+            counts: whether the batch is trained on and enters the means.
             weights: (B, K), weights of the labels.
             ids: (B, 64) from `encoded_ids`; `None` if the samples have none.
         """
         batch = ops.copy(ops.convert_to_tensor(self.batches))
         bad = ops.logical_and(ops.logical_not(finite), weights != 0)
         self.teacher.update(ops.sum(ops.cast(bad, "int32"), axis=1), batch, ids)
-        rows = [ops.any(rows, axis=1) for rows in spoiled]
+        rows = [ops.any(rows, axis=1) for rows in nonfinite]
         rows = ops.cast(functools.reduce(ops.logical_or, rows), "int32")
         self.student.update(rows, batch, ids)
-        skipped = ops.cast(ops.logical_not(sound), "int32")
+        skipped = ops.cast(ops.logical_not(counts), "int32")
         self.skipped.assign(ops.convert_to_tensor(self.skipped) + skipped)
         self.batches.assign(batch + 1)
 
 
-class FaultLog(_Counts):
-    """How many faults there were, and in which samples the last ones.
+class NonFiniteLog(_Counts):
+    """Counts non-finite values, and remembers in which samples the last ones were.
 
     Attributes:
         count: variable, how many, since the distiller was made.
         last: variable, number of the last batch that had one; -1 if none had.
         places: variable, (8, 2): batch and place in it of the last samples that had
-            one, the newest batch first; -1 where there are fewer. Where replicas share
-            a batch, each process knows its own samples (of several replicas in it,
+            one, the newest batch first; -1 where there are fewer. Under data
+            parallelism each process knows its own samples (of several replicas in it,
             those of the first).
         ids: variable, (8, 64): their ids as bytes.
     """
@@ -139,27 +152,27 @@ class FaultLog(_Counts):
         self.ids = self._counter("ids", (NAMED, ID_BYTES))
         self.built = True
 
-    def update(self, faults, batch, ids):
+    def update(self, found, batch, ids):
         """Adds a batch.
 
         Args:
-            faults: (B,) int32, how many faults each sample has.
+            found: (B,) int32, how many non-finite values each sample has.
             batch: its number.
             ids: (B, 64), or `None`.
         """
-        count = over_replicas(ops.sum(faults))
+        count = over_replicas(ops.sum(found))
         last = ops.convert_to_tensor(self.last)
         self.last.assign(ops.where(count > 0, batch, last))
         self.count.assign(ops.convert_to_tensor(self.count) + count)
-        size = ops.shape(faults)[0]
+        size = ops.shape(found)[0]
         if ids is None:
             ids = ops.zeros((size, ID_BYTES), dtype="int32")
         rows = ops.arange(size, dtype="int32")
         places = ops.stack([ops.broadcast_to(batch, (size,)), rows], axis=1)
-        places = ops.where(faults[:, None] > 0, places, -1)
+        places = ops.where(found[:, None] > 0, places, -1)
         places = ops.concatenate([places, ops.convert_to_tensor(self.places)])
         ids = ops.concatenate([ops.cast(ids, "int32"), ops.convert_to_tensor(self.ids)])
-        # The samples without a fault go behind; the rest keep their order.
+        # The samples without any are moved to the end; the rest keep their order.
         behind = ops.cast(places[:, 0] < 0, "int32")
         size = size + NAMED
         order = ops.argsort(behind * size + ops.arange(size, dtype="int32"))
@@ -168,7 +181,7 @@ class FaultLog(_Counts):
         self.ids.assign(ops.take(ids, newest, axis=0))
 
     def named(self, since):
-        """The last samples that had a fault, in words, and the last batch.
+        """Names the last samples that had a non-finite value, and the last batch.
 
         Args:
             since: number of the batch to look from.

@@ -1,4 +1,4 @@
-"""Tells the user of NaN and infinity: by a warning, or by the end of the run."""
+"""Reports NaN and infinity: by a warning, or by a `NonFiniteError`."""
 
 import warnings
 
@@ -25,22 +25,22 @@ def check_policy(on_nonfinite):
 
 
 def with_callbacks(callbacks, *ours):
-    """What a user passed as `callbacks`, with the library's own."""
+    """The callbacks that a user passed, after the library's own."""
     if isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks = callbacks.callbacks  # a list that Keras lets nobody add to
+        callbacks = callbacks.callbacks  # that list cannot be extended
     if callbacks is None:
         return list(ours)
     callbacks = [callbacks] if not isinstance(callbacks, (list, tuple)) else callbacks
-    # Ours first, so that no other callback saves anything behind a fault.
+    # Ours first: no other callback then saves anything after a non-finite step.
     return [*ours, *callbacks]
 
 
-class FaultReport(keras.callbacks.Callback):
-    """Reports what was left out: once an epoch or evaluation, or at once.
+class NonFiniteReport(keras.callbacks.Callback):
+    """Reports the rows and steps left out, after each epoch, evaluation or step.
 
     Args:
-        policy: `"skip"` warns at the end of each epoch, for at each step it would
-            have to wait for the result; `"raise"` looks at each step.
+        policy: `"skip"` warns at the end of each epoch, since at each step it would
+            have to wait for the result; `"raise"` checks each step.
         at_epochs: whether it runs in `fit`; in `evaluate` if not.
     """
 
@@ -50,22 +50,22 @@ class FaultReport(keras.callbacks.Callback):
         self.at_epochs = at_epochs
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.watch, self.batches = FaultWatch(self.model), 0
+        self.watch, self.batches = NonFiniteWatch(self.model), 0
 
     def on_test_begin(self, logs=None):
         if not self.at_epochs:
-            self.watch, self.batches = FaultWatch(self.model), 0
+            self.watch, self.batches = NonFiniteWatch(self.model), 0
 
     def on_train_batch_end(self, batch, logs=None):
         self.batches = batch + 1
-        self._look()
+        self._check()
 
     def on_test_batch_end(self, batch, logs=None):
         if not self.at_epochs:
             self.batches = batch + 1
-        self._look()
+        self._check()
 
-    def _look(self):
+    def _check(self):
         if self.policy == "raise":
             self.watch.expect_none(self.model)
 
@@ -77,8 +77,8 @@ class FaultReport(keras.callbacks.Callback):
             self.watch.report(self.model, "this evaluation", self.batches)
 
 
-class FaultWatch:
-    """What a distiller has left out since this was made."""
+class NonFiniteWatch:
+    """Compares a distiller's counts with those at the time this was made."""
 
     def __init__(self, distiller):
         self._start = _counts(distiller)
@@ -97,7 +97,7 @@ class FaultWatch:
             )
 
     def report(self, distiller, when, batches):
-        """Warns of what was left out; raises if that was all of so many batches."""
+        """Warns of what was left out; raises if all of `batches` were skipped."""
         for message in self._messages(distiller, when):
             warnings.warn(message, RuntimeWarning, stacklevel=2)
         since = self._since(distiller)
@@ -110,10 +110,10 @@ class FaultWatch:
 
     def _messages(self, distiller, when):
         since, start = self._since(distiller), self._start["batches"]
-        faults = distiller.faults
+        counts = distiller.faults
         found = []
         if since["teacher"]:
-            names, last = faults.teacher.named(start)
+            names, last = counts.teacher.named(start)
             found.append(
                 f"The teacher gave NaN or infinity at {since['teacher']} answer tokens "
                 f"in {when}, the last in batch {last} (counted from 0), of "
@@ -122,7 +122,7 @@ class FaultWatch:
                 "float16."
             )
         if since["student"]:
-            names, last = faults.student.named(start)
+            names, last = counts.student.named(start)
             found.append(
                 f"The losses of {since['student']} samples were not finite in {when}, "
                 f"the last in batch {last} (counted from 0): of {_listed(names)}. "
@@ -141,17 +141,17 @@ class FaultWatch:
 
 
 def _counts(distiller):
-    faults = distiller.faults
+    counts = distiller.faults
     # Not a `LossScaleOptimizer`, whose skipped steps are part of its search.
     steps = getattr(distiller.optimizer, "skipped", 0)
-    counts = {
-        "batches": faults.batches,
-        "skipped": faults.skipped,
-        "teacher": faults.teacher.count,
-        "student": faults.student.count,
+    found = {
+        "batches": counts.batches,
+        "skipped": counts.skipped,
+        "teacher": counts.teacher.count,
+        "student": counts.student.count,
         "steps": steps,
     }
-    return {name: int(ops.convert_to_numpy(c)) for name, c in counts.items()}
+    return {name: int(ops.convert_to_numpy(c)) for name, c in found.items()}
 
 
 def _listed(names):

@@ -1,76 +1,74 @@
-"""How replicas that share a batch train as one: the whole loss, and one gradient."""
+"""Reduces the loss of data-parallel replicas to that of the global batch.
+
+The row weights of all replicas add up to one (`keras_betakd.objective.normalised`), so
+the sum of the replicas' totals is the loss of the global batch, and the sum of their
+gradients its gradient.
+"""
 
 from keras import ops
 
 from keras_betakd.distribution.replicas import (
-    expect_joined,
     gradients_are_summed,
-    joined_gradients,
     over_replicas,
     replica_count,
 )
 from keras_betakd.objective import log_beta_penalty
 
 
-class ReplicaJoining:
-    """The part of the distiller that makes a whole of what its replicas compute.
+def batch_loss(total, outputs, betas, losses):
+    """The loss of the global batch.
 
-    Mixed into `BetaKDDistiller`, in front of `keras.Model`. The weights of all replicas
-    add up to one (`keras_betakd.objective.normalised`), so the sum of their totals is
-    the batch's, and the sum of their gradients its gradient.
+    Args:
+        total: cross-entropy and energies of this replica's rows.
+        outputs: the `DistillationOutputs`.
+        betas: dict of all beta layers.
+        losses: function that returns the model's losses: those that layers added,
+            the betas' -(d / 2) log beta among them, and those of regularisers.
+
+    Returns:
+        `(loss, whole)`. The engine differentiates `loss`, whose gradient, once reduced
+        over the replicas, is that of the global batch; `whole` is the value of the
+        global batch's loss.
     """
+    replicas = replica_count()
+    if replicas == 1:
+        loss = total + _sum(losses())
+        return loss, loss
+    for name, beta in betas.items():
+        log_beta, weights = outputs.log_beta[name], outputs.weights[name]
+        total = total + log_beta_penalty(log_beta, weights, beta.dim)
+    rest = _sum(losses_of_no_beta(losses, betas))
+    whole = over_replicas(total)
+    if gradients_are_summed():
+        return total + rest / replicas, whole + rest
+    # The value is that of the whole; the gradient's mean is the sum of the parts'.
+    part = replicas * total
+    loss = part + ops.stop_gradient(whole - part) + rest
+    return loss, whole + rest
 
-    _watched = staticmethod(lambda loss: loss)
 
-    def make_train_function(self, force=False):
-        # Each `fit` calls this; since the last one, weights may have been loaded.
-        expect_joined()
-        variables = self.variables + self.optimizer.variables
-        self._watched = joined_gradients(self.trainable_variables, variables)
-        return super().make_train_function(force)
+def losses_of_no_beta(losses, betas):
+    """The losses of regularisers; those of the betas are in the replicas' totals.
 
-    def _joined(self, total, y_pred):
-        """The loss of the whole batch.
+    Args:
+        losses, betas: as for `batch_loss`.
 
-        Args:
-            total: cross-entropy and energies of this replica's rows.
-            y_pred: what `call` returned.
+    Raises:
+        ValueError: a layer of the student calls `add_loss` under a
+            `tf.distribute.Strategy`, where Keras keeps one list for all replicas.
+    """
+    ours = [loss for beta in betas.values() for loss in beta.losses]
+    others = [x for x in losses() if not any(x is loss for loss in ours)]
+    # A regulariser computes its loss anew each time; `add_loss` keeps one object.
+    added = [x for x in others if any(x is loss for loss in losses())]
+    if added and gradients_are_summed():
+        raise ValueError(
+            "Layers of the student that call `add_loss` cannot train under a "
+            "`tf.distribute.Strategy`: Keras keeps one list of losses for all "
+            f"replicas. Received: {len(added)} added losses"
+        )
+    return others
 
-        Returns:
-            `(loss, whole)`: from `loss`, once it is `_watched`, the engine makes the
-            gradient of the whole batch, whose loss `whole` is.
-        """
-        replicas = replica_count()
-        if replicas == 1:
-            # The -(d / 2) log beta of each beta layer, and regularisation.
-            loss = total + self._sum(self.losses)
-            return loss, loss
-        for name, beta in self._all_betas().items():
-            weights = y_pred["energy_weights"].get(name, y_pred["weights"])
-            penalty = log_beta_penalty(y_pred["log_beta"][name], weights, beta.dim)
-            total = total + penalty
-        rest = self._sum(self._losses_of_no_beta())
-        whole = over_replicas(total)
-        if gradients_are_summed():
-            return total + rest / replicas, whole + rest
-        # The value of the whole; a gradient whose mean is the sum of the parts'.
-        part = replicas * total
-        loss = part + ops.stop_gradient(whole - part) + rest
-        return loss, whole + rest
 
-    def _losses_of_no_beta(self):
-        """Regularisation; the betas' own are of one list for all replicas."""
-        ours = [loss for beta in self._all_betas().values() for loss in beta.losses]
-        others = [x for x in self.losses if not any(x is loss for loss in ours)]
-        # A regulariser computes its loss whenever it is asked, `add_loss` kept one.
-        added = [x for x in others if any(x is loss for loss in self.losses)]
-        if added and gradients_are_summed():
-            raise ValueError(
-                "Layers of the student that call `add_loss` cannot train under a "
-                "`tf.distribute.Strategy`: Keras keeps one list of losses for all "
-                f"replicas. Received: {len(added)} added losses"
-            )
-        return others
-
-    def _sum(self, losses):
-        return sum((ops.sum(ops.cast(loss, "float32")) for loss in losses), 0.0)
+def _sum(losses):
+    return sum((ops.sum(ops.cast(loss, "float32")) for loss in losses), 0.0)

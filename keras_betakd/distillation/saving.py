@@ -1,7 +1,7 @@
-"""What the distiller saves: the student and the betas always, the teacher on demand.
+"""`DistillerSaving`: saves student and betas always, the teacher in archives only.
 
 Weights files hold what training changes: student, betas, energy state, optimizer.
-The teacher, several times as large and frozen, is given again on loading. The
+The teacher, frozen and several times as large, is passed again before loading. The
 complete archive of `save("x.keras")` holds it too.
 """
 
@@ -10,7 +10,6 @@ import os
 
 import keras
 
-from keras_betakd.distillation.freezing import apply_freeze, freeze_layer
 from keras_betakd.distillation.summary import bytes_of
 from keras_betakd.files import atomic_write
 from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
@@ -19,16 +18,19 @@ _RANDOM = "random_state_"
 
 
 class _Untracked:
-    """Holds a model where Keras' saving does not look."""
+    """Holds a model out of reach of Keras' tracking and saving."""
 
     def __init__(self, model):
         self.model = model
 
 
-class TeacherKeeping:
-    """The part of the distiller that keeps the teacher: frozen, and out of files.
+class DistillerSaving:
+    """Mixin that overrides what Keras' saving asks of a model.
 
-    Mixed into `BetaKDDistiller`, in front of `keras.Model`.
+    It keeps the teacher frozen and out of weights files, and writes files atomically.
+    Mixed into `BetaKDDistiller`, in front of `keras.Model`; it reads `student`,
+    `energies`, `betas`, `task_beta` and the constructor's other arguments, and calls
+    `freeze_parts()`.
     """
 
     _hides_teacher = False
@@ -60,11 +62,7 @@ class TeacherKeeping:
     @trainable.setter
     def trainable(self, value):
         keras.Model.trainable.fset(self, value)
-        self._freeze()
-
-    def _freeze(self):
-        freeze_layer(self.teacher)
-        apply_freeze(self.student_view, self.freeze)
+        self.freeze_parts()
 
     @contextlib.contextmanager
     def _without_teacher(self):
@@ -75,14 +73,14 @@ class TeacherKeeping:
             self._hides_teacher = False
 
     def save(self, filepath, overwrite=True, **kwargs):
-        """Saves everything, the teacher too; a file is replaced when it is complete."""
+        """Saves everything, the teacher too; a file is replaced once complete."""
         with _replacing(self, filepath, ".keras", overwrite) as path:
             return super().save(path, overwrite=overwrite, **kwargs)
 
     def save_weights(self, filepath, overwrite=True, **kwargs):
         """Saves student, betas and optimizer, not the teacher.
 
-        A file is replaced only when the new one is complete.
+        A file is replaced only once the new one is complete.
         """
         with (
             self._without_teacher(),
@@ -95,8 +93,8 @@ class TeacherKeeping:
         with self._without_teacher():
             return super().load_weights(*args, **kwargs)
 
-    # Keras leaves the states of random generators out of files, so that a training that
-    # goes on would repeat the dropout of its first steps.
+    # Keras leaves the states of random generators out of files; a resumed training
+    # would repeat the dropout of its first steps.
 
     def _random_states(self):
         known = {id(v) for v in (*self.weights, *self.metrics_variables)}
@@ -147,18 +145,13 @@ class TeacherKeeping:
                 teacher.preprocessor, student.preprocessor, length, **options
             )
         config["beta"] = config.pop("betas")
-        config["weight_task_loss"] = config.pop("task_beta") or False
+        if config["fused"] is None:  # as version 0.1.0 wrote "auto"
+            config["fused"] = "auto"
         return cls(**config)
-
-    def get_compile_config(self):
-        return self._compile_arguments if self.compiled else {}
-
-    def compile_from_config(self, config):
-        self.compile(**keras.saving.deserialize_keras_object(config))
 
 
 def saved_bytes(model):
-    """What the variables of a model and its optimizer take in a file."""
+    """How many bytes the variables of a model and its optimizer take in a file."""
     variables = list(model.variables)
     if model.compiled:
         variables += model.optimizer.variables
@@ -166,7 +159,7 @@ def saved_bytes(model):
 
 
 def _replacing(model, filepath, ending, overwrite):
-    """Where to write so that `filepath` is never there in part, on a local disk."""
+    """A path to write to that replaces a local `filepath` once the file is complete."""
     name = os.fspath(filepath)
     if not overwrite or "://" in name or not name.endswith(ending):
         return contextlib.nullcontext(filepath)
@@ -174,14 +167,14 @@ def _replacing(model, filepath, ending, overwrite):
 
 
 def _model_config(model):
-    """Config of teacher or student; how it was compiled alone does not matter here."""
+    """The config of teacher or student, without that of its own `compile`."""
     config = keras.saving.serialize_keras_object(model)
     config.pop("compile_config", None)
     return config
 
 
-# Objects that teacher and student have in common would come back from a file as two,
-# of which only the first would get its vocabulary.
+# An object that teacher and student have in common would be loaded as two, of which
+# only the first would get its vocabulary.
 
 
 def _shared_parts(teacher, student):

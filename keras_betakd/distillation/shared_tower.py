@@ -1,8 +1,8 @@
-"""One vision tower for teacher and student, where both have the same.
+"""`SharedTower`: runs a vision tower that teacher and student have in common once.
 
-Models of one family are often made around the same frozen tower (all sizes of Gemma 3,
-MobileVLM and LLaVA). What it makes of a picture is then the same for both, and half of
-that work can be left out.
+Models of one family often have the same frozen vision tower (all sizes of Gemma 3,
+MobileVLM and LLaVA). Its outputs are then the same for both, and computing them once
+saves half of that work.
 """
 
 import contextlib
@@ -15,9 +15,9 @@ from keras_betakd.preprocessing.text_format import IMAGE_KEYS
 
 
 def same_frozen_tower(student, teacher):
-    """Whether two models make the same of a picture, and training keeps it so.
+    """Whether two models have equal vision towers that training does not change.
 
-    Looks at the weights themselves, not at where they came from.
+    Compares the settings and the weights themselves, not where they came from.
 
     Args:
         student, teacher: `ModelView`s.
@@ -46,7 +46,7 @@ def _equal(ours, theirs):
 
 @contextlib.contextmanager
 def computed_once(first, second):
-    """Within, a call of `second` gives what the call of `first` before it gave.
+    """A context in which a call of `second` returns the outputs of the call of `first`.
 
     Args:
         first, second: built layers, or the same one twice.
@@ -64,40 +64,55 @@ def computed_once(first, second):
         yield
 
 
-class PictureSharing:
-    """The part of the distiller that lets both models see the same pictures.
+class SharedTower:
+    """Gives both models the same images, and runs a common vision tower once.
 
-    Mixed into `BetaKDDistiller`, in front of `keras.Model`. A frozen vision tower that
-    the two have in common computes once.
+    A frozen vision tower that teacher and student have in common computes the same
+    image features in both, so its second call reuses the outputs of the first.
+
+    Args:
+        student_view, teacher_view: the two `ModelView`s.
+
+    Attributes:
+        shared: whether the two had the same frozen tower at the last `check`.
     """
 
-    _shares_tower = False
+    def __init__(self, student_view, teacher_view):
+        self._student, self._teacher = student_view, teacher_view
+        self.shared = False
 
-    def _look_for_shared_tower(self):
-        """Each time anew: weights may have been loaded since."""
-        shares = same_frozen_tower(self.student_view, self.teacher_view)
-        if shares != self._shares_tower:
-            self._shares_tower = shares
-            # Compiled for the other case.
-            self.train_function = self.test_function = None
+    def check(self):
+        """Compares the towers, whose weights may have been loaded since the last time.
 
-    def _tower_once(self, inputs):
-        """Lets the teacher see through the student's eyes where theirs are the same."""
-        if not self._shares_tower or not self._shares_pictures(inputs):
+        Returns:
+            Whether `shared` changed; functions compiled before are then outdated.
+        """
+        before = self.shared
+        self.shared = same_frozen_tower(self._student, self._teacher)
+        return self.shared != before
+
+    def once(self, inputs):
+        """A context in which a shared tower runs once for both models.
+
+        Args:
+            inputs: the batch's `x`, with `"student"` and `"teacher"`.
+        """
+        if not self.shared or not self._shares_images(inputs):
             return contextlib.nullcontext()
-        towers = self.student_view.vision_tower() + self.teacher_view.vision_tower()
+        towers = self._student.vision_tower() + self._teacher.vision_tower()
         return computed_once(*towers)
 
-    def _shares_pictures(self, inputs):
-        """Whether the teacher is to see the student's pictures."""
-        if not self.teacher_view.vision_tower():
-            return False
-        ours, theirs = (IMAGE_KEYS & set(inputs[m]) for m in ("student", "teacher"))
-        return bool(ours) and not theirs
-
-    def _with_pictures(self, inputs):
-        if not self._shares_pictures(inputs):
+    def with_images(self, inputs):
+        """The batch's `x`, with the student's images in a teacher's that has none."""
+        if not self._shares_images(inputs):
             return inputs
         student = inputs["student"]
         found = {key: student[key] for key in IMAGE_KEYS & set(student)}
         return {**inputs, "teacher": {**inputs["teacher"], **found}}
+
+    def _shares_images(self, inputs):
+        """Whether the teacher takes its images from the student's inputs."""
+        if not self._teacher.vision_tower():
+            return False
+        ours, theirs = (IMAGE_KEYS & set(inputs[m]) for m in ("student", "teacher"))
+        return bool(ours) and not theirs

@@ -1,29 +1,43 @@
-"""How the distiller is configured for training: optimizer, task loss, metrics."""
+"""`DistillationTrainer`: compile, fit, evaluate, predict and the *_on_batch methods."""
 
 import contextlib
 
 import keras
 
-from keras_betakd.distillation.finite_steps_optimizer import FiniteStepsOptimizer
-from keras_betakd.distillation.freezing import computes_in_float16
+from keras_betakd.distillation.arguments import (
+    exclude_from_weight_decay,
+    resolved_optimizer,
+    resolved_task_loss,
+)
 from keras_betakd.distillation.nonfinite_report import (
-    FaultReport,
-    FaultWatch,
+    NonFiniteReport,
+    NonFiniteWatch,
     check_policy,
     with_callbacks,
 )
 from keras_betakd.distribution.devices import batch_parts
+from keras_betakd.distribution.replicas import expect_joined, joined_gradients
 from keras_betakd.preprocessing.adapters import is_raw_records, split_records
 from keras_betakd.preprocessing.batches import BatchFormatter, EpochOrder, formatted
 
-_SKIPPING = (keras.optimizers.LossScaleOptimizer, FiniteStepsOptimizer)
 
+class DistillationTrainer:
+    """Mixin that overrides Keras' trainer: arguments, data, steps and reports.
 
-class Compiling:
-    """The part of the distiller that reads what `compile` is given.
-
-    Mixed into `BetaKDDistiller`, in front of `keras.Model`.
+    Every kind of data is brought into the distiller's form (see
+    `keras_betakd.preprocessing.batches`) and handed on to `keras.Model`. Mixed into
+    `BetaKDDistiller`, in front of `keras.Model`; it reads `preprocessor`, `student`,
+    `student_view`, `energies` and `fused`, and calls `freeze_parts()`, `all_betas()`
+    and `_tower.check()`.
     """
+
+    on_nonfinite = "skip"
+    task_loss = None
+    _needs_logits = False
+    _reports_accuracy = False
+    _predicting = False
+    _watched = staticmethod(lambda loss: loss)
+    _compile_arguments = None
 
     def compile(
         self,
@@ -49,39 +63,36 @@ class Compiling:
                 fused head.
             auto_scale_loss: whether to scale the loss when the student computes in
                 float16.
-            on_nonfinite: what to do about NaN and infinity. Rows where the teacher
-                gives them never enter an energy or a mean, and a step with a loss or a
-                gradient that is not finite never changes student, betas, optimizer or
-                metrics. `"skip"` (default) goes on, and names the samples in a warning
-                at the end of the epoch. `"raise"` ends the run with a
+            on_nonfinite: what to do about NaN and infinity. Rows where the teacher's
+                output is not finite never enter an energy or a mean, and a step whose
+                loss or gradient is not finite never changes student, betas, optimizer
+                or metrics. `"skip"` (default) goes on, and names the samples in a
+                warning at the end of the epoch. `"raise"` ends the run with a
                 `NonFiniteError` that names them; it waits for each step's result.
             **kwargs: as for `keras.Model.compile`.
+
+        Raises:
+            ValueError: a loss that is no function of labels and logits, an unknown
+                `on_nonfinite`, `fused=True` where the logits are needed, or an
+                optimizer with weight decay that is built already.
         """
-        self._freeze()
+        self.freeze_parts()
         self.on_nonfinite = check_policy(on_nonfinite)
-        if optimizer == "auto":
-            optimizer = keras.optimizers.Adam(2e-5)
-        optimizer = keras.optimizers.get(optimizer)
-        scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-        if auto_scale_loss and not scaled and computes_in_float16(self.student):
-            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-        if not isinstance(optimizer, _SKIPPING):
-            optimizer = FiniteStepsOptimizer(optimizer)
-        self._needs_logits = loss != "auto" or weighted_metrics not in (
-            "auto",
-            None,
-            [],
-        )
+        optimizer = resolved_optimizer(optimizer, self.student, auto_scale_loss)
+        automatic = weighted_metrics == "auto"
+        self._needs_logits = loss != "auto" or not (automatic or not weighted_metrics)
         self._check_fused()
-        self._reports_accuracy = weighted_metrics == "auto"
-        self._exclude_betas_from_weight_decay(optimizer)
+        self._reports_accuracy = automatic
+        learned = [v for b in self.all_betas().values() for v in b.variables]
+        learned += [e.parameter for e in self.energies.values()]
+        exclude_from_weight_decay(optimizer, [v for v in learned if v is not None])
         super().compile(
             optimizer=optimizer,
-            weighted_metrics=None if weighted_metrics == "auto" else weighted_metrics,
+            weighted_metrics=None if automatic else weighted_metrics,
             auto_scale_loss=False,
             **kwargs,
         )
-        self.task_loss = _task_loss(loss)
+        self.task_loss = resolved_task_loss(loss)
         self._compile_arguments = keras.saving.serialize_keras_object(
             {
                 "optimizer": optimizer,
@@ -95,54 +106,11 @@ class Compiling:
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
-    def _check_fused(self):
-        head = self.student_view.head
-        sees = head is not None and head.has_matrix
-        if self.fused and (self._needs_logits or self._unfusable() or not sees):
-            raise ValueError(
-                "`fused=True` needs a student whose LM head can be seen (a keras-hub "
-                "CausalLM that is not quantised) and the default `loss` and "
-                "`weighted_metrics`: others are given the logits, which the fused head "
-                "never makes, as do some energies. Use `fused=None`. Received: student="
-                f"{type(self.student).__name__}, head={head}, energies that need "
-                f"logits: {self._unfusable()}"
-            )
+    def get_compile_config(self):
+        return self._compile_arguments if self.compiled else {}
 
-    def _exclude_betas_from_weight_decay(self, optimizer):
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
-        variables = [v for b in self._all_betas().values() for v in b.variables]
-        learned = [energy.parameter for energy in self.energies.values()]
-        variables += [v for v in learned if v is not None]
-        if not inner.weight_decay or not variables:
-            return
-        if inner.built:
-            raise ValueError(
-                "The optimizer is built already, so the betas can no longer be "
-                "excluded from its weight decay, which would pull them towards "
-                "their start. Pass a new optimizer to `compile`. Received: "
-                f"optimizer={inner.name}, weight_decay={inner.weight_decay}"
-            )
-        inner.exclude_from_weight_decay(var_list=variables)
-
-
-def _task_loss(loss):
-    if loss == "auto":
-        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    if isinstance(loss, str) or not callable(loss):
-        raise ValueError(
-            '`loss` must be "auto", a `keras.losses.Loss` for logits, or a function '
-            "that returns one value for each label. A name stands for a loss that "
-            f"expects probabilities. Received: loss={loss!r}"
-        )
-    return loss
-
-
-class RecordFitting:
-    """The part of the distiller that takes whatever data its user has.
-
-    Mixed into `BetaKDDistiller`, in front of `keras.Model`. Everything is brought
-    into the distiller's form (see `keras_betakd.preprocessing.batches`) and handed on.
-    """
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
 
     def fit(
         self,
@@ -150,41 +118,44 @@ class RecordFitting:
         y=None,
         batch_size=None,
         epochs=1,
-        *,
-        sample_weight=None,
-        shuffle=True,
-        validation_data=None,
+        verbose="auto",
+        callbacks=None,
         validation_split=0.0,
-        validation_batch_size=None,
+        validation_data=None,
+        shuffle=True,
+        class_weight=None,
+        sample_weight=None,
         initial_epoch=0,
-        **kwargs,
+        steps_per_epoch=None,
+        validation_steps=None,
+        validation_batch_size=None,
+        validation_freq=1,
     ):
-        """Trains the student and the betas; as `keras.Model.fit`.
+        """Trains the student and the betas; arguments as for `keras.Model.fit`.
 
         `x` may be raw records too (see the class). `class_weight` is not supported:
-        put it into `sample_weight`. The order of data sets and records rests on the
-        seed and the epoch's number, so a training that goes on at `initial_epoch` (see
-        `TrainingBackup`) sees what it would have seen.
+        put it into `sample_weight`. The order of data sets and records depends on the
+        seed and the epoch's number alone, so a training that is resumed at
+        `initial_epoch` (see `TrainingBackup`) sees the same batches as one that was
+        never interrupted.
         """
-        if kwargs.get("class_weight") is not None:
+        if class_weight is not None:
             raise ValueError(
                 "`class_weight` is not supported; give each label its weight in "
-                f"`sample_weight`. Received: {kwargs['class_weight']}"
+                f"`sample_weight`. Received: {class_weight}"
             )
-        self._freeze()
-        self._look_for_shared_tower()
-        ours = [FaultReport(self.on_nonfinite, at_epochs=True)]
+        self.freeze_parts()
+        self._check_tower()
+        ours = [NonFiniteReport(self.on_nonfinite, at_epochs=True)]
         if validation_split and is_raw_records(x):
             x, validation_data = split_records(x, validation_split)
             validation_split = 0.0
         x, y, sample_weight = self._format(x, y, sample_weight, batch_size, shuffle)
         if validation_data is not None:
-            if isinstance(validation_data, tuple):
-                validation_data = (*validation_data, None, None)[:3]
-            else:
-                validation_data = (validation_data, None, None)
+            if not isinstance(validation_data, tuple):
+                validation_data = (validation_data,)
             validation_data = self._format(
-                *validation_data, validation_batch_size or batch_size
+                *(*validation_data, None, None)[:3], validation_batch_size or batch_size
             )
         batched = isinstance(x, keras.utils.PyDataset)
         if batched:
@@ -196,64 +167,113 @@ class RecordFitting:
             y,
             batch_size=None if batched else batch_size,
             epochs=epochs,
-            initial_epoch=initial_epoch,
-            sample_weight=sample_weight,
-            shuffle=shuffle,
-            validation_data=validation_data,
+            verbose=verbose,
+            callbacks=with_callbacks(callbacks, *ours),
             validation_split=validation_split,
+            validation_data=validation_data,
+            shuffle=shuffle,
+            sample_weight=sample_weight,
+            initial_epoch=initial_epoch,
+            steps_per_epoch=steps_per_epoch,
+            validation_steps=validation_steps,
             validation_batch_size=None if batched else validation_batch_size,
-            callbacks=with_callbacks(kwargs.pop("callbacks", None), *ours),
-            **kwargs,
+            validation_freq=validation_freq,
         )
 
     def evaluate(
-        self, x=None, y=None, batch_size=None, *, sample_weight=None, **kwargs
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        verbose="auto",
+        sample_weight=None,
+        steps=None,
+        callbacks=None,
+        return_dict=False,
+        **kwargs,
     ):
         """The losses, energies and betas on other data; as `keras.Model.evaluate`."""
-        self._look_for_shared_tower()
+        self._check_tower()
         x, y, sample_weight = self._format(x, y, sample_weight, batch_size)
-        if isinstance(x, keras.utils.PyDataset):
-            batch_size = None
-        # Within `fit` Keras hands on a list of its own, in which the report is.
-        callbacks = kwargs.pop("callbacks", None)
+        # Within `fit` Keras passes a list of its own, in which the report is.
         if not isinstance(callbacks, keras.callbacks.CallbackList):
-            report = FaultReport(self.on_nonfinite, at_epochs=False)
+            report = NonFiniteReport(self.on_nonfinite, at_epochs=False)
             callbacks = with_callbacks(callbacks, report)
         return super().evaluate(
             x,
             y,
-            batch_size=batch_size,
+            batch_size=None if isinstance(x, keras.utils.PyDataset) else batch_size,
+            verbose=verbose,
             sample_weight=sample_weight,
+            steps=steps,
             callbacks=callbacks,
+            return_dict=return_dict,
             **kwargs,
         )
 
-    def predict(self, x, batch_size=None, **kwargs):
+    def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
         """The student's logits at the answer rows: (N, K, V)."""
         x, _, _ = self._format(x, None, None, batch_size)
         if isinstance(x, keras.utils.PyDataset):
             batch_size = None
         self._predicting = True
         try:
-            return super().predict(x, batch_size=batch_size, **kwargs)
+            return super().predict(x, batch_size, verbose, steps, callbacks)
         finally:
             self._predicting = False
 
     def train_on_batch(self, x, y=None, sample_weight=None, **kwargs):
-        self._look_for_shared_tower()
+        """One training step on a batch; as `keras.Model.train_on_batch`."""
+        self._check_tower()
         x, y, sample_weight = self._format_batch(x, y, sample_weight)
         with self._reporting("this step"):
             return super().train_on_batch(x, y, sample_weight=sample_weight, **kwargs)
 
     def test_on_batch(self, x, y=None, sample_weight=None, **kwargs):
-        self._look_for_shared_tower()
+        """The losses of a batch; as `keras.Model.test_on_batch`."""
+        self._check_tower()
         x, y, sample_weight = self._format_batch(x, y, sample_weight)
         with self._reporting("this batch"):
             return super().test_on_batch(x, y, sample_weight=sample_weight, **kwargs)
 
+    def make_train_function(self, force=False):
+        # Each `fit` calls this; weights may have been loaded since the last one.
+        expect_joined()
+        variables = self.variables + self.optimizer.variables
+        self._watched = joined_gradients(self.trainable_variables, variables)
+        return super().make_train_function(force)
+
+    def zero_grad(self, set_to_none=True):
+        """Clears the gradients; called by Keras' trainer on PyTorch alone.
+
+        There Keras lists parameters by path, and a teacher and a student of one family
+        have the same paths: the student's gradients would accumulate.
+        """
+        for variable in self.trainable_variables:
+            variable.value.grad = None
+
+    def _check_tower(self):
+        if self._tower.check():
+            # Compiled for the other case.
+            self.train_function = self.test_function = None
+
+    def _check_fused(self):
+        head = self.student_view.head
+        has_matrix = head is not None and head.has_matrix
+        unfusable = self._unfusable()
+        if self.fused is True and (self._needs_logits or unfusable or not has_matrix):
+            raise ValueError(
+                "`fused=True` needs a student whose LM head can be seen (a keras-hub "
+                "CausalLM that is not quantised) and the default `loss` and "
+                "`weighted_metrics`: others are given the logits, which the fused head "
+                'never makes, as do some energies. Use `fused="auto"`. Received: '
+                f"student={type(self.student).__name__}, head={head}, energies that "
+                f"need logits: {unfusable}"
+            )
+
     @contextlib.contextmanager
     def _reporting(self, when):
-        watch = FaultWatch(self)
+        watch = NonFiniteWatch(self)
         yield
         if self.on_nonfinite == "raise":
             watch.expect_none(self)

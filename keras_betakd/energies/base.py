@@ -140,6 +140,14 @@ class Energy(keras.losses.Loss):
     # Whether the fused head can compute it, which knows no other learned variables.
     fuses = True
 
+    # Whether it projects the student's features to the teacher's width, by
+    # `set_widths` and `projection`.
+    projects = False
+
+    # How many image tokens it compares, those that the teacher's text attends to most;
+    # `None` for all.
+    top_tokens = None
+
     def __call__(self, y_true, y_pred, sample_weight=None):
         if not ops.is_tensor(y_pred):
             y_pred = ops.convert_to_tensor(y_pred, dtype=self.dtype)

@@ -1,90 +1,173 @@
-"""Cross-entropy and energies of a batch, with the logits whole or never made.
+"""The loss terms of a batch: cross-entropy and energies, weighted and added up.
 
-Two ways to the same `HeadLoss`: `dense_terms` from logits (B, K, V), and `fused_terms`
-from hidden states (B, K, H) through `keras_betakd.head_loss.fused`.
+`dense_terms` computes them from full logits (B, K, V), `fused_terms` from hidden states
+(B, K, H) through `keras_betakd.head_loss.fused`; both give the same `HeadLoss`.
+`batch_terms` chooses between them and adds the energies of features and of image
+tokens.
 """
+
+import dataclasses
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_betakd.energies.masking import select_supervised
 from keras_betakd.head_loss.fused import HeadLoss, fused_head_loss
-from keras_betakd.objective import weighted_energy, weighted_sum
+from keras_betakd.objective import weighted_energy
 
 
-def dense_terms(
-    student, teacher, labels, weights, log_beta, task_loss, energies, energy_weights
+@dataclasses.dataclass(frozen=True)
+class AnswerRows:
+    """Student, teacher and labels at the answer rows of a batch.
+
+    Attributes:
+        student, teacher: (B, K, V) logits, or (B, K, H) the inputs of the LM heads.
+        labels: (B, K) class ids, any where the weight is 0.
+    """
+
+    student: Any
+    teacher: Any
+    labels: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighting:
+    """How much each row counts in each term, and each term in the total.
+
+    Attributes:
+        weights: dict of row weights (B, N) that add up to one, by `"task"` and the
+            names of the energies.
+        log_beta: dict of log betas, broadcastable to the weights, by the same names;
+            without `"task"` where the cross-entropy has no beta.
+    """
+
+    weights: dict
+    log_beta: dict
+
+    def of(self, name):
+        """`(weights, log_beta)` of a term; a term without beta has log beta 0."""
+        return self.weights[name], self.log_beta.get(name, 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """The LM heads that make logits of the rows of student and teacher.
+
+    Attributes:
+        student, teacher: callables, (..., H) to (..., V); in the fused head the
+            student's is a `HeadMatrix`, and the teacher's where it has one.
+        fused: whether the heads run fused with the losses.
+        teacher_answer: the head for the answer rows of the teacher, where it is
+            another than `teacher`: the identity if `AnswerRows` holds its logits.
+    """
+
+    student: Any
+    teacher: Any
+    fused: bool
+    teacher_answer: Any
+
+
+def batch_terms(
+    answer,
+    feature_values,
+    image_rows,
+    weighting,
+    energies,
+    heads,
+    task_loss,
+    gradients,
 ):
-    """The terms from logits.
+    """Computes every term of a batch but the -(d / 2) log beta, and their sum.
 
     Args:
-        student, teacher: (B, K, V) logits.
-        labels: (B, K), any where the weight is 0.
-        weights: (B, K) row weights.
-        log_beta: dict of log betas, broadcastable to (B, K), by the energies' names;
-            `"task"` for the cross-entropy, if it has one.
-        task_loss: a `keras.losses.Loss`, or takes labels and logits, returns (B, K).
-        energies: dict of energies.
-        energy_weights: dict of the weights of each energy, (B, K).
+        answer: the `AnswerRows`.
+        feature_values: dict of values (B, N) of the energies between features.
+        image_rows: dict of `AnswerRows` without labels, the image tokens of the
+            energies between logits at image tokens.
+        weighting: the `Weighting` of all terms.
+        energies: dict of all energies.
+        heads: the `Heads`.
+        task_loss: a `keras.losses.Loss`, or a function that takes labels and logits and
+            returns (B, K). The fused head computes the cross-entropy.
+        gradients: whether the total will be differentiated.
+
+    Returns:
+        A `HeadLoss` with values (B, N) of every energy.
+    """
+    compared = {n: energy for n, energy in energies.items() if energy.features is None}
+    if heads.fused:
+        pair = heads.student, heads.teacher_answer
+        terms = fused_terms(answer, weighting, compared, pair, gradients)
+    else:
+        terms = dense_terms(answer, weighting, compared, task_loss)
+    total, values = terms.total, dict(feature_values)
+    for name, value in feature_values.items():
+        weights, log_beta = weighting.of(name)
+        total = total + weighted_energy(value, log_beta, weights)
+    for name, rows in image_rows.items():
+        term, values[name] = image_logits_term(
+            rows, *weighting.of(name), energies[name], heads, gradients
+        )
+        total = total + term
+    return dataclasses.replace(terms, total=total, energies=terms.energies | values)
+
+
+def dense_terms(answer, weighting, energies, task_loss):
+    """Computes cross-entropy and energies from full logits.
+
+    Args:
+        answer: `AnswerRows` of logits (B, K, V).
+        weighting: the `Weighting` of the cross-entropy and the energies.
+        energies: dict of energies between logits.
+        task_loss: a `keras.losses.Loss`, or a function that takes labels and logits and
+            returns (B, K).
 
     Returns:
         A `HeadLoss` with values (B, K).
     """
-    student = select_supervised(student, weights)
-    teacher = select_supervised(teacher, weights)
+    weights, log_beta = weighting.of("task")
+    student = select_supervised(answer.student, weights)
+    teacher = select_supervised(answer.teacher, weights)
     # Ignored labels may be no class at all (-100): any class will do there.
-    labels = ops.where(weights != 0, labels, ops.zeros_like(labels))
+    labels = ops.where(weights != 0, answer.labels, ops.zeros_like(answer.labels))
     if isinstance(task_loss, keras.losses.Loss):
         task_loss = task_loss.call  # one value a label, not their mean
     task = task_loss(labels, ops.cast(student, "float32"))
-    if "task" in log_beta:
-        total = weighted_energy(task, log_beta["task"], weights)
-    else:
-        total = weighted_sum(task, weights)
+    total = weighted_energy(task, log_beta, weights)
     values = {
         name: energy.call(energy.target(teacher, labels), student)
         for name, energy in energies.items()
     }
     for name, value in values.items():
-        total = total + weighted_energy(value, log_beta[name], energy_weights[name])
+        weights, log_beta = weighting.of(name)
+        total = total + weighted_energy(value, log_beta, weights)
     best = ops.cast(ops.argmax(student, axis=-1), labels.dtype)
     correct = ops.cast(best == labels, "float32")
     return HeadLoss(total=total, task=task, energies=values, correct=correct)
 
 
-def fused_terms(
-    student,
-    teacher,
-    labels,
-    weights,
-    log_beta,
-    heads,
-    energies,
-    energy_weights,
-    gradients,
-):
-    """The terms from hidden states.
+def fused_terms(answer, weighting, energies, heads, gradients):
+    """Computes cross-entropy and energies from hidden states, without full logits.
 
     Args:
-        student, teacher: (B, K, H) hidden states.
-        labels, weights, log_beta, energies, energy_weights: as for `dense_terms`.
-        heads: the student's `HeadMatrix` and the teacher's, or a callable.
+        answer: `AnswerRows` of hidden states (B, K, H).
+        weighting, energies: as for `dense_terms`.
+        heads: the student's `HeadMatrix`, and the teacher's or a callable.
         gradients: whether the total will be differentiated.
 
     Returns:
         A `HeadLoss` with values (B, K).
     """
-    shape = ops.shape(weights)
-    pairs = [(weights, log_beta.get("task", 0.0))]
-    pairs += [(energy_weights[name], log_beta[name]) for name in energies]
-    coefficients = [w * ops.exp(ops.cast(f, "float32")) for w, f in pairs]
+    shape = ops.shape(answer.labels)
+    coefficients = [_coefficients(*weighting.of(n)) for n in ("task", *energies)]
     flat = fused_head_loss(
-        _rows(student),
+        _rows(answer.student),
         heads[0],
-        _rows(teacher),
+        _rows(answer.teacher),
         heads[1],
-        ops.reshape(labels, (-1,)),
-        ops.stack([ops.reshape(c, (-1,)) for c in coefficients]),
+        ops.reshape(answer.labels, (-1,)),
+        ops.stack(coefficients),
         energies,
         gradients=gradients,
     )
@@ -96,40 +179,42 @@ def fused_terms(
     )
 
 
-def image_logits_term(rows, heads, weights, log_beta, energy, fuses, gradients):
-    """beta * l of an energy between logits at the image tokens, and its values.
+def image_logits_term(rows, weights, log_beta, energy, heads, gradients):
+    """Computes beta * l of an energy between the logits at image tokens.
 
     Args:
-        rows: dict of `"student"` (B, N, H_s) and `"teacher"` (B, N, H_t).
-        heads: of student and teacher; as for `fused_terms` if `fuses`.
+        rows: `AnswerRows` of the hidden states (B, N, H) at the image tokens.
         weights, log_beta: (B, N) and broadcastable to it.
         energy: an energy that needs no labels.
-        fuses: whether the logits are never to be whole.
+        heads: the `Heads`.
         gradients: whether the term will be differentiated.
 
     Returns:
         `(term, values)`, a scalar and (B, N).
     """
-    shape = ops.shape(weights)
-    if not fuses:
-        logits = [
-            select_supervised(head(rows[role]), weights)
-            for role, head in zip(("student", "teacher"), heads, strict=True)
-        ]
-        values = energy.call(ops.stop_gradient(logits[1]), logits[0])
+    if not heads.fused:
+        student = select_supervised(heads.student(rows.student), weights)
+        teacher = select_supervised(heads.teacher(rows.teacher), weights)
+        values = energy.call(ops.stop_gradient(teacher), student)
         return weighted_energy(values, log_beta, weights), values
-    coefficients = ops.reshape(weights * ops.exp(log_beta), (-1,))
+    coefficients = _coefficients(weights, log_beta)
     flat = fused_head_loss(
-        _rows(rows["student"]),
-        heads[0],
-        _rows(rows["teacher"]),
-        heads[1],
+        _rows(rows.student),
+        heads.student,
+        _rows(rows.teacher),
+        heads.teacher,
         ops.zeros(ops.shape(coefficients), dtype="int32"),
         ops.stack([ops.zeros_like(coefficients), coefficients]),  # no label, no CE
         {"image": energy},
         gradients=gradients,
     )
-    return flat.total, ops.reshape(flat.energies["image"], shape)
+    values = ops.reshape(flat.energies["image"], ops.shape(weights))
+    return flat.total, values
+
+
+def _coefficients(weights, log_beta):
+    """weight * beta of each row, (B * N,)."""
+    return ops.reshape(weights * ops.exp(ops.cast(log_beta, "float32")), (-1,))
 
 
 def _rows(x):

@@ -1,4 +1,4 @@
-"""Features of a model, read while it runs once: tokens, hidden states, attention."""
+"""`FeatureReader`: runs a model once and reads its hidden states and features."""
 
 import contextlib
 
@@ -9,20 +9,22 @@ from keras_betakd.models.attention import (
     record_first_attention,
 )
 from keras_betakd.models.hooks import recorded
-from keras_betakd.models.outputs import Features
+from keras_betakd.models.outputs import Features, ModelOutputs
 
 
 class FeatureReader:
-    """Reads the features of one model that are wanted.
-
-    For example:
-
-        reader = FeatureReader(view, {"image_features"})
-        features = reader.outputs(inputs, positions)["features"]
+    """Runs one model and reads the wanted features while it runs.
 
     Args:
         view: a `CausalLMView`.
-        wanted: set of names of `Features`.
+        wanted: set of attribute names of `Features`.
+
+    Example:
+
+    ```python
+    reader = FeatureReader(view, {"image_features"})
+    features = reader.outputs(inputs, positions).features
+    ```
     """
 
     def __init__(self, view, wanted):
@@ -30,7 +32,7 @@ class FeatureReader:
         self.wanted = set(wanted)
 
     def expect_nothing(self):
-        """Raises if features are wanted of a batch that does not say where they are."""
+        """Raises if features are wanted: for a batch without answer positions."""
         if self.wanted:
             raise ValueError(
                 f"Features ({', '.join(sorted(self.wanted))}) are compared, so batches "
@@ -40,31 +42,30 @@ class FeatureReader:
             )
 
     def outputs(self, inputs, positions, training=False):
-        """What the model makes of a batch.
+        """Runs the model on a batch.
 
         Args:
-            inputs: what the model takes.
+            inputs: the model's inputs.
             positions: (B, K), the text positions of the answer rows.
             training: as for any Keras layer.
 
         Returns:
-            Dict of `"rows"`, the hidden states (B, K, H) there; `"hidden_states"`, all
-            of them, and their `"padding_mask"`; and `"features"` if any are wanted.
+            `ModelOutputs` with `rows`, `hidden_states`, `padding_mask`, and `features`
+            if any are wanted.
         """
         with self.recording():
             hidden = self.view.hidden_states(inputs, training=training)
         where = self.view.row_positions(positions)
-        outputs = {
-            "rows": _at(hidden, where),
-            "hidden_states": hidden,
-            "padding_mask": self.view.padding_mask(inputs),
-        }
-        if self.wanted:
-            outputs["features"] = self.features(inputs, hidden, where)
-        return outputs
+        return ModelOutputs(
+            rows=_at(hidden, where),
+            hidden_states=hidden,
+            padding_mask=self.view.padding_mask(inputs),
+            features=self.features(inputs, hidden, where) if self.wanted else None,
+        )
 
     @contextlib.contextmanager
     def recording(self):
+        """Records the layers, while the model runs, whose outputs are wanted."""
         with contextlib.ExitStack() as stack:
             if "image_features" in self.wanted:
                 layer = self.view.image_projector()
@@ -74,12 +75,12 @@ class FeatureReader:
             yield
 
     def features(self, inputs, hidden, rows):
-        """The features, after the model ran.
+        """Collects the wanted `Features` after the model has run.
 
         Args:
-            inputs: what the model was given.
+            inputs: the model's inputs.
             hidden: (B, T, H), its last hidden states.
-            rows: (B, K), the answer rows' positions in them.
+            rows: (B, K), the positions of the answer rows in `hidden`.
         """
         found = Features()
         if "hidden_states" in self.wanted:

@@ -1,4 +1,4 @@
-"""What a model gives: logits or rows, hidden states, and features."""
+"""`ModelOutputs` and `Features`: what one model computes for a batch."""
 
 import dataclasses
 from typing import Any
@@ -6,16 +6,17 @@ from typing import Any
 
 @dataclasses.dataclass
 class Features:
-    """What was read; `None` where it was not wanted.
+    """The features that energies compare; `None` where none asked for them.
 
     Attributes:
-        hidden_states: (B, K, H), at the answer rows.
-        image_features: (B, P, T, H), as the projector hands them on.
-        image_hidden_states: (B, P, T, H), after the last decoder block.
-        attention: (B, K, P, T), of the answer rows to the image tokens in the first
+        hidden_states: (B, K, H), the last hidden states at the answer rows.
+        image_features: (B, P, T, H), the output of the projector.
+        image_hidden_states: (B, P, T, H), the image tokens after the last decoder
+            block.
+        attention: (B, K, P, T), from the answer rows to the image tokens in the first
             decoder block, averaged over heads.
-        saliency: (B, P, T), the same for the mean over all text rows.
-        present: (B, P), false where a record has fewer pictures.
+        saliency: (B, P, T), the same averaged over all text rows.
+        present: (B, P), false where a record has fewer images.
     """
 
     hidden_states: Any = None
@@ -24,3 +25,35 @@ class Features:
     attention: Any = None
     saliency: Any = None
     present: Any = None
+
+
+@dataclasses.dataclass
+class ModelOutputs:
+    """What one model computes for a batch; `None` where it is not known or not needed.
+
+    Attributes:
+        logits: (B, K, V), at the answer rows.
+        rows: (B, K, H), the last hidden states at the answer rows.
+        packed: (B, K, ...), what a teacher cache stores in the place of `rows`: logits,
+            or the log-probabilities of the most probable classes.
+        hidden_states: (B, T, H), the last hidden states of the whole sequence.
+        padding_mask: (B, T), true where `hidden_states` are not those of padding.
+        hidden_mean: (B, H), the mean of `hidden_states` without padding, where a
+            teacher cache holds only that.
+        mask: (B, K), the Keras mask of the logits, 1 where a row is valid.
+        features: `Features`.
+    """
+
+    logits: Any = None
+    rows: Any = None
+    packed: Any = None
+    hidden_states: Any = None
+    padding_mask: Any = None
+    hidden_mean: Any = None
+    mask: Any = None
+    features: Features | None = None
+
+    @property
+    def head_input(self):
+        """What the model's LM head takes: `packed` of a teacher cache, else `rows`."""
+        return self.rows if self.packed is None else self.packed

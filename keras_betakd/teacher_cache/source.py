@@ -22,7 +22,7 @@ class TeacherSource:
         features, by_token = set(), False
         if isinstance(source, BetaKDDistiller):
             self.view, pair = source.teacher_view, source.preprocessor
-            features = source.wanted_features("teacher")
+            features = source.feature_comparison.wanted("teacher")
             by_token = any(map(_reads_rows, [*source.betas.values(), source.task_beta]))
         else:
             self.view, pair = view_of(source), None
@@ -146,17 +146,21 @@ class TeacherReading(keras.Model):
 
     def call(self, inputs):
         made = self._reader.outputs(inputs["x"], inputs["positions"], training=False)
-        features = made.pop("features", None)
-        kept = {"hidden_mean": hidden_features(TeacherOutputs(weights=None, **made))}
+        read = TeacherOutputs(
+            weights=None,
+            hidden_states=made.hidden_states,
+            padding_mask=made.padding_mask,
+        )
+        kept = {"hidden_mean": hidden_features(read)}
         if self._keeps_rows:
-            kept["rows"] = made["rows"]
+            kept["rows"] = made.rows
         if self._kind != "hidden":
-            logits = ops.cast(self._view.head(made["rows"]), "float32")
+            logits = ops.cast(self._view.head(made.rows), "float32")
             kept["packed"] = logits
             if self._kind == "top_k":
                 kept["packed"] = top_classes(logits, self._top_k)
         for name in self.stored() - set(kept):
-            kept[name] = getattr(features, name)
+            kept[name] = getattr(made.features, name)
         return {
             k: v if k == "present" else ops.cast(v, "float32") for k, v in kept.items()
         }

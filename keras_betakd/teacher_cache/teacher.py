@@ -8,7 +8,7 @@ from keras import ops
 from keras_betakd.backends import put_at
 from keras_betakd.models.base import ModelView
 from keras_betakd.models.heads import HeadMatrix, LMHead
-from keras_betakd.models.outputs import Features
+from keras_betakd.models.outputs import Features, ModelOutputs
 from keras_betakd.models.views import register_view
 from keras_betakd.teacher_cache.outputs import CachedOutputs
 
@@ -118,18 +118,18 @@ class CachedReader:
         raise ValueError(NEEDS_RECORDS)
 
     def outputs(self, inputs, positions, training=None):
-        outputs = {
-            key: inputs[key]
-            for key in ("rows", "packed", "hidden_mean")
-            if key in inputs
-        }
-        if self.wanted:
-            names = {name: name for name in self.wanted} | {"present": "present"}
-            if "hidden_states" in names:
-                names["hidden_states"] = "rows"
-            found = {k: inputs[v] for k, v in names.items() if v in inputs}
-            outputs["features"] = Features(**found)
-        return outputs
+        return ModelOutputs(
+            rows=inputs.get("rows"),
+            packed=inputs.get("packed"),
+            hidden_mean=inputs.get("hidden_mean"),
+            features=self._features(inputs) if self.wanted else None,
+        )
+
+    def _features(self, inputs):
+        names = {name: name for name in self.wanted} | {"present": "present"}
+        if "hidden_states" in names:
+            names["hidden_states"] = "rows"
+        return Features(**{k: inputs[v] for k, v in names.items() if v in inputs})
 
 
 class _StoredHead(LMHead):

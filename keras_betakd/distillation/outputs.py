@@ -1,0 +1,87 @@
+"""`DistillationOutputs`: what the distiller's `call` hands to `compute_loss`."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from keras import ops
+
+from keras_betakd.betas.teacher_features import TeacherOutputs
+
+
+class DistillationOutputs(NamedTuple):
+    """What `call` computes of a batch; `compute_loss` makes the loss of it.
+
+    A `NamedTuple`, since on JAX it leaves `value_and_grad` as an auxiliary output, and
+    `keras.tree` has no public way to register another class.
+
+    Attributes:
+        student: (B, K, V) logits, or (B, K, H) hidden states for the fused head.
+        teacher: the same of the teacher.
+        log_beta: dict of the log betas by the names of the energies, and `"task"` where
+            the cross-entropy has a beta.
+        weights: dict of row weights (B, N) by `"task"` and the names of the energies;
+            all zero once the batch is found not to be finite.
+        finite: bool (B, K), where the teacher's output is finite.
+        feature_values: dict of the values (B, N) of energies between features.
+        image_rows: dict of `AnswerRows`, the hidden states at image tokens of energies
+            between logits there.
+    """
+
+    student: Any
+    teacher: Any
+    log_beta: dict
+    weights: dict
+    finite: Any
+    feature_values: dict
+    image_rows: dict
+
+
+def label_weights(inputs, student):
+    """The weight of each label, (B, K): `sample_weight` times the attached Keras mask.
+
+    Args:
+        inputs: the batch's `x`, with its `"sample_weight"` if it has one.
+        student: the student's `ModelOutputs`.
+    """
+    outputs = student.rows if student.logits is None else student.logits
+    shape = ops.shape(outputs)[:2]
+    weights = ops.ones(shape)
+    for factor in (inputs.get("sample_weight"), student.mask):
+        if factor is not None:
+            weights = weights * ops.reshape(factor, shape)
+    return weights
+
+
+def without_gradient(outputs):
+    """A dataclass of tensors, through which no gradient flows back."""
+    known = {k: v for k, v in vars(outputs).items() if v is not None}
+    cut = {
+        k: without_gradient(v) if dataclasses.is_dataclass(v) else ops.stop_gradient(v)
+        for k, v in known.items()
+    }
+    return dataclasses.replace(outputs, **cut)
+
+
+def beta_inputs(teacher, weights):
+    """The `TeacherOutputs` that predicted betas read, of the teacher's `ModelOutputs`.
+
+    Args:
+        teacher: the teacher's `ModelOutputs`.
+        weights: (B, K), weights of the rows that are compared.
+    """
+    return TeacherOutputs(
+        weights=weights,
+        logits=teacher.logits,
+        hidden_states=teacher.hidden_states,
+        padding_mask=teacher.padding_mask,
+        rows=teacher.rows,
+        hidden_mean=teacher.hidden_mean,
+    )
+
+
+def as_rows(logits):
+    """Logits of any rank as (B, K, V)."""
+    shape = ops.shape(logits)
+    if len(shape) == 3:
+        return logits
+    return ops.reshape(logits, (shape[0], -1, shape[-1]))
