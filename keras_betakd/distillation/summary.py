@@ -36,7 +36,7 @@ def parameter_table(parts, line_length=LINE_LENGTH):
         parts: dict of lists of variables, as `parts_of` gives it.
         line_length: characters of a line.
     """
-    width = line_length - len(_NUMBERS.format("", "", ""))
+    width = max(0, line_length - len(_NUMBERS.format("", "", "")))
     line = f"{{:<{width}}}{_NUMBERS}"
     rule = "=" * line_length
     everything = [v for part in parts.values() for v in part]
