@@ -119,13 +119,13 @@ def _greedy(model, max_new_tokens):
     is_greedy = type(sampler) is GreedySampler
     view = view_of(model)
     try:
-        if not is_greedy or view.is_mended:
+        if not is_greedy or view.is_patched:
             model.sampler, model.generate_function = GreedySampler(), None
         function = model.make_generate_function()
-        if is_greedy and not view.is_mended:
+        if is_greedy and not view.is_patched:
             compiled = function
         model.generate_function = _answers_alone(function, max_new_tokens)
-        with view.mended():
+        with view.patched():
             yield
     finally:
         model.sampler, model.generate_function = sampler, compiled
