@@ -388,7 +388,7 @@ def test_what_a_person_can_put_right(data, student, tmp_path, capsys):
     )
     assert "cannot be loaded" in error(student, "--dtype", "float7")
     blind = saved(tiny_gemma_text(), tmp_path / "blind")
-    assert "takes no pictures" in error(blind)
+    assert "takes no images" in error(blind)
 
 
 @pytest.mark.parametrize(
