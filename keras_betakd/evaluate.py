@@ -34,6 +34,8 @@ from keras_betakd.evaluation.journal import Journal
 from keras_betakd.evaluation.report import make_report, settings, table
 from keras_betakd.evaluation.run import UsageError, answer_lines, usage_errors
 
+_SCRIPT = "keras-betakd-evaluate"
+
 
 def main(argv=None):
     """Runs the command; returns its exit code.
@@ -58,7 +60,7 @@ def main(argv=None):
 def _parse(argv):
     files = "\n".join(f"  {name:10} {b.files}" for name, b in BENCHMARKS.items())
     parser = argparse.ArgumentParser(
-        prog="python -m keras_betakd.evaluate",
+        prog=_program(),
         description=__doc__.replace("{files}", files),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -90,6 +92,12 @@ def _parse(argv):
         name = args.model.rstrip("/").split("/")[-1]
         args.output = pathlib.Path("output", "evaluate", name, args.benchmark)
     return args
+
+
+def _program():
+    """The command that the user typed: the console script, or the module."""
+    name = pathlib.Path(sys.argv[0]).stem
+    return name if name == _SCRIPT else "python -m keras_betakd.evaluate"
 
 
 def _positive(text):
