@@ -2,10 +2,11 @@
 
     python -m keras_betakd.evaluate --model PRESET --benchmark gqa --data DIR
 
-PRESET is a folder that `save_to_preset` wrote, the name of a keras-hub preset, or a
-handle such as hf://...; KERAS_BACKEND selects Keras' backend. The prompts are those of
-the published protocol. Decoding is greedy, and no answer depends on the batch size. DIR
-holds the files as they are published:
+The package also installs this command as keras-betakd-evaluate. PRESET is a folder that
+`save_to_preset` wrote, the name of a keras-hub preset, or a handle such as hf://...;
+KERAS_BACKEND selects Keras' backend. The prompts are those of the published protocol.
+Decoding is greedy, and no answer depends on the batch size. DIR holds the files as they
+are published:
 
 {files}
 

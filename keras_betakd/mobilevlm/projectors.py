@@ -33,6 +33,12 @@ class LDPv2Projector(keras.layers.Layer):
     Raises:
         ValueError: N is not the square of a whole number.
 
+    Example:
+
+    >>> projector = LDPv2Projector(output_dim=8, grid_size=2)
+    >>> tuple(projector(ops.zeros((1, 16, 4))).shape)
+    (1, 4, 8)
+
     Source: Chu et al. 2024 (MobileVLM V2, arXiv 2402.03766), section 3.3.
     """
 
@@ -90,6 +96,11 @@ class MLPProjector(keras.layers.Layer):
 
     Returns:
         (..., N, H): one token for each patch.
+
+    Example:
+
+    >>> tuple(MLPProjector(output_dim=8)(ops.zeros((1, 16, 4))).shape)
+    (1, 16, 8)
 
     Source: Liu et al. 2024 (LLaVA-1.5, arXiv 2310.03744), section 3.2.
     """

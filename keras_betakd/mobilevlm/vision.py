@@ -32,6 +32,13 @@ class CLIPVisionTower(keras.layers.Layer):
     Returns:
         (..., N, D), N = (S / patch_size)^2 patches, row by row.
 
+    Example:
+
+    >>> tower = CLIPVisionTower(28, 14, hidden_dim=8, num_layers=2, num_heads=2,
+    ...     intermediate_dim=16)
+    >>> tuple(tower(ops.zeros((1, 28, 28, 3))).shape)
+    (1, 4, 8)
+
     Source: Radford et al. 2021 (CLIP); Liu et al. 2024 (LLaVA-1.5), section 3.
     """
 

@@ -30,6 +30,12 @@ class HeadMatrix:
         soft_cap: c, or `None` for logits = rows kernel^T + bias.
         low_rank: `None`, or (A, B, scale) with A (V, r) and B (r, H) trainable and
             scale A B already part of the kernel (LoRA).
+
+    Example:
+
+    >>> head = HeadMatrix(kernel=ops.ones((5, 3)))  # V = 5, H = 3
+    >>> tuple(head(ops.ones((2, 3))).shape)
+    (2, 5)
     """
 
     kernel: Any

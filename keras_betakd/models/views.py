@@ -69,6 +69,12 @@ def view_of(model):
     Raises:
         ValueError: `model` is no `keras.Model`, or a multimodal keras-hub model of
             a family without a view.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> type(view_of(model)).__name__
+    'LogitsView'
     """
     if not isinstance(model, keras.Model):
         raise ValueError(
