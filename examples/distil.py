@@ -1,19 +1,20 @@
-"""Distils any preset into any other on a folder of questions (Beta-KD).
+"""Distils a preset into another on a folder of questions (Beta-KD).
 
     python examples/distil.py --teacher gemma3_instruct_12b \
         --student gemma3_instruct_4b --data my_vqa --lora-rank 16
 
 The folder holds `train.jsonl` and, to be scored on, `test.jsonl`, one question a line:
 
-    {"image": "pictures/1.jpg", "question": "What color is the car?", "answer": "red"}
+    {"image": "images/1.jpg", "question": "What color is the car?", "answer": "red"}
 
-`image` is a path in the folder, a list of them, or left out for a question without. A
-preset is a folder that `save_to_preset` wrote, a name of keras-hub's, or a handle such
-as `hf://...`. The teacher is held in bfloat16 (int8 with `--quantize`); the student
-computes in bfloat16 and keeps its weights, which small steps must move, in float32.
-With `--lora-rank`, LoRA weights alone train, and the saved student has them merged.
+`image` is a path in the folder, a list of them, or left out for a question without
+image. A preset is a folder that `save_to_preset` wrote, the name of a keras-hub preset,
+or a handle such as `hf://...`. The teacher is held in bfloat16 (int8 with
+`--quantize`); the student computes in bfloat16 and keeps its weights in float32, so
+that small updates are not lost. With `--lora-rank`, only LoRA weights train, and the
+saved student has them merged.
 
-`--output` receives the history (CSV and picture), the answers, and the student.
+`--output` receives the history (as CSV and as a plot), the answers, and the student.
 """
 
 import argparse
@@ -28,8 +29,7 @@ import keras
 from scienceqa import BETAS, ENERGIES, make_optimizer
 
 import keras_betakd
-from keras_betakd.data import load_image
-from keras_betakd.data.images import IMAGE_MARK, neutralize_image_marks
+from keras_betakd.data import IMAGE_MARK, load_image, neutralize_image_marks
 from keras_betakd.evaluation import generate_answers
 from keras_betakd.models import load_model
 
@@ -42,7 +42,7 @@ FREEZE = {
 
 
 class QuestionFolder(keras.utils.PyDataset):
-    """Batches of a `.jsonl` file, pictures read as they are needed."""
+    """Batches of a `.jsonl` file; images are read when their batch is."""
 
     def __init__(self, path, batch_size, limit=None, blind=False):
         super().__init__()
@@ -94,7 +94,7 @@ def parse_arguments():
     add("--teacher-dtype", default="bfloat16", help="default: %(default)s")
     add("--student-dtype", default="mixed_bfloat16", help="default: %(default)s")
     add("--vocabulary-size", type=int, help="classes both have, if one is padded")
-    add("--blind-student", action="store_true", help="the student sees no pictures")
+    add("--blind-student", action="store_true", help="the student gets no images")
     add("--epochs", type=int, default=1)
     add("--batch-size", type=int, default=8)
     add("--learning-rate", type=float, default=2e-5)
@@ -147,7 +147,7 @@ def make_distiller(args):
 
 
 def score(student, args):
-    """Writes the student's answers, and says how many are the expected text."""
+    """Writes the student's answers, and prints how many equal the expected text."""
     test = args.data / "test.jsonl"
     batches = QuestionFolder(test, args.batch_size, args.limit, args.blind_student)
     found = generate_answers(student, batches, max_new_tokens=args.max_response_length)

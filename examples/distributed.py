@@ -1,7 +1,7 @@
 """Distils on several devices or in several processes; launch commands: distributed.md.
 
-Without arguments the shipped easy-VQA teacher and an untrained student, on whatever
-devices there are; `--data`, `--teacher` and `--student` as for `scienceqa.py`.
+Without arguments it distils the shipped easy-VQA teacher into an untrained student, on
+all devices; `--data`, `--teacher` and `--student` are those of `scienceqa.py`.
 """
 
 import argparse
@@ -30,13 +30,13 @@ def parse_arguments():
     add("--batch-size", type=int, default=16, help="of all devices and processes")
     add("--learning-rate", type=float, default=2e-5)
     add("--model-axis", type=int, default=1, help="JAX: devices that share weights")
-    add("--devices", type=int, help="TensorFlow on a processor: how many it plays")
+    add("--devices", type=int, help="TensorFlow on a CPU: number of virtual devices")
     add("--output", default="output/distributed")
     return parser.parse_args()
 
 
 def connect(args):
-    """Joins the other processes; returns the scope to make models in, and the rank."""
+    """Connects the processes; returns the scope to make models in, and the rank."""
     backend = keras.config.backend()
     if backend == "torch":
         return contextlib.nullcontext(), join_torch()
@@ -45,7 +45,7 @@ def connect(args):
     if "KERAS_DISTRIBUTION_PROCESS_ID" in os.environ:
         import jax
 
-        # Of processors alone; GPUs and TPUs have their own.
+        # For CPUs only; GPUs and TPUs have their own collectives.
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         keras.distribution.initialize()
     set_jax_distribution(args.model_axis)
@@ -53,7 +53,7 @@ def connect(args):
 
 
 def join_torch():
-    """One process of `torchrun` for each GPU; alone without it."""
+    """Joins the processes of `torchrun`, one for each GPU; returns the rank."""
     import torch
 
     if "RANK" not in os.environ:
@@ -101,13 +101,13 @@ def main():
             keras_betakd.InstanceBeta(),
         )
         distiller.compile(keras.optimizers.AdamW(args.learning_rate))
-    # The same batches in every process, of which each takes its share.
+    # All processes make the same batches, and each takes its share of them.
     answers = "letter" if args.data else "text"
     batches = ScienceQADataset(
         records, args.batch_size, shuffle=True, seed=0, answer_format=answers
     )
     share = keras_betakd.ProcessShare(batches)
-    # Every process must fit and evaluate: each waits for the others.
+    # All processes must call fit and evaluate, since each waits for the others.
     distiller.fit(share, epochs=args.epochs, verbose=2 if rank == 0 else 0)
     if rank == 0:
         student.save_to_preset(os.path.join(args.output, "student"))

@@ -1,15 +1,15 @@
 """Lays the easy-VQA data set out in the ScienceQA on-disk format.
 
 easy-VQA (https://github.com/vzhou842/easy-VQA, `pip install easy-vqa`) asks
-simple questions about pictures of one coloured shape each: 38,575 questions on
-4,000 training pictures and 9,673 questions on 1,000 test pictures, with 13
+simple questions about images of one coloured shape each: 38,575 questions on
+4,000 training images and 9,673 questions on 1,000 test images, with 13
 answers. `relay_easy_vqa` turns each question into a multiple-choice problem and
-writes the three parts of the ScienceQA layout, so that whatever reads ScienceQA
-reads easy-VQA too:
+writes the three parts of the ScienceQA layout, so that code that reads ScienceQA
+reads easy-VQA, too:
 
     problems.json                   every problem, by id
     pid_splits.json                 the ids of train, val and test
-    images/<split>/<id>/image.png   the picture of each problem
+    images/<split>/<id>/image.png   the image of each problem
 
 Run as a script, it writes the folder: `python easy_vqa_data.py DIRECTORY`.
 """
@@ -28,11 +28,11 @@ SHAPES = ("circle", "rectangle", "triangle")
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 YES_NO = ("yes", "no")
 
-# The skill of a problem says what must be seen; its category, how it is asked.
+# The skill of a problem is what must be recognized; its category, how it is asked.
 SKILLS = ("name colour", "name shape", "presence of colour", "presence of shape")
 
 IMAGE_NAME = "image.png"
-# Names the options the folder was written with; written last.
+# The file with the options that the folder was written with; it is written last.
 STAMP_NAME = "easy_vqa.json"
 LAYOUT_VERSION = 1
 VAL_FRACTION = 0.1
@@ -43,7 +43,7 @@ def relay_easy_vqa(directory, seed=0):
 
     The choices of a yes/no question are both answers, those of a shape question
     all three shapes, those of a colour question the right colour and three
-    others; their order is random. Ten per cent of the training pictures, with
+    others; their order is random. Ten per cent of the training images, with
     all their questions, become the `val` split.
 
     The folder is written under a temporary name and then renamed, so that an
@@ -104,7 +104,7 @@ def _write(root, seed, stamp):
     problems, splits = {}, {"train": [], "val": [], "test": []}
     for split, question, answer, image_id, image_path in _questions(seed):
         pid = str(len(problems) + 1)
-        # One generator per problem: no problem depends on those before it.
+        # One generator per problem, so that none depends on those before it.
         rng = random.Random(f"{seed}/{pid}")
         problems[pid] = make_problem(question, answer, split, rng)
         splits[split].append(pid)
@@ -116,7 +116,7 @@ def _write(root, seed, stamp):
 
 
 def _questions(seed):
-    """Yields split, question, answer, picture number and picture path."""
+    """Yields split, question, answer, image number and image path."""
     paths = easy_vqa.get_train_image_paths()
     image_ids = sorted(paths)
     count = round(len(image_ids) * VAL_FRACTION)
@@ -185,10 +185,10 @@ def _kind(question, answer):
 
 
 def _place_image(root, split, pid, image_path, image_id):
-    """Puts a problem's picture in place.
+    """Puts a problem's image in place.
 
-    About ten problems share a picture: each picture is copied once, into a
-    pool, and linked from there, which saves 43,000 copies.
+    About ten problems share an image: each image is copied once, into a pool,
+    and linked from there, which saves 43,000 copies.
     """
     part = "test" if split == "test" else "train"
     pooled = os.path.join(root, "pool", part, f"{image_id}.png")

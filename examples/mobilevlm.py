@@ -1,4 +1,4 @@
-"""The paper's own recipe: MobileVLM V2 7B teaches 1.7B, in the two stages of MobileVLM.
+"""Distils MobileVLM V2 7B into 1.7B in the two stages of MobileVLM, as the paper does.
 
     python examples/mobilevlm.py small      # all of it in miniature, on generated data
 
@@ -12,15 +12,16 @@
 `pretrain` (alignment) trains a new projector on captions, everything else frozen;
 `finetune` (multi-task) the projector and the language model on conversations. Models
 are folders with public checkpoints, or presets; data is in LLaVA's format. Defaults are
-the released hyper-parameters: one epoch in steps of 128, AdamW without weight decay,
-3 % warm-up and a cosine decay; 1e-3 on crops for the projector, 4e-5 on padded pictures
-for all. Records that are too long are left out, and counted.
+the released hyper-parameters: one epoch in steps of 128 records, AdamW without weight
+decay, 3 % warm-up and a cosine decay; a learning rate of 1e-3 on cropped images for the
+projector, and of 4e-5 on padded images for both. Records that are too long are left
+out, and counted.
 
 The student learns from labels, from the teacher's answers (`--energy`) and from the
 teacher's image tokens (`--image-energy`), each with a learned weight (`--beta`).
 
-What a real run needs, from the parameters of the two models (7.06 and 1.67 billion, of
-which 1.37 train when fine-tuning, 6.3 million when pre-training):
+What a full run needs, computed from the parameters of the two models (7.06 and 1.67
+billion, of which 1.37 train when fine-tuning, 6.3 million when pre-training):
 
 - memory: the teacher in bfloat16, 2 bytes a parameter, 14.1 GB; the student in float32,
   4 bytes, 6.7 GB; gradient and two moments of AdamW, 12 bytes, 16.4 GB (0.1 GB when
@@ -56,8 +57,8 @@ IMAGE_ENERGIES = {
     "mse": keras_betakd.FeatureMSEEnergy,
     "cosine": keras_betakd.FeatureCosineEnergy,
 }
-STEP = 128  # records that a step averages over
-# Of the released scripts, whose lengths count a picture as one token.
+STEP = 128  # records of an optimizer step
+# The values of the released scripts; their lengths count an image as one token.
 STAGES = {
     "pretrain": {
         "learning_rate": 1e-3,
@@ -90,7 +91,7 @@ def parse_arguments():
     add("--student", help="folder of the small model, or of a language model")
     add("--vision-tower", help="folder of CLIP, for checkpoints without it")
     add("--data", help="json or jsonl in LLaVA's format")
-    add("--images", help="folder that its pictures' paths start from")
+    add("--images", help="folder that the paths of its images start from")
     add("--energy", choices=ENERGIES, default="cosine-probs", help="of the answers")
     add("--image-energy", choices=(*IMAGE_ENERGIES, "none"), default="mse")
     add("--beta", choices=BETAS, default="instance", help="kind of weight")
@@ -159,17 +160,17 @@ def load(folder, args, dtype):
     if (folder / "task.json").exists():
         return load_model(folder, dtype=dtype)
     config = (folder / "config.json").read_text(encoding="utf-8")
-    sees = "projector" in config
+    has_vision = "projector" in config
     return load_mobilevlm(
         folder,
         vision_tower=args.vision_tower,
-        new_projector=None if sees else "ldpnetv2",
+        new_projector=None if has_vision else "ldpnetv2",
         dtype=dtype,
     )
 
 
 def fitting(records, preprocessor, settings):
-    """The records that need not be cut."""
+    """The records that fit into the sequence without truncation."""
     limits = settings["sequence_length"], settings["max_response_length"]
     kept = []
     for record in records:
@@ -218,7 +219,7 @@ def make_optimizer(settings, batches, step):
 
 
 def run_small(args):
-    """Both stages on random checkpoints and drawn pictures, and a few answers."""
+    """Both stages on random checkpoints and generated images, and a few answers."""
     import mobilevlm_data
 
     folder = args.output.absolute() / "small"

@@ -1,7 +1,7 @@
-"""What `mobilevlm.py small` runs on: random checkpoints and drawn pictures.
+"""Writes random checkpoints and generated images for `mobilevlm.py small`.
 
 The checkpoints have the layout, the names and the files of the public ones, and the
-data is in LLaVA's format, so all that a real run does is done.
+data is in LLaVA's format, so that all steps of a full run are executed.
 """
 
 import io
@@ -13,8 +13,11 @@ import sentencepiece
 from PIL import Image, ImageDraw
 from safetensors.numpy import save_file
 
-from keras_betakd.mobilevlm.conversation import SYSTEM
-
+# LLaVA's system prompt, which the preprocessor puts before each conversation.
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. The "
+    "assistant gives helpful, detailed, and polite answers to the user's questions."
+)
 COLORS = ("red", "green", "blue", "yellow")
 SHAPES = ("circle", "square")
 SIZES = {
@@ -36,7 +39,7 @@ CLIP = {
 
 
 def write_data(folder, count, seed=0):
-    """Captions and conversations about `count` pictures of a coloured shape."""
+    """Writes captions and conversations about `count` images of a coloured shape."""
     rng = random.Random(seed)
     captions, conversations = [], []
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -67,24 +70,27 @@ def _record(number, image, *turns):
 
 
 def _draw(color, shape, rng):
-    picture = Image.new("RGB", (40, 32), "white")
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (40, 32), "white")
+    draw = ImageDraw.Draw(image)
     left, top = rng.randrange(2, 18), rng.randrange(2, 10)
     box = left, top, left + 18, top + 18
     (draw.ellipse if shape == "circle" else draw.rectangle)(box, fill=color)
-    return picture
+    return image
 
 
 def write_checkpoints(folder, seed=0):
-    """A CLIP, a MobileVLM around it, and a smaller language model that never saw."""
+    """Writes a CLIP, a MobileVLM around it, and a language model without vision."""
     rng = np.random.default_rng(seed)
     tower = _tower(rng)
     _write(folder / "clip", {"vision_config": CLIP}, tower)
     named = {**SIZES, "mm_vision_tower": str(folder / "clip")}
-    for name, width, sees in (("teacher", 96, True), ("language_model", 48, False)):
+    for name, width, has_vision in (
+        ("teacher", 96, True),
+        ("language_model", 48, False),
+    ):
         config = {**named, "hidden_size": width, "intermediate_size": 2 * width}
         weights = _language_model(rng, config)
-        if sees:
+        if has_vision:
             config["mm_projector_type"] = "ldpnetv2"
             prefix = "model.vision_tower.vision_tower."
             weights |= {prefix + key: value for key, value in tower.items()}
@@ -168,7 +174,7 @@ def _language_model(rng, config):
 
 
 def _tokenizer():
-    """Llama's kind of SentencePiece model, on the few words there are."""
+    """A SentencePiece model of Llama's type, trained on the words of the data."""
     words = [*COLORS, *SHAPES, *SYSTEM.split(), *"USER: ASSISTANT:".split()]
     words += (
         "What color is it? And what shape? a on white Is ice fire cold? yes no".split()

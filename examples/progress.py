@@ -1,4 +1,4 @@
-"""What a killed run of `scienceqa.py` goes on from."""
+"""Saves the progress of `scienceqa.py`, so that a killed run can resume."""
 
 import json
 import os
@@ -15,7 +15,7 @@ class Progress:
     """The finished lines of the table, and a backup of each training.
 
     Args:
-        args: the command's arguments; a run goes on only with the same ones.
+        args: the command's arguments; a run resumes only with the same ones.
     """
 
     def __init__(self, args):
@@ -47,14 +47,14 @@ class Progress:
             draft.write_text(json.dumps(self.state, indent=1))
 
     def row(self, name, make=None):
-        """The line of this name; made and kept if it is not there."""
+        """The row of this name; made and saved if it does not exist."""
         if name not in self.state["rows"] and make is not None:
             self.state["rows"][name] = make()
             self._write()
         return self.state["rows"].get(name)
 
     def fit(self, name, model, dataset, epochs, callbacks=(), **options):
-        """Trains, from where it was broken off; returns the seconds in all."""
+        """Trains from the last saved epoch on; returns the seconds of all epochs."""
         backup = keras_betakd.TrainingBackup(os.path.join(self.folder, name))
         epoch = backup.restore(model)
         callbacks = [*callbacks, backup, Clock(self, name)]
@@ -69,7 +69,7 @@ class Progress:
 
 
 class Clock(keras.callbacks.Callback):
-    """Adds up the seconds of the epochs that count."""
+    """Adds up the seconds of the completed epochs."""
 
     def __init__(self, progress, name):
         super().__init__()

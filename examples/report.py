@@ -1,4 +1,4 @@
-"""What `scienceqa.py` shows at the end: a table, a picture with its answer."""
+"""The results of `scienceqa.py`: a table, and a plot of a question with its answer."""
 
 from matplotlib.figure import Figure
 
@@ -34,11 +34,11 @@ def table(rows):
 
 
 def draw_answer(path, record, prompt, answer):
-    """Draws a picture with its question and the student's answer."""
+    """Plots an image with its question and the student's answer."""
     figure = Figure(figsize=(7, 3), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.6))
     if record.image is None:
-        left.text(0.5, 0.5, "(no picture)", ha="center")
+        left.text(0.5, 0.5, "(no image)", ha="center")
     else:
         left.imshow(load_image(record.image))
     right.text(
@@ -47,7 +47,7 @@ def draw_answer(path, record, prompt, answer):
         f"{prompt}\n\nstudent: {answer}\nright: {record.choices[record.answer]}",
         va="top",
         wrap=True,
-        # Prompts may hold dollar signs, which are no formulas.
+        # Dollar signs in prompts do not mark formulas.
         parse_math=False,
     )
     for axis in (left, right):

@@ -1,13 +1,14 @@
-"""What TAID and CTKD do over a run: a picture of their schedules.
+"""Plots the schedules of TAID and CTKD over a training run.
 
     KERAS_BACKEND=jax python examples/schedules.py
 
 Trains two small students on easy-VQA for 200 steps, one with `TAIDEnergy`, one with
-`CTKDEnergy`, and draws TAID's t, CTKD's temperature and the strength of its reversal,
-with the energy each of them moves against. Takes about two minutes on two cores.
+`CTKDEnergy`, and plots TAID's t, CTKD's temperature and the strength of its gradient
+reversal; prints them with the energy every 50 steps. Takes about two minutes on two
+cores.
 
 Expected: t runs ahead of its line until the line catches up. The temperature moves to
-where the energy is larger, and as the student follows it may turn.
+where the energy is larger, and may turn back as the student follows.
 """
 
 import argparse

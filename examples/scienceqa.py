@@ -4,20 +4,22 @@ Paper: Beta-KD, arXiv 2603.21426 (CVPR 2026).
 
     KERAS_BACKEND=jax python examples/scienceqa.py
 
-Without arguments it needs no network: it lays the easy-VQA questions out in
-ScienceQA's format, takes the small pretrained teacher of this folder, and trains one
-student on the labels alone and one with the teacher (see `small_gemma.py` for their
-sizes). The models answer with the text of a choice, not with its letter: students
-so small do not learn to look a letter up. Run time and results: see the README.
+Without arguments it needs no network: it writes the easy-VQA questions in ScienceQA's
+format, loads the small pretrained teacher of this folder, and trains one student on the
+labels alone and one with the teacher (see `small_gemma.py` for their sizes). The models
+answer with the text of a choice, not with its letter: students so small do not learn to
+look up letters. Run time and results: see the README.
 
     python examples/scienceqa.py --data scienceqa --teacher PRESET --student PRESET
 
 distils real models on the real data: DIR holds `problems.json`, `pid_splits.json` and
-`images/`; a preset is a name of keras-hub's or a folder. The answers are letters there.
+`images/`; a preset is the name of a keras-hub preset or a folder. The answers are
+letters there.
 
-Either way `--output` receives the history (CSV and picture), the student as a
-keras-hub preset, and a question with the student's answer. A run that was killed goes
-on from its last whole epoch when the same command is given again with `--resume`.
+Either way `--output` receives the history (as CSV and as a plot), the student as a
+keras-hub preset, and a plot of a question with the student's answer. A killed run
+resumes after its last complete epoch when the same command is given again with
+`--resume`.
 """
 
 import argparse
@@ -108,7 +110,7 @@ def run_scienceqa(args):
     progress = Progress(args)
     rows = [evaluate("teacher", teacher, test, args, progress)]
     rows.append(evaluate("student before", student, test, args, progress))
-    # The same start of the betas, whether the answers were asked for now or before.
+    # The same initial betas, whether the answers were generated now or before.
     keras.utils.set_random_seed(args.seed)
     batches = dataset(train, args, shuffle=True)
     seconds = distil(teacher, student, batches, args, progress)
@@ -118,7 +120,7 @@ def run_scienceqa(args):
 
 
 def run_easy_vqa(args):
-    """Trains two equal students, one on labels alone, one with the teacher."""
+    """Trains two identical students, one on labels alone, one with the teacher."""
     import small_gemma
 
     set_defaults(args, **small_gemma.TRAINING)
@@ -130,7 +132,7 @@ def run_easy_vqa(args):
     print(f"{len(train)} labelled questions, {wrong} of the labels wrong")
     rows = [evaluate("teacher", teacher, test, args, progress)]
     for name in ("cross-entropy", "Beta-KD"):
-        # The same start for both.
+        # The same initial weights for both.
         keras.utils.set_random_seed(args.seed)
         student = small_gemma.make_student(teacher)
         batches = dataset(train, args, shuffle=True)

@@ -9,12 +9,12 @@ import keras_hub
 from easy_vqa_data import relay_easy_vqa
 
 from keras_betakd.data import load_scienceqa
-from keras_betakd.preprocessing.model_inputs import model_inputs
+from keras_betakd.preprocessing import model_inputs
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TEACHER = os.path.join(HERE, "presets", "easy_vqa_teacher")
 
-# Where a teacher is worth having: few labels, and not all of them right.
+# A setting in which a teacher helps: few labels, and not all of them right.
 LABELLED_QUESTIONS = 1000
 WRONG_LABELS = 0.3
 TEST_QUESTIONS = 2000
@@ -55,8 +55,8 @@ def _with_label_noise(record, rng):
 def make_student(teacher):
     """A Gemma 3 with a fraction of the teacher's language model, untrained.
 
-    As in the paper, it looks at pictures through the teacher's pretrained vision tower,
-    which stays frozen; its projector and its language model start from nothing.
+    As in the paper, it has the teacher's pretrained vision tower, which stays frozen;
+    its projector and its language model start from random weights.
     """
     tower = teacher.backbone.vision_encoder
     config = {**tower.get_config(), "output_dim": STUDENT_WIDTH, "name": "vision"}
@@ -113,7 +113,7 @@ def train_on_labels(student, batches, args, optimizer, progress):
     accuracy = keras.metrics.SparseCategoricalAccuracy("accuracy")
     model.compile(optimizer=optimizer, loss=loss, weighted_metrics=[accuracy])
     data = KerasHubBatches(batches, student.preprocessor)
-    # The same batches in each epoch as if it had not been broken off; they are dealt
-    # by the data set already.
+    # `start_epoch` gives a resumed run the batches of an uninterrupted one. The data
+    # set shuffles itself.
     order = keras.callbacks.LambdaCallback(on_epoch_begin=data.start_epoch)
     return progress.fit("labels", model, data, args.epochs, [order], shuffle=False)

@@ -27,8 +27,8 @@ class Questions:
         prompts: The prompts, with Gemma's image mark.
         answers: The texts to answer with.
         skills: The kind of each question.
-        pictures: `Pictures`; about ten questions share one.
-        picture_ids: For each question, the index of its picture.
+        images: `ShapeImages`; about ten questions share one.
+        image_ids: For each question, the index of its image.
     """
 
     def __init__(self, directory, split, image_mark):
@@ -38,34 +38,34 @@ class Questions:
         ]
         self.answers = [scienceqa_response(r, "text") for r in records]
         self.skills = np.array([r.skill for r in records])
-        # Known by their bytes: the layout has one file for each question.
-        known, self.picture_ids = {}, np.zeros(len(records), "int32")
+        # Identified by their bytes, since the layout has one file for each question.
+        known, self.image_ids = {}, np.zeros(len(records), "int32")
         for i, record in enumerate(records):
             with open(record.image, "rb") as file:
-                self.picture_ids[i] = known.setdefault(file.read(), len(known))
-        self.pictures = Pictures(np.stack([load_image(data) for data in known]))
+                self.image_ids[i] = known.setdefault(file.read(), len(known))
+        self.images = ShapeImages(np.stack([load_image(data) for data in known]))
 
     def __len__(self):
         return len(self.prompts)
 
 
-class Pictures:
-    """Pictures of one shape each on a plain background.
+class ShapeImages:
+    """Images of one shape each on a plain background.
 
     The answers stay right when the shape moves or is mirrored, so `draw` can make
-    many different pictures of the few there are.
+    many different images of the few there are.
     """
 
     def __init__(self, pixels):
         self.pixels = pixels
-        spans = np.array([_free_space(picture) for picture in pixels])
-        self.lowest, self.highest = spans[:, 0], spans[:, 1]
+        limits = np.array([_free_space(image) for image in pixels])
+        self.lowest, self.highest = limits[:, 0], limits[:, 1]
 
     def draw(self, ids, rng=None):
-        """Model inputs of some pictures: `(B, 1, height, width, 3)` floats.
+        """Model inputs of some images: `(B, 1, height, width, 3)` floats.
 
         Args:
-            ids: Indices of the pictures.
+            ids: Indices of the images.
             rng: A NumPy generator to move and mirror with; `None` to do neither.
         """
         pixels = self.pixels[ids]
@@ -83,15 +83,15 @@ class Pictures:
         return pixels[:, None]
 
 
-def _free_space(picture):
+def _free_space(image):
     """How far the shape can move: least and largest step down and right.
 
     Within these steps, `np.roll` moves the shape without wrapping it around. A
     shape that touches an edge may be cut there; it is not moved off that edge.
     """
-    edges = (picture[0], picture[-1], picture[:, 0], picture[:, -1])
+    edges = (image[0], image[-1], image[:, 0], image[:, -1])
     background = np.median(np.concatenate(edges), axis=0)
-    shape = np.abs(picture - background).max(axis=-1) > BACKGROUND_TOLERANCE
+    shape = np.abs(image - background).max(axis=-1) > BACKGROUND_TOLERANCE
     lowest, highest = [], []
     for axis in (0, 1):
         found = np.flatnonzero(shape.any(axis=1 - axis))
@@ -105,7 +105,7 @@ def _free_space(picture):
 class RandomBatches(keras.utils.PyDataset):
     """A base for batches drawn at random, a fixed number per epoch.
 
-    What a batch holds depends on the seed and its number alone.
+    The content of a batch depends on the seed and its number alone.
     """
 
     def __init__(self, batch_size, batches, seed):
@@ -127,7 +127,7 @@ class RandomBatches(keras.utils.PyDataset):
 
 
 class NamingBatches(RandomBatches):
-    """Pictures with the names of their colours and shapes.
+    """Images with the names of their colours and shapes.
 
     The names are the answers of those training questions that ask for one; a
     target that no question names has weight zero.
@@ -135,28 +135,26 @@ class NamingBatches(RandomBatches):
 
     def __init__(self, questions, batch_size, batches, seed):
         super().__init__(batch_size, batches, seed)
-        self.pictures = questions.pictures
+        self.images = questions.images
         self.names = {
             "color": _names(questions, COLORS),
             "shape": _names(questions, SHAPES),
         }
 
     def make_batch(self, rng):
-        ids = rng.integers(0, len(self.pictures.pixels), self.batch_size)
+        ids = rng.integers(0, len(self.images.pixels), self.batch_size)
         names = {key: value[ids] for key, value in self.names.items()}
         weights = {key: (y >= 0).astype("float32") for key, y in names.items()}
         targets = {key: np.maximum(y, 0) for key, y in names.items()}
-        return self.pictures.draw(ids, rng), targets, weights
+        return self.images.draw(ids, rng), targets, weights
 
 
 def _names(questions, words):
-    """For each picture, which of the words answers a question, or -1."""
-    names = np.full(len(questions.pictures.pixels), -1)
-    for answer, picture_id in zip(
-        questions.answers, questions.picture_ids, strict=True
-    ):
+    """For each image, which of the words answers a question, or -1."""
+    names = np.full(len(questions.images.pixels), -1)
+    for answer, image_id in zip(questions.answers, questions.image_ids, strict=True):
         if answer in words:
-            names[picture_id] = words.index(answer)
+            names[image_id] = words.index(answer)
     return names
 
 
@@ -181,13 +179,13 @@ def encode(questions, preprocessor):
         preprocessor: The teacher's preprocessor.
 
     Returns:
-        `(x, y, sample_weight)`; `x` has all inputs but the pictures.
+        `(x, y, sample_weight)`; `x` has all inputs but the images.
     """
     x, y, sample_weight = preprocessor(
         {"prompts": questions.prompts, "responses": questions.answers}
     )
     x = {key: keras.ops.convert_to_numpy(x[key]) for key in x if key != "images"}
-    # Without pictures, the preprocessor leaves the places of their tokens out.
+    # Without images, the preprocessor leaves out the positions of their tokens.
     is_image = x["token_ids"] == preprocessor.tokenizer.image_placeholder_id
     x["vision_mask"] = is_image
     x["vision_indices"] = np.nonzero(is_image)[1].reshape(len(questions), -1)
@@ -196,8 +194,8 @@ def encode(questions, preprocessor):
 
 
 def question_batch(questions, text, rows, rng=None):
-    """The `(x, y, sample_weight)` of some rows of `encode`, with pictures."""
+    """The `(x, y, sample_weight)` of some rows of `encode`, with images."""
     x, y, sample_weight = text
-    images = questions.pictures.draw(questions.picture_ids[rows], rng)
+    images = questions.images.draw(questions.image_ids[rows], rng)
     inputs = {key: value[rows] for key, value in x.items()}
     return {**inputs, "images": images}, y[rows], sample_weight[rows]

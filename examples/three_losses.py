@@ -1,4 +1,4 @@
-"""Why beta has bounds: three losses, each with a learned beta, with and without.
+"""Trains with three learned betas, with and without bounds, to show why beta has them.
 
     KERAS_BACKEND=jax python examples/three_losses.py
 
@@ -6,8 +6,8 @@ Trains small students on easy-VQA with cross-entropy, `CosineProbsEnergy` and
 `FeatureMSEEnergy` between image features, all three weighted by a `TaskBeta`, with SGD.
 The features can be matched almost exactly, so their beta grows until a step overshoots.
 Prints test accuracy and the largest relapse of the feature energy (its mean over an
-epoch over the least one before), for some seeds, and draws the first. Takes about four
-minutes on two cores.
+epoch divided by the least mean before), for some seeds, and plots the first. Takes
+about four minutes on two cores.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def train(teacher, train_records, test_records, bounds, seed, args):
 
 
 def relapse(energy):
-    """How many times its least value so far an energy came to again, at most."""
+    """The largest ratio of an energy to its least value in the epochs before."""
     least = np.minimum.accumulate(energy)
     return float(np.max(np.asarray(energy)[1:] / least[:-1]))
 

@@ -5,8 +5,8 @@
 The teacher is a Gemma 3 of 337,728 parameters (1.6 MB), 73,968 of them in its
 vision tower. It learns in two stages: the tower alone learns to name colours and
 shapes, then the whole model learns to answer questions. In both, the shapes are
-moved and mirrored at random, as there are 3,600 training pictures only. Neither
-stage sees the validation or the test pictures.
+moved and mirrored at random, as there are 3,600 training images only. Neither
+stage uses the validation or the test images.
 
 The preset in `presets/easy_vqa_teacher` is what the command above made, with seed
 0 and Keras on JAX. Its accuracy in per cent, by greedy generation:
@@ -159,9 +159,9 @@ def make_optimizer(learning_rate, steps):
 
 
 def train_tower(vision_encoder, questions, args):
-    """Teaches the tower to name the colour and the shape of a picture.
+    """Teaches the tower to name the colour and the shape of an image.
 
-    The heads are thrown away afterwards. With them, shapes are learned within
+    The heads are dropped afterwards. With them, shapes are learned within
     minutes; through the language model alone, they hardly are.
     """
     images = keras.Input((1, IMAGE_SIZE, IMAGE_SIZE, 3))
@@ -229,7 +229,7 @@ def generated_hits(teacher, questions, batch_size=256):
     hits = []
     for start in range(0, len(questions), batch_size):
         rows = range(start, min(start + batch_size, len(questions)))
-        pixels = questions.pictures.pixels[questions.picture_ids[rows]]
+        pixels = questions.images.pixels[questions.image_ids[rows]]
         outputs = teacher.generate(
             {
                 "prompts": [questions.prompts[i] for i in rows],

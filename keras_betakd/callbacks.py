@@ -1,4 +1,4 @@
-"""Callbacks: the history of losses, energies and betas; a backup after each epoch."""
+"""Callbacks: records losses, energies and betas; backs up the state of a training."""
 
 import csv
 import os
@@ -10,23 +10,31 @@ import keras
 from keras_betakd.distillation.saving import DistillerSaving, saved_bytes
 from keras_betakd.files import atomic_write
 
+_BACKUP_NAME = re.compile(r"epoch_(\d+)\.weights\.h5")
+
 
 class DistillationHistory(keras.callbacks.Callback):
     """Records losses, energies and betas every few training steps.
 
-    Keras reports the mean since the start of the epoch; this undoes it and keeps the
-    mean of each window of `every` steps, so that a curve shows what happens now. The
-    last batch of an epoch, if smaller, counts as a whole one.
+    Keras reports means since the start of the epoch. From these the callback computes
+    the mean of each window of `every` steps, so that curves show the current values.
+    The last batch of an epoch counts as a full one even if it is smaller. Losses are in
+    nats per token.
 
     Args:
-        every: how many training steps a row covers. Defaults to 10.
-        path: CSV file to keep the rows in after each epoch. A training that goes on at
-            an `initial_epoch` goes on with the rows that are there; pass this callback
-            before the one that saves weights. `None` (default) keeps no file.
+        every: number of training steps that a row covers. Defaults to 10.
+        path: CSV file that the rows are written to after each epoch. A training that
+            resumes at an `initial_epoch` keeps the rows that the file has up to there;
+            pass this callback before the one that saves weights. `None` (default)
+            writes no file.
 
     Attributes:
         rows: list of dicts: `"step"` (counted over all epochs, at the end of the
             window), then every metric of the distiller by name.
+
+    Raises:
+        ValueError: `every` is not a positive integer; or `write_csv` or `plot` is
+            called before any row is recorded.
 
     Example:
 
@@ -52,7 +60,7 @@ class DistillationHistory(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self._done, self._sums = 0, {}
         if epoch and not self.rows:
-            # Of a training that was broken off after so many steps.
+            # The training resumes after so many steps.
             self._step = epoch * self.params["steps"]
             self.rows = [r for r in self._kept_rows() if r["step"] <= self._step]
 
@@ -85,7 +93,7 @@ class DistillationHistory(keras.callbacks.Callback):
         self._done, self._sums = done, sums
 
     def write_csv(self, path):
-        """Writes the rows, one line a window."""
+        """Writes the rows to a CSV file, one line a window."""
         self._expect_rows()
         with atomic_write(path) as draft, open(draft, "w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
@@ -93,10 +101,10 @@ class DistillationHistory(keras.callbacks.Callback):
             writer.writerows(self.rows)
 
     def plot(self, path, title=None):
-        """Draws losses, energies and betas over the steps (needs matplotlib).
+        """Plots losses, energies and betas over the steps (needs matplotlib).
 
         Args:
-            path: picture file, e.g. `"history.png"`.
+            path: image file to write, e.g. `"history.png"`.
             title: title of the figure.
         """
         self._expect_rows()
@@ -123,7 +131,7 @@ class DistillationHistory(keras.callbacks.Callback):
         figure.savefig(path, dpi=120)
 
     def _expect_rows(self):
-        # A training that had ended when it was to go on.
+        # A resumed training may have had no epochs left to run.
         self.rows = self.rows or self._kept_rows()
         if not self.rows:
             raise ValueError(
@@ -131,32 +139,28 @@ class DistillationHistory(keras.callbacks.Callback):
             )
 
 
-_BACKUP_NAME = re.compile(r"epoch_(\d+)\.weights\.h5")
-
-
 class TrainingBackup(keras.callbacks.Callback):
-    """Keeps a training's state after each epoch, so that a killed run can go on.
+    """Saves the state of a training after each epoch, so that a killed run can resume.
 
-    The losses that follow are those of a run that was never broken: weights, betas,
-    the optimizer with its schedule, the state of energies, dropout's random state and
-    the order of the data are brought back. The last good state is never lost, whenever
-    a kill comes and however full the disk is: each is one file, written whole under a
-    name that says how many epochs it has seen, before the one before is removed.
-    (`keras.callbacks.BackupAndRestore` works too, but writes weights and epoch into
-    two files: a kill between them repeats an epoch.)
+    A resumed run has the losses of an uninterrupted one: the backup restores weights,
+    betas, the optimizer with its schedule, the state of energies, dropout's random
+    state and the order of the data. Neither a kill nor a full disk can lose the last
+    state: each is one file, written atomically under a name with its number of epochs,
+    before the previous one is removed. (`keras.callbacks.BackupAndRestore` works too,
+    but writes weights and epoch into two files: a kill between them repeats an epoch.)
 
-    The order of the data comes back for raw records and for data sets with a
-    `start_epoch` method, as those of `keras_betakd.data` are, if the seed is the same
-    (`keras.utils.set_random_seed`). An epoch that takes days can be cut into parts by
-    `keras_betakd.data.EpochParts`. Of a plain Keras model everything comes back but
-    dropout's random state, which is in no weights file of Keras'.
+    The order of the data is restored for raw records and for data sets with a
+    `start_epoch` method, such as those of `keras_betakd.data`, if the seed is the same
+    (`keras.utils.set_random_seed`). `keras_betakd.data.EpochParts` divides an epoch
+    that takes days into parts. For a plain Keras model everything is restored but
+    dropout's random state, which Keras does not save in weights files.
 
     Args:
-        directory: folder of its own; made if it is not there. Its file stays when
-            training ends.
+        directory: folder for the backup alone; created if it does not exist. The last
+            file stays when training ends.
 
     Raises:
-        OSError: the folder cannot be written, found when this is made.
+        OSError: the folder cannot be written; raised by the constructor.
 
     Example:
 
@@ -178,8 +182,11 @@ class TrainingBackup(keras.callbacks.Callback):
     def restore(self, model):
         """Loads the last state into a compiled model, if there is one.
 
+        Args:
+            model: the compiled model.
+
         Returns:
-            How many epochs it has seen; 0 if there is none.
+            The number of epochs of that state, for `initial_epoch`; 0 if there is none.
 
         Raises:
             ValueError: the file is damaged, or of another model.
@@ -203,7 +210,7 @@ class TrainingBackup(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         before = self._saved()
         path = self.directory / f"epoch_{epoch + 1}.weights.h5"
-        if isinstance(self.model, DistillerSaving):  # which writes files whole
+        if isinstance(self.model, DistillerSaving):  # it writes files atomically
             self.model.save_weights(path)
         else:
             with atomic_write(path, size=saved_bytes(self.model)) as draft:
@@ -213,7 +220,7 @@ class TrainingBackup(keras.callbacks.Callback):
                 other.unlink()
 
     def _saved(self):
-        """The files by their numbers of epochs."""
+        """The backup files by their number of epochs."""
         found = {
             _BACKUP_NAME.fullmatch(path.name): path for path in self.directory.iterdir()
         }

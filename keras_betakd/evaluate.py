@@ -1,24 +1,26 @@
-"""Lets a model answer a benchmark under the published protocol, and scores it.
+"""Evaluates a model on a benchmark: generates its answers and scores them.
 
     python -m keras_betakd.evaluate --model PRESET --benchmark gqa --data DIR
 
-PRESET is a folder that `save_to_preset` wrote, a name of keras-hub's, or a handle such
-as hf://...; Keras' backend is chosen by KERAS_BACKEND, as always. Prompts are the
-published ones; answers are greedy and do not depend on the batch size. DIR holds the
-files as they are published:
+The package also installs this command as keras-betakd-evaluate. PRESET is a folder that
+`save_to_preset` wrote, the name of a keras-hub preset, or a handle such as hf://...;
+KERAS_BACKEND selects Keras' backend. The prompts are those of the published protocol.
+Decoding is greedy, and no answer depends on the batch size. DIR holds the files as they
+are published:
 
 {files}
 
---output receives answers.jsonl (in LLaVA's format, on disk after each batch, and at the
-end in the order of the questions), run.json (the settings) and report.json. A run that
-was stopped or killed goes on where it was when it is started again with the same
-arguments.
+--output receives answers.jsonl (in LLaVA's format, written to disk after each batch and
+sorted in the order of the questions at the end), run.json (the settings) and
+report.json. A run that was stopped or killed continues when the same command is given
+again.
 
---limit N asks the first N questions only: of POPE N of each category, of MME the two
-questions about N pictures of each task, of MMBench N questions in all their rotations.
+--limit N evaluates the first N questions only: N of each category of POPE, the two
+questions about N images of each task of MME, and N questions of MMBench in all their
+rotations.
 
-Exit code: 0 for scores, 1 if the answers have none, 2 for what you can put right
-(arguments, files, presets), 130 after Ctrl-C.
+Exit code: 0 for scores, 1 if the answers have none, 2 for an error in the arguments,
+files or presets, 130 after Ctrl-C.
 """
 
 import argparse
@@ -33,9 +35,15 @@ from keras_betakd.evaluation.journal import Journal
 from keras_betakd.evaluation.report import make_report, settings, table
 from keras_betakd.evaluation.run import UsageError, answer_lines, usage_errors
 
+_SCRIPT = "keras-betakd-evaluate"
+
 
 def main(argv=None):
-    """Runs the command with these arguments; returns its exit code."""
+    """Runs the command; returns its exit code.
+
+    Args:
+        argv: list of strings, the arguments; those of the process if `None`.
+    """
     args = _parse(argv)
     try:
         return _run(args)
@@ -53,7 +61,7 @@ def main(argv=None):
 def _parse(argv):
     files = "\n".join(f"  {name:10} {b.files}" for name, b in BENCHMARKS.items())
     parser = argparse.ArgumentParser(
-        prog="python -m keras_betakd.evaluate",
+        prog=_program(),
         description=__doc__.replace("{files}", files),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -61,7 +69,7 @@ def _parse(argv):
     add("--model", required=True, metavar="PRESET", help="folder, name or handle")
     add("--benchmark", required=True, choices=BENCHMARKS)
     add("--data", required=True, type=pathlib.Path, metavar="DIR")
-    add("--limit", type=_positive, metavar="N", help="ask the first N questions only")
+    add("--limit", type=_positive, metavar="N", help="only the first N questions")
     add("--batch-size", type=_positive, default=8, help="default: %(default)s")
     add("--output", type=pathlib.Path, help="default: output/evaluate/MODEL/BENCHMARK")
     add(
@@ -87,6 +95,12 @@ def _parse(argv):
     return args
 
 
+def _program():
+    """The command that the user typed: the console script, or the module."""
+    name = pathlib.Path(sys.argv[0]).stem
+    return name if name == _SCRIPT else "python -m keras_betakd.evaluate"
+
+
 def _positive(text):
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be 1, 2, 3, ... Received: {text!r}")
@@ -97,25 +111,26 @@ def _run(args):
     benchmark = BENCHMARKS[args.benchmark]
     with usage_errors():
         every = run.load_questions(benchmark, args.data)
-        asked = benchmark.first(every, args.limit or len(every))
-        run.check_questions(benchmark, asked)
+        selected = benchmark.first(every, args.limit or len(every))
+        run.check_questions(benchmark, selected)
         teacher = args.teacher_answers and run.teacher_answers(
-            args.teacher_answers, benchmark, every, asked
+            args.teacher_answers, benchmark, every, selected
         )
         journal = Journal(args.output, settings(args))
-        answers = run.answered(journal.lines, benchmark, every)
-    waiting = [question for question in asked if question.id not in answers]
+        answers = run.recorded_answers(journal.lines, benchmark, every)
+    remaining = [question for question in selected if question.id not in answers]
     if journal.cut:
         sys.stdout.write(f"'{journal.path}' ended in half a line, now cut off.\n")
     sys.stdout.write(
-        f"{benchmark.title}: {len(asked)} questions, {len(waiting)} to be answered\n"
+        f"{benchmark.title}: {len(selected)} questions, {len(remaining)} to be "
+        "answered\n"
     )
-    if waiting:
-        _ask(args, benchmark, waiting, journal)
-        answers = run.answered(journal.lines, benchmark, every)
+    if remaining:
+        _generate(args, benchmark, remaining, journal)
+        answers = run.recorded_answers(journal.lines, benchmark, every)
     journal.sort([question.id for question in every])
     try:
-        result = make_report(args, benchmark, asked, answers, teacher)
+        result = make_report(args, benchmark, selected, answers, teacher)
     except ValueError as error:
         sys.stderr.write(f"'{journal.path}' is complete, but has no score: {error}\n")
         return 1
@@ -124,8 +139,9 @@ def _run(args):
     return 0
 
 
-def _ask(args, benchmark, questions, journal):
-    model = run.load(args, questions)
+def _generate(args, benchmark, questions, journal):
+    """Generates the answers to these questions and appends them to the journal."""
+    model = run.load_generator(args, questions)
     bar = keras.utils.Progbar(len(questions), unit_name="question")
     for lines in answer_lines(
         model, benchmark, questions, args.batch_size, args.max_new_tokens

@@ -1,5 +1,6 @@
 """The command that lets a model answer a benchmark and scores it."""
 
+import importlib
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 
 import keras
 import numpy as np
@@ -388,7 +390,7 @@ def test_what_a_person_can_put_right(data, student, tmp_path, capsys):
     )
     assert "cannot be loaded" in error(student, "--dtype", "float7")
     blind = saved(tiny_gemma_text(), tmp_path / "blind")
-    assert "takes no pictures" in error(blind)
+    assert "takes no images" in error(blind)
 
 
 @pytest.mark.parametrize(
@@ -529,3 +531,26 @@ def test_help_names_the_files(capsys):
     for benchmark in BENCHMARKS.values():
         assert benchmark.files in printed
     assert "130 after Ctrl-C" in printed
+
+
+def test_the_console_script_is_the_same_command(tmp_path, monkeypatch, capsys):
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    with open(os.path.join(root, "pyproject.toml"), "rb") as file:
+        scripts = tomllib.load(file)["project"]["scripts"]
+    script = "keras-betakd-evaluate"
+    module, function = scripts[script].split(":")
+    command = getattr(importlib.import_module(module), function)
+    for program, name in (
+        (f"/usr/bin/{script}", script),
+        ("/lib/keras_betakd/evaluate.py", "python -m keras_betakd.evaluate"),
+    ):
+        monkeypatch.setattr(sys, "argv", [program, "--help"])
+        with pytest.raises(SystemExit) as stopped:
+            command()
+        assert stopped.value.code == 0
+        assert capsys.readouterr().out.startswith(f"usage: {name} ")
+        # The exit code of a script is what `main` returns.
+        args = arguments("gqa", tmp_path / "none", "any", tmp_path / "out")
+        monkeypatch.setattr(sys, "argv", [program, *args])
+        assert command() == 2
+        assert "--data must be a folder" in capsys.readouterr().err

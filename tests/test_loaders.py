@@ -157,7 +157,7 @@ def test_a_missing_picture_is_named_before_any_is_read(name, copied):
 @pytest.mark.parametrize(
     "cell, message",
     [
-        ("", "Record '1': it is asked about a picture, but has none"),
+        ("", "Record '1': it is asked about an image, but has none"),
         ("1234", "row 2: `image` must be base64, or the index of a row"),
         ("%", "Question '1': its image is not in base64"),
     ],

@@ -168,7 +168,7 @@ def test_wrong_questions():
         MMEQuestion("1", "?", "color", "1", "maybe")
     with pytest.raises(ValueError, match="1 questions about 'OCR/1'"):
         score_mme(pair()[:1], answers("yes"))
-    with pytest.raises(ValueError, match="at least one picture"):
+    with pytest.raises(ValueError, match="at least one image"):
         MMETask(right=())
 
 
@@ -177,10 +177,10 @@ def test_faulty_folders(tmp_path):
     write_folder(tmp_path, {"OCR": {"1.txt": lines}, "count": {}})
     with pytest.raises(ValueError, match="must hold two lines"):
         load_mme(tmp_path, ["OCR"])
-    with pytest.raises(FileNotFoundError, match="a text file for each picture"):
+    with pytest.raises(FileNotFoundError, match="a text file for each image"):
         load_mme(tmp_path, ["count"])
     (tmp_path / "OCR" / "1.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match="no picture to the questions"):
+    with pytest.raises(FileNotFoundError, match="no image to the questions"):
         load_mme(tmp_path, ["OCR"])
     with pytest.raises(FileNotFoundError):
         load_mme(tmp_path, ["scene"])

@@ -166,7 +166,7 @@ def test_records_that_cannot_be_trained_are_refused_by_name(wrong, message):
 
 def test_captions_have_one_picture():
     layer = preprocessor(template="plain")
-    with pytest.raises(ValueError, match="1 prompts, 0 pictures in record"):
+    with pytest.raises(ValueError, match="1 prompts, 0 images in record"):
         layer({"prompts": ["what"], "responses": ["red"]})
 
 

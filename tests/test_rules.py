@@ -38,6 +38,19 @@ def test_only_public_keras(path):
     assert not [m for m in imported_modules(path) if m.startswith(private)]
 
 
+@pytest.mark.parametrize("path", sources("examples"))
+def test_examples_import_public_names_only(path):
+    """From the packages that users know, not from their submodules."""
+    packages = "data energies evaluation files head_loss mobilevlm models preprocessing"
+    public = {"keras_betakd", *(f"keras_betakd.{name}" for name in packages.split())}
+    with open(os.path.join(ROOT, path)) as file:
+        tree = ast.parse(file.read())
+    names = [node.name for node in ast.walk(tree) if isinstance(node, ast.alias)]
+    assert not [name for name in names if name.startswith("_")]
+    found = {m for m in imported_modules(path) if m.split(".")[0] == "keras_betakd"}
+    assert found <= public
+
+
 @pytest.mark.parametrize("path", sources("keras_betakd"))
 def test_optional_packages_are_imported_where_they_are_used(path):
     heavy = {"keras_hub", "PIL", "matplotlib", "safetensors", *BACKENDS}

@@ -102,7 +102,7 @@ def test_as_many_records_as_image_tokens(make):
     preprocess = DistillationPreprocessor(preprocessor, preprocessor, 4)
     size = preprocess(vqa_records(1))[0]["student"]["vision_indices"].shape[1]
     together = preprocess(vqa_records(size))[0]["student"]
-    with view.mended():
+    with view.patched():
         expected = [
             view.hidden_states({k: v[i : i + 1] for k, v in together.items()})
             for i in range(len(together["token_ids"]))

@@ -1,4 +1,4 @@
-"""Answers out of models, and scores out of answers."""
+"""Generates answers of models, reads benchmarks and scores answers."""
 
 from keras_betakd.evaluation.agreement import (
     Agreement,

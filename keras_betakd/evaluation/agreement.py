@@ -1,4 +1,4 @@
-"""Does a student repeat its teacher's errors, and does beta see them coming?"""
+"""Compares a student's answers, and the betas, with the errors of its teacher."""
 
 import collections
 import dataclasses
@@ -13,11 +13,11 @@ from keras_betakd.evaluation.intervals import Z_95, Accuracy
 
 
 class Outcome(NamedTuple):
-    """What came of one question.
+    """The answer to one question, and whether it is right.
 
     Args:
         answer: The answer as the scorer reads it (a choice, "yes", a normalized text),
-            so that equal ones say the same; `None` if it could not be read.
+            so that equal values are the same answer; `None` if it could not be read.
         right: Whether it counts as right.
 
     Example:
@@ -32,20 +32,21 @@ class Outcome(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """What `score_agreement` found. The counts are out of the questions of both.
+    """The result of `score_agreement`, over the questions that both models answered.
 
     Args:
-        n: Questions.
-        same: Those with the same answer; one that cannot be read equals nothing.
+        n: The number of these questions.
+        same: Those with the same answer; an answer that cannot be read equals no other.
         both_right: Those that both answer rightly.
-        wrong: Where the teacher is wrong: how often the student is, too. `None` if
-            the teacher never is.
-        wrong_elsewhere: Where the teacher is right: how often the student is wrong.
-            `None` if the teacher never is.
-        repeated: Where the teacher is wrong: how often the student gives the same
-            wrong answer. `None` as `wrong`.
-        chance: What `repeated` would be, in per cent, if the student's answer had
-            nothing to do with the teacher's; `None` as `wrong`.
+        wrong: Of the questions where the teacher is wrong, those where the student is
+            wrong, too. `None` if the teacher is never wrong.
+        wrong_elsewhere: Of the questions where the teacher is right, those where the
+            student is wrong. `None` if the teacher is never right.
+        repeated: Of the questions where the teacher is wrong, those where the student
+            gives the same wrong answer. `None` if the teacher is never wrong.
+        chance: The value that `repeated` would have, in per cent, if the student's
+            answers were independent of the teacher's. `None` if the teacher is never
+            wrong.
 
     Example:
 
@@ -74,17 +75,18 @@ def score_agreement(
 ) -> Agreement:
     """Compares the answers of a student with those of its teacher.
 
-    The chance takes the student's own habits for given: with the right answer e and
+    `chance` is estimated from the student's own answers: with the right answer e and
     the teacher's wrong answer t to a question, it is how often the student answers t
     to the *other* questions whose right answer is e, averaged over the questions that
-    the teacher gets wrong. So where there are two answers, it is the student's rate of
-    error; with four choices, about a third of it; for free text, the rate of that very
+    the teacher gets wrong. With two possible answers it is thus the student's error
+    rate; with four choices, about a third of it; for free text, the rate of that one
     confusion, and 0 where no other question has that right answer.
 
     Args:
         teacher: The teacher's outcomes by question id.
-        student: The student's. Questions that only one of the two has are left aside.
-        expected: The right answer to each question, in the form of the outcomes'.
+        student: The student's outcomes. Questions that only one of the two answered
+            are ignored.
+        expected: The right answer to each question, in the form of `Outcome.answer`.
 
     Returns:
         An `Agreement`, with 95 % intervals (Wilson).
@@ -128,7 +130,10 @@ def _share(flags):
 
 
 def _chances(names, wrong, teacher, student, expected):
-    """For each question of `wrong`, the share of the student's like answers."""
+    """For each question of `wrong`, how often the student gives the teacher's answer.
+
+    The share is over the other questions with the same right answer.
+    """
     given = collections.defaultdict(collections.Counter)
     for name in names:
         given[expected[name]][student[name].answer] += 1
@@ -144,12 +149,12 @@ def _chances(names, wrong, teacher, student, expected):
 
 @dataclasses.dataclass(frozen=True)
 class BetaAndErrors:
-    """What `beta_and_errors` found.
+    """The result of `beta_and_errors`.
 
     Args:
-        auc: How probably beta is lower at an example that the teacher gets wrong than
-            at one it gets right, ties by half: 0.5 if beta does not tell them apart,
-            1 if it always is.
+        auc: The probability that beta is lower at an example that the teacher gets
+            wrong than at one it gets right, ties counted by half: 0.5 if beta does not
+            separate them, 1 if it does without exception.
         interval: The 95 % interval of `auc`.
         median_wrong: The median beta where the teacher is wrong.
         median_right: The same where it is right.
@@ -170,18 +175,19 @@ class BetaAndErrors:
 def beta_and_errors(
     betas: Sequence[float], teacher_is_wrong: Sequence[bool]
 ) -> BetaAndErrors:
-    """Is beta lower where the teacher is wrong?
+    """Measures whether beta is lower where the teacher is wrong.
 
-    The area under the ROC curve of "low beta" as a test for the teacher's errors,
+    The measure is the area under the ROC curve of "low beta" as a test for the
+    teacher's errors,
 
         auc = P(beta_wrong < beta_right) + P(beta_wrong = beta_right) / 2
 
     with the standard error of Hanley and McNeil (1982). Its interval holds all areas
     that lie within 1.96 of *their own* standard errors of the one found (Newcombe
-    2006, method 5), so that it keeps its meaning at 0 and 1, as Wilson's does.
+    2006, method 5), so that it stays meaningful at 0 and 1, as Wilson's does.
 
     Args:
-        betas: The weight of each example, for example that of an `InstanceBeta`.
+        betas: The beta of each example, for example that of an `InstanceBeta`.
         teacher_is_wrong: For each example whether the teacher answers wrongly.
 
     Returns:
@@ -232,7 +238,7 @@ def _auc_interval(auc, m, n):
 
 
 def _border(inside, outside, too_far):
-    """Where `too_far` begins between two areas, by bisection to full precision."""
+    """The area where `too_far` begins, by bisection to full precision."""
     if not too_far(outside):
         return outside
     for _ in range(60):
@@ -245,7 +251,7 @@ def _border(inside, outside, too_far):
 
 
 def _standard_error(area, m, n):
-    """Hanley and McNeil's, with the same mean number of pairs for both terms."""
+    """The standard error of Hanley and McNeil, with m and n averaged in both terms."""
     pairs = (m + n) / 2 - 1
     terms = 1 + pairs * (1 - area) / (2 - area) + pairs * area / (1 + area)
     return math.sqrt(area * (1 - area) * terms / (m * n))

@@ -1,4 +1,4 @@
-"""What is left of a model's output once its marks are gone: the answer."""
+"""Cuts a model's output at its end mark and removes special tokens: the answer."""
 
 import re
 
@@ -13,10 +13,10 @@ _OTHER_MARK = re.compile(
 
 
 def clean_answer(text: str) -> str:
-    """The answer alone: cut at the first end mark, without special tokens.
+    """The answer in an output: cut at the first end mark, without special tokens.
 
     Args:
-        text: What a model produced.
+        text: The output of a model.
 
     Returns:
         The text up to `</s>`, `<eos>`, `<end_of_turn>`, `<|im_end|>` or the like,
@@ -31,10 +31,10 @@ def clean_answer(text: str) -> str:
 
 
 def without_end_mark(text: str) -> str:
-    """The `clean_answer` of a text with an end mark; another stays as it is.
+    """Applies `clean_answer` to a text that has an end mark; leaves others as they are.
 
-    For answers that some other program wrote, maybe with its marks. In all others, even
-    outer spaces are part of what the published scorers compare.
+    It is for answers that another program wrote, possibly with end marks. In texts
+    without one even outer spaces stay, since the published scorers compare them.
 
     Example:
 

@@ -1,8 +1,8 @@
-"""Which of the given choices does an answer name?
+"""Finds which of the given choices an answer names.
 
 `parse_letter_strict` is the rule behind the published LLaVA, MobileVLM and Beta-KD
-numbers, with all its traps. `parse_choice` reads what a person would read, and says
-`None` rather than guess.
+numbers, with all its pitfalls. `parse_choice` reads an answer as a person would, and
+returns `None` rather than guess.
 """
 
 import re
@@ -15,8 +15,8 @@ from keras_betakd.evaluation.answer_text import clean_answer
 
 LETTERS = string.ascii_uppercase
 
-# A letter counts only where it can be no word or initial: "A dog" and "I think" do
-# not, "A is right" and "I." do. "(A)" always does.
+# A letter counts only where it cannot be a word or an initial: it does not in "A dog"
+# and "I think", but does in "A is right" and "I.". "(A)" always counts.
 _ENDS = r"\s*(?:\.(?!\w)|[;:!?)\]\n]|$)"
 _GOES_ON = rf"(?={_ENDS}|\s*[,/&]|\s+(?:is|was|because|since|as|or|and)\b)"
 _I_GOES_ON = rf"(?={_ENDS}|\s+(?:is|because)\b)"
@@ -50,19 +50,19 @@ _REFUSED_BEFORE = re.compile(
     r"|\binstead\s+of)\s+(?i:be\s+)?(?i:(?:a|an|the|in|at|on|of|option|choice)\s+)?\(?$"
     r"|(?i:(?:\bnot|n't)\s+(?:think|believe|know|say|sure|certain)|\bdoubt)\b[^.!?;,\n]*$"
 )
-# A choice of such words alone is too common to be looked for inside a sentence.
+# A choice that has only such words is too common to be searched for in a sentence.
 _COMMON = frozenset(
     "a an the i is are was were be it its this that in on at of to and or not".split()
 )
 
 
 def parse_letter_strict(text: str, choices: Sequence[str]) -> int | None:
-    """The choice that the published LLaVA scorer reads out of an answer.
+    """The choice that the published LLaVA scorer reads in an answer.
 
-    In this order: the whole text is one of A to E; the text starts with one of
-    them, a period and a space; "The answer is X" and any one character occurs exactly
-    once. Use it to reproduce published numbers. Known traps: "B." and "(B)" and a
-    final "The answer is D" are not read, "The answer is Apple." is read as A.
+    The rules, in this order: the whole text is one of A to E; the text starts with one
+    of them, a period and a space; "The answer is X" and any one character occurs
+    exactly once. Use it to reproduce published numbers. Known pitfalls: "B." and "(B)"
+    and a final "The answer is D" are not read, "The answer is Apple." is read as A.
 
     Args:
         text: The answer.
@@ -91,18 +91,18 @@ def parse_letter_strict(text: str, choices: Sequence[str]) -> int | None:
 
 
 def parse_choice(text: str, choices: Sequence[str]) -> int | None:
-    """The choice that an answer names, in whatever form, or `None`; never a guess.
+    """The choice that an answer names, in whatever form; `None` if it is not clear.
 
-    Read are a letter ("B", "b.", "(B)", "**B**", "B. New Hampshire"), a statement
-    ("The answer is B", which outweighs letters mentioned elsewhere), the text of
-    a choice, alone or as whole words in a sentence (the longest wins where one choice
-    is part of another), and letters that a sentence plainly uses as such ("I
-    think it is C", "option D"). Only letters of choices that exist count. The
-    article "a", the pronoun "I", letters inside words and what is denied ("not A",
-    "B is wrong") do not. Several candidates are no answer.
+    It reads a letter ("B", "b.", "(B)", "**B**", "B. New Hampshire"), a statement
+    ("The answer is B", which takes precedence over letters mentioned elsewhere), the
+    text of a choice, alone or as whole words in a sentence (the longest wins where one
+    choice is part of another), and letters that a sentence uses as such ("I think it is
+    C", "option D"). Only letters of choices that exist count. The article "a", the
+    pronoun "I", letters inside words and negated choices ("not A", "B is wrong") do
+    not. Several candidates are no answer.
 
     Args:
-        text: The answer; end marks, Markdown stars and outer spaces do not matter.
+        text: The answer; end marks, Markdown stars and outer spaces are ignored.
         choices: The choices of the question, up to 26.
 
     Returns:
@@ -115,7 +115,7 @@ def parse_choice(text: str, choices: Sequence[str]) -> int | None:
     >>> parse_choice("None of the above", ["Maryland", "New Hampshire"])
     """
     text = _normalized(text)
-    # As the prompt shows them: a mark in a choice is part of its text.
+    # Neutralized as in the prompt: a mark in a choice is part of its text.
     options = [_normalized(neutralize_image_marks(choice)) for choice in choices]
     whole = _whole(text, options)
     if whole:
@@ -131,13 +131,13 @@ def parse_choice(text: str, choices: Sequence[str]) -> int | None:
 
 
 def _only(indices, count):
-    """The one index, if it is the only one and that of a choice."""
+    """The index, if there is a single one and it is that of a choice; else `None`."""
     (index,) = indices if len(indices) == 1 else (count,)
     return index if index < count else None
 
 
 def _normalized(text):
-    # What is left of marks after cleaning stands in the text of a choice.
+    # Image marks that are left after cleaning belong to the text of a choice.
     text = neutralize_image_marks(clean_answer(text))
     text = unicodedata.normalize("NFKC", text)
     text = text.replace("\u2019", "'").replace("*", "").replace("`", "")
@@ -145,12 +145,12 @@ def _normalized(text):
 
 
 def _core(text):
-    """A text without the punctuation around it: "Red." and "red" are one answer."""
+    """The text without surrounding punctuation, so that "Red." equals "Red"."""
     return text.strip(" \n.,;:!?\"'()[]") or text
 
 
 def _equal_options(text, options):
-    """The options equal to `text`; case decides only between several."""
+    """The options equal to `text`; case only matters where several are."""
     same = [i for i, o in enumerate(options) if _core(o).casefold() == text.casefold()]
     exact = [i for i in same if _core(options[i]) == text]
     return set(exact or same)
@@ -170,7 +170,7 @@ def _index(match):
 
 
 def _option_spans(text, options):
-    """Where choices occur in the text as whole words: (start, end, index)."""
+    """The (start, end, index) of each choice that occurs in the text as whole words."""
     spans = []
     for core in {_core(option).casefold() for option in options}:
         single_letter = len(core) == 1 and core.isalpha()
@@ -190,14 +190,14 @@ def _inside(span, other):
 
 
 def _without(text, spans):
-    """The text with the choices' wording blotted out: no letters are found there."""
+    """The text with the choices' wording blanked out, so that it has no letters."""
     for start, end, _ in spans:
         text = text[:start] + "\0" * (end - start) + text[end:]
     return text
 
 
 def _stated(text):
-    """The choices said to be the answer, "B or C" included as both."""
+    """The choices stated to be the answer; "B or C" states both."""
     return _found(_STATED, text)
 
 
@@ -218,10 +218,10 @@ def _with_alternative(match, text, end):
 
 
 def _leading(text, spans):
-    """The choice whose letter opens the text, as in "B. New Hampshire".
+    """The choice whose letter starts the text, as in "B. New Hampshire".
 
-    Both the letter's and the wording's, if they disagree; none if the text merely
-    repeats the list of choices.
+    If letter and wording disagree, the choices of both; if the text only repeats the
+    list of choices, none.
     """
     match = _LEADING.match(text)
     if not match:
@@ -234,6 +234,6 @@ def _leading(text, spans):
 
 
 def _refused(text, start, end):
-    """Whether what stands between `start` and `end` is denied."""
+    """Whether the text between `start` and `end` is negated."""
     before, after = text[:start], text[end:]
     return bool(_REFUSED_BEFORE.search(before) or _REFUSED_AFTER.match(after))

@@ -1,4 +1,4 @@
-"""Greedy decoding, group by group, the same for every batch size."""
+"""Greedy decoding of groups of prompts, with the same answers for every batch size."""
 
 import collections
 import contextlib
@@ -10,12 +10,12 @@ import numpy as np
 
 from keras_betakd.evaluation.answer_text import clean_answer
 from keras_betakd.evaluation.prompts import Prompt
-from keras_betakd.evaluation.uncached_decoding import recomputed_answers
+from keras_betakd.evaluation.uncached_decoding import uncached_decoder
 
 _LENGTH_STEP = 64
 
-# Batches of prompts that may wait for others of their length: their pictures are held
-# so long. Where lengths differ more, groups are filled up with repetitions instead.
+# The number of batches whose prompts, with their images, are held in memory until
+# there is a full group of one length. Beyond it, groups are padded with repetitions.
 _MOST_WAITING = 64
 
 
@@ -26,19 +26,21 @@ def answered_groups(
     max_length: int | None = None,
     max_new_tokens: int | None = None,
 ) -> Iterator[list[tuple[Prompt, str]]]:
-    """Lets a model answer prompts, and yields each group as soon as it is answered.
+    """Generates answers to prompts and yields each group as soon as it is answered.
 
-    Where prompts of one length only go together (see `generate_answers`), they wait for
-    each other, and the groups come in another order than the prompts. While the
-    iterator is open the model is prepared for greedy decoding; then it is as it was.
+    Where only prompts of one length are decoded together (see `generate_answers`), they
+    are collected until there are enough of one length, and the groups come in another
+    order than the prompts. While the iterator is open the model is set to greedy
+    decoding; then it is restored.
 
     Args:
         model: A keras-hub model with its preprocessor.
-        prompts: What a `PromptReader` of that preprocessor reads; read as needed.
+        prompts: The prompts that a `PromptReader` of that preprocessor yields; read as
+            needed.
         batch_size: As for `generate_answers`.
         max_length: As for `generate_answers`.
-        max_new_tokens: As for `generate_answers`, but a prompt that has less room than
-            that gets an answer that ends with the room.
+        max_new_tokens: As for `generate_answers`, but the answer to a prompt that
+            leaves less room than that ends with the room.
 
     Yields:
         The prompts of a group, each with its cleaned answer.
@@ -55,19 +57,19 @@ def answered_groups(
 
     decode, context = functools.partial(_decoded, model), _greedy(model, max_new_tokens)
     if not format_of(model.preprocessor).decodes_cached:
-        decode = recomputed_answers(model, max_new_tokens)
+        decode = uncached_decoder(model, max_new_tokens)
         context = contextlib.nullcontext()
     with context:
         for group, lacking in _groups(prompts, batch_size):
             length = max_length or _total_length(group, max_new_tokens)
-            # Filled up with repetitions, so that JAX need not compile another shape.
+            # Padded with repetitions, so that JAX need not compile another shape.
             texts = decode(_batch(group + group[-1:] * lacking), length)
             answers = map(clean_answer, texts[: len(group)])
             yield list(zip(group, answers, strict=True))
 
 
 def _groups(prompts, batch_size):
-    """Prompts that go together, and how many they lack to be a whole batch."""
+    """Yields prompts to decode together, and how many are missing to a full batch."""
     waiting = collections.defaultdict(list)
     for prompt in prompts:
         batch_size = batch_size or prompt.batch_size
@@ -81,7 +83,7 @@ def _groups(prompts, batch_size):
 
 
 def _total_length(group, max_new_tokens):
-    """Tokens to decode `group` in, rounded up: few shapes to compile."""
+    """The length to decode `group` in, rounded up so that few shapes are compiled."""
     limit = group[0].length + group[0].room
     if max_new_tokens is None:
         return limit
@@ -104,9 +106,9 @@ def _decoded(model, inputs, length):
 
 @contextlib.contextmanager
 def _greedy(model, max_new_tokens):
-    """Makes `model.generate` greedy and its answers short, for a while.
+    """Within, `model.generate` is greedy and stops after `max_new_tokens`.
 
-    Only two public attributes of the model are exchanged, and given back: its
+    Only two public attributes of the model are replaced, and restored afterwards: its
     sampler, and the compiled function that `make_generate_function` keeps.
     """
     from keras_hub.samplers import GreedySampler
@@ -115,27 +117,27 @@ def _greedy(model, max_new_tokens):
 
     sampler = getattr(model, "sampler", None)
     compiled = getattr(model, "generate_function", None)
-    # The exact class: one that inherits from it may do something else.
+    # The exact class: a subclass may do something else.
     is_greedy = type(sampler) is GreedySampler
     view = view_of(model)
     try:
-        if not is_greedy or view.is_mended:
+        if not is_greedy or view.is_patched:
             model.sampler, model.generate_function = GreedySampler(), None
         function = model.make_generate_function()
-        if is_greedy and not view.is_mended:
+        if is_greedy and not view.is_patched:
             compiled = function
         model.generate_function = _answers_alone(function, max_new_tokens)
-        with view.mended():
+        with view.patched():
             yield
     finally:
         model.sampler, model.generate_function = sampler, compiled
 
 
 def _answers_alone(function, max_new_tokens):
-    """`function` without the prompt, each row's answer cut after `max_new_tokens`.
+    """Wraps `function` to mask out the prompt and cut answers at `max_new_tokens`.
 
-    `strip_prompt` of keras-hub's `generate` would do the first, but not every family
-    has it.
+    `strip_prompt` of keras-hub's `generate` masks out the prompt as well, but not every
+    family has it.
     """
 
     def generate(inputs, stop_token_ids=None):

@@ -1,4 +1,4 @@
-"""Greedy answers of a keras-hub model, the same for every batch size."""
+"""Generates greedy answers of a keras-hub model, the same for every batch size."""
 
 from collections.abc import Iterable
 
@@ -16,20 +16,21 @@ def generate_answers(
     max_new_tokens: int | None = None,
     progress: bool = True,
 ) -> dict[str, str]:
-    """Lets a keras-hub model answer every prompt, greedily.
+    """Generates the greedy answer of a keras-hub model to every prompt.
 
     The decoding is greedy whatever sampler the model was compiled with (keras-hub's
-    own default draws at random), and the model is left as it was. A model compiled
+    own default samples at random), and the model is left as it was. A model compiled
     with `sampler="greedy"` keeps its compiled function from call to call; any other
-    compiles again at each.
+    is compiled again at each call.
 
-    An answer does not depend on its batch. Two things would make it: `max_new_tokens`
-    is counted from the end of each prompt, where keras-hub decodes a whole batch to
-    one length; and a model whose prompt tokens see each other both ways (PaliGemma)
-    only gets prompts of one length together, because keras-hub, while it decodes the
-    shorter prompts of a batch, overwrites the rest of the longer ones in the cache
-    with values that saw the past alone. A batch that is not full is filled up with
-    repetitions, which are dropped, so that JAX need not compile another shape.
+    An answer does not depend on the batch that its prompt is in, for two reasons.
+    `max_new_tokens` is counted from the end of each prompt, where keras-hub decodes a
+    whole batch to one length. And a model with bidirectional attention in its prompt
+    (PaliGemma) decodes only prompts of one length together, because keras-hub, while it
+    decodes the shorter prompts of a batch, overwrites the rest of the longer ones in
+    the cache with values that attend to the past alone. A batch that is not full is
+    padded with repetitions, which are dropped, so that JAX need not compile another
+    shape.
 
     Args:
         model: A `keras_hub.models.CausalLM` or `Seq2SeqLM` with its preprocessor.
@@ -38,18 +39,18 @@ def generate_answers(
             "0", "1", and so on.
         batch_size: Prompts to generate for at once; by default, as many as the first
             batch has.
-        max_length: Tokens of prompt and answer together, and the one length that all
-            batches are decoded in. By default the preprocessor's `sequence_length`,
-            or just what a batch needs, rounded up, if `max_new_tokens` is given.
-        max_new_tokens: Tokens of an answer; by default whatever `max_length` leaves.
+        max_length: Tokens of prompt and answer together; all batches are decoded in
+            this one length. By default the preprocessor's `sequence_length`, or the
+            length that a batch needs, rounded up, if `max_new_tokens` is given.
+        max_new_tokens: Tokens of an answer; by default as many as `max_length` leaves.
         progress: Whether to show a progress bar.
 
     Returns:
         The cleaned answers (see `clean_answer`) by id, in the order of the prompts.
 
     Raises:
-        ValueError: A prompt leaves no room for its answer (keras-hub would cut it
-            in silence); the pictures do not fit the marks or the model; an id
+        ValueError: A prompt leaves no room for its answer (keras-hub would truncate it
+            without a message); the images do not match the marks or the model; an id
             occurs twice. The message names the record.
         TypeError: The model has no preprocessor or does not generate.
 

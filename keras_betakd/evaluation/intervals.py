@@ -1,4 +1,4 @@
-"""How sure a score is: 95 % intervals beside accuracies and means."""
+"""95 % confidence intervals of accuracies and means."""
 
 import dataclasses
 import math
@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Hashable, Iterable, Sequence
 
 Z_95 = statistics.NormalDist().inv_cdf(0.975)
-"""Standard deviations to either side that hold 95 % of a normal distribution."""
+"""The 97.5 % quantile of the standard normal distribution, 1.96."""
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
@@ -16,12 +16,12 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
 
         (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
 
-    It stays within 0..1 and keeps its meaning for small `n` and for proportions of 0
-    and 1, where the normal approximation collapses to a point.
+    It stays within 0..1 and is meaningful for small `n` and for proportions of 0 and 1,
+    where the normal approximation collapses to a point.
 
     Args:
-        successes: How many succeeded.
-        n: Out of how many.
+        successes: The number of successes.
+        n: The number of trials.
 
     Returns:
         The lower and the upper end, as fractions in 0..1.
@@ -70,13 +70,14 @@ def mean_interval(
 ) -> tuple[float, float] | None:
     """The 95 % interval of a mean of scores, by the normal approximation.
 
-    mean -+ 1.96 s / sqrt(n), with s the sample's standard deviation (n - 1), cut to
-    the range that a score can have. Equal values give an interval of width zero.
+    The interval is mean -+ 1.96 s / sqrt(n), with n the number of values and s their
+    sample standard deviation (n - 1), clipped to the range that a score can have. Equal
+    values give an interval of width zero.
 
     Args:
         values: One score per example.
-        low: The smallest score there is.
-        high: The largest score there is.
+        low: The smallest possible score.
+        high: The largest possible score.
 
     Returns:
         The lower and the upper end, in the scores' unit; `None` for fewer than two
@@ -96,7 +97,7 @@ def mean_interval(
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-    """Right answers out of a number of questions.
+    """An accuracy: the number of right answers, and that of questions.
 
     Args:
         correct: Questions answered rightly.
@@ -130,7 +131,7 @@ class Accuracy:
 
 
 def accuracies(outcomes: Iterable[tuple[Hashable, bool]]) -> dict[Hashable, Accuracy]:
-    """The accuracy in each category, in the order in which they first occur.
+    """The accuracy in each category; categories in the order of first occurrence.
 
     Args:
         outcomes: For each question its category and whether it was answered rightly.

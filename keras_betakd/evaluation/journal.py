@@ -1,7 +1,7 @@
-"""The folder of a run: its settings, the answers so far, and at last the report.
+"""The folder of a run: its settings, the answers so far, and at the end the report.
 
-run.json        what must be the same for answers to belong together
-answers.jsonl   one answer a line, in LLaVA's format, as they come; at last in order
+run.json        the settings; answers of other settings are not mixed with these
+answers.jsonl   one answer a line, in LLaVA's format; sorted when the run is complete
 report.json     the scores
 """
 
@@ -14,19 +14,31 @@ from typing import NamedTuple
 from keras_betakd.files import atomic_write, read_json, read_jsonl
 
 
-class Journal:
-    """The answers of a run, on disk as soon as they are there.
-
-    A run that was killed is taken up by making a `Journal` of the same folder and
-    settings. A last line that was only half written is cut off.
+class Answer(NamedTuple):
+    """An answer that is on disk.
 
     Args:
-        folder: Where to write; made if it is not there.
-        settings: What the answers depend on, as JSON has it.
+        text: The answer.
+        room: How many tokens it could have had.
+    """
+
+    text: str
+    room: int
+
+
+class Journal:
+    """The answers of a run, written to disk as soon as they are generated.
+
+    A `Journal` of the same folder and settings continues a run that was killed. A last
+    line that was only half written is cut off.
+
+    Args:
+        folder: The folder to write to; created if it does not exist.
+        settings: The settings that the answers depend on, as values of JSON.
 
     Attributes:
         lines: The answers so far.
-        cut: Whether there was half a line.
+        cut: Whether a half-written line was cut off.
 
     Raises:
         ValueError: The folder holds the answers of another run, or damaged files.
@@ -58,7 +70,7 @@ class Journal:
             ) from error
 
     def _claim(self, settings):
-        """Writes the settings, or holds them against those of the answers there are."""
+        """Writes the settings, or compares them with those of the answers there."""
         path = self.folder / "run.json"
         if not self.path.exists() or not self.path.stat().st_size:
             return _write(path, settings)
@@ -76,16 +88,16 @@ class Journal:
             )
 
     def append(self, lines: Sequence[Mapping]) -> None:
-        """Adds answers, and returns when they would survive a crash."""
+        """Appends answers; returns once they are on disk and would survive a crash."""
         _write_through(self.path, "a", _jsonl(lines))
         self.lines += lines
 
     def sort(self, ids: Sequence[str]) -> None:
-        """Puts the answers in the order of these ids, those of the questions.
+        """Sorts the answers in the order of these ids, those of the questions.
 
-        Answers come in an order of their own where a family answers questions of one
-        length together, or where a run was extended; but the published scorers of POPE
-        and MME go by place.
+        Answers are generated in another order where a family can only decode prompts
+        of one length together, or where a run was extended; but the published scorers
+        of POPE and MME match answers and questions by their order.
 
         Args:
             ids: The ids of at least all questions that are answered.
@@ -117,7 +129,7 @@ def _replace(path, text):
 
 
 def _write_through(path, mode, text):
-    """Writes, and returns when it would survive a crash."""
+    """Writes the text; returns once it is on disk and would survive a crash."""
     with open(path, mode, encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -140,15 +152,3 @@ def _differences(known, settings):
         f"{name} was {known.get(name)!r} and is now {settings.get(name)!r}"
         for name in names
     )
-
-
-class Answer(NamedTuple):
-    """An answer that is on disk.
-
-    Args:
-        text: The answer.
-        room: How many tokens it could have had.
-    """
-
-    text: str
-    room: int

@@ -1,9 +1,11 @@
-"""What the VQA benchmarks share in the LLaVA protocol (Liu et al., 2023).
+"""Question and answer files in LLaVA's format, shared by the benchmarks.
 
 A question file holds one JSON object a line with `question_id`, `image` and `text`; an
-answer file one with `question_id`, `prompt` (the text as asked, without the image mark)
-and `text`. The scorers take answers by id: an answer that is missing, unknown or given
-twice can then never move the others, as it does where files are read side by side.
+answer file one with `question_id`, `prompt` (the prompt without the image mark) and
+`text`. The scorers take answers by id, so that one that is missing, unknown or given
+twice never shifts the others, as it does where two files are read line by line.
+
+Source: Liu et al. 2023 (LLaVA).
 """
 
 import collections
@@ -15,10 +17,13 @@ from keras_betakd.data.images import IMAGE_MARK, neutralize_image_marks
 from keras_betakd.evaluation.answer_text import without_end_mark
 from keras_betakd.files import read_jsonl
 
+SHORT_ANSWER_SUFFIX = "\nAnswer the question using a single word or phrase."
+"""The instruction after each question of GQA, TextVQA, POPE and MME."""
+
 
 @dataclasses.dataclass(frozen=True)
 class VQAQuestion:
-    """What every benchmark's question has.
+    """The fields that the questions of all these benchmarks have.
 
     Args:
         id: The question's id, unique in its benchmark; integers become strings.
@@ -50,13 +55,84 @@ class VQAQuestion:
         object.__setattr__(self, "id", str(self.id))
 
 
+def read_questions(
+    path: str | os.PathLike, image_folder: str | os.PathLike = ""
+) -> list[tuple[str, str, str, dict]]:
+    """Reads a question file of a benchmark that is answered with a word or phrase.
+
+    Args:
+        path: The file.
+        image_folder: The folder of its images; joined with their names.
+
+    Returns:
+        For each line its `question_id`, its text without `SHORT_ANSWER_SUFFIX`, the
+        path of its image and all its fields.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A line is no JSON object, lacks a key, or its text does not end with
+            `SHORT_ANSWER_SUFFIX`, so that the prompt would be another.
+
+    Example:
+
+    ```python
+    read_questions("llava_pope_test.jsonl", "val2014")
+    ```
+    """
+    questions = []
+    for number, fields in enumerate(read_jsonl(path), 1):
+        where = f"{os.fspath(path)!r}, question {number}"
+        name, text, image = require_texts(
+            fields, ("question_id", "text", "image"), where
+        )
+        if not text.endswith(SHORT_ANSWER_SUFFIX):
+            raise ValueError(
+                f"{where}: `text` must end with {SHORT_ANSWER_SUFFIX!r}, as in LLaVA's "
+                f"question files. Received: {text!r}"
+            )
+        text = text.removesuffix(SHORT_ANSWER_SUFFIX)
+        questions.append((name, text, os.path.join(image_folder, image), fields))
+    return questions
+
+
+def require_texts(fields: Mapping, keys: Sequence[str], where: str) -> list[str]:
+    """The strings under these keys of an object, checked.
+
+    Args:
+        fields: The object, for example a line of a question file.
+        keys: Keys that must be there with a string. An id may be an integer.
+        where: The name of `fields` in an error message.
+
+    Returns:
+        The values, as strings.
+
+    Raises:
+        ValueError: A key is missing, or its value no string.
+
+    Example:
+
+    >>> require_texts({"question_id": 7, "text": "cat"}, ("question_id", "text"), "it")
+    ['7', 'cat']
+    """
+    texts = []
+    for key in keys:
+        value = fields.get(key) if isinstance(fields, Mapping) else None
+        is_id = key.endswith("id") and type(value) is int
+        if not isinstance(value, str) and not is_id:
+            raise ValueError(
+                f"{where}: needs a string under the key {key!r}. Received: {fields!r}"
+            )
+        texts.append(str(value))
+    return texts
+
+
 def short_answer_prompt(text: str) -> str:
-    """A prompt with a picture and the instruction to answer in a word or phrase.
+    """A prompt with an image and the instruction to answer in a word or phrase.
 
     Image marks in the text itself are neutralized.
 
     Args:
-        text: The question, with whatever the benchmark puts behind it.
+        text: The question, with any text that the benchmark adds to it.
 
     Returns:
         The prompt, starting with `IMAGE_MARK`.
@@ -70,15 +146,15 @@ def short_answer_prompt(text: str) -> str:
 
 
 def llava_answers(lines: Iterable[Mapping], unique: bool = False) -> dict[str, str]:
-    """Answers by id out of the lines of a LLaVA answer file.
+    """The answers in the lines of a LLaVA answer file, by question id.
 
     Of answers with the same id the last counts, as in the published scorers of GQA,
-    ScienceQA and MMBench. For TextVQA and MME, where an id stands for several
-    questions, use `textvqa_answers` and `mme_answers`.
+    ScienceQA and MMBench. For TextVQA and MME, where several questions share an id, use
+    `textvqa_answers` and `mme_answers`.
 
     Args:
         lines: Objects with `question_id` and `text`, for example from `read_jsonl`.
-        unique: Whether to refuse an id that occurs twice; POPE wants it, whose
+        unique: Whether to raise for an id that occurs twice. Set it for POPE, whose
             published scorer would pair all further answers with the wrong labels.
 
     Returns:
@@ -109,13 +185,13 @@ def answers_of(
     predictions: Mapping[str, str],
     refuse_unknown: bool = False,
 ) -> dict[str, str]:
-    """The answers to these questions by id, checked.
+    """Checks answers and returns those to these questions, by id.
 
     Args:
-        questions: The questions asked.
+        questions: The questions.
         predictions: Answers by question id, a string or an integer.
-        refuse_unknown: Whether an answer to no question is an error. Otherwise it is
-            left aside.
+        refuse_unknown: Whether an answer to none of the questions is an error. By
+            default it is ignored.
 
     Returns:
         The answers, in the order of the questions and without end marks; a question
@@ -171,7 +247,7 @@ def _check_texts(answers):
 def queues(
     questions: Iterable[VQAQuestion], key: Callable[[VQAQuestion], Hashable]
 ) -> dict[Hashable, collections.deque]:
-    """The questions by a key that several may share, in order; see `take`."""
+    """Queues of questions by a key that several may share, in order; see `take`."""
     waiting: dict[Hashable, collections.deque] = {}
     for question in questions:
         waiting.setdefault(key(question), collections.deque()).append(question)
@@ -179,12 +255,12 @@ def queues(
 
 
 def take(waiting: dict[Hashable, collections.deque], key: Hashable, where: str):
-    """The next question of a key: the k-th line of a file gets the k-th question.
+    """Takes the next question with a key: the k-th line of a file gets the k-th.
 
     Args:
-        waiting: What `queues` returned.
-        key: What identifies the question.
-        where: How to name the line in a message.
+        waiting: The questions, as `queues` returned them.
+        key: The key of the question.
+        where: The name of the line in an error message.
 
     Raises:
         ValueError: There is no question with this key, or none is left.
@@ -206,78 +282,3 @@ def take(waiting: dict[Hashable, collections.deque], key: Hashable, where: str):
             f"question. Received: {key!r}"
         )
     return waiting[key].popleft()
-
-
-SHORT_ANSWER_SUFFIX = "\nAnswer the question using a single word or phrase."
-"""What stands behind the questions of GQA, TextVQA, POPE and MME."""
-
-
-def require_texts(fields: Mapping, keys: Sequence[str], where: str) -> list[str]:
-    """The texts of some keys.
-
-    Args:
-        fields: What was read, for example a line of a question file.
-        keys: Keys that must be there with a string. An id may be an integer.
-        where: How to name `fields` in a message.
-
-    Returns:
-        The values, as strings.
-
-    Raises:
-        ValueError: A key is missing, or its value no string.
-
-    Example:
-
-    >>> require_texts({"question_id": 7, "text": "cat"}, ("question_id", "text"), "it")
-    ['7', 'cat']
-    """
-    texts = []
-    for key in keys:
-        value = fields.get(key) if isinstance(fields, Mapping) else None
-        is_id = key.endswith("id") and type(value) is int
-        if not isinstance(value, str) and not is_id:
-            raise ValueError(
-                f"{where}: needs a string under the key {key!r}. Received: {fields!r}"
-            )
-        texts.append(str(value))
-    return texts
-
-
-def read_questions(
-    path: str | os.PathLike, image_folder: str | os.PathLike = ""
-) -> list[tuple[str, str, str, dict]]:
-    """The lines of a question file whose questions want a word or phrase.
-
-    Args:
-        path: The file.
-        image_folder: Where its images lie; put in front of their names.
-
-    Returns:
-        For each line its `question_id`, its text without `SHORT_ANSWER_SUFFIX`, the
-        path of its image and all its fields.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: A line is no JSON object, lacks a key, or its text does not end as
-            the published ones do: the prompt would be another.
-
-    Example:
-
-    ```python
-    read_questions("llava_pope_test.jsonl", "val2014")
-    ```
-    """
-    questions = []
-    for number, fields in enumerate(read_jsonl(path), 1):
-        where = f"{os.fspath(path)!r}, question {number}"
-        name, text, image = require_texts(
-            fields, ("question_id", "text", "image"), where
-        )
-        if not text.endswith(SHORT_ANSWER_SUFFIX):
-            raise ValueError(
-                f"{where}: `text` must end with {SHORT_ANSWER_SUFFIX!r}, as in LLaVA's "
-                f"question files. Received: {text!r}"
-            )
-        text = text.removesuffix(SHORT_ANSWER_SUFFIX)
-        questions.append((name, text, os.path.join(image_folder, image), fields))
-    return questions

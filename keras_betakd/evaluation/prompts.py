@@ -1,4 +1,4 @@
-"""Prompts in a model's own form, none of them cut."""
+"""Tokenizes prompts for a model and raises for those that would be truncated."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator
@@ -6,14 +6,14 @@ from typing import Any
 
 
 class PromptTooLong(ValueError):
-    """A prompt leaves no room for its answer: keras-hub would cut it in silence.
+    """A prompt leaves no room for its answer; keras-hub would truncate it silently.
 
     Args:
-        fact: What is too long, and for what.
-        advice: What to do about it in Python.
+        fact: The first part of the message: which prompt is too long, and for what.
+        advice: The second part: how to correct it in Python.
 
     Attributes:
-        fact: The same, for a message with other advice.
+        fact: The first part, for a message with other advice.
     """
 
     def __init__(self, fact: str, advice: str):
@@ -23,15 +23,15 @@ class PromptTooLong(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """One prompt in the model's own form, picture included.
+    """One prompt as model inputs, images included.
 
     Args:
         id: The record's id.
-        inputs: What `model_inputs` made of it.
+        inputs: The prompt's row of the inputs that `model_inputs` returned.
         length: Tokens of the prompt.
         room: Tokens that are left for its answer.
         kind: Only prompts of one kind are decoded together.
-        batch_size: The size of the batch it came in.
+        batch_size: The size of the batch that it was in.
     """
 
     id: str
@@ -43,10 +43,10 @@ class Prompt:
 
 
 class PromptReader:
-    """Reads batches to prompts, and refuses those that would be cut.
+    """Turns batches into prompts, and raises for those that would be truncated.
 
     Args:
-        preprocessor: The model's.
+        preprocessor: The model's preprocessor.
         limit: Tokens of prompt and answer together; by default the preprocessor's
             `sequence_length`.
         room: Tokens that the answer needs at least.
@@ -75,7 +75,7 @@ class PromptReader:
         """Yields the prompts of batches, or of one, as `generate_answers` takes them.
 
         Raises:
-            ValueError: An id occurs twice, or the pictures do not fit the marks or
+            ValueError: An id occurs twice, or the images do not match the marks or
                 the model. The message names the record.
             PromptTooLong: A prompt leaves too little room.
         """
@@ -107,7 +107,7 @@ class PromptReader:
         return ids
 
     def _lengths(self, inputs, ids):
-        """The tokens of each prompt where the answer is decoded."""
+        """The length of each prompt in the sequence in which its answer is decoded."""
         found = self._format.prompt_lengths(inputs, self.limit)
         decoded = found.pop(self._format.answer_length)
         for attribute, lengths in found.items():
@@ -131,5 +131,5 @@ class PromptReader:
 
 
 def _longest(ids, lengths):
-    """The one to name: with room for it, there is room for all of its batch."""
+    """The id and the length of the longest; if it fits, all of its batch fit."""
     return max(zip(ids, lengths, strict=True), key=lambda pair: pair[1])

@@ -1,4 +1,8 @@
-"""What a run writes at its end: a report for machines, and the same as a table."""
+"""The report of a run: a dict for report.json, and the same as a text table.
+
+`settings` and `make_report` collect what report.json holds, `entry` and its relatives
+make its numbers, and `table` prints it.
+"""
 
 import importlib.metadata
 import json
@@ -17,18 +21,99 @@ _COLUMNS = ("", "score", "95 % interval", "n", "unparsed", "missing")
 _EMPTY = ("",) * len(_COLUMNS)
 
 
+def settings(args) -> dict:
+    """The settings that the answers depend on, as values of JSON."""
+    folder = pathlib.Path(args.model)
+    return {
+        "benchmark": args.benchmark,
+        "model": str(folder.absolute()) if folder.is_dir() else args.model,
+        "model_saved": _date_saved(folder),
+        "backend": keras.config.backend(),
+        "dtype": args.dtype,
+        "max_new_tokens": args.max_new_tokens,
+        "sequence_length": args.sequence_length,
+    }
+
+
+def _date_saved(folder):
+    """When a preset was saved, or `None` if it does not say.
+
+    A model that was trained again has the same path, but other answers.
+    """
+    try:
+        return json.loads((folder / "metadata.json").read_text())["date_saved"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def make_report(
+    args,
+    benchmark: Benchmark,
+    questions: Sequence,
+    answers: Mapping[str, Answer],
+    teacher: Mapping[str, str] | None = None,
+) -> dict:
+    """The report of a complete run, as report.json holds it.
+
+    Args:
+        args: The command's arguments.
+        benchmark: The benchmark.
+        questions: The questions of the run.
+        answers: The answer to each, by its id.
+        teacher: A teacher's answers by question id, to report the agreement with it.
+
+    Raises:
+        ValueError: The answers have no score.
+    """
+    texts = {question.id: answers[question.id].text for question in questions}
+    rooms = [answers[question.id].room for question in questions]
+    report = {
+        "title": benchmark.title,
+        "model": args.model,
+        "official": benchmark.official,
+        "limit": args.limit,
+        "prompt_format": benchmark.prompt_format,
+        **benchmark.scores(questions, texts),
+        "new_tokens": {
+            "most": args.max_new_tokens,
+            "least": min(rooms),
+            "limited_questions": sum(room < args.max_new_tokens for room in rooms),
+        },
+        "note": benchmark.note,
+        "settings": settings(args),
+        "versions": versions(),
+    }
+    if teacher is not None:
+        agreement = score_agreement(
+            benchmark.outcomes(questions, teacher),
+            benchmark.outcomes(questions, texts),
+            {question.id: benchmark.expected(question) for question in questions},
+        )
+        report["agreement"] = agreement_entries(agreement)
+    return report
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that a number depends on."""
+    return {
+        "keras_betakd": __version__,
+        "keras": keras.__version__,
+        "keras_hub": importlib.metadata.version("keras-hub"),
+    }
+
+
 def entry(
     value: float | None,
     interval: Sequence[float] | None = None,
     n: int | None = None,
     **counts: int,
 ) -> dict:
-    """One number of a report.
+    """One number of a report, with its interval and counts.
 
     Args:
         value: The number; `None` where it is not defined.
         interval: Its 95 % interval, if it has one.
-        n: Out of how many questions.
+        n: The number of questions that it is computed from.
         **counts: `unparsed` and `missing` answers.
 
     Example:
@@ -41,7 +126,7 @@ def entry(
 
 
 def share(accuracy: Accuracy | None) -> dict:
-    """The entry of an accuracy, or of one that is not defined.
+    """The entry of an accuracy; `None` stands for one that is not defined.
 
     Example:
 
@@ -70,17 +155,8 @@ def agreement_entries(found: Agreement) -> dict:
     }
 
 
-def versions() -> dict[str, str]:
-    """The versions that a number depends on."""
-    return {
-        "keras_betakd": __version__,
-        "keras": keras.__version__,
-        "keras_hub": importlib.metadata.version("keras-hub"),
-    }
-
-
 def table(report: Mapping) -> str:
-    """A report as text, without a line break at the end."""
+    """The report as a text table, without a line break at the end."""
     title = f"{report['title']}: {report['model']}"
     rows = [_COLUMNS]
     for name, numbers in report["scores"].items():
@@ -126,65 +202,3 @@ def _notes(report):
             f"{least} at least; a --sequence-length greater by {most - least} leaves "
             "them to all"
         )
-
-
-def settings(args) -> dict:
-    """What the answers depend on, as JSON has it."""
-    folder = pathlib.Path(args.model)
-    return {
-        "benchmark": args.benchmark,
-        "model": str(folder.absolute()) if folder.is_dir() else args.model,
-        "model_saved": _date_saved(folder),
-        "backend": keras.config.backend(),
-        "dtype": args.dtype,
-        "max_new_tokens": args.max_new_tokens,
-        "sequence_length": args.sequence_length,
-    }
-
-
-def _date_saved(folder):
-    """When a preset was saved: trained anew, it has the same path and other answers."""
-    try:
-        return json.loads((folder / "metadata.json").read_text())["date_saved"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-
-
-def make_report(
-    args,
-    benchmark: Benchmark,
-    questions: Sequence,
-    answers: Mapping[str, Answer],
-    teacher: Mapping[str, str] | None = None,
-) -> dict:
-    """The report of a run that is complete.
-
-    Raises:
-        ValueError: The answers have no score.
-    """
-    texts = {question.id: answers[question.id].text for question in questions}
-    rooms = [answers[question.id].room for question in questions]
-    report = {
-        "title": benchmark.title,
-        "model": args.model,
-        "official": benchmark.official,
-        "limit": args.limit,
-        "prompt_format": benchmark.prompt_format,
-        **benchmark.scores(questions, texts),
-        "new_tokens": {
-            "most": args.max_new_tokens,
-            "least": min(rooms),
-            "limited_questions": sum(room < args.max_new_tokens for room in rooms),
-        },
-        "note": benchmark.note,
-        "settings": settings(args),
-        "versions": versions(),
-    }
-    if teacher is not None:
-        agreement = score_agreement(
-            benchmark.outcomes(questions, teacher),
-            benchmark.outcomes(questions, texts),
-            {question.id: benchmark.expected(question) for question in questions},
-        )
-        report["agreement"] = agreement_entries(agreement)
-    return report

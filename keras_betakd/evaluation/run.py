@@ -1,4 +1,8 @@
-"""The steps of a run: what is read before the model is asked, and what comes of it."""
+"""The steps of an evaluation run: loading, generating answers, and the errors of users.
+
+`keras_betakd.evaluate` calls them in this order: it loads and checks the questions,
+reads the answers that are on disk, loads the model and generates the rest.
+"""
 
 import contextlib
 import os
@@ -15,11 +19,35 @@ from keras_betakd.files import read_jsonl
 from keras_betakd.models import load_model
 
 
+class UsageError(Exception):
+    """An error that the user can correct; its message says how, without a traceback."""
+
+
+@contextlib.contextmanager
+def usage_errors():
+    """Turns the documented errors of reading files and presets into `UsageError`.
+
+    Raises:
+        UsageError: An `ImportError`, `OSError` or `ValueError` occurred within.
+
+    Example:
+
+    ```python
+    with usage_errors():
+        questions = load_gqa(...)
+    ```
+    """
+    try:
+        yield
+    except (ImportError, OSError, ValueError) as error:
+        raise UsageError(str(error)) from error
+
+
 def load_questions(benchmark: Benchmark, directory: pathlib.Path) -> Sequence:
     """All questions of a benchmark.
 
     Raises:
-        FileNotFoundError: A file is missing; the message says which there must be.
+        FileNotFoundError: A file is missing; the message lists the files needed.
         ValueError: A file is damaged.
     """
     try:
@@ -32,12 +60,12 @@ def load_questions(benchmark: Benchmark, directory: pathlib.Path) -> Sequence:
 
 
 def check_questions(benchmark: Benchmark, questions: Sequence) -> None:
-    """Raises for what would otherwise be found after hours of answers.
+    """Checks the questions before any answer is generated, which may take hours.
 
     Raises:
-        FileNotFoundError: A picture is missing.
-        ValueError: There are no questions, two have one id, a picture is damaged
-            base64, or a question is about a picture that it lacks.
+        FileNotFoundError: An image is missing.
+        ValueError: There are no questions, two have the same id, an image is damaged
+            base64, or a question is about an image that it lacks.
     """
     names = {question.id for question in questions}
     if not questions or len(names) < len(questions):
@@ -52,18 +80,19 @@ def check_questions(benchmark: Benchmark, questions: Sequence) -> None:
                 check_image(image)
             elif IMAGE_MARK in benchmark.prompt(question):
                 raise ValueError(
-                    "it is asked about a picture, but has none. Take the files as they "
+                    "it is asked about an image, but has none. Take the files as they "
                     "are published."
                 )
 
 
-def answered(
+def recorded_answers(
     lines: Sequence[Mapping], benchmark: Benchmark, questions: Sequence
 ) -> dict[str, Answer]:
-    """The answers of a run by question id.
+    """The answers in the lines of a run's journal, by question id.
 
     Raises:
-        ValueError: A line is none of this command's, or answers what is not asked.
+        ValueError: This command did not write one of the lines, or it answers a
+            question that is not among these or was prompted in another way.
     """
     prompts = {question.id: benchmark.logged_prompt(question) for question in questions}
     found = {}
@@ -87,15 +116,15 @@ def answered(
 
 
 def teacher_answers(
-    path: str | os.PathLike, benchmark: Benchmark, every: Sequence, asked: Sequence
+    path: str | os.PathLike, benchmark: Benchmark, every: Sequence, selected: Sequence
 ) -> dict[str, str]:
-    """A teacher's answers by question id, out of a LLaVA answer file.
+    """A teacher's answers by question id, read from a LLaVA answer file.
 
     Args:
         path: The file.
         benchmark: The benchmark.
         every: All its questions, which the lines may answer.
-        asked: Those that are asked now.
+        selected: The questions of this run.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -111,19 +140,20 @@ def teacher_answers(
         answers = benchmark.answers(every, lines)
     except ValueError as error:
         raise ValueError(f"'{path}': {error}") from error
-    if not any(question.id in answers for question in asked):
+    if not any(question.id in answers for question in selected):
         raise ValueError(
-            f"'{path}' has no answer to any of the {len(asked)} questions of "
+            f"'{path}' has no answer to any of the {len(selected)} questions of "
             f"{benchmark.title}."
         )
     return answers
 
 
-def load(args, questions: Sequence):
-    """The model, ready to be asked.
+def load_generator(args, questions: Sequence):
+    """The model that the arguments name, with the sequence length that they give.
 
     Raises:
-        UsageError: It cannot be loaded, does not answer, or does not see.
+        UsageError: It cannot be loaded, does not generate text, or takes no images
+            although questions have them.
     """
     options = {} if args.dtype is None else {"dtype": args.dtype}
     with usage_errors():
@@ -135,10 +165,10 @@ def load(args, questions: Sequence):
             "keras-hub CausalLM or Seq2SeqLM with its preprocessor. Received: "
             f"{type(model).__name__}"
         )
-    sees = getattr(preprocessor, "image_converter", None) is not None
-    if not sees and any(question.image is not None for question in questions):
+    takes_images = getattr(preprocessor, "image_converter", None) is not None
+    if not takes_images and any(question.image is not None for question in questions):
         raise UsageError(
-            f"'{args.model}' holds a model that takes no pictures, but the questions "
+            f"'{args.model}' holds a model that takes no images, but the questions "
             "have them. Give one that sees (its preprocessor has an `image_converter`)."
             f" Received: {type(model).__name__}"
         )
@@ -148,27 +178,6 @@ def load(args, questions: Sequence):
     return model
 
 
-class UsageError(Exception):
-    """An error whose message, without a traceback, says what to do."""
-
-
-@contextlib.contextmanager
-def usage_errors():
-    """Takes the errors that reading files and presets is documented to raise as usage.
-
-    Example:
-
-    ```python
-    with usage_errors():
-        questions = load_gqa(...)
-    ```
-    """
-    try:
-        yield
-    except (ImportError, OSError, ValueError) as error:
-        raise UsageError(str(error)) from error
-
-
 def answer_lines(
     model,
     benchmark: Benchmark,
@@ -176,10 +185,10 @@ def answer_lines(
     batch_size: int,
     max_new_tokens: int,
 ) -> Iterator[list[dict]]:
-    """Lets the model answer, greedily, and yields lines of an answer file.
+    """Generates greedy answers and yields them as lines of an answer file.
 
-    An answer has `max_new_tokens` at most, or what the model's sequence length leaves,
-    whatever the batch it is in.
+    An answer has at most `max_new_tokens` tokens, or as many as the model's sequence
+    length leaves after its prompt, whatever the batch it is in.
 
     Args:
         model: A keras-hub model with its preprocessor.
@@ -190,20 +199,20 @@ def answer_lines(
 
     Yields:
         The lines of the questions that were answered together, as soon as they are. In
-        a family that only answers questions of one length together, the order is not
+        a family that can only decode prompts of one length together, the order is not
         that of the questions.
 
     Raises:
-        UsageError: A picture cannot be read, or a question does not suit the model.
+        UsageError: An image cannot be read, or a question does not suit the model.
     """
-    asked = {question.id: question for question in questions}
+    by_id = {question.id: question for question in questions}
     prompts = _prompts(model.preprocessor, benchmark, questions, batch_size)
     for group in answered_groups(
         model, prompts, batch_size, max_new_tokens=max_new_tokens
     ):
         yield [
             {
-                **benchmark.line(asked[prompt.id], text),
+                **benchmark.line(by_id[prompt.id], text),
                 "answer_id": prompt.id,
                 "metadata": {"max_new_tokens": min(prompt.room, max_new_tokens)},
             }
@@ -212,7 +221,7 @@ def answer_lines(
 
 
 def _prompts(preprocessor, benchmark, questions, batch_size) -> Iterator[Prompt]:
-    """The questions' prompts, read when they are needed."""
+    """The questions' prompts; each batch is read when it is needed."""
     batches = (
         _batch(benchmark, questions[start : start + batch_size])
         for start in range(0, len(questions), batch_size)

@@ -1,4 +1,4 @@
-"""Greedy decoding without a cache, for models whose cache cannot be relied on."""
+"""Greedy decoding without a cache, for models whose cached decoding is incorrect."""
 
 import keras
 import numpy as np
@@ -6,10 +6,17 @@ from keras import ops
 
 
 class NextToken(keras.Model):
-    """The likeliest token after each prompt of a batch.
+    """The most likely token after each sequence of a batch.
 
     Args:
-        view: a `CausalLMView`.
+        view: A `CausalLMView`.
+
+    Call arguments:
+        inputs: Dict of `"x"`, the inputs of the view's model, and `"last"`, int (B,),
+            the position of each sequence's last token.
+
+    Returns:
+        Int (B,), token ids.
     """
 
     def __init__(self, view):
@@ -23,12 +30,14 @@ class NextToken(keras.Model):
         return ops.argmax(self._view.head(rows)[:, 0], axis=-1)
 
 
-def recomputed_answers(model, max_new_tokens=None):
-    """A function that answers batches of prompts.
+def uncached_decoder(model, max_new_tokens=None):
+    """Makes a function that decodes batches of prompts.
+
+    At each step it runs the model on the whole sequences.
 
     Args:
-        model: a keras-hub `CausalLM` with its preprocessor.
-        max_new_tokens: tokens of an answer; as many as there is room for if `None`.
+        model: A keras-hub `CausalLM` with its preprocessor.
+        max_new_tokens: Tokens of an answer; by default as many as the length leaves.
 
     Returns:
         A function of `model_inputs` and the length of the sequences, which returns the
@@ -38,26 +47,27 @@ def recomputed_answers(model, max_new_tokens=None):
     from keras_betakd.preprocessing.image_formats import format_of
 
     family, tokenizer = format_of(model.preprocessor), model.preprocessor.tokenizer
-    step = NextToken(view_of(model))
+    next_token = NextToken(view_of(model))
 
-    def answer(inputs, length):
+    def decode(inputs, length):
         x = family.prompts_alone(inputs, length)
         start = x["padding_mask"].sum(axis=1)
         limit = np.minimum(start + (max_new_tokens or length), length)
         end = start.copy()
-        going = end < limit
-        while going.any():
-            found = step.predict_on_batch({"x": x, "last": (end - 1).astype("int32")})
-            going &= found != tokenizer.end_token_id
-            rows = np.flatnonzero(going)
+        unfinished = end < limit
+        while unfinished.any():
+            last = (end - 1).astype("int32")
+            found = next_token.predict_on_batch({"x": x, "last": last})
+            unfinished &= found != tokenizer.end_token_id
+            rows = np.flatnonzero(unfinished)
             x["token_ids"][rows, end[rows]] = found[rows]
             x["padding_mask"][rows, end[rows]] = True
             end[rows] += 1
-            going &= end < limit
-        spans = zip(x["token_ids"], start, end, strict=True)
-        return [_text(tokenizer, ids[a:b]) for ids, a, b in spans]
+            unfinished &= end < limit
+        answers = zip(x["token_ids"], start, end, strict=True)
+        return [_text(tokenizer, ids[first:stop]) for ids, first, stop in answers]
 
-    return answer
+    return decode
 
 
 def _text(tokenizer, ids):

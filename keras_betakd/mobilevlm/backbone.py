@@ -1,4 +1,4 @@
-"""MobileVLM V2 and LLaVA-1.5: CLIP, a projector and Llama."""
+"""The backbone of MobileVLM V2 and LLaVA-1.5: CLIP, a projector and Llama."""
 
 import keras
 import keras_hub
@@ -8,18 +8,18 @@ from keras_betakd.mobilevlm.projectors import make_projector
 from keras_betakd.mobilevlm.vision import CLIPVisionTower
 
 IMAGE_TOKEN_ID = -200
-"""Stands in `token_ids` wherever an image token belongs; no id of the vocabulary."""
+"""The id of image tokens in `token_ids`; it is not in the vocabulary."""
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
 class ImageTokens(keras.layers.Layer):
-    """Puts image tokens among the embeddings of the text, in order.
+    """Inserts image tokens into the embeddings of the text, in order.
 
     Call arguments:
-        token_ids: int (B, T), `IMAGE_TOKEN_ID` where an image token belongs.
-        text: (B, T, H), embeddings of the text; anything at the image tokens.
-        image_features: (B, P, N, H), tokens of each of P pictures; a record takes as
-            many as it has places for, from the first on.
+        token_ids: int (B, T), `IMAGE_TOKEN_ID` at the positions of image tokens.
+        text: (B, T, H), embeddings of the text; any values at the image tokens.
+        image_features: (B, P, N, H), tokens of each of P images; a record takes as
+            many as it has positions for, from the first on.
 
     Returns:
         (B, T, H).
@@ -54,12 +54,12 @@ class MobileVLMBackbone(keras_hub.models.Backbone):
         intermediate_dim: int, width of a block's feed-forward layer.
         vision_num_layers, vision_num_heads, vision_hidden_dim,
             vision_intermediate_dim: int, the same of the vision tower.
-        image_size: int, S, height and width of a picture in pixels.
+        image_size: int, S, height and width of an image in pixels.
         patch_size: int, height and width of a patch.
         vision_feature_layer: int, see `CLIPVisionTower`.
         projector_type: `"ldpnetv2"`, `"mlp<k>x_gelu"` or `"linear"`.
-        image_grid_size: int, side of the grid of image tokens that `"ldpnetv2"` makes;
-            the others keep one token for each patch.
+        image_grid_size: int, side of the grid of image tokens that `"ldpnetv2"`
+            outputs; the others keep one token for each patch.
         rope_max_wavelength: int, base of the rotary positions.
         layer_norm_epsilon: float, of the RMS normalisations.
         dropout: float, of the decoder blocks.
@@ -68,9 +68,9 @@ class MobileVLMBackbone(keras_hub.models.Backbone):
 
     Call arguments:
         inputs: dict of `"token_ids"`, int (B, T), with `IMAGE_TOKEN_ID` at every image
-            token (`num_image_tokens` for each picture); `"padding_mask"`, (B, T), 1
-            for tokens and 0 for padding, which stands on the right; `"images"`,
-            (B, P, S, S, 3), normalised pictures, anything where a record has fewer.
+            token (`num_image_tokens` for each image); `"padding_mask"`, (B, T), 1 for
+            tokens and 0 for padding, which is on the right; `"images"`,
+            (B, P, S, S, 3), normalised images, any values where a record has fewer.
 
     Returns:
         (B, T, H), after the last normalisation.
@@ -188,14 +188,14 @@ class MobileVLMBackbone(keras_hub.models.Backbone):
         self.rope_max_wavelength = rope_max_wavelength
         self.layer_norm_epsilon = layer_norm_epsilon
         self.dropout = dropout
-        # For preprocessors, which must leave as much room.
+        # For preprocessors, which leave room for as many tokens.
         self.num_image_tokens = image_features.shape[-2]
 
     def enable_lora(self, rank, target_layer_names=None):
         """Adds LoRA to the language model, and freezes everything else.
 
-        As `keras_hub.models.Backbone.enable_lora`, but the vision tower, whose
-        attention has layers of the same names, is left as it is.
+        It is `keras_hub.models.Backbone.enable_lora` without the vision tower, whose
+        attention has layers of the same names.
         """
         names = target_layer_names or self.default_lora_layer_names()
         tower = {id(layer) for layer in self.vision_tower._flatten_layers()}

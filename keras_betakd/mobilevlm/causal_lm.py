@@ -1,4 +1,4 @@
-"""MobileVLM V2 and LLaVA-1.5 as models that answer."""
+"""MobileVLM V2 and LLaVA-1.5 as a `keras_hub.models.CausalLM`, which generates text."""
 
 import keras
 import keras_hub
@@ -10,10 +10,10 @@ from keras_betakd.mobilevlm.preprocessor import MobileVLMCausalLMPreprocessor
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
 class MobileVLMCausalLM(keras_hub.models.CausalLM):
-    """MobileVLM V2 or LLaVA-1.5: text and pictures in, text out.
+    """MobileVLM V2 or LLaVA-1.5: text and images in, text out.
 
-    Trained, decoded, saved and quantised as any `keras_hub.models.CausalLM`. The
-    vision tower is frozen.
+    It is trained, decoded, saved and quantised like any `keras_hub.models.CausalLM`.
+    The vision tower is frozen.
 
     Args:
         backbone: a `MobileVLMBackbone`.
@@ -34,7 +34,7 @@ class MobileVLMCausalLM(keras_hub.models.CausalLM):
 
     model = load_mobilevlm("MobileVLM_V2-1.7B", dtype="bfloat16")
     model.compile(sampler="greedy")
-    model.generate({"images": [picture], "prompts": ["<image>\\nWhat is this?"]})
+    model.generate({"images": [image], "prompts": ["<image>\\nWhat is this?"]})
     ```
 
     Source: Chu et al. 2024 (MobileVLM V2, arXiv 2402.03766); Liu et al. 2024
@@ -55,15 +55,16 @@ class MobileVLMCausalLM(keras_hub.models.CausalLM):
         super().__init__(inputs=inputs, outputs=outputs, **kwargs)
 
     def call_with_cache(self, embeddings, cache, cache_update_index):
-        """Runs the decoder on a part of the sequence, the rest being in the cache.
+        """Runs the decoder on a part of the sequence; the cache holds what is before.
 
         Args:
-            embeddings: (B, t, H), of the part.
+            embeddings: (B, t, H), those of the part.
             cache: tuple with one (B, 2, T, heads, head width) for each block.
-            cache_update_index: int, where the part begins.
+            cache_update_index: int, the position where the part begins.
 
         Returns:
-            `(logits, hidden_states, cache)`, of the part.
+            `(logits, hidden_states, cache)`: of the part (B, t, V) and (B, t, H), and
+            the updated cache.
         """
         x, updated = embeddings, []
         for layer, layer_cache in zip(
@@ -99,11 +100,11 @@ class MobileVLMCausalLM(keras_hub.models.CausalLM):
         )
 
     def generate_step(self, inputs, stop_token_ids=None):
-        """Decodes one batch; what `generate` compiles.
+        """Decodes one batch; `generate` compiles this function.
 
         Args:
             inputs: those of `MobileVLMBackbone`, the prompts alone; `"images"` may be
-                left out where no record has any.
+                left out if no record has any.
             stop_token_ids: tuple of ids that end an answer.
 
         Returns:
@@ -122,8 +123,8 @@ class MobileVLMCausalLM(keras_hub.models.CausalLM):
             x = self.backbone.token_embedding(
                 ops.maximum(ops.slice(tokens, start, size), 0)
             )
-            # While a shorter prompt is answered already, a longer one still goes on,
-            # maybe in the middle of a picture.
+            # While the answer to a shorter prompt is decoded, a longer prompt is still
+            # being read, possibly at an image token.
             given = ops.slice(prompt, (*start, 0), (*size, prompt.shape[-1]))
             x = ops.where(ops.slice(is_prompt, start, size)[..., None], given, x)
             logits, hidden_states, cache = self.call_with_cache(x, cache, index - 1)
@@ -145,7 +146,7 @@ class MobileVLMCausalLM(keras_hub.models.CausalLM):
         }
 
     def _normalize_generate_inputs(self, inputs):
-        """A single prompt, with its picture, is a batch of one."""
+        """Makes a single prompt, with its images, a batch of one."""
         if self.preprocessor is None or not isinstance(inputs, dict):
             return super()._normalize_generate_inputs(inputs)
         if not isinstance(inputs["prompts"], str):
@@ -157,7 +158,7 @@ class MobileVLMCausalLM(keras_hub.models.CausalLM):
 
 
 def _up_to_stop(token_ids, is_prompt, stop_token_ids):
-    """True for the prompt and the answer with its first stop token: (B, T)."""
+    """True for the prompt and the answer up to its first stop token: bool (B, T)."""
     if stop_token_ids is None:
         return ops.ones_like(token_ids, dtype="bool")
     stops = ops.convert_to_tensor(stop_token_ids, dtype=token_ids.dtype)

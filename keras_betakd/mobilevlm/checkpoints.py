@@ -1,4 +1,4 @@
-"""Models from the public checkpoints, as they were published."""
+"""`load_mobilevlm`: loads models from the public checkpoints, as published."""
 
 import pathlib
 
@@ -15,29 +15,28 @@ from keras_betakd.mobilevlm.preprocessor import MobileVLMCausalLMPreprocessor
 from keras_betakd.mobilevlm.tensor_files import TensorFiles
 from keras_betakd.mobilevlm.tokenizer import MobileVLMTokenizer
 
-# Lines of each kind of mistake in a message.
+# The most lines of each kind of mismatch in an error message.
 _LISTED = 20
 
 
 def load_mobilevlm(folder, vision_tower=None, new_projector=None, dtype=None, **kwargs):
-    """MobileVLM V2 or LLaVA-1.5 from a folder with a public checkpoint.
+    """Loads MobileVLM V2 or LLaVA-1.5 from a folder with a public checkpoint.
 
-    Read are the layouts of `mtgv/MobileVLM_V2-1.7B` and `-7B`, of
+    It reads the layouts of `mtgv/MobileVLM_V2-1.7B` and `-7B`, of
     `liuhaotian/llava-v1.5-7b` and `-13b`, and of `llava-hf/llava-1.5-7b-hf`:
-    config.json, tokenizer.model, and weights in safetensors or `.bin` files, whole or
-    in parts. Each
-    tensor is found by its name, and every one must be accounted for. One tensor at a
-    time is read, from files mapped into memory, so the peak is the model and one
-    tensor of it (in float32).
+    config.json, tokenizer.model, and weights in safetensors or `.bin` files, in one
+    file or in parts. Tensors are matched with weights by name, and the match must be
+    complete. They are read one at a time from memory-mapped files, so the peak memory
+    is the model and one of its tensors (in float32).
 
     Args:
         folder: path of the folder, downloaded beforehand.
-        vision_tower: path of a folder with CLIP on its own
-            (`openai/clip-vit-large-patch14-336`), for checkpoints without a tower, as
-            LLaVA's original one.
-        new_projector: the type of the projector, with which a language model that has
-            never seen (`mtgv/MobileLLaMA-1.4B-Chat`, `lmsys/vicuna-7b-v1.5`) is to be
-            trained: `"ldpnetv2"` or `"mlp2x_gelu"`. It starts from random weights.
+        vision_tower: path of a folder with a CLIP checkpoint
+            (`openai/clip-vit-large-patch14-336`), for checkpoints without a vision
+            tower, such as LLaVA's original one.
+        new_projector: the type of a projector with random weights, `"ldpnetv2"` or
+            `"mlp2x_gelu"`, to train a language model without vision
+            (`mtgv/MobileLLaMA-1.4B-Chat`, `lmsys/vicuna-7b-v1.5`).
         dtype: the dtype policy of the model, for example `"bfloat16"`; the global one
             if `None`.
         **kwargs: for `MobileVLMCausalLMPreprocessor`: `sequence_length`,
@@ -47,9 +46,9 @@ def load_mobilevlm(folder, vision_tower=None, new_projector=None, dtype=None, **
         A `MobileVLMCausalLM` with its preprocessor.
 
     Raises:
-        FileNotFoundError: a folder or one of its files is not there.
+        FileNotFoundError: a folder or one of its files does not exist.
         ValueError: the configuration is of another architecture; tensors are missing,
-            left over, or of another shape (all of them are listed); a file is damaged,
+            not known, or of another shape (the message lists them); a file is damaged,
             or holds more than tensors.
         ImportError: safetensors, or PyTorch for `.bin` files, is not installed.
 
@@ -57,7 +56,7 @@ def load_mobilevlm(folder, vision_tower=None, new_projector=None, dtype=None, **
 
     ```python
     teacher = load_mobilevlm("MobileVLM_V2-7B", dtype="bfloat16")
-    teacher.save_to_preset("mobilevlm_v2_7b")  # from then on as any preset
+    teacher.save_to_preset("mobilevlm_v2_7b")  # loads like any preset
     student = load_mobilevlm(
         "MobileLLaMA-1.4B-Chat",
         vision_tower="clip-vit-large-patch14-336",
@@ -93,7 +92,7 @@ def load_mobilevlm(folder, vision_tower=None, new_projector=None, dtype=None, **
 
 
 def _by_canonical_name(sources):
-    """Dict of canonical name to the files and the name there; later ones win."""
+    """Dict of canonical name to the files and the name there; later files win."""
     found = {}
     for files in sources:
         for name in files.shapes:
@@ -127,7 +126,7 @@ def _load_weights(backbone, found, folder, has_projector):
 
 
 def _check_complete(wanted, found, folder):
-    """Raises with everything that does not agree, before a weight is touched."""
+    """Raises for all mismatches at once, before any weight is assigned."""
     missing = [name for name in wanted if name not in found]
     extra = [name for canonical, (_, name) in found.items() if canonical not in wanted]
     shapes = {name: files.shapes[theirs] for name, (files, theirs) in found.items()}

@@ -1,10 +1,10 @@
-"""From a checkpoint's config.json to the arguments of `MobileVLMBackbone`."""
+"""Converts a checkpoint's config.json to the arguments of `MobileVLMBackbone`."""
 
 import json
 import pathlib
 
-# The towers that MobileVLM V2 and LLaVA are published with, which their config.json
-# knows by name alone.
+# The towers that MobileVLM V2 and LLaVA are published with; their config.json only has
+# the name.
 _LARGE = {
     "hidden_size": 1024,
     "num_hidden_layers": 24,
@@ -17,7 +17,7 @@ _TOWERS = {
     "clip-vit-large-patch14": {**_LARGE, "image_size": 224},
 }
 
-# What Hugging Face's files leave out where it is the default of their classes.
+# Defaults of Hugging Face's classes, which their files leave out.
 _LLAMA_DEFAULTS = {
     "vocab_size": 32000,
     "hidden_size": 4096,
@@ -53,20 +53,20 @@ def read_config(folder):
 
 
 def backbone_arguments(config, tower=None):
-    """Arguments of `MobileVLMBackbone`, as a dict.
+    """The arguments of `MobileVLMBackbone`, as a dict.
 
     Args:
         config: dict, the config.json of MobileVLM V2, of the original LLaVA, or of
             Hugging Face's port of it.
-        tower: dict, the config.json of CLIP. By default what `config` has of it: a
+        tower: dict, the config.json of CLIP. By default that in `config`: a
             `vision_config`, a known name, or a folder.
 
     Returns:
         Dict of arguments.
 
     Raises:
-        ValueError: a setting that would need another architecture, a tower that is not
-            known, or a setting that is not there.
+        ValueError: a setting needs another architecture, or the tower is not known, or
+            a setting is missing.
     """
     is_port = "text_config" in config
     text = {**_LLAMA_DEFAULTS, **config["text_config"]} if is_port else config
@@ -104,14 +104,14 @@ def backbone_arguments(config, tower=None):
 
 
 def image_aspect_ratio(config):
-    """`aspect_ratio` of `MobileVLMImageConverter`.
+    """The `aspect_ratio` of `MobileVLMImageConverter`.
 
-    Hugging Face's port crops, where the original pads.
+    Hugging Face's port crops images where the original pads them.
     """
     kind = config.get("image_aspect_ratio")
     if kind is not None and "anyres" in kind:
         raise ValueError(
-            "Pictures in several tiles (image_aspect_ratio='anyres', LLaVA-1.6) are "
+            "Images in several tiles (image_aspect_ratio='anyres', LLaVA-1.6) are "
             "another architecture. Expected 'pad' or 'square'."
         )
     return "pad" if kind == "pad" else "crop"

@@ -1,4 +1,4 @@
-"""The templates of LLaVA-1.5 and MobileVLM V2, and which of their tokens are trained.
+"""The prompt templates of LLaVA-1.5 and MobileVLM V2, and which tokens are trained.
 
 A conversation is a list of prompts and a list of responses, one for each prompt; the
 last response may be missing, to be generated.
@@ -19,7 +19,7 @@ class V1Template:
 
         {system} USER: {prompt} ASSISTANT: {response}</s>USER: ...
 
-    Trained are the responses and the end mark after each.
+    The responses and the end mark after each are trained.
     """
 
     @staticmethod
@@ -36,7 +36,7 @@ class V1Template:
 
     @staticmethod
     def texts(prompts, responses):
-        """The whole conversation, and its turns, each to be encoded on its own."""
+        """The turns of the conversation, each of which is encoded on its own."""
         turns = [f"USER: {_image_first(p)} ASSISTANT:" for p in prompts]
         turns[0] = f"{SYSTEM} {turns[0]}"
         return [
@@ -52,7 +52,7 @@ class V1Template:
             if i >= len(responses):
                 ids, trained = ids + found, trained + [False] * len(found)
                 continue
-            # The answer's first token takes the space of the mark before it along.
+            # The space after "ASSISTANT:" is part of the answer's first token.
             question = turn[: len(turn) - len(responses[i])]
             start = len(tokenizer.encode_prompt(question)) - 2
             ids += [*found, tokenizer.end_token_id]
@@ -65,7 +65,7 @@ class PlainTemplate:
 
         <image>{response}\\n
 
-    The prompt's own words are thrown away, the whole caption and the line's end are
+    The words of the prompt are dropped, the caption and the line break after it are
     trained, and there is no end mark.
     """
 
@@ -74,8 +74,8 @@ class PlainTemplate:
         marks = prompts[0].count(IMAGE_MARK)
         if len(prompts) != 1 or marks != 1:
             raise ValueError(
-                "The template 'plain' is for captions: one prompt with one picture. "
-                f"Received: {len(prompts)} prompts, {marks} pictures in record {name}"
+                "The template 'plain' is for captions: one prompt with one image. "
+                f"Received: {len(prompts)} prompts, {marks} images in record {name}"
             )
 
     @staticmethod
@@ -86,7 +86,7 @@ class PlainTemplate:
 
 
 def check_conversation(prompts, responses, name):
-    """Raises for what is no conversation to be trained on, whatever the template."""
+    """Raises for a conversation that cannot be trained on with any template."""
     if len(prompts) != len(responses):
         raise ValueError(
             f"Every prompt of record {name} needs one response. Received: "
@@ -104,7 +104,7 @@ TEMPLATES = {"v1": V1Template, "plain": PlainTemplate}
 
 
 def _image_first(prompt):
-    """A single picture stands before the question, wherever it was put."""
+    """Moves the mark of a single image before the question."""
     if prompt.count(IMAGE_MARK) != 1:
         return prompt
     question = prompt.replace(IMAGE_MARK, "").strip()

@@ -1,4 +1,4 @@
-"""Pictures as the released models were trained on them, to the last bit."""
+"""Resizes and normalises images exactly as the released models' own code does."""
 
 import keras
 import keras_hub
@@ -14,22 +14,23 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
 class MobileVLMImageConverter(keras_hub.layers.ImageConverter):
-    """Resizes pictures as Pillow does, and normalises them as CLIP does.
+    """Resizes images as Pillow does, and normalises them as CLIP does.
 
     Pillow's bicubic resizing smooths before it shrinks and rounds to whole values; that
     of `keras.layers.Resizing` differs from it by up to 41 of 255 without `antialias`
-    and by up to 4 with it. The values then become (x / 255 - mean) / std.
+    and by up to 4 with it. The values then become (x / 255 - mean) / std, with CLIP's
+    mean and standard deviation of each channel.
 
     Args:
         image_size: pair of equal ints, S. Defaults to `(336, 336)`.
-        aspect_ratio: `"pad"` lays a picture in the middle of a square in CLIP's mean
-            colour before it is resized (fine-tuning and evaluation); `"crop"` brings
-            its shorter side to S and keeps the middle (alignment pre-training, and the
-            published ScienceQA numbers of MobileVLM).
+        aspect_ratio: `"pad"` centres an image on a square of CLIP's mean colour before
+            it is resized (fine-tuning and evaluation); `"crop"` resizes its shorter
+            side to S and keeps the middle (alignment pre-training, and the published
+            ScienceQA numbers of MobileVLM).
         **kwargs: as for any `keras_hub.layers.ImageConverter`.
 
     Call arguments:
-        inputs: a picture, (H, W, 3), or a batch of them, (B, H, W, 3) or a list, as
+        inputs: an image, (H, W, 3), or a batch of them, (B, H, W, 3) or a list, as
             `keras_betakd.data.load_image` takes arrays: uint8, or floats.
 
     Returns:
@@ -54,13 +55,13 @@ class MobileVLMImageConverter(keras_hub.layers.ImageConverter):
             )
         if image_size[0] != image_size[1]:
             raise ValueError(
-                f"Pictures must become square. Received: image_size={image_size}"
+                f"Images must become square. Received: image_size={image_size}"
             )
         super().__init__(image_size=image_size, **kwargs)
         self.aspect_ratio = aspect_ratio
 
     def __call__(self, inputs):
-        # Not as a layer, which would make tensors of the pictures first.
+        # `keras.layers.Layer.__call__` would convert the images to tensors first.
         return self.call(inputs)
 
     def call(self, inputs):
@@ -71,11 +72,11 @@ class MobileVLMImageConverter(keras_hub.layers.ImageConverter):
     def _convert(self, image):
         from PIL import Image
 
-        picture = Image.fromarray(load_image(image))
+        image = Image.fromarray(load_image(image))
         if self.aspect_ratio == "pad":
-            picture = _padded(picture)
-        picture = _resized(picture, self.image_size[0])
-        values = np.asarray(picture, "float32") / np.float32(255)
+            image = _padded(image)
+        image = _resized(image, self.image_size[0])
+        values = np.asarray(image, "float32") / np.float32(255)
         return (values - np.float32(MEAN)) / np.float32(STD)
 
     def get_config(self):
@@ -87,26 +88,27 @@ class MobileVLMImageConverter(keras_hub.layers.ImageConverter):
         }
 
 
-def _padded(picture):
+def _padded(image):
+    """The image centred on a square of CLIP's mean colour."""
     from PIL import Image
 
-    width, height = picture.size
+    width, height = image.size
     if width == height:
-        return picture
+        return image
     side = max(width, height)
     square = Image.new("RGB", (side, side), tuple(int(255 * x) for x in MEAN))
-    square.paste(picture, ((side - width) // 2, (side - height) // 2))
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
     return square
 
 
-def _resized(picture, size):
-    """The shorter side in `size`, and the middle of the longer one."""
+def _resized(image, size):
+    """The image with its shorter side in `size`, and the middle of the longer one."""
     from PIL import Image
 
-    width, height = picture.size
+    width, height = image.size
     short = min(width, height)
     # The longer side is rounded down, as the released code does.
     width, height = (int(size * side / short) for side in (width, height))
-    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
-    return picture.crop((left, top, left + size, top + size))
+    return image.crop((left, top, left + size, top + size))

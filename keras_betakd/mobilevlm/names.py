@@ -1,7 +1,7 @@
-"""What the tensors of the public checkpoints are called, and how they are laid out.
+"""Maps the names and layouts of checkpoint tensors to the model's variables.
 
-One canonical set of names, that of MobileVLM V2 and of the original LLaVA; the other
-layouts differ from it in their prefixes alone.
+The canonical names are those of MobileVLM V2 and of the original LLaVA; the other
+checkpoints differ from them in their prefixes alone.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from keras_betakd.mobilevlm.projectors import LDPv2Projector
 TOWER = "model.vision_tower.vision_tower.vision_model."
 PROJECTOR = "model.mm_projector."
 
-# From (the start of) a name to the canonical one; the first that fits is taken.
+# Prefixes and their canonical form; the first that matches is replaced.
 _PREFIXES = (
     # Hugging Face's port, as published and as newer versions save it.
     ("language_model.model.", "model."),
@@ -29,12 +29,12 @@ _PREFIXES = (
     ("model.multi_modal_projector.linear_2.", PROJECTOR + "2."),
     ("multi_modal_projector.linear_1.", PROJECTOR + "0."),
     ("multi_modal_projector.linear_2.", PROJECTOR + "2."),
-    # CLIP on its own.
+    # CLIP's own checkpoint.
     ("vision_model.", TOWER),
 )
 
-# Buffers that follow from the configuration, CLIP's other half, and what the released
-# training code of Beta-KD leaves in its students.
+# Tensors that are not loaded: buffers that follow from the configuration, CLIP's text
+# model, and tensors that the released training code of Beta-KD leaves in its students.
 _IGNORED = re.compile(
     r".*\.rotary_emb\.inv_freq|.*\.embeddings\.position_ids|distill_.*"
     r"|text_model\..*|text_projection\..*|visual_projection\..*|logit_scale"
@@ -87,7 +87,7 @@ _OTHERS = {
     "encoder_embedding/position_embedding/embeddings": (
         TOWER + "embeddings.position_embedding.weight"
     ),
-    # So spelled in every checkpoint.
+    # Every checkpoint spells it "layrnorm".
     "encoder_pre_layer_norm/gamma": TOWER + "pre_layrnorm.weight",
     "encoder_pre_layer_norm/beta": TOWER + "pre_layrnorm.bias",
     "encoder_layer_norm/gamma": TOWER + "post_layernorm.weight",
@@ -97,12 +97,12 @@ _OTHERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Where a tensor of a checkpoint goes.
+    """The variable that a tensor of a checkpoint is assigned to.
 
     Attributes:
         variable: the Keras variable.
         shape: the tensor's shape in the checkpoint.
-        axes: how its axes are turned round, before it is reshaped to the variable's.
+        axes: the permutation of its axes, before it is reshaped to the variable's.
     """
 
     variable: Any
@@ -110,13 +110,13 @@ class Target:
     axes: tuple[int, ...]
 
     def assign(self, array):
-        """Fills the variable with a tensor of the checkpoint, as a NumPy array."""
-        turned = np.transpose(array, self.axes).reshape(self.variable.shape)
-        self.variable.assign(turned.astype(self.variable.dtype, copy=False))
+        """Assigns a tensor of the checkpoint, a NumPy array, to the variable."""
+        values = np.transpose(array, self.axes).reshape(self.variable.shape)
+        self.variable.assign(values.astype(self.variable.dtype, copy=False))
 
 
 def canonical_name(name):
-    """The name of a tensor in the layout of MobileVLM V2; `None` if it has no use."""
+    """The name in the layout of MobileVLM V2; `None` for tensors that go unused."""
     if _IGNORED.fullmatch(name):
         return None
     for theirs, ours in _PREFIXES:
@@ -128,7 +128,7 @@ def canonical_name(name):
 def targets(backbone):
     """Dict of canonical name to `Target`, for every weight of a `MobileVLMBackbone`."""
     variables = {v.path: v for v in backbone.weights}
-    # Known without a checkpoint: 0, 1, 2 ...
+    # It is not in checkpoints: 0, 1, 2, ...
     del variables["encoder_embedding/position_ids"]
     names = _names(backbone)
     return {names[path]: _target(path, v) for path, v in variables.items()}
@@ -152,14 +152,14 @@ def _names(backbone):
 
 
 def _projector_layers(backbone):
-    """Pairs of a layer's name and what stands before `weight` and `bias`."""
+    """Pairs of a layer's name and the prefix of its `weight` and `bias`."""
     projector = backbone.projector
     if isinstance(projector, LDPv2Projector):
         names = {"dense_1": "mlp.mlp.0.", "dense_2": "mlp.mlp.2."}
         return {**names, "depthwise": "peg.peg.0."}.items()
     if projector.depth == 1:
         return [("dense_1", "")]
-    # Activations, which have no weights, are counted as well.
+    # The numbers count activations, too, which have no weights.
     return [(f"dense_{i + 1}", f"{2 * i}.") for i in range(projector.depth)]
 
 
@@ -172,7 +172,7 @@ def _target(path, variable):
         height, width, channels, _ = shape
         return Target(variable, (channels, 1, height, width), (2, 3, 0, 1))
     if path.endswith(("kernel", "reverse_embeddings")):
-        # Heads and their widths are one axis in PyTorch.
+        # PyTorch has heads and head widths in one axis.
         inputs = 2 if path.endswith("attention_output/kernel") else 1
         sizes = math.prod(shape[inputs:]), math.prod(shape[:inputs])
         return Target(variable, sizes, (1, 0))

@@ -1,4 +1,4 @@
-"""From records to inputs of `MobileVLMCausalLM`, as the released models read them."""
+"""Turns records into inputs of `MobileVLMCausalLM`, as the released code does."""
 
 import sys
 
@@ -17,41 +17,41 @@ from keras_betakd.preprocessing.records import as_turns, record_ids
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
 class MobileVLMCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
-    """Puts records into the template, and takes down what of them is trained.
+    """Applies the prompt template to records, tokenizes them and weights the responses.
 
     Args:
         tokenizer: a `MobileVLMTokenizer`.
         image_converter: a `MobileVLMImageConverter`.
-        num_image_tokens: int, how many tokens a picture becomes: the backbone's
+        num_image_tokens: int, the number of tokens of an image: the backbone's
             `num_image_tokens`.
-        sequence_length: int, T, tokens of a sequence, those of its pictures included.
-        max_images_per_prompt: int, P, the most pictures of a record.
+        sequence_length: int, T, tokens of a sequence, those of its images included.
+        max_images_per_prompt: int, P, the largest number of images of a record.
         template: `"v1"` for questions and answers, `"plain"` for captions.
         **kwargs: as for any `keras_hub.models.CausalLMPreprocessor`.
 
     Call arguments:
         x: dict of `"prompts"`, B strings, or for conversations B lists of strings;
             `"responses"`, the same; optional `"images"`, for each record a
-            (H, W, 3) array, a list of them, or `None`; optional `"ids"`, which errors
-            name. A prompt marks each picture with `<image>`; a single picture is put
-            before its question, wherever the mark stands.
+            (H, W, 3) array, a list of them, or `None`; optional `"ids"`, for error
+            messages. A prompt marks each image with `<image>`; a single mark is moved
+            before the question.
 
     Returns:
         `(x, y, sample_weight)`: the inputs of `MobileVLMBackbone`, the next tokens
-        (B, T), and a weight of 1 for those that are trained: the responses and the end
-        mark after each.
+        (B, T), and weights (B, T), 1 for the tokens that are trained (the responses and
+        the end mark after each) and 0 for the others.
 
     Raises:
-        ValueError: a record is longer than `sequence_length` (nothing is ever cut); an
-            empty prompt or response; a text with the template's own marks, of which
-            could not be told what is trained; pictures and marks that do not agree.
+        ValueError: a record is longer than `sequence_length` (it is never truncated); a
+            prompt or response is empty; a text contains the template's own marks, so
+            that the trained tokens would be ambiguous; images and marks do not match.
 
     Example:
 
     ```python
     x, y, sample_weight = model.preprocessor(
         {
-            "images": [picture],
+            "images": [image],
             "prompts": [["<image>\\nWhat is this?", "What colour is it?"]],
             "responses": [["A bird.", "Red."]],
         }
@@ -90,14 +90,14 @@ class MobileVLMCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         self.built = True
 
     def __call__(self, x, y=None, sample_weight=None, **kwargs):
-        # Not as a layer, which would make tensors of texts and pictures first.
+        # `keras.layers.Layer.__call__` would convert texts and images to tensors first.
         return self.call(x, y=y, sample_weight=sample_weight, **kwargs)
 
     def call(self, x, y=None, sample_weight=None, sequence_length=None):
         if _in_graph():
             return self._call_in_graph(x, sequence_length)
         prompts, ids = self._prompts(x)
-        # One token more: the labels are the same tokens, moved by one.
+        # One token more: the labels are the same tokens, shifted by one.
         limit = sequence_length or self.sequence_length
         encoded = self._conversations(x)
         token_ids, padding_mask, trained = self._packed(encoded, limit, 1, ids)
@@ -112,12 +112,15 @@ class MobileVLMCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         )
 
     def generate_preprocess(self, x, sequence_length=None):
-        """Prompts alone: dict of `"images"`, `"token_ids"` and `"padding_mask"`.
+        """The inputs of `generate_step`: the prompts alone.
 
         Args:
-            x: a list of prompts, or a dict as for a call. Of a conversation, the
-                responses so far: one fewer than prompts.
+            x: a list of prompts, or a dict as for a call. A conversation has one
+                response fewer than prompts.
             sequence_length: int; the preprocessor's if `None`.
+
+        Returns:
+            Dict of `"images"`, `"token_ids"` and `"padding_mask"`.
         """
         x = x if isinstance(x, dict) else {"prompts": x}
         prompts, ids = self._prompts(x)
@@ -131,19 +134,19 @@ class MobileVLMCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         return {key: ops.convert_to_tensor(value) for key, value in result.items()}
 
     def prompt_lengths(self, x):
-        """Tokens of each prompt with those of its pictures: B ints."""
+        """The number of tokens of each prompt, those of its images included: B ints."""
         return [len(self._spread(ids, ids)) for ids, _ in self._encoded(x)]
 
     def token_counts(self, x):
-        """What records need, to tell those that are too long beforehand.
+        """Counts the tokens of records, to find those that are too long beforehand.
 
         Args:
-            x: as for a call; pictures are not looked at.
+            x: as for a call; images are not read.
 
         Returns:
-            For each record `(sequence_length, trained)`: how many tokens it has with
-            those of its pictures, the last one not counted, which is a label alone; and
-            how many of them are trained.
+            For each record `(sequence_length, trained)`: the number of its tokens, with
+            those of its images and without the last one, which is a label alone; and
+            the number of those that are trained.
         """
         return [
             (len(self._spread(ids, ids)) - 1, sum(trained))
@@ -151,7 +154,7 @@ class MobileVLMCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         ]
 
     def _conversations(self, x):
-        """Token ids of whole conversations, and what of them is trained."""
+        """`(token_ids, is_trained)` of each conversation, with its last response."""
         prompts, names = self._prompts(x)
         template = TEMPLATES[self.template]()
         encoded = []
@@ -163,9 +166,9 @@ class MobileVLMCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         return encoded
 
     def _encoded(self, x):
-        """Token ids of each prompt up to where its answer begins, and what is trained.
+        """`(token_ids, is_trained)` of each prompt, up to where its answer begins.
 
-        The responses so far belong to the prompt.
+        The earlier responses of a conversation belong to the prompt.
         """
         prompts, _ = self._prompts(x)
         template = TEMPLATES[self.template]()
@@ -176,7 +179,7 @@ class MobileVLMCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         ]
 
     def generate_postprocess(self, x):
-        """Texts of the tokens under the mask, without pictures and special tokens."""
+        """The texts of the tokens under the mask, without image and special tokens."""
         token_ids = ops.convert_to_numpy(x["token_ids"])
         mask = ops.convert_to_numpy(x["padding_mask"]).astype("bool")
         kept = mask & (token_ids != IMAGE_TOKEN_ID)
@@ -185,7 +188,7 @@ class MobileVLMCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         return self.tokenizer.detokenize([row[found].tolist() for row, found in rows])
 
     def _call_in_graph(self, x, sequence_length):
-        """For `tf.data`, which `fit` of a keras-hub model maps a preprocessor over."""
+        """`call` inside `tf.data`: `fit` of a keras-hub model maps a preprocessor."""
         import tensorflow as tf
 
         def run(*values):
@@ -220,7 +223,7 @@ class MobileVLMCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         return stacked
 
     def _spread(self, values, token_ids):
-        """`values` of each token, that of a picture once for each of its tokens."""
+        """The values, with that of an image mark repeated for each of its tokens."""
         spread = []
         for value, token in zip(values, token_ids, strict=True):
             times = self.num_image_tokens if token == IMAGE_TOKEN_ID else 1
@@ -228,7 +231,7 @@ class MobileVLMCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         return spread
 
     def _packed(self, encoded, limit, more, names):
-        """Token ids, the mask, and what is trained: arrays (B, limit + more)."""
+        """Token ids, padding mask and trained mask: arrays (B, limit + more)."""
         length = limit + more
         token_ids = np.full(
             (len(encoded), length), self.tokenizer.pad_token_id, "int32"
@@ -241,7 +244,7 @@ class MobileVLMCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
                 needed = len(ids) - more
                 raise ValueError(
                     f"Record {names[i]} needs a sequence_length of {needed} with the "
-                    f"tokens of its pictures, more than {limit}: nothing is cut. Raise "
+                    f"tokens of its images, more than {limit}: nothing is cut. Raise "
                     "`preprocessor.sequence_length`, shorten the record, or leave it "
                     "out."
                 )

@@ -1,4 +1,4 @@
-"""Projectors: from the vision tower's features to tokens of the language model."""
+"""Projectors: map the vision tower's features to tokens of the language model."""
 
 import math
 import re
@@ -21,7 +21,7 @@ class LDPv2Projector(keras.layers.Layer):
 
     Args:
         output_dim: int, H, width of the language model.
-        grid_size: int, g; a picture becomes g^2 tokens. The released models have 12.
+        grid_size: int, g; an image becomes g^2 tokens. The released models have 12.
         **kwargs: as for any layer.
 
     Call arguments:
@@ -32,6 +32,12 @@ class LDPv2Projector(keras.layers.Layer):
 
     Raises:
         ValueError: N is not the square of a whole number.
+
+    Example:
+
+    >>> projector = LDPv2Projector(output_dim=8, grid_size=2)
+    >>> tuple(projector(ops.zeros((1, 16, 4))).shape)
+    (1, 4, 8)
 
     Source: Chu et al. 2024 (MobileVLM V2, arXiv 2402.03766), section 3.3.
     """
@@ -89,7 +95,12 @@ class MLPProjector(keras.layers.Layer):
         features: (..., N, D).
 
     Returns:
-        (..., N, H): a patch stays a token.
+        (..., N, H): one token for each patch.
+
+    Example:
+
+    >>> tuple(MLPProjector(output_dim=8)(ops.zeros((1, 16, 4))).shape)
+    (1, 16, 8)
 
     Source: Liu et al. 2024 (LLaVA-1.5, arXiv 2310.03744), section 3.2.
     """

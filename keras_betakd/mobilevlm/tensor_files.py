@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint folder, read one by one from safetensors or PyTorch files."""
+"""Reads the tensors of a checkpoint folder, from safetensors or PyTorch files."""
 
 import json
 import pathlib
@@ -14,10 +14,10 @@ _KINDS = (
 
 
 class TensorFiles:
-    """The tensors of a folder, safetensors rather than `.bin` where it has both.
+    """The tensors of a folder; of safetensors and `.bin` files it reads the former.
 
-    Nothing is read but names and shapes until a tensor is asked for, and no more than
-    one file is open at a time.
+    At first it only reads names and shapes; `read` then yields the tensors one by one,
+    with no more than one file open at a time.
 
     Args:
         folder: path of the folder.
@@ -26,8 +26,8 @@ class TensorFiles:
         shapes: dict of name to shape, of all tensors.
 
     Raises:
-        FileNotFoundError: there is no folder, or no file of weights in it, or one that
-            the index names is missing.
+        FileNotFoundError: there is no folder, or no file of weights in it, or a file
+            that the index names is missing.
         ValueError: a file is damaged, or a `.bin` holds more than tensors.
         ImportError: the package that reads such files is not installed.
     """
@@ -90,13 +90,13 @@ def _indexed_files(index):
 
 
 def _open(path):
-    """A file of tensors; whatever goes wrong with it is told with its name."""
+    """Opens a file of tensors; errors name the file."""
     kind = _SafetensorsFile if path.suffix == ".safetensors" else _PyTorchFile
     try:
         return kind(path)
     except (ImportError, MemoryError):
         raise
-    except Exception as error:  # each library has its own kinds
+    except Exception as error:  # the libraries raise errors of different kinds
         raise ValueError(
             f"The file '{path}' cannot be read: it is damaged, cut short by a broken "
             "download, or holds more than tensors (such a `.bin` is refused, for "
@@ -132,7 +132,7 @@ class _PyTorchFile:
                 "Reading .bin files needs PyTorch, whatever the backend: `pip install "
                 "torch`. Or convert them to safetensors."
             ) from error
-        # Files of before PyTorch 1.6 cannot be mapped.
+        # Files from before PyTorch 1.6 cannot be memory-mapped.
         self._tensors = torch.load(
             path,
             map_location="cpu",
@@ -146,5 +146,5 @@ class _PyTorchFile:
         tensor = self._tensors[name].detach()
         if tensor.dtype != self._bfloat16:
             return np.asarray(tensor)
-        # PyTorch hands NumPy no bfloat16, only its bits.
+        # PyTorch does not convert bfloat16 to NumPy, only its bits.
         return np.asarray(tensor.view(self._bits)).view(ml_dtypes.bfloat16)

@@ -1,4 +1,4 @@
-"""Llama's tokenizer, and prompts with pictures as the released models read them."""
+"""Llama's tokenizer, which encodes prompts with images as the released models do."""
 
 import re
 
@@ -30,12 +30,12 @@ class MobileVLMTokenizer(keras_hub.models.LlamaTokenizer):
     backbone_cls = MobileVLMBackbone
 
     def encode_prompt(self, text):
-        """Token ids of a whole prompt, pictures and special tokens included.
+        """The token ids of a prompt, images and special tokens included.
 
-        What stands between `<image>`, `<s>`, `</s>` and `<unk>` is encoded piece by
-        piece, each as if it were a text of its own. So do the released models, which
-        read prompts with Hugging Face's slow tokenizer (`legacy=True`): after each of
-        these marks, a piece begins with a space.
+        The pieces of text between `<image>`, `<s>`, `</s>` and `<unk>` are encoded one
+        by one, each as a text of its own, so that each begins with a space. The
+        released models do the same: they use Hugging Face's slow tokenizer
+        (`legacy=True`).
 
         Args:
             text: a string.

@@ -1,4 +1,4 @@
-"""The vision tower: CLIP's patch features of one of its hidden layers."""
+"""The vision tower: CLIP's patch features from one of its hidden layers."""
 
 import keras
 import keras_hub
@@ -8,7 +8,7 @@ from keras import ops
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
 class CLIPVisionTower(keras.layers.Layer):
-    """Patch features of a CLIP vision transformer, as LLaVA and MobileVLM read them.
+    """Patch features of a CLIP vision transformer, as LLaVA and MobileVLM use them.
 
     The features are one entry of the list of hidden states h_0 ... h_L, where h_0 is
     the output of the first layer normalisation and h_k that of block k; the class token
@@ -16,14 +16,14 @@ class CLIPVisionTower(keras.layers.Layer):
     the checkpoints but are never run.
 
     Args:
-        image_size: int, height and width of a picture in pixels.
+        image_size: int, S, height and width of an image in pixels.
         patch_size: int, height and width of a patch.
         hidden_dim: int, D, width of the tower.
         num_layers: int, L.
         num_heads: int, attention heads of a block.
         intermediate_dim: int, width of a block's feed-forward layer.
-        feature_layer: int, which entry of the list; `-2` is the output of the last
-            block but one.
+        feature_layer: int, the index of the entry in the list; `-2` is the output of
+            the last block but one.
         **kwargs: as for any layer.
 
     Call arguments:
@@ -31,6 +31,13 @@ class CLIPVisionTower(keras.layers.Layer):
 
     Returns:
         (..., N, D), N = (S / patch_size)^2 patches, row by row.
+
+    Example:
+
+    >>> tower = CLIPVisionTower(28, 14, hidden_dim=8, num_layers=2, num_heads=2,
+    ...     intermediate_dim=16)
+    >>> tuple(tower(ops.zeros((1, 28, 28, 3))).shape)
+    (1, 4, 8)
 
     Source: Radford et al. 2021 (CLIP); Liu et al. 2024 (LLaVA-1.5), section 3.
     """
@@ -72,13 +79,14 @@ class CLIPVisionTower(keras.layers.Layer):
             dtype=self.dtype_policy,
             name="encoder",
         )
-        # keras-hub makes them zeros, and every patch would stand at the same place.
+        # keras-hub initializes them to zeros, so that all patches would share one
+        # position.
         ids = self.encoder.embedding.position_ids
         ids.assign(np.arange(ids.shape[1])[None])
         self._blocks = self.encoder.encoder_layers[:blocks]
 
     def build(self, input_shape):
-        self.built = True  # the encoder is, from the start
+        self.built = True  # the encoder was built in the constructor
 
     def call(self, images):
         shape = ops.shape(images)

@@ -1,4 +1,4 @@
-"""What the distiller needs to see of a model: hidden states, head, vision tower."""
+"""Views of models: their hidden states, LM head and vision tower, for the distiller."""
 
 from keras_betakd.models.base import CausalLMView, LogitsView, ModelView, PrefixView
 from keras_betakd.models.blip2 import BLIP2Seq2SeqView, BLIP2View

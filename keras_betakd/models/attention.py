@@ -1,8 +1,8 @@
-"""Attention of the first decoder block, from the layer's own queries and keys.
+"""Computes the attention weights of the first decoder block from its queries and keys.
 
-keras-hub's decoders do not hand out their attention, and on an accelerator they may
-never hold it (flash attention). Queries and keys, rotation and norms included, can be
-read from the layer, and the softmax of the few rows that matter is made again.
+keras-hub's decoders do not return their attention weights, and with flash attention
+they are never held in memory. Queries and keys, after rotation and norms, can be
+recorded in the layer, and the softmax of the few rows needed is computed again.
 """
 
 import math
@@ -13,21 +13,24 @@ from keras_betakd.models.hooks import recorded
 
 
 def record_first_attention(view):
-    """A context that notes what `first_attention_weights` needs."""
+    """A context that records the calls that `first_attention_weights` needs."""
     layer = view.first_attention()
     return recorded(layer, layer.rope_layer)
 
 
 def first_attention_weights(view, calls, rows=None):
-    """softmax(q k^T) of the first decoder block, averaged over its heads.
+    """The attention weights of the first decoder block, averaged over its heads.
+
+    They are softmax(c tanh(s / c)) with s = q k^T / sqrt(d), with the layer's own d,
+    soft cap c and mask; without a soft cap, softmax(s).
 
     Args:
         view: a `CausalLMView`.
-        calls: what `record_first_attention` yielded, after the model ran.
-        rows: (B, K), the positions whose attention is wanted; all if `None`.
+        calls: the calls that `record_first_attention` yielded, after the model ran.
+        rows: (B, K), the positions whose attention to compute; all if `None`.
 
     Returns:
-        (B, K, T) float32; each row adds up to 1.
+        (B, K, T) float32; each row sums to 1.
     """
     layer = view.first_attention()
     (attention, rotations) = calls
@@ -49,12 +52,12 @@ def first_attention_weights(view, calls, rows=None):
 
 
 def _model_width_per_head(layer):
-    # As keras-hub divides.
+    # The divisor that keras-hub uses.
     return layer.hidden_dim // layer.num_query_heads
 
 
 def _mask(layer, mask):
-    """The layer's mask, (B, T, T), with its sliding window."""
+    """The layer's mask, bool (B, T, T), with its sliding window applied."""
     mask = ops.cast(mask, "bool")
     if not layer.use_sliding_window_attention:
         return mask

@@ -1,10 +1,10 @@
-"""What the distiller must see of a model: `ModelView`, and the common text family.
+"""The base classes of views: the parts of a model that a distiller uses.
 
-A distiller gathers hidden states at the answer positions and runs the LM head on
-those rows only, so it has to reach inside the model: the backbone, the head, the
-vision tower. A view gives exactly that and nothing else. Adding a family means
-one small subclass of `CausalLMView` and one call of `register_view`, or nothing
-at all for a text model that follows keras-hub's common form.
+A distiller gathers hidden states at the answer positions and runs the LM head on those
+rows only, so it needs access to parts of the model: the backbone, the head, the vision
+tower. A view provides these and nothing else. To add a family, write a small subclass
+of `CausalLMView` and call `register_view`; a text model that follows keras-hub's common
+form needs neither.
 """
 
 import contextlib
@@ -17,15 +17,15 @@ from keras_betakd.models.heads import CroppedHead, EmbeddingHead
 
 
 class ModelView:
-    """What the distiller knows of a model.
+    """The parts of a model that a distiller uses.
 
     Args:
-        model: the `keras.Model` to look at.
+        model: the `keras.Model`.
 
     Attributes:
         sees_hidden_states: whether `hidden_states` and `head` exist.
         head: an `LMHead`, hidden states (B, K, H) to logits (B, K, V), soft cap
-            included; `None` where there is none to be seen.
+            included; `None` where the head is not accessible.
     """
 
     sees_hidden_states = False
@@ -36,41 +36,42 @@ class ModelView:
         self.model = model
 
     def crop(self, size):
-        """Leaves the first `size` classes in the logits, whole or of single rows."""
+        """Keeps only the first `size` classes of the logits, here and in `head`."""
         self._classes = size
         if self.head is not None:
             self.head = CroppedHead(self.head, size)
 
     def logits(self, inputs, training=None):
-        """All the logits of the model: (B, ..., V)."""
-        with self.mended():
+        """The full logits of the model: (B, ..., V)."""
+        with self.patched():
             logits = self.model(inputs, training=training)
         return logits if self._classes is None else logits[..., : self._classes]
 
     def sees(self, features):
-        """Whether the model can give features of this name, of `Features`."""
+        """Whether the model provides the features of this name (see `Features`)."""
         if features == "hidden_states":
             return self.sees_hidden_states
         return self.sees_hidden_states and self.image_projector() is not None
 
     def reader(self, wanted):
-        """What runs the model and gives features of these names."""
+        """A `FeatureReader` that runs the model and reads features of these names."""
         return FeatureReader(self, wanted)
 
     @property
-    def is_mended(self):
-        """Whether `mended` changes what the model computes."""
+    def is_patched(self):
+        """Whether `patched` changes what the model computes."""
         return False
 
-    def mended(self):
-        """A context in which a record's numbers do not depend on its batch.
+    def patched(self):
+        """A context in which a record's outputs do not depend on its batch.
 
-        Two families of keras-hub mix up the pictures of a batch; within, they do not.
+        Within, the layers of some keras-hub families that mix up the images of a batch
+        are replaced by correct ones.
         """
         return contextlib.nullcontext()
 
     def vision_tower(self):
-        """The layers that only look at pictures, the projector not included."""
+        """The layers that process images alone, the projector not included."""
         return []
 
     def projector(self):
@@ -83,20 +84,20 @@ class ModelView:
         return [layer for layer in inner if not any(layer is t for t in tower)]
 
     def image_projector(self):
-        """The layer whose output are the image tokens that enter the language model.
+        """The layer whose outputs are the image tokens that enter the language model.
 
-        It gives (B * P, T, H) or (B, P * T, H): T tokens for each of P pictures. `None`
-        for a model that sees no pictures.
+        It returns (B * P, T, H) or (B, P * T, H): T tokens for each of P images. `None`
+        for a model that takes no images.
         """
         return None
 
 
 class LogitsView(ModelView):
-    """Any `keras.Model` whose output is logits."""
+    """The view of any `keras.Model` whose output is logits."""
 
 
 class CausalLMView(ModelView):
-    """A text `keras_hub.models.CausalLM`: backbone, then a reversible embedding."""
+    """The view of a text `keras_hub.models.CausalLM` with a reversible embedding."""
 
     sees_hidden_states = True
 
@@ -128,45 +129,45 @@ class CausalLMView(ModelView):
 
     @property
     def logit_size(self):
-        """How many classes the head gives, where it is cropped too."""
+        """The number of classes of the logits, after `crop`."""
         return self._classes or self.vocabulary_size
 
     def hidden_states(self, inputs, training=None):
         """The last hidden states of the whole sequence: (B, T, H)."""
-        with self.mended():
+        with self.patched():
             return self.backbone(inputs, training=training)
 
     def padding_mask(self, inputs):
-        """True where `hidden_states` come from the record: (B, T)."""
+        """True where `hidden_states` belong to tokens, not to padding: bool (B, T)."""
         return ops.cast(inputs["padding_mask"], "bool")
 
     def row_positions(self, positions):
-        """Where in `hidden_states` the text positions of the labels are."""
+        """The positions in `hidden_states` of these positions in the text."""
         return positions
 
     def image_layout(self, inputs):
-        """Where in `hidden_states` the image tokens are.
+        """The positions of the image tokens in `hidden_states`.
 
         Returns:
-            `(positions, present)`: int (B, P, T) for T tokens of each of P pictures, in
+            `(positions, present)`: int (B, P, T) for T tokens of each of P images, in
             the order of the projector's output, and bool (B, P), false where a record
-            has fewer pictures.
+            has fewer images.
         """
         raise ValueError(
             f"The hidden states of {type(self.model).__name__} hold no image tokens at "
-            "known places, so features of pictures cannot be compared with it."
+            "known places, so features of images cannot be compared with it."
         )
 
     def text_mask(self, inputs):
-        """True where `hidden_states` come from text, padding not counted: (B, T)."""
+        """True where `hidden_states` belong to text, not image or padding: (B, T)."""
         return self.padding_mask(inputs)
 
     def image_features(self, calls, inputs):
-        """What the projector made of each picture: (B, P, T, H).
+        """The projector's output for each image: (B, P, T, H).
 
         Args:
-            calls: the calls of `image_projector()`, as `recorded` notes them.
-            inputs: what the model was given.
+            calls: the calls of `image_projector()`, as `recorded` yields them.
+            inputs: the inputs of the model.
         """
         positions, _ = self.image_layout(inputs)
         output = calls[0][2]
@@ -175,8 +176,8 @@ class CausalLMView(ModelView):
     def first_attention(self):
         """The self-attention layer of the first decoder block.
 
-        Its queries and keys are the two outputs of its `rope_layer`, and its mask the
-        argument `attention_mask`, as in keras-hub's Gemma.
+        Its queries and keys must be the outputs of the two calls of its `rope_layer`,
+        and its mask the argument `attention_mask`, as in keras-hub's Gemma.
         """
         raise ValueError(
             f"The attention of {type(self.model).__name__} cannot be read. Use an "
@@ -186,11 +187,11 @@ class CausalLMView(ModelView):
 
 
 class PrefixView(CausalLMView):
-    """A model whose image tokens stand before the text, one picture a record."""
+    """The view of a model with its image tokens before the text, one image a record."""
 
     @property
     def image_tokens(self):
-        """How many positions stand before the text."""
+        """The number of positions before the text."""
         raise NotImplementedError
 
     def padding_mask(self, inputs):
@@ -214,21 +215,21 @@ class PrefixView(CausalLMView):
 
 
 class MarkedImagesView(CausalLMView):
-    """A model whose image tokens stand among the text, wherever the prompt has them."""
+    """The view of a model whose image tokens stand where the prompt marks images."""
 
     @property
     def tokens_per_image(self):
-        """How many tokens a picture becomes."""
+        """The number of tokens of an image."""
         raise NotImplementedError
 
     def is_image(self, inputs):
-        """True at image tokens: (B, T)."""
+        """True at image tokens: bool (B, T)."""
         raise NotImplementedError
 
-    def present(self, is_image, pictures):
-        """Which of a record's places for pictures are taken: bool (B, P)."""
+    def present(self, is_image, places):
+        """Which of a record's `places` for images hold one: bool (B, places)."""
         marked = ops.sum(ops.cast(is_image, "int32"), axis=1)
-        numbers = ops.arange(1, pictures + 1, dtype="int32")
+        numbers = ops.arange(1, places + 1, dtype="int32")
         return marked[:, None] >= numbers[None] * self.tokens_per_image
 
     def text_mask(self, inputs):

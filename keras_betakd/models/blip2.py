@@ -1,11 +1,11 @@
-"""Views of keras-hub's BLIP-2: with OPT, and with Flan-T5."""
+"""The views of keras-hub's BLIP-2 with OPT and with Flan-T5."""
 
 from keras_betakd.models.base import CausalLMView, PrefixView
 from keras_betakd.models.heads import DenseHead
 
 
 class _QFormer:
-    """What both have in common: a vision tower and a Q-Former before the text."""
+    """Common parts of both views: a vision tower and a Q-Former before the text."""
 
     def vision_tower(self):
         tower = self.backbone.vision_encoder
@@ -33,7 +33,7 @@ class BLIP2View(_QFormer, PrefixView):
 class BLIP2Seq2SeqView(_QFormer, CausalLMView):
     """`keras_hub.models.BLIP2Seq2SeqLM` (Flan-T5).
 
-    Its hidden states are the decoder's: the answer alone, without prompt or picture.
+    Its hidden states are the decoder's: of the answer alone, without prompt or image.
     """
 
     def __init__(self, model):

@@ -1,4 +1,4 @@
-"""Views of the Gemma families of keras-hub that see pictures."""
+"""The views of keras-hub's multimodal Gemma families: 3, 3n, 4 and PaliGemma."""
 
 import contextlib
 import math
@@ -12,7 +12,7 @@ from keras_betakd.models.hooks import replaced
 
 
 class _GemmaView(MarkedImagesView):
-    """Image tokens stand where the prompt has them, as `vision_indices` says."""
+    """The view of a Gemma model whose `vision_indices` hold the image positions."""
 
     @property
     def tokens_per_image(self):
@@ -33,8 +33,8 @@ class _GemmaView(MarkedImagesView):
         found = ops.cast(inputs["vision_indices"], "int32")
         shape = (ops.shape(found)[0], -1, self.tokens_per_image)
         positions = ops.reshape(found, shape)
-        pictures = ops.shape(positions)[1]
-        return positions, self.present(self.is_image(inputs), pictures)
+        places = ops.shape(positions)[1]
+        return positions, self.present(self.is_image(inputs), places)
 
 
 class Gemma3View(_GemmaView):
@@ -43,31 +43,32 @@ class Gemma3View(_GemmaView):
     def first_attention(self):
         return self.backbone.transformer_layers[0].attention
 
-    def mended(self):
-        """See `_in_parts`."""
+    def patched(self):
+        """A context in which `_interleave` inserts the image embeddings."""
         if self.backbone.vision_encoder is None:
-            return super().mended()
-        return replaced(self.backbone.interleave_embeddings, _in_parts)
+            return super().patched()
+        return replaced(self.backbone.interleave_embeddings, _interleave)
 
 
-def _in_parts(compute, image_embeddings, text_embeddings, vision_indices):
-    """The image embeddings in their places, also where `keras.ops.add` errs.
+def _interleave(compute, image_embeddings, text_embeddings, vision_indices):
+    """Inserts image embeddings into the text, in parts where `keras.ops.add` errs.
 
-    On TensorFlow it takes (B, 1) for a bias of (B, N) if B = N, and adds it along the
-    other axis. Here it is where a record's tokens begin: in a batch of as many records
-    as a record has image tokens, pictures were written into other records.
+    On TensorFlow, `keras.ops.add` takes a (B, 1) tensor for the bias of a (B, N) one if
+    B = N, and adds it along the other axis. keras-hub adds the offsets of the records'
+    tokens in this way, so in a batch of as many records as a record has image tokens,
+    images are written into other records. Such a batch is split in two.
     """
     size, tokens = vision_indices.shape
     if size is not None and len(image_embeddings.shape) == 4:
-        # Gemma 4: (B, pictures, tokens, H)
+        # Gemma 4: (B, images, tokens, H)
         tokens = min(tokens, math.prod(image_embeddings.shape[1:3]))
     errs = takes_columns_for_biases() and size == tokens
     if not errs or size is None or size < 2:
         return compute(image_embeddings, text_embeddings, vision_indices)
-    pictures = image_embeddings.shape[0] // size
+    images = image_embeddings.shape[0] // size
     parts = [
         compute(
-            image_embeddings[start * pictures : end * pictures],
+            image_embeddings[start * images : end * images],
             text_embeddings[start:end],
             vision_indices[start:end],
         )
@@ -105,10 +106,11 @@ class Gemma3nView(_GemmaView):
         self.head = TransposedEmbeddingHead(self.embedding, soft_cap)
 
     def logits(self, inputs, training=None):
-        """All the logits of the model: (B, T, V).
+        """The full logits of the model: (B, T, V).
 
-        Not by the model itself: the head of its functional model is a product outside
-        of any layer, with the embeddings that it was made with, loaded ones or not.
+        The model itself does not compute them: the head of its functional model is a
+        product outside of any layer, with the embeddings at the time it was built, even
+        if others were loaded since.
         """
         return self.head(self.hidden_states(inputs, training))
 
@@ -117,28 +119,32 @@ class Gemma3nView(_GemmaView):
         return self.backbone.vision_soft_tokens_per_image
 
     @property
-    def is_mended(self):
+    def is_patched(self):
         return self.backbone.vision_encoder is not None
 
-    def mended(self):
-        """keras-hub takes the pictures of a batch one after another, padding too."""
-        if not self.is_mended:
-            return super().mended()
-        return replaced(self.backbone.embedding_processor, self._real_pictures_first)
+    def patched(self):
+        """A context in which the images of a batch are given in order, padding last.
 
-    def _real_pictures_first(self, compute, inputs):
-        pictures = inputs.get("pixel_values")
-        if pictures is None or 0 in pictures.shape[:2]:
+        keras-hub fills the image positions of a batch with its images one after
+        another, padding included.
+        """
+        if not self.is_patched:
+            return super().patched()
+        return replaced(self.backbone.embedding_processor, self._padding_last)
+
+    def _padding_last(self, compute, inputs):
+        images = inputs.get("pixel_values")
+        if images is None or 0 in images.shape[:2]:
             return compute(inputs)
-        shape = ops.shape(pictures)
+        shape = ops.shape(images)
         is_image = ops.equal(inputs["token_ids"], self.backbone.image_token_id)
         present = self.present(is_image, shape[1])
-        pictures = ops.reshape(pictures, (-1, *shape[2:]))
-        numbers = ops.arange(ops.shape(pictures)[0], dtype="int32")
-        behind = ops.where(ops.reshape(present, (-1,)), 0, ops.shape(pictures)[0])
+        images = ops.reshape(images, (-1, *shape[2:]))
+        numbers = ops.arange(ops.shape(images)[0], dtype="int32")
+        behind = ops.where(ops.reshape(present, (-1,)), 0, ops.shape(images)[0])
         order = ops.argsort(numbers + ops.cast(behind, "int32"))
-        pictures = ops.reshape(ops.take(pictures, order, axis=0), shape)
-        return compute({**inputs, "pixel_values": pictures})
+        images = ops.reshape(ops.take(images, order, axis=0), shape)
+        return compute({**inputs, "pixel_values": images})
 
     def vision_tower(self):
         tower = self.backbone.vision_encoder
@@ -149,7 +155,7 @@ class Gemma3nView(_GemmaView):
 
     def image_features(self, calls, inputs):
         positions, present = self.image_layout(inputs)
-        output = calls[-1][2]  # the first call embeds ids that stand for no picture
+        output = calls[-1][2]  # the first call embeds ids that stand for no image
         order = ops.cumsum(ops.cast(ops.reshape(present, (-1,)), "int32")) - 1
         output = ops.take(output, ops.maximum(order, 0), axis=0)
         return ops.reshape(output, (*ops.shape(positions), output.shape[-1]))
@@ -163,18 +169,22 @@ class Gemma4View(_GemmaView):
         self.head = EmbeddingHead(self.embedding, model.final_logit_cap)
 
     @property
-    def is_mended(self):
+    def is_patched(self):
         return self.backbone.vision_encoder is not None
 
     @contextlib.contextmanager
-    def mended(self):
-        """keras-hub pools every picture by the width of the widest of the batch."""
+    def patched(self):
+        """A context in which each image is pooled by its own width.
+
+        keras-hub pools all images by the width of the widest in the batch. Within,
+        `_interleave` also inserts the image embeddings.
+        """
         with contextlib.ExitStack() as stack:
-            if self.is_mended:
+            if self.is_patched:
                 self._pooling = self.backbone.vision_encoder.get_layer("pooling")
                 stack.enter_context(replaced(self._pooling, self._pool_by_own_width))
                 interleave = self.backbone.interleave_embeddings
-                stack.enter_context(replaced(interleave, _in_parts))
+                stack.enter_context(replaced(interleave, _interleave))
             yield
 
     def _pool_by_own_width(self, compute, inputs, pixel_position_ids):

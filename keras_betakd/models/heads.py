@@ -1,10 +1,10 @@
-"""LM heads: how hidden states become logits, whole or as a matrix.
+"""LM heads: map hidden states to logits, as a function or as a matrix.
 
-Whole, a head is a callable: rows (..., H) to logits (..., V). The fused loss
-(`keras_betakd.head_loss`) also needs to see the student's as a matrix, since it takes
-the gradient itself; a head that has none (quantised, or of an unknown kind) gives
-`None`, and the distiller then computes its logits whole. The teacher's it multiplies by
-faster as a matrix, but takes as it is, too.
+Every head is a callable: rows (..., H) to logits (..., V). The fused loss
+(`keras_betakd.head_loss`) computes the gradient of the student's head itself and so
+needs it as a matrix; a head without one (quantised, or of an unknown kind) returns
+`None`, and the distiller then computes the full logits. The teacher's head is faster as
+a matrix, but a function will do.
 """
 
 import dataclasses
@@ -18,18 +18,24 @@ from keras_betakd.backends import logits_of
 
 @dataclasses.dataclass(frozen=True)
 class HeadMatrix:
-    """A head as logits = soft_cap(rows @ kernel^T) + bias.
+    """An LM head as a matrix: logits = c tanh(rows kernel^T / c) + bias.
 
-    Called, it gives the logits (..., V) of rows (..., H) in float32, without gradients.
+    A call returns the logits (..., V) of rows (..., H) in float32, without gradients.
 
     Attributes:
         kernel: (V, H).
         trainable: whether the kernel gets a gradient.
-        dtype: what the products are computed in.
+        dtype: the dtype of the products.
         bias: (V,), or `None`; -inf excludes a class.
-        soft_cap: c of c tanh(logits / c), or `None`.
+        soft_cap: c, or `None` for logits = rows kernel^T + bias.
         low_rank: `None`, or (A, B, scale) with A (V, r) and B (r, H) trainable and
             scale A B already part of the kernel (LoRA).
+
+    Example:
+
+    >>> head = HeadMatrix(kernel=ops.ones((5, 3)))  # V = 5, H = 3
+    >>> tuple(head(ops.ones((2, 3))).shape)
+    (2, 5)
     """
 
     kernel: Any
@@ -44,17 +50,17 @@ class HeadMatrix:
         return logits if self.bias is None else logits + self.bias
 
     def without_bias(self, rows):
-        """The logits but for the bias."""
+        """The logits without the bias."""
         kernel = ops.cast(self.kernel, self.dtype)
         logits = logits_of(ops.cast(rows, self.dtype), kernel)
         return ops.cast(capped(logits, self.soft_cap), "float32")
 
 
 class LMHead:
-    """A head known only as a whole.
+    """A head that is a function alone; the base of those that have a matrix.
 
     Args:
-        function: (..., H) to (..., V).
+        function: rows (..., H) to logits (..., V).
     """
 
     def __init__(self, function):
@@ -65,7 +71,7 @@ class LMHead:
 
     @property
     def has_matrix(self):
-        """Whether `matrix` gives one; it may cost a copy of the head (LoRA)."""
+        """Whether `matrix` returns one; that may cost a copy of the head (LoRA)."""
         return False
 
     def matrix(self):
@@ -78,8 +84,8 @@ class EmbeddingHead(LMHead):
 
     Args:
         embedding: the layer.
-        soft_cap: c of a cap c tanh(logits / c) that the model adds to the layer's, or
-            `None`.
+        soft_cap: c of a soft cap c tanh(logits / c) that the model applies after the
+            layer's own, or `None`.
     """
 
     def __init__(self, embedding, soft_cap=None):
@@ -106,7 +112,7 @@ class EmbeddingHead(LMHead):
 
 
 class TransposedEmbeddingHead(LMHead):
-    """A plain `keras.layers.Embedding` whose weights are the head as well (Gemma 3n).
+    """A plain `keras.layers.Embedding` with the head's weights, too (Gemma 3n).
 
     Args:
         embedding: the layer.
@@ -132,7 +138,7 @@ class TransposedEmbeddingHead(LMHead):
         if not self.has_matrix:
             return None
         layer = self.embedding
-        # As keras-hub multiplies: outside the layer, so that nothing casts the weights.
+        # keras-hub multiplies outside the layer, so that nothing casts the weights.
         dtype = keras.backend.result_type(layer.compute_dtype, layer.variable_dtype)
         return _tied_matrix(layer, dtype, self.soft_cap)
 
@@ -165,12 +171,12 @@ class DenseHead(LMHead):
 
 
 class CroppedHead(LMHead):
-    """The first classes of a head: what two vocabularies have in common.
+    """The first classes of a head: those that two vocabularies have in common.
 
     Args:
         head: an `LMHead`.
-        size: how many classes to keep. The rest, never normalised over, gets no
-            probability and no gradient.
+        size: the number of classes to keep. The softmax leaves the others out, so that
+            they get no probability and no gradient.
     """
 
     def __init__(self, head, size):
@@ -210,7 +216,7 @@ def _tied_matrix(embedding, dtype, soft_cap):
 
 
 def _matrix(layer, kernel, factors, trainable, dtype, soft_cap=None):
-    """A `HeadMatrix`; the factors of LoRA alone are trained where the rest is not."""
+    """Makes a `HeadMatrix`, with LoRA's factors where they alone are trainable."""
     bias = getattr(layer, "bias", None)
     bias = None if bias is None else ops.convert_to_tensor(bias)
     common = {"dtype": dtype, "bias": bias, "soft_cap": soft_cap}
@@ -222,7 +228,7 @@ def _matrix(layer, kernel, factors, trainable, dtype, soft_cap=None):
 
 
 def _lora_factors(layer):
-    """The two variables that LoRA added to a layer, if it did."""
+    """The two variables that LoRA added to a layer; empty if it has none."""
     if not layer.lora_enabled:
         return ()
     if hasattr(layer, "lora_embeddings_a"):

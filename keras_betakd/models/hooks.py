@@ -1,4 +1,4 @@
-"""Reads what layers inside a model make while the model runs once."""
+"""Replaces or records a layer's call while the model runs."""
 
 import contextlib
 import functools
@@ -10,11 +10,12 @@ from keras import ops
 def replaced(layer, function):
     """Within, calling the layer calls `function(compute, *args, **kwargs)`.
 
+    It replaces the layer's `call` and restores it afterwards. A functional model holds
+    its layers, so there is no other access to one in its middle.
+
     Args:
-        layer: a built layer. Its `call` is replaced within and there again afterwards:
-            a functional model holds its layers, and there is no other way to what one
-            in its middle makes.
-        function: takes the layer's own `call`, then its arguments.
+        layer: a built layer.
+        function: a function of the layer's own `call`, then its arguments.
     """
     before, compute = vars(layer).get("call"), layer.call
     layer.call = functools.partial(function, compute)
@@ -23,30 +24,30 @@ def replaced(layer, function):
     finally:
         if before is None:
             del layer.call
-        else:  # replaced already by whoever is around this
+        else:  # an outer context has replaced it already
             layer.call = before
 
 
 @contextlib.contextmanager
 def recorded(*layers):
-    """Within, notes each call of the layers.
+    """Within, records each call of the layers, with its arguments and its output.
+
+    The model thus need not run a second time to get the outputs of inner layers.
 
     Args:
-        *layers: built layers. Running a model a second time for the sake of a layer in
-            its middle would cost what it cost at first.
+        *layers: built layers, whose outputs are tensors.
 
     Yields:
-        For each layer, a list of `(args, kwargs, output)`, one for each call. The
-        output must be a tensor.
+        For each layer, a list of `(args, kwargs, output)`, one for each call.
     """
     calls = [[] for _ in layers]
     with contextlib.ExitStack() as stack:
         for layer, found in zip(layers, calls, strict=True):
-            stack.enter_context(replaced(layer, functools.partial(_note, found)))
+            stack.enter_context(replaced(layer, functools.partial(_record, found)))
         yield calls
 
 
-def _note(found, compute, *args, **kwargs):
+def _record(found, compute, *args, **kwargs):
     output = compute(*args, **kwargs)
     # A copy: keras-hub scales queries in place, which on PyTorch changes what a
     # layer returned.

@@ -24,10 +24,10 @@ class MobileVLMView(MarkedImagesView):
     def image_layout(self, inputs):
         is_image = self.is_image(inputs)
         batch, length = ops.shape(is_image)
-        tokens, pictures = self.tokens_per_image, inputs["images"].shape[1]
-        # Image tokens first, in order; then whatever else there is.
+        tokens, images = self.tokens_per_image, inputs["images"].shape[1]
+        # Sorts the positions of image tokens before all others.
         places = ops.arange(length, dtype="int32")[None]
         order = ops.argsort(ops.where(is_image, places, places + length), axis=1)
-        order = ops.cast(order[:, : pictures * tokens], "int32")
-        positions = ops.reshape(order, (batch, pictures, tokens))
-        return positions, self.present(is_image, pictures)
+        order = ops.cast(order[:, : images * tokens], "int32")
+        positions = ops.reshape(order, (batch, images, tokens))
+        return positions, self.present(is_image, images)

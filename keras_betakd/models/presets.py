@@ -1,20 +1,20 @@
-"""Models from presets, whatever task class they belong to."""
+"""`load_model`: loads a generative model from a preset, of whatever task class."""
 
 import json
 import pathlib
 
 import keras
 
-# Of public checkpoints that keras-hub cannot convert.
+# `model_type` of the public checkpoints that keras-hub cannot convert.
 _MOBILEVLM_TYPES = ("mobilevlm", "llava", "llava_llama")
 
 
 def load_model(preset, **kwargs):
-    """A generative model of keras-hub from a preset, with its preprocessor.
+    """Loads a generative model of keras-hub from a preset, with its preprocessor.
 
-    `keras_hub.models.CausalLM.from_preset` takes decoder-only models alone; this takes
-    encoder-decoder ones (BLIP-2 with Flan-T5) as well, and says what to do where a
-    preset cannot be loaded.
+    `keras_hub.models.CausalLM.from_preset` loads decoder-only models alone; this loads
+    encoder-decoder ones (BLIP-2 with Flan-T5) and public checkpoints of MobileVLM V2
+    and LLaVA-1.5 as well, and its errors say what to do.
 
     Args:
         preset: a folder that `save_to_preset` wrote, the name of a built-in preset, a
@@ -28,7 +28,7 @@ def load_model(preset, **kwargs):
         A `keras_hub.models.CausalLM` or `keras_hub.models.Seq2SeqLM`.
 
     Raises:
-        ValueError: it cannot be loaded. The message has keras-hub's own.
+        ValueError: it cannot be loaded. The message includes keras-hub's own.
 
     Example:
 
@@ -39,7 +39,7 @@ def load_model(preset, **kwargs):
     """
     import keras_hub
 
-    # So that Keras knows its classes, too.
+    # The import also registers its classes with Keras.
     from keras_betakd.mobilevlm import load_mobilevlm
 
     preset = str(preset)
@@ -53,13 +53,13 @@ def load_model(preset, **kwargs):
     classes = [named] if named else classes
     if _was_mixed(folder):
         # keras-hub would convert any other policy to the current one, but does not
-        # know mixed ones by name.
+        # recognize mixed ones by name.
         kwargs = {"dtype": keras.config.dtype_policy(), **kwargs}
     errors = []
     for cls in classes:
         try:
             return cls.from_preset(preset, **kwargs)
-        except Exception as error:  # whatever a download or a file may raise
+        except Exception as error:  # downloads and files raise errors of many kinds
             errors.append(error)
     raise ValueError(
         f"The preset {preset!r} cannot be loaded. Give a folder that `save_to_preset` "

@@ -1,4 +1,4 @@
-"""The view of keras-hub's Qwen3.5, whose picture path is made for generation alone."""
+"""The view of keras-hub's Qwen3.5, which itself takes images in generation alone."""
 
 from keras import ops
 
@@ -9,8 +9,8 @@ from keras_betakd.models.qwen_vision import image_tokens
 class Qwen3_5View(CausalLMView):
     """`keras_hub.models.Qwen3_5CausalLM` and its mixture of experts.
 
-    keras-hub's own forward pass cannot train with pictures: its vision encoder reads
-    the size of each picture as a Python number, which a compiled step does not have,
+    keras-hub's own forward pass cannot train with images: its vision encoder reads
+    the size of each image as a Python number, which a compiled step does not have,
     and its functional model leaves out the three-axis rotary positions that its
     `generate` and `score` use. The layers are therefore called here, one by one, with
     inputs of static shape (`keras_betakd.preprocessing.qwen_format`).
@@ -49,7 +49,7 @@ class Qwen3_5View(CausalLMView):
         return ops.logical_and(mask, inputs["image_sources"] < 0)
 
     def logits(self, inputs, training=None):
-        """All the logits of the model: (B, T, V)."""
+        """The full logits of the model: (B, T, V)."""
         return self.head(self.hidden_states(inputs, training))
 
     def vision_tower(self):

@@ -1,9 +1,9 @@
-"""Qwen3.5's vision encoder on pictures of any size, with static shapes.
+"""Runs Qwen3.5's vision encoder on images of any size, with static shapes.
 
-The same layers and numbers as `Qwen3_5VisionEncoder.call`, which runs eagerly on the
-pictures of a batch one after another. Here each picture has P slots for patches, of
-which it fills the first H * W, and everything that follows from H and W is computed
-inside the step.
+It uses the layers of `Qwen3_5VisionEncoder.call` and computes the same numbers, but
+that runs eagerly on the images of a batch one after another. Here each image has P
+slots for patches, of which it fills the first H * W, and everything that depends on H
+and W is computed inside the step.
 """
 
 import math
@@ -12,17 +12,17 @@ from keras import ops
 
 
 def image_tokens(encoder, pixel_values, grids):
-    """What the language model gets to see of each picture.
+    """The image tokens of each image, which enter the language model.
 
     Args:
         encoder: a `Qwen3_5VisionEncoder`.
-        pixel_values: (B, N, P, 2, p, p, 3): P patches of each of N pictures, in the
-            order of `Qwen3_5ImageConverter`, filled up with anything.
-        grids: (B, N, 3) int, (1, H, W) patches; (0, 0, 0) where there is no picture.
+        pixel_values: (B, N, P, 2, p, p, 3): P patches of each of N images, in the
+            order of `Qwen3_5ImageConverter`, padded with any values.
+        grids: (B, N, 3) int, (1, H, W) patches; (0, 0, 0) where there is no image.
 
     Returns:
-        (B, N, P / m^2, width) for patches merged m x m; the first H * W / m^2 of a
-        picture are real.
+        (B, N, P / m^2, width) for patches merged m x m; the first H * W / m^2 of an
+        image are real, the others padding.
     """
     shape = ops.shape(pixel_values)
     patches = shape[2]
@@ -35,7 +35,7 @@ def image_tokens(encoder, pixel_values, grids):
     )
     rotation = _rotation(encoder, rows, columns)
     real = ops.arange(patches, dtype="int32")[None] < height * width
-    # Without a picture there is nothing to see; anything may be looked at then.
+    # Where there is no image, attention to all slots avoids a softmax over none.
     mask = ops.logical_or(real, height * width == 0)[:, None, None]
     for block in encoder.blocks:
         x = _block(block, x, rotation, mask)
@@ -44,7 +44,7 @@ def image_tokens(encoder, pixel_values, grids):
 
 
 def _places(patches, width, merge):
-    """Row and column of each patch slot, (pictures, P): merged patches side by side."""
+    """Row and column of each patch slot, (images, P); merged patches are adjacent."""
     number = ops.arange(patches, dtype="int32")[None]
     across = ops.maximum(width // merge, 1)
     block, inside = number // merge**2, number % merge**2
@@ -54,10 +54,10 @@ def _places(patches, width, merge):
 
 
 def _position_embedding(encoder, rows, columns, height, width):
-    """The table of learned positions, stretched to each picture's own grid."""
+    """The learned position embeddings, interpolated to each image's own grid."""
     side = encoder.num_grid_per_side
-    down = _stretched(rows, height, side)
-    right = _stretched(columns, width, side)
+    down = _neighbours(rows, height, side)
+    right = _neighbours(columns, width, side)
     total = 0.0
     for row, row_share in down:
         for column, column_share in right:
@@ -66,8 +66,8 @@ def _position_embedding(encoder, rows, columns, height, width):
     return total
 
 
-def _stretched(numbers, count, side):
-    """The two neighbours in a table of `side` entries, each with its share."""
+def _neighbours(numbers, count, side):
+    """The two nearest of `side` table entries, each with its interpolation weight."""
     step = (side - 1) / ops.cast(ops.maximum(count - 1, 1), "float32")
     place = ops.minimum(ops.cast(numbers, "float32") * step, float(side - 1))
     lower = ops.floor(place)
@@ -77,7 +77,7 @@ def _stretched(numbers, count, side):
 
 
 def _rotation(encoder, rows, columns):
-    """Cosine and sine of the two-axis rotary angles: (pictures, P, 1, head width)."""
+    """Cosine and sine of the two-axis rotary angles: (images, P, 1, head width)."""
     width = encoder.hidden_size // encoder.num_heads // 2
     exponents = ops.arange(0, width, 2, dtype="float32") / width
     frequencies = ops.exp(-math.log(encoder.rotary_pos_emb.theta) * exponents)
@@ -97,10 +97,10 @@ def _attention(layer, x, rotation, mask):
     shape = (*ops.shape(x)[:2], layer.num_heads, layer.head_dim)
     parts = ops.split(layer.qkv(x), 3, axis=-1)
     query, key, value = (ops.reshape(part, shape) for part in parts)
-    seen = ops.nn.dot_product_attention(
+    mixed = ops.nn.dot_product_attention(
         _rotated(query, rotation), _rotated(key, rotation), value, mask=mask
     )
-    return layer.proj(ops.reshape(seen, (*shape[:2], layer.hidden_size)))
+    return layer.proj(ops.reshape(mixed, (*shape[:2], layer.hidden_size)))
 
 
 def _rotated(x, rotation):

@@ -1,4 +1,4 @@
-"""The view of a model, by the name of its class."""
+"""`view_of` and `register_view`: find the view of a model by its class name."""
 
 import sys
 
@@ -15,8 +15,8 @@ from keras_betakd.models.gemma import (
 from keras_betakd.models.mobilevlm import MobileVLMView
 from keras_betakd.models.qwen import Qwen3_5View
 
-# Inputs a text-only backbone of keras-hub may take. Anything else (images, audio)
-# means a multimodal model, whose layout of positions must be known, not guessed.
+# The inputs of text-only backbones of keras-hub. Any other input (images, audio) means
+# a multimodal model, whose layout of positions cannot be guessed.
 TEXT_INPUTS = {"token_ids", "padding_mask", "segment_ids", "position_ids"}
 
 _VIEWS = {
@@ -36,8 +36,8 @@ def register_view(class_name, view):
     """Uses `view` for models whose class (or a base of it) is named `class_name`.
 
     Args:
-        class_name: string, e.g. `"MyCausalLM"`. A name and not the class itself,
-            so that registering costs no import.
+        class_name: string, e.g. `"MyCausalLM"`. It is the name and not the class, so
+            that registering a view does not import the model.
         view: a subclass of `ModelView`.
 
     Example:
@@ -68,7 +68,13 @@ def view_of(model):
 
     Raises:
         ValueError: `model` is no `keras.Model`, or a multimodal keras-hub model of
-            a family nobody has written a view for.
+            a family without a view.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> type(view_of(model)).__name__
+    'LogitsView'
     """
     if not isinstance(model, keras.Model):
         raise ValueError(
@@ -95,7 +101,7 @@ def view_of(model):
 
 
 def _is_keras_hub_causal_lm(model):
-    # A model can only be one of keras-hub's if keras-hub is imported already;
-    # looking it up keeps the import out of projects that do not use it.
+    # A model can only be of keras-hub if keras-hub is imported already; looking it up
+    # avoids the import in projects that do not use it.
     keras_hub = sys.modules.get("keras_hub")
     return keras_hub is not None and isinstance(model, keras_hub.models.CausalLM)

@@ -1,1 +1,1 @@
-"""The benchmarks: questions, prompts, scores."""
+"""Benchmarks: for each its questions, its prompt, its score and its `Benchmark`."""

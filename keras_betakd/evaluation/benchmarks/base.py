@@ -1,4 +1,4 @@
-"""What the runner wants of a benchmark, whichever it is."""
+"""The interface between the evaluation command and a benchmark."""
 
 import pathlib
 from collections.abc import Hashable, Mapping, Sequence
@@ -11,17 +11,19 @@ from keras_betakd.evaluation.llava_protocol import llava_answers
 
 
 class Benchmark:
-    """The base of the six benchmarks.
+    """The base class of the benchmarks: questions, prompts, answer lines and scores.
 
-    A question is whatever the benchmark's loader makes: it has an `id` and an `image`.
+    The questions are the objects that the benchmark's loader returns; each has an `id`
+    and an `image`. A subclass defines `load`, `prompt`, `scores` and `read`, and
+    overrides the others where its published protocol differs from LLaVA's usual one.
 
     Attributes:
-        title: What is asked.
+        title: The name of the benchmark and of its split, for the report.
         files: The files that `load` reads, for the command's help.
         official: The key in `scores` of the number that papers report.
-        prompt_format: What a prompt holds, in this order.
-        max_new_tokens: Tokens of an answer at most, as published.
-        note: What must be said with the numbers, or nothing.
+        prompt_format: The parts of a prompt, in their order.
+        max_new_tokens: The largest number of tokens of an answer, as published.
+        note: A remark that is printed with the numbers, or an empty string.
     """
 
     title = ""
@@ -32,7 +34,7 @@ class Benchmark:
     note = ""
 
     def load(self, directory: pathlib.Path) -> Sequence:
-        """All questions.
+        """Reads all questions from the folder with the published files.
 
         Raises:
             FileNotFoundError, ValueError: As the benchmark's loader.
@@ -40,15 +42,15 @@ class Benchmark:
         raise NotImplementedError
 
     def prompt(self, question) -> str:
-        """What the model is asked, with `IMAGE_MARK`."""
+        """The prompt, with `IMAGE_MARK` where the question has an image."""
         raise NotImplementedError
 
     def group(self, question) -> Hashable:
-        """Of what there must be some questions for a score to exist."""
+        """The question's group; a score only exists if each group has questions."""
         return None
 
     def unit(self, question) -> Hashable:
-        """What only counts as a whole."""
+        """The question's unit; the questions of a unit are only scored together."""
         return question.id
 
     def first(self, questions: Sequence, limit: int) -> list:
@@ -69,7 +71,7 @@ class Benchmark:
         }
 
     def question_id(self, question) -> str | int:
-        """How the published files name the question."""
+        """The question's id in the published files."""
         return question.id
 
     def logged_prompt(self, question) -> str:
@@ -77,7 +79,7 @@ class Benchmark:
         return self.prompt(question).removeprefix(f"{IMAGE_MARK}\n")
 
     def answers(self, questions: Sequence, lines: Sequence[Mapping]) -> dict[str, str]:
-        """Answers by question id, out of the lines of any LLaVA answer file."""
+        """The answers in the lines of any LLaVA answer file, by question id."""
         return llava_answers(lines)
 
     def scores(self, questions: Sequence, answers: Mapping[str, str]) -> dict:
@@ -89,21 +91,21 @@ class Benchmark:
         raise NotImplementedError
 
     def read(self, question, text: str) -> Hashable | None:
-        """What an answer says; `None` if nothing can be read."""
+        """The answer in a text, in the form of `expected`; `None` if it has none."""
         raise NotImplementedError
 
     def expected(self, question) -> Any:
-        """The right answer, as `read` would read it."""
+        """The right answer, in the form in which `read` returns answers."""
         return question.answer
 
     def is_right(self, question, answer: Hashable | None) -> bool:
-        """Whether an answer that was read is right."""
+        """Whether an answer that `read` returned is right."""
         return answer == self.expected(question)
 
     def outcomes(
         self, questions: Sequence, answers: Mapping[str, str]
     ) -> dict[str, Outcome]:
-        """What came of each question that has an answer, by its id."""
+        """The `Outcome` of each question that has an answer, by its id."""
         texts = {name: without_end_mark(text) for name, text in answers.items()}
         read = {q.id: self.read(q, texts[q.id]) for q in questions if q.id in texts}
         return {
@@ -113,5 +115,6 @@ class Benchmark:
         }
 
 
-def answer_counts(score):
+def answer_counts(score) -> dict[str, int]:
+    """A score's counts of unparsed and missing answers, for its entry in the report."""
     return {"unparsed": score.unparsed, "missing": score.missing}

@@ -1,8 +1,8 @@
-"""GQA: short answers to questions about real pictures (Hudson and Manning, 2019).
+"""GQA: short answers to questions about real images (Hudson and Manning, 2019).
 
-Scored is the balanced test-dev set, with the answers normalized as LLaVA's converter
-does it and the numbers of the official script (arXiv 1902.09506). Accuracies are in
-per cent. Validity and plausibility need files that test-dev lacks.
+It scores the balanced test-dev set: it normalizes answers as LLaVA's converter does and
+computes the numbers of the official script (arXiv 1902.09506). Accuracies are in per
+cent. Validity and plausibility need files that test-dev lacks.
 """
 
 import collections
@@ -22,10 +22,10 @@ from keras_betakd.evaluation.report import entry, share, shares
 
 
 def normalize_gqa_answer(text: str) -> str:
-    """An answer as LLaVA's converter hands it to the official script.
+    """Normalizes an answer as LLaVA's converter does before the official script.
 
-    Small letters, without the periods at its end. Articles, outer spaces and other
-    marks stay, and make an answer wrong.
+    It removes the periods at the end and lowercases the rest. Articles, outer spaces
+    and other punctuation stay, and make an answer wrong.
 
     Example:
 
@@ -37,20 +37,21 @@ def normalize_gqa_answer(text: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class GQAScore:
-    """What `score_gqa` found, over the balanced questions.
+    """The result of `score_gqa`, over the balanced questions.
 
     Args:
-        overall: All of them.
-        binary: Those to be answered with yes, no or one of two things: all but
-            `open`. `None` if there are none.
-        open: Those of the structure "query"; `None` if there are none.
-        distribution: How far the answers' counts are from the right ones; lower is
-            better, 0 is perfect. `None` if no question has a group.
-        consistency: Per cent; `None` if not asked for, or nothing follows from any
-            right answer.
+        overall: The accuracy of all of them.
+        binary: The accuracy of those to be answered with yes, no or one of two things:
+            all but `open`. `None` if there are none.
+        open: The accuracy of those of the structure "query"; `None` if there are none.
+        distribution: The distance between the counts of the answers and those of the
+            right answers; lower is better, 0 is perfect. `None` if no question has a
+            group.
+        consistency: In per cent; `None` if it was not requested, or no rightly answered
+            question entails another.
         per_structural: The accuracy for each structure.
-        per_semantic: The accuracy for each kind of thing asked for.
-        per_steps: The accuracy for each number of steps of reasoning.
+        per_semantic: The accuracy for each semantic type.
+        per_steps: The accuracy for each number of reasoning steps.
         per_length: The accuracy for each number of words.
         unparsed: Answers of nothing but spaces and periods. Counted as wrong.
         missing: Questions without an answer; none of them is balanced.
@@ -95,20 +96,21 @@ def score_gqa(
     predictions: Mapping[str, str],
     consistency: bool = False,
 ) -> GQAScore:
-    """Scores answers to GQA questions: the normalized text must be the right one.
+    """Scores answers to GQA questions by exact match with the right answer.
 
-    The distribution is, with o and e the counts of a right answer among the
-    predictions and among the right answers of its group g of n_g questions,
+    The distribution is
 
         sum_g n_g sum_answers (o - e)^2 / e  /  sum_g n_g  /  100
+
+    over the groups g of n_g questions each, with e the number of questions of the group
+    that have an answer as their right one, and o how often it was predicted there.
 
     The consistency is the mean, over the rightly answered questions that entail
     others, of the fraction of those others that are right, too.
 
     Args:
-        questions: The questions asked, for example from `load_gqa`.
-        predictions: The answers by question id. Answers to other questions are left
-            aside.
+        questions: The questions, for example from `load_gqa`.
+        predictions: The answers by question id. Answers to other questions are ignored.
         consistency: Whether to compute it; entailed questions must then be among
             `questions` and have answers.
 

@@ -1,4 +1,4 @@
-"""The questions of GQA, out of its files, and their prompts (Hudson and Manning, 2019).
+"""Reads the questions of GQA and makes their prompts (Hudson and Manning, 2019).
 
 llava_gqa_testdev_balanced.jsonl    question_id, image, text; one object a line
 testdev_balanced_questions.json     id -> question, answer, types, groups, ...
@@ -16,7 +16,7 @@ from keras_betakd.evaluation.llava_protocol import (
 )
 from keras_betakd.files import read_json
 
-# Operations that end a question and add nothing to the length of its reasoning.
+# Final operations of a question, which do not count as reasoning steps.
 _NO_STEP = ("exist", "query: name", "choose name")
 
 
@@ -27,15 +27,16 @@ class GQAQuestion(VQAQuestion):
     Args:
         id: The question's id in GQA.
         question: The question.
-        answer: The right answer, in small letters.
+        answer: The right answer, in lower case.
         structural: "verify", "query", "choose", "logical" or "compare".
         semantic: "obj", "attr", "rel", "cat" or "global".
-        words: Words of the question.
-        steps: Steps of reasoning it takes.
-        group: What is asked for ("color", "furniture"), or `None`.
+        words: The number of words of the question.
+        steps: The number of reasoning steps that it takes.
+        group: The kind of its answer ("color", "furniture"), or `None`.
         entailed: Ids of questions whose answers follow from this one's.
-        balanced: Whether it counts; the others only serve the consistency.
-        image: Whatever `load_image` reads, usually a path; read only when needed.
+        balanced: Whether it counts for the accuracies; other questions are only used
+            for the consistency.
+        image: Anything that `load_image` takes, usually a path; read only when needed.
 
     Raises:
         ValueError: The id, the question or the answer is of another type.
@@ -66,15 +67,15 @@ class GQAQuestion(VQAQuestion):
 
     @classmethod
     def from_annotation(cls, id: str, fields: Mapping, image: Any = None):
-        """The question of an entry of `testdev_balanced_questions.json`.
+        """Makes the question of an entry of `testdev_balanced_questions.json`.
 
         Args:
             id: The entry's key.
             fields: The entry.
-            image: The question's picture.
+            image: The question's image.
 
         Raises:
-            ValueError: The entry lacks a key or is built in another way.
+            ValueError: The entry lacks a key or has another structure.
 
         Example:
 
@@ -121,7 +122,7 @@ def load_gqa(
     Args:
         question_file: `llava_gqa_testdev_balanced.jsonl`.
         annotation_file: `testdev_balanced_questions.json`.
-        image_folder: Where the pictures lie.
+        image_folder: The folder of the images.
 
     Returns:
         The questions, in the order of the question file.
@@ -150,7 +151,7 @@ def load_gqa(
 
 
 def gqa_prompt(question: GQAQuestion) -> str:
-    """The prompt of a question as LLaVA asks it.
+    """The prompt of a question in LLaVA's published form.
 
     Example:
 

@@ -1,10 +1,10 @@
-"""MMBench: one question asked with its options in every order (Liu et al., 2023).
+"""MMBench: each question is prompted with its options in rotation (Liu et al., 2023).
 
-A question is right only if it is in each rotation ("circular evaluation", arXiv
-2307.06281), in per cent. The official number comes from a server that asks a chat
-model what an answer means. Scored here are its public rules alone, so that where
-answers are not clean letters the number is a lower bound. Which rules MobileVLM's own
-script has is not public.
+A question only counts as right if it is answered rightly in each rotation ("circular
+evaluation", arXiv 2307.06281); accuracies are in per cent. The official number comes
+from a server that asks a chat model what an answer means. Here the server's public
+rules alone are applied, so that the number is a lower bound where answers are not clean
+letters. The rules of MobileVLM's own script are not public.
 """
 
 import dataclasses
@@ -41,26 +41,27 @@ L2_SHORT_NAMES = {
     "attribute_reasoning": "AR",
 }
 
-# The published scripts read an empty cell of the answers as this text.
+# The published scripts read an empty answer cell as this text.
 _NO_ANSWER = "nan"
 
 
 @dataclasses.dataclass(frozen=True)
 class MMBenchScore:
-    """What `score_mmbench` found.
+    """The result of `score_mmbench`.
 
     Args:
-        circular: Questions that are right in all their rows.
-        vanilla: Questions that are right in their original row.
+        circular: The accuracy with questions counted as right if all their rows are.
+        vanilla: The accuracy on the original rows.
         per_l2: The circular accuracy in each of the six categories, by the short name
             ("CP", "FP-S", "FP-C", "LR", "RR", "AR").
         per_category: The same for the leaf categories.
-        choices: The letter read out of each row's answer, by index; "Z" for a refusal,
+        choices: The letter read in each row's answer, by index; "Z" for a refusal,
             `None` where the rules do not resolve it.
         hits: For each question whether it is right in all its rows, by index.
-        unparsed: Answered rows out of which no letter of an option was read. Wrong.
-        missing: Rows without an answer. Wrong.
-        rule: The rules of matching.
+        unparsed: Answered rows in which no letter of an option was read. Counted as
+            wrong.
+        missing: Rows without an answer. Counted as wrong.
+        rule: The name of the matching rules.
 
     Example:
 
@@ -81,12 +82,12 @@ class MMBenchScore:
 
     @property
     def circular_accuracy(self) -> float:
-        """Per cent of the questions right in every rotation: MMBench's number."""
+        """Per cent of the questions right in every rotation: MMBench's main number."""
         return self.circular.percent
 
     @property
     def vanilla_accuracy(self) -> float:
-        """Per cent of the questions right as they were first asked."""
+        """Per cent of the questions right in their original row."""
         return self.vanilla.percent
 
     @property
@@ -105,11 +106,11 @@ def score_mmbench(
     predictions: Mapping[str, str],
     rule: str = "vlmevalkit_exact",
 ) -> MMBenchScore:
-    """Scores answers to MMBench questions, circular and vanilla.
+    """Scores answers to MMBench questions: circular and vanilla accuracy.
 
     Args:
-        questions: The rows asked, copies included, for example from `load_mmbench`.
-        predictions: The answers by index. Answers to other rows are left aside.
+        questions: The rows, rotated copies included, for example from `load_mmbench`.
+        predictions: The answers by index. Answers to other rows are ignored.
         rule: "vlmevalkit_exact" (see `match_vlmevalkit`) or "opencompass_prefetch"
             (see `match_opencompass`).
 
@@ -184,7 +185,7 @@ def _check_rows(questions, originals):
 
 
 class MMBench(Benchmark):
-    """MMBench, scored by two public sets of rules, without a chat model."""
+    """MMBench's dev split, scored by two public sets of rules, without a chat model."""
 
     title = "MMBench, dev"
     files = "one mmbench_dev_*.tsv (20230712: LLaVA-1.5; 20231003: MobileVLM, Beta-KD)"

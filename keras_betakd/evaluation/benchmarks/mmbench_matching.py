@@ -1,7 +1,7 @@
-"""Which option of MMBench does an answer name? Two public sets of rules.
+"""Finds which option of MMBench an answer names, by two public sets of rules.
 
-Both look for a letter first and for an option's text then, and leave the rest to a
-chat model. None is asked here: what the rules do not resolve counts as wrong.
+Both look for a letter first and for an option's text second, and leave the rest to a
+chat model. No chat model is used here: what the rules do not resolve counts as wrong.
 """
 
 import re
@@ -17,24 +17,24 @@ _REFUSALS = (
 _PUNCTUATION = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 _STATED = re.compile(r"answer\s+is\s+\**([A-D])", re.IGNORECASE)
 
-# What may surround a letter, in the order of trial.
+# Punctuation that may surround a letter X, in the order in which it is tried.
 _DECORATIONS = "X. X, X: X) X). (X) (X). :X :X, :X. :X) :X).".split()
 _LETTERS_WITH_E = "ABCDE"
 
 
 def match_vlmevalkit(text: str, choices: Mapping[str, str]) -> str | None:
-    """The letter by the rules of today's toolkit, VLMEvalKit ("exact matching").
+    """Matches an answer by the rules of today's toolkit, VLMEvalKit ("exact matching").
 
-    In this order: the only option's letter that stands among the words, when
-    punctuation is taken for spaces, if its first place is among the last four words;
-    a letter after "answer is"; the only option whose text occurs in the answer, if
-    the answer is not longer than all options twice over.
+    The rules, in this order: the only option's letter that is one of the words, with
+    punctuation replaced by spaces, if it first occurs among the last four words; a
+    letter after "answer is"; the only option whose text occurs in the answer, if the
+    answer is at most twice as long as all options together.
 
-    Known traps: "answer is blue" is B, as the letter may begin a word; "A cat" is A.
+    Known pitfalls: "answer is blue" is B, as the letter may begin a word; "A cat" is A.
 
     Args:
         text: The answer.
-        choices: The options that are there, by letter.
+        choices: The options of the question, by letter.
 
     Returns:
         A letter of `choices`; "Z" for a refusal; `None` if the rules do not resolve it.
@@ -63,19 +63,19 @@ def match_vlmevalkit(text: str, choices: Mapping[str, str]) -> str | None:
 
 
 def match_opencompass(text: str, choices: Mapping[str, str]) -> str | None:
-    """The letter by the rules of the script of August 2023 (OpenCompass).
+    """Matches an answer by the rules of the script of August 2023 (OpenCompass).
 
-    In this order: the only letter from A to E that is a word, unless "A" is one
-    among more than three words; the only letter with one of a list of decorations
+    The rules, in this order: the only letter from A to E that is a word, unless "A" is
+    one among more than three words; the only letter with one of a list of decorations
     ("B.", "(B)"), decoration by decoration; the only option whose text occurs in the
     answer.
 
-    Known traps: "**B**" and "The answer is A" are not resolved; E is a letter even
+    Known pitfalls: "**B**" and "The answer is A" are not resolved; E is a letter even
     where there are four options or two.
 
     Args:
         text: The answer.
-        choices: The options that are there, by letter.
+        choices: The options of the question, by letter.
 
     Returns:
         A letter from A to E, or `None` if the rules do not resolve the answer.

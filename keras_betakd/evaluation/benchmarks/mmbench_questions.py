@@ -1,4 +1,4 @@
-"""The questions of MMBench (Liu et al., 2023), out of its table, and their prompts.
+"""Reads the questions of MMBench and makes their prompts (Liu et al., 2023).
 
 The table is tab-separated, with the columns index, question, hint, A, B, C, D, answer,
 category, image (base64), l2-category, split and others. A row with the index
@@ -28,7 +28,7 @@ SUBMISSION_COLUMNS = (
     "split",
 )
 
-# Cells that pandas, with which the published scripts read tables, takes for empty.
+# Cells that count as empty in pandas, with which the published scripts read tables.
 _EMPTY_CELLS = frozenset(
     "|#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN"
     "|None|n/a|nan|null".split("|")
@@ -60,7 +60,7 @@ class MMBenchQuestion(VQAQuestion):
         category: One of the twenty leaf categories.
         l2_category: One of the six categories above them.
         split: "dev" or "test".
-        image_base64: The picture's file in base64; decoded only when asked for.
+        image_base64: The image file in base64; decoded only when `image` is read.
 
     Raises:
         ValueError: The index is no integer, or there are not one to four options.
@@ -97,7 +97,7 @@ class MMBenchQuestion(VQAQuestion):
 
     @classmethod
     def from_row(cls, row: Mapping):
-        """The question of a row of the table.
+        """Makes the question of a row of the table.
 
         Args:
             row: The cells by column.
@@ -136,7 +136,7 @@ class MMBenchQuestion(VQAQuestion):
 
     @property
     def choices(self) -> dict[str, str]:
-        """The options that are there, by letter: what an answer is matched with."""
+        """The options that are not empty, by letter: an answer is matched with them."""
         cells = zip(OPTION_LETTERS, self.options, strict=False)
         return {letter: text for letter, text in cells if text is not None}
 
@@ -144,18 +144,18 @@ class MMBenchQuestion(VQAQuestion):
     def asked_options(self) -> list[str]:
         """The options in the prompt: all before the first that is empty or "none".
 
-        So an option that reads "None" hides those behind it, even the right one.
+        An option that reads "None" thus hides those after it, even the right one.
         """
         asked = []
         for text in self.options:
-            if _says_nothing(text):
+            if _is_nothing(text):
                 break
             asked.append(text)
         return asked
 
     @property
     def image(self) -> bytes | None:
-        """The picture's file, for `load_image`; `None` if the row has none."""
+        """The bytes of the image file, for `load_image`; `None` if the row has none."""
         if not self.image_base64:
             return None
         try:
@@ -166,7 +166,7 @@ class MMBenchQuestion(VQAQuestion):
             ) from error
 
 
-def _says_nothing(text):
+def _is_nothing(text):
     return text is None or text.lower() in ("nan", "none")
 
 
@@ -177,13 +177,13 @@ def load_mmbench(path: str | os.PathLike) -> list[MMBenchQuestion]:
         path: The file, for example `mmbench_dev_20230712.tsv`.
 
     Returns:
-        The rows in the file's order, rotated copies included. The pictures stay in
+        The rows in the file's order, rotated copies included. The images stay in
         base64. A cell that holds another row's index instead stands for that row's
-        picture, as in the toolkit's newer tables.
+        image, as in the toolkit's newer tables.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no such table. The message says which row is wrong.
+        ValueError: It is no such table. The message names the row that is wrong.
 
     Example:
 
@@ -197,15 +197,15 @@ def load_mmbench(path: str | os.PathLike) -> list[MMBenchQuestion]:
     for number, row in enumerate(rows, 1):
         try:
             questions.append(
-                MMBenchQuestion.from_row({**row, "image": _picture_of(row, images)})
+                MMBenchQuestion.from_row({**row, "image": _image_of(row, images)})
             )
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)!r}, row {number}: {error}") from error
     return questions
 
 
-def _picture_of(row, images):
-    """The base64 in a row's cell, or in that of the row that the cell names."""
+def _image_of(row, images):
+    """The base64 in a row's cell, or in that of the row whose index the cell holds."""
     cell = row.get("image") or ""
     found = images.get(cell, cell) or ""
     if found.isdecimal():
@@ -217,7 +217,7 @@ def _picture_of(row, images):
 
 
 def _read_table(path):
-    limit = csv.field_size_limit(2**31 - 1)  # A picture is longer than the default.
+    limit = csv.field_size_limit(2**31 - 1)  # An image is longer than the default.
     try:
         with open_text(path, newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t"))
@@ -235,7 +235,7 @@ def _read_table(path):
 
 
 def mmbench_prompt(question: MMBenchQuestion) -> str:
-    """The prompt of a row as LLaVA asks it; see `MMBenchQuestion.asked_options`.
+    """The prompt of a row in LLaVA's published form, with its `asked_options`.
 
     Example:
 
@@ -248,7 +248,7 @@ def mmbench_prompt(question: MMBenchQuestion) -> str:
     B. dog
     Answer with the option's letter from the given choices directly.
     """
-    hint = [] if _says_nothing(question.hint) else [question.hint]
+    hint = [] if _is_nothing(question.hint) else [question.hint]
     lines = [
         f"{letter}. {text}"
         for letter, text in zip(OPTION_LETTERS, question.asked_options, strict=False)
@@ -260,15 +260,16 @@ def mmbench_prompt(question: MMBenchQuestion) -> str:
 def mmbench_submission(
     questions: Sequence[MMBenchQuestion], predictions: Mapping[str, str]
 ) -> list[dict]:
-    """The rows of the file that the benchmark's server takes.
+    """Makes the rows of the file that the benchmark's server takes.
 
     Args:
-        questions: The rows asked.
+        questions: The rows of the benchmark.
         predictions: The answers by index.
 
     Returns:
-        For each row the cells by `SUBMISSION_COLUMNS`, `None` for an empty one; for
-        example for `pandas.DataFrame(rows).to_excel("submission.xlsx", index=False)`.
+        For each row a dict with the keys `SUBMISSION_COLUMNS`, `None` for an empty
+        cell. `pandas.DataFrame(rows).to_excel("submission.xlsx", index=False)` writes
+        them to the file.
 
     Raises:
         TypeError, ValueError: As `score_mmbench`.

@@ -1,4 +1,4 @@
-"""MME: yes-no questions in pairs, fourteen tasks (Fu et al., 2023).
+"""MME: pairs of yes-no questions about an image, in fourteen tasks (Fu et al., 2023).
 
 The number that LLaVA, MobileVLM and Beta-KD report, "MME-P", is the sum of the ten
 perception tasks' scores (arXiv 2306.13394): points, 0 to 2000, not an accuracy.
@@ -26,12 +26,12 @@ _MOST_POINTS = 200.0
 
 
 def parse_mme(text: str) -> str:
-    """ "yes", "no" or "other", as the published scorer reads an answer.
+    """Reads an answer as "yes", "no" or "other", like the published scorer.
 
-    Only the first four characters, in small letters, are looked at: "yes" in them
-    wins over "no", and neither is "other".
+    Only the first four characters count, in lower case: "yes" if they contain it, else
+    "no" if they contain that, else "other".
 
-    Known traps: "not sure", "know...", "none" and "nope" are "no"; "ayes" is "yes";
+    Known pitfalls: "not sure", "know...", "none" and "nope" are "no"; "ayes" is "yes";
     "I say no" is "other". Tabs and line breaks, which break the published scorer's
     files, count as spaces.
 
@@ -52,13 +52,13 @@ def parse_mme(text: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class MMETask:
-    """Answers to the questions of one task.
+    """The counts of right answers in one task, and its scores.
 
     Args:
-        right: For each picture, how many of its two questions were answered rightly.
+        right: For each image, how many of its two questions were answered rightly.
 
     Raises:
-        ValueError: There is no picture, or a count other than 0, 1 and 2.
+        ValueError: There is no image, or a count other than 0, 1 and 2.
 
     Example:
 
@@ -72,13 +72,13 @@ class MMETask:
     def __post_init__(self):
         if not self.right or not set(self.right) <= {0, 1, 2}:
             raise ValueError(
-                "`right` must hold 0, 1 or 2 for each picture, and at least one "
-                f"picture. Received: right={self.right}"
+                "`right` must hold 0, 1 or 2 for each image, and at least one "
+                f"image. Received: right={self.right}"
             )
 
     @property
     def n(self) -> int:
-        """Questions: two for each picture."""
+        """The number of questions: two for each image."""
         return 2 * len(self.right)
 
     @property
@@ -88,17 +88,17 @@ class MMETask:
 
     @property
     def accuracy_plus(self) -> float:
-        """Per cent of the pictures with both questions answered rightly ("acc+")."""
+        """Per cent of the images with both questions answered rightly ("acc+")."""
         return 100.0 * self.right.count(2) / len(self.right)
 
     @property
     def score(self) -> float:
-        """acc + acc+, 0 to 200. Always "yes" earns 50."""
+        """The sum acc + acc+, 0 to 200. Answering "yes" to everything scores 50."""
         return self.accuracy + self.accuracy_plus
 
     @property
     def standard_error(self) -> float | None:
-        """Of `score`, which is a mean over pictures; `None` for a single one."""
+        """The standard error of `score`, a mean over images; `None` for one image."""
         return standard_error(
             [50.0 * count + 100.0 * (count == 2) for count in self.right]
         )
@@ -106,14 +106,14 @@ class MMETask:
 
 @dataclasses.dataclass(frozen=True)
 class MMEScore:
-    """What `score_mme` found.
+    """The result of `score_mme`.
 
     Args:
-        per_task: The answers and scores of each task.
-        parsed: What was read out of each answer, by question id.
+        per_task: The counts and scores of each task.
+        parsed: How `parse_mme` read each answer, by question id.
         unparsed: Answers read as "other". Counted as wrong.
-        missing: Questions without an answer, always both of a picture. Left out, as
-            the published scorer does, which goes through the answers.
+        missing: Questions without an answer, always both of an image. They are left
+            out, as by the published scorer, which only reads the answers.
 
     Example:
 
@@ -131,27 +131,30 @@ class MMEScore:
     def perception(self) -> float | None:
         """The sum of the ten perception tasks, 0 to 2000: the number "MME-P".
 
-        `None` unless all ten were asked.
+        `None` unless all ten were scored.
         """
         return self._sum(MME_PERCEPTION)
 
     @property
     def cognition(self) -> float | None:
-        """The sum of the four cognition tasks, 0 to 800; `None` as `perception`."""
+        """The sum of the four cognition tasks, 0 to 800.
+
+        `None` unless all four were scored.
+        """
         return self._sum(MME_COGNITION)
 
     @property
     def n(self) -> int:
-        """Answered questions."""
+        """The number of answered questions."""
         return sum(task.n for task in self.per_task.values())
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """The 95 % interval of `perception`, in points, by the normal approximation.
 
-        Pictures are drawn independently, the questions about one are not: the squared
-        standard errors over pictures add up. `None` where `perception` is, or if a
-        task has a single picture.
+        Images are drawn independently, the two questions about one are not: so the
+        standard error of a task is over its images, and the squares of the tasks add
+        up. `None` where `perception` is, or if a task has a single image.
         """
         return self._interval(MME_PERCEPTION)
 
@@ -180,10 +183,10 @@ def score_mme(
     """Scores answers to MME questions, task by task.
 
     A task's score is acc + acc+: per cent of the questions answered rightly plus per
-    cent of the pictures with both answered rightly.
+    cent of the images with both answered rightly.
 
     Args:
-        questions: The questions asked, for example from `load_mme`.
+        questions: The questions, for example from `load_mme`.
         predictions: The answers by question id; see `mme_answers`.
 
     Returns:
@@ -192,7 +195,7 @@ def score_mme(
     Raises:
         TypeError: `predictions` is not a mapping, or an answer is not a string.
         ValueError: There are no questions, an id occurs twice, an answer belongs to
-            no question, a picture has not two questions or only one answer, or a task
+            no question, an image has not two questions or only one answer, or a task
             has no answer at all.
 
     Example:
@@ -207,11 +210,11 @@ def score_mme(
     """
     answers = answers_of(questions, predictions, refuse_unknown=True)
     parsed = {name: parse_mme(text) for name, text in answers.items()}
-    pictures: dict[tuple[str, str], list[MMEQuestion]] = {}
+    pairs: dict[tuple[str, str], list[MMEQuestion]] = {}
     for question in questions:
-        pictures.setdefault((question.task, question.file), []).append(question)
+        pairs.setdefault((question.task, question.file), []).append(question)
     rights: dict[str, list[int]] = {question.task: [] for question in questions}
-    for (task, file), pair in pictures.items():
+    for (task, file), pair in pairs.items():
         _check_pair(f"{task}/{file}", pair, parsed)
         if pair[0].id in parsed:
             rights[task].append(sum(parsed[q.id] == q.answer for q in pair))
@@ -230,18 +233,18 @@ def score_mme(
 
 
 def _check_pair(name, pair, parsed):
-    """One answer of two would shift all further pairs of the published scorer."""
+    """Raises for a single answer: it shifts later pairs in the published scorer."""
     answered = [question.id for question in pair if question.id in parsed]
     if len(pair) != 2 or len(answered) == 1:
         raise ValueError(
-            "A picture must have two questions, and an answer to both or to none. "
+            "An image must have two questions, and an answer to both or to none. "
             f"Received: {len(pair)} questions about {name!r}, of which answered: "
             f"{answered}"
         )
 
 
 class MME(Benchmark):
-    """MME, scored by points."""
+    """MME, scored by the points of its perception and cognition tasks."""
 
     title = "MME"
     files = "MME_Benchmark_release_version/<task>/ for each of the 14 tasks"

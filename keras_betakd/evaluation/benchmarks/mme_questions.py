@@ -1,9 +1,9 @@
-"""The questions of MME, out of its folders, and their prompts (Fu et al., 2023).
+"""Reads the questions of MME and makes their prompts (Fu et al., 2023).
 
     MME_Benchmark_release_version/<task>/0001.png and 0001.txt, or
     MME_Benchmark_release_version/<task>/images/ and questions_answers_YN/
 
-A text file has two lines, "question<TAB>Yes" and "question<TAB>No", about one picture.
+A text file has two lines, "question<TAB>Yes" and "question<TAB>No", about one image.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ _ENDING = "Please answer yes or no."
 
 @dataclasses.dataclass(frozen=True)
 class MMEQuestion(VQAQuestion):
-    """One of the two questions about a picture.
+    """One of the two questions about an image.
 
     Args:
         id: The question's id, unique over all tasks: "existence/0001#2".
@@ -54,10 +54,10 @@ class MMEQuestion(VQAQuestion):
         task: One of `MME_PERCEPTION` or `MME_COGNITION`.
         file: The name of its text file without the ending ".txt".
         answer: The right answer, "yes" or "no".
-        image: Whatever `load_image` reads, usually a path; read only when needed.
+        image: Anything that `load_image` takes, usually a path; read only when needed.
 
     Raises:
-        ValueError: The task or the answer is another, or the id or question of
+        ValueError: The task or the answer is another, or the id or question has
             another type.
 
     Example:
@@ -102,7 +102,7 @@ def load_mme(
         The questions, task by task, in the order of the files' names.
 
     Raises:
-        FileNotFoundError: A task or a picture is missing.
+        FileNotFoundError: A task or an image is missing.
         ValueError: A text file is not two lines of question, tab and Yes or No.
 
     Example:
@@ -121,7 +121,7 @@ def _read_task(folder, task):
     images = os.path.join(folder, "images")
     if not os.path.isdir(texts):
         texts = images = folder
-    pictures = {
+    paths = {
         _stem(name): os.path.join(images, name)
         for name in sorted(os.listdir(images))
         if not name.endswith(".txt")
@@ -129,25 +129,25 @@ def _read_task(folder, task):
     names = sorted(name for name in os.listdir(texts) if name.endswith(".txt"))
     if not names:
         raise FileNotFoundError(
-            "A task's folder holds a text file for each picture, or has them in "
+            "A task's folder holds a text file for each image, or has them in "
             f"questions_answers_YN. Received: {folder!r}, which has none"
         )
     return [
         question
         for name in names
-        for question in _read_file(os.path.join(texts, name), task, pictures)
+        for question in _read_file(os.path.join(texts, name), task, paths)
     ]
 
 
 def _stem(name):
-    """What text file and picture have in common: all up to the first period."""
+    """The name up to the first period, which text file and image have in common."""
     return name.split(".")[0]
 
 
-def _read_file(path, task, pictures):
+def _read_file(path, task, images):
     stem = _stem(os.path.basename(path))
-    if stem not in pictures:
-        raise FileNotFoundError(f"There is no picture to the questions in {path!r}.")
+    if stem not in images:
+        raise FileNotFoundError(f"There is no image to the questions in {path!r}.")
     with open_text(path) as file:
         lines = [line.strip().split("\t") for line in file if line.strip()]
     if [len(fields) for fields in lines] != [2, 2]:
@@ -156,13 +156,15 @@ def _read_file(path, task, pictures):
             f"Received: {lines}"
         )
     return [
-        MMEQuestion(f"{task}/{stem}#{k}", question, task, stem, answer, pictures[stem])
+        MMEQuestion(f"{task}/{stem}#{k}", question, task, stem, answer, images[stem])
         for k, (question, answer) in enumerate(lines, 1)
     ]
 
 
 def mme_prompt(question: MMEQuestion) -> str:
-    """The prompt of a question as LLaVA asks it: with its own instruction instead.
+    """The prompt of a question in LLaVA's published form.
+
+    LLaVA's instruction replaces the question's own "Please answer yes or no."
 
     Example:
 
@@ -176,15 +178,16 @@ def mme_prompt(question: MMEQuestion) -> str:
 def mme_answers(
     questions: Sequence[MMEQuestion], lines: Iterable[Mapping]
 ) -> dict[str, str]:
-    """Answers by question id out of the lines of a LLaVA answer file.
+    """The answers in the lines of a LLaVA answer file, by question id.
 
-    There, `question_id` is "<task>/<picture>", for both questions about it. So a line
-    is matched by it and by its `prompt`, with LLaVA's instruction exchanged for MME's
-    after one space or, where there is no such question, after two. Image marks in the
-    text count as the neutralized ones that this library asks with.
+    There, `question_id` is "<task>/<image>", the same for both questions about it. A
+    line is therefore matched by it and by its `prompt`, with LLaVA's instruction
+    replaced by MME's after one space or, where there is no such question, after two.
+    Image marks in the text are neutralized on both sides, as in the prompts of this
+    library.
 
     Args:
-        questions: The questions asked.
+        questions: The questions.
         lines: Objects with `question_id`, `prompt` and `text`.
 
     Returns:
@@ -212,10 +215,10 @@ def mme_answers(
         keys = ("question_id", "prompt", "text")
         name, prompt, text = require_texts(line, keys, where)
         task, file = name.split("/")[0], _stem(name.split("/")[-1])
-        asked = neutralize_image_marks(prompt)
-        asked = asked.replace(SHORT_ANSWER_SUFFIX.strip(), "").strip()
-        if _ENDING not in asked:
-            spaces = " " if (task, file, f"{asked} {_ENDING}") in waiting else "  "
-            asked = f"{asked}{spaces}{_ENDING}"
-        answers[take(waiting, (task, file, asked), where).id] = text
+        question = neutralize_image_marks(prompt)
+        question = question.replace(SHORT_ANSWER_SUFFIX.strip(), "").strip()
+        if _ENDING not in question:
+            spaces = " " if (task, file, f"{question} {_ENDING}") in waiting else "  "
+            question = f"{question}{spaces}{_ENDING}"
+        answers[take(waiting, (task, file, question), where).id] = text
     return answers

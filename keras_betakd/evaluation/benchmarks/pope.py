@@ -1,8 +1,8 @@
-"""POPE: is a thing that is not there said to be there? (Li et al., 2023)
+"""POPE: yes-no questions that measure object hallucination (Li et al., 2023).
 
-Three sets of yes-no questions about COCO pictures, which differ in how the things
-that are not there were chosen (arXiv 2305.10355). The number that LLaVA, MobileVLM and
-Beta-KD report is the mean of the three F1 scores, in per cent.
+It has three sets of questions about COCO images, which differ in how the absent objects
+were chosen (arXiv 2305.10355). The number that LLaVA, MobileVLM and Beta-KD report is
+the mean of the three F1 scores, in per cent.
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ _YES_OR_NO = re.compile(r"\b(?:yes|no|not)\b", re.IGNORECASE)
 
 
 def parse_pope(text: str) -> str:
-    """ "no" or "yes", as the published scorer reads an answer.
+    """Reads an answer as "no" or "yes", like the published scorer.
 
     It is "no" if, before the first period and without commas, one of the words
     between spaces is exactly "No", "no" or "not"; everything else is "yes".
 
-    Known traps: "NO", "Nope", "Not at all", "No!", "cannot see" and the empty answer
+    Known pitfalls: "NO", "Nope", "Not at all", "No!", "cannot see" and the empty answer
     are "yes"; "Yes! no" is "no".
 
     Args:
@@ -50,13 +50,13 @@ def parse_pope(text: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class POPECategory:
-    """Counts of one category, with "yes" as the positive class.
+    """The counts of one category, with "yes" as the positive class, and its scores.
 
     Args:
-        tp: Things that are there and said to be.
-        fp: Things that are not there and said to be: hallucinated.
-        tn: Things that are not there and not said to be.
-        fn: Things that are there and not said to be.
+        tp: Present objects that the answer says are present.
+        fp: Absent objects that the answer says are present: hallucinated.
+        tn: Absent objects that the answer does not say are present.
+        fn: Present objects that the answer does not say are present.
 
     Raises:
         ValueError: `tp` is 0. The published scorer then divides by zero.
@@ -82,7 +82,7 @@ class POPECategory:
 
     @property
     def n(self) -> int:
-        """Questions."""
+        """The number of questions."""
         return self.tp + self.fp + self.tn + self.fn
 
     @property
@@ -97,7 +97,7 @@ class POPECategory:
 
     @property
     def recall(self) -> float:
-        """Per cent of the things that are there and said to be."""
+        """Per cent of the present objects that are answered with "yes"."""
         return 100.0 * self.tp / (self.tp + self.fn)
 
     @property
@@ -114,8 +114,8 @@ class POPECategory:
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of `f1`, in per cent.
 
-        F1 = 2 J / (1 + J) with the proportion J = TP / (TP + FP + FN), so the Wilson
-        interval of J, taken through this growing function, is one of F1.
+        F1 = 2 J / (1 + J) with the proportion J = TP / (TP + FP + FN), so this
+        increasing function maps the ends of J's Wilson interval to those of F1's.
         """
         low, high = wilson_interval(self.tp, self.tp + self.fp + self.fn)
         return 200.0 * low / (1 + low), 200.0 * high / (1 + high)
@@ -123,12 +123,12 @@ class POPECategory:
 
 @dataclasses.dataclass(frozen=True)
 class POPEScore:
-    """What `score_pope` found.
+    """The result of `score_pope`.
 
     Args:
         per_category: The counts and scores of each category.
-        parsed: What was read out of each answer, "yes" or "no", by question id.
-        unparsed: Answers without any of the words yes, no and not, in whatever case.
+        parsed: How `parse_pope` read each answer, "yes" or "no", by question id.
+        unparsed: Answers without any of the words yes, no and not, in either case.
             The published parser counts them as yes.
         missing: Always 0: a question without an answer is an error.
 
@@ -146,9 +146,9 @@ class POPEScore:
 
     @property
     def mean_f1(self) -> float | None:
-        """The mean of the three F1 scores in per cent: the number that is reported.
+        """The mean of the three F1 scores in per cent: the number that papers report.
 
-        `None` unless all three categories were asked.
+        `None` unless all three categories were scored.
         """
         if len(self.per_category) < len(POPE_CATEGORIES):
             return None
@@ -156,16 +156,16 @@ class POPEScore:
 
     @property
     def n(self) -> int:
-        """Questions."""
+        """The number of questions."""
         return sum(counts.n for counts in self.per_category.values())
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """A 95 % interval of `mean_f1`, in per cent; `None` where that is.
 
-        The means of the three intervals' ends. The categories share their pictures
-        and the questions about what is there, so nothing is gained by averaging for
-        certain; this width is right if they err together, and never too narrow.
+        Its ends are the means of the three intervals' ends. The categories share their
+        images and the questions about present objects, so averaging need not reduce the
+        error; this width is right if their errors coincide, and never too narrow.
         """
         if self.mean_f1 is None:
             return None
@@ -180,8 +180,8 @@ def score_pope(
     """Scores answers to POPE questions, category by category.
 
     Args:
-        questions: The questions asked, for example from `load_pope`.
-        predictions: The answers by question id; out of an answer file, use
+        questions: The questions, for example from `load_pope`.
+        predictions: The answers by question id; those of an answer file come from
             `llava_answers(lines, unique=True)`.
 
     Returns:
@@ -207,12 +207,12 @@ def score_pope(
             f"{len(questions)} questions; there is none to {unanswered[:3]}"
         )
     parsed = {name: parse_pope(text) for name, text in answers.items()}
-    asked = {question.category for question in questions}
+    found = {question.category for question in questions}
     return POPEScore(
         per_category={
             category: _counts(category, questions, parsed)
             for category in POPE_CATEGORIES
-            if category in asked
+            if category in found
         },
         parsed=parsed,
         unparsed=sum(not _YES_OR_NO.search(text) for text in answers.values()),
@@ -260,7 +260,7 @@ class POPE(Benchmark):
         return question.category
 
     def question_id(self, question):
-        # The published scorer looks numbers up.
+        # The published scorer compares ids as integers.
         return int(question.id) if question.id.isdecimal() else question.id
 
     def answers(self, questions, lines):

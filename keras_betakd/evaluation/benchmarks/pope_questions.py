@@ -1,4 +1,4 @@
-"""The questions of POPE, out of its files, and their prompts (Li et al., 2023).
+"""Reads the questions of POPE and makes their prompts (Li et al., 2023).
 
 llava_pope_test.jsonl                            question_id, image, text, category
 coco_pope_{random,popular,adversarial}.json      image, text, label; one a line
@@ -29,12 +29,12 @@ class POPEQuestion(VQAQuestion):
         id: The question's id, unique over the three categories.
         question: The question, "Is there a ... in the image?".
         category: One of `POPE_CATEGORIES`.
-        label: The right answer. As in the published scorer, whatever is not "no"
-            counts as yes.
-        image: Whatever `load_image` reads, usually a path; read only when needed.
+        label: The right answer. As in the published scorer, any label but "no" counts
+            as yes.
+        image: Anything that `load_image` takes, usually a path; read only when needed.
 
     Raises:
-        ValueError: The category is another, or the id or question of another type.
+        ValueError: The category is another, or the id or question has another type.
 
     Example:
 
@@ -62,15 +62,15 @@ def load_pope(
 ) -> list[POPEQuestion]:
     """Reads the questions of LLaVA's question file with the labels of POPE's files.
 
-    The k-th question of a category goes with the k-th label, as published, and picture
-    and wording of the two are compared: with a line too many or too few, all further
-    labels would be those of other questions.
+    The k-th question of a category gets the k-th label, as published. Image and wording
+    of the two are compared, because one line too many or too few would give all further
+    questions the labels of others.
 
     Args:
         question_file: `llava_pope_test.jsonl`.
         label_folder: The folder of `coco_pope_random.json` and so on, in the version
             of commit e3e39262 of AoiDragon/POPE, whose random set has 2,910 lines.
-        image_folder: Where the pictures lie (`val2014`).
+        image_folder: The folder of the images (`val2014`).
 
     Returns:
         The questions, in the order of the question file.
@@ -96,11 +96,11 @@ def load_pope(
     }
     questions = []
     for (name, text, image, fields), category in zip(lines, categories, strict=True):
-        *pictured, label = next(labels[category])
-        if pictured != [fields["image"], text]:
+        *labelled, label = next(labels[category])
+        if labelled != [fields["image"], text]:
             raise ValueError(
                 f"Question {name!r} ({category}) is {[fields['image'], text]}, but the "
-                f"label in its place is about {pictured}. {_USE_VERSION}"
+                f"label in its place is about {labelled}. {_USE_VERSION}"
             )
         questions.append(POPEQuestion(name, text, category, label, image))
     return questions
@@ -122,7 +122,7 @@ def _labels(folder, category, count):
 
 
 def pope_prompt(question: POPEQuestion) -> str:
-    """The prompt of a question as LLaVA asks it.
+    """The prompt of a question in LLaVA's published form.
 
     Example:
 

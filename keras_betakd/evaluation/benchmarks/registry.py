@@ -1,4 +1,4 @@
-"""The benchmarks by the names that the command knows them by."""
+"""The benchmarks by the names that `--benchmark` takes."""
 
 from keras_betakd.evaluation.benchmarks.gqa import GQA
 from keras_betakd.evaluation.benchmarks.mmbench import MMBench

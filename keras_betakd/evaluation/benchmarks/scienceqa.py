@@ -1,4 +1,7 @@
-"""ScienceQA accuracy, over all questions and over those with a picture."""
+"""ScienceQA: accuracy over all questions, over those with an image, and by category.
+
+Source: Lu et al. 2022 (ScienceQA, arXiv 2209.09513).
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,19 +14,33 @@ from keras_betakd.evaluation.choice_parsing import parse_choice, parse_letter_st
 from keras_betakd.evaluation.intervals import Accuracy
 from keras_betakd.evaluation.report import entry, shares
 
+_PARSERS = {"published": parse_letter_strict, "robust": parse_choice}
+
+_IN_CATEGORY: dict[str, Callable[[ScienceQARecord], bool]] = {
+    "NAT": lambda record: record.subject == "natural science",
+    "SOC": lambda record: record.subject == "social science",
+    "LAN": lambda record: record.subject == "language science",
+    "TXT": lambda record: bool(record.hint),
+    "IMG": lambda record: record.image is not None,
+    "NO": lambda record: not record.hint and record.image is None,
+    "G1-6": lambda record: record.grade in {f"grade{k}" for k in range(1, 7)},
+    "G7-12": lambda record: record.grade in {f"grade{k}" for k in range(7, 13)},
+    "Avg": lambda record: True,
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class ScienceQAScore:
-    """What `score_scienceqa` found.
+    """The result of `score_scienceqa`.
 
     Args:
         correct: Questions answered rightly.
-        total: All questions asked, missing and unparsed answers included.
-        image_correct: The same of the questions that have a picture ("IMG").
-        image_total: Questions that have a picture.
+        total: All questions, missing and unparsed answers included.
+        image_correct: Questions with an image ("IMG") answered rightly.
+        image_total: Questions with an image.
         unparsed: Answers that name no choice, or no single one. Counted as wrong.
         missing: Questions without a prediction. Counted as wrong.
-        image_missing: Those of them that have a picture.
+        image_missing: Questions with an image without a prediction.
         choices: For each id, the index of the choice that was read, or `None`.
         prompt_format: The order of the prompt's parts, fixed in this library:
             context, question, multiple choices; answer.
@@ -52,7 +69,7 @@ class ScienceQAScore:
 
     @property
     def n(self) -> int:
-        """All questions asked."""
+        """The number of questions."""
         return self.total
 
     @property
@@ -62,19 +79,19 @@ class ScienceQAScore:
 
     @property
     def image_interval(self) -> tuple[float, float] | None:
-        """The same for `image_accuracy`; `None` where that is."""
+        """The 95 % interval of `image_accuracy`, in per cent; `None` where that is."""
         if not self.image_total:
             return None
         return Accuracy(self.image_correct, self.image_total).interval
 
     @property
     def image_accuracy(self) -> float | None:
-        """Per cent of the questions with a picture; `None` if there is none."""
+        """Per cent of the questions with an image; `None` if there is none."""
         return _percent(self.image_correct, self.image_total)
 
     @property
     def llava_image_accuracy(self) -> float | None:
-        """IMG accuracy as LLaVA's scorer counts it: missing answers left out.
+        """IMG accuracy as LLaVA's scorer counts it: over the answered questions.
 
         Equal to `image_accuracy` when every question has a prediction.
         """
@@ -93,9 +110,9 @@ def score_scienceqa(
     """Scores answers to ScienceQA questions.
 
     Args:
-        records: The questions asked, for example from `load_scienceqa`.
+        records: The questions, for example from `load_scienceqa`.
         predictions: The answers by record id, as `generate_answers` returns them.
-            Answers to questions that are not in `records` are left aside.
+            Answers to questions that are not in `records` are ignored.
         parser: `parse_choice`, or `parse_letter_strict` for published numbers, or
             any function of a text and the choices that returns an index or `None`.
 
@@ -103,7 +120,7 @@ def score_scienceqa(
         A `ScienceQAScore`.
 
     Raises:
-        TypeError: `predictions` is not a mapping: answers go by id, not by place.
+        TypeError: `predictions` is not a mapping by record id.
         ValueError: There are no records, or two with the same id.
 
     Example:
@@ -144,80 +161,18 @@ def _count_images(records):
     return sum(record.image is not None for record in records)
 
 
-_PARSERS = {"published": parse_letter_strict, "robust": parse_choice}
-
-
-class ScienceQA(Benchmark):
-    """ScienceQA, read as LLaVA's scorer reads answers and as a person would."""
-
-    title = "ScienceQA, test"
-    files = "problems.json, pid_splits.json, images/test/<id>/image.png"
-    official = "IMG accuracy, published scorer"
-    prompt_format = "picture, context, question, choices (CQM-A), instruction"
-    max_new_tokens = 1024
-
-    def load(self, directory):
-        return load_scienceqa(directory, "test")
-
-    def prompt(self, question):
-        return scienceqa_prompt(question, LETTER_PROMPT_SUFFIX)
-
-    def logged_prompt(self, question):
-        # With the mark: the published scorer tells the questions with a picture by it.
-        return self.prompt(question)
-
-    def scores(self, questions, answers):
-        scores, categories = {}, {}
-        for name, parser in _PARSERS.items():
-            score = score_scienceqa(questions, answers, parser=parser)
-            pictured = [q.id for q in questions if q.image is not None]
-            scores[f"IMG accuracy, {name} scorer"] = entry(
-                score.image_accuracy,
-                score.image_interval,
-                score.image_total,
-                unparsed=sum(score.choices.get(k, k) is None for k in pictured),
-                missing=score.image_missing,
-            )
-            scores[f"accuracy, {name} scorer"] = entry(
-                score.accuracy,
-                score.interval,
-                score.n,
-                unparsed=score.unparsed,
-                missing=score.missing,
-            )
-            table = scienceqa_categories(questions, score)
-            categories[f"official table, {name} scorer"] = shares(table)
-        return {"scores": scores, "categories": categories}
-
-    def read(self, question, text):
-        return parse_choice(text, question.choices)
-
-
-_IN_CATEGORY: dict[str, Callable[[ScienceQARecord], bool]] = {
-    "NAT": lambda record: record.subject == "natural science",
-    "SOC": lambda record: record.subject == "social science",
-    "LAN": lambda record: record.subject == "language science",
-    "TXT": lambda record: bool(record.hint),
-    "IMG": lambda record: record.image is not None,
-    "NO": lambda record: not record.hint and record.image is None,
-    "G1-6": lambda record: record.grade in {f"grade{k}" for k in range(1, 7)},
-    "G7-12": lambda record: record.grade in {f"grade{k}" for k in range(7, 13)},
-    "Avg": lambda record: True,
-}
-
-
 def scienceqa_categories(
     records: Iterable[ScienceQARecord], score: ScienceQAScore
 ) -> Mapping[str, Accuracy | None]:
     """The accuracy in the official categories, in the order of the official table.
 
-    TXT are the questions with a hint and IMG those with a picture, so that a question
+    TXT are the questions with a hint and IMG those with an image, so that a question
     with both is in both; NO are those with neither. Questions without a readable
-    answer are wrong. (arXiv 2209.09513)
+    answer count as wrong. (arXiv 2209.09513)
 
     Args:
-        records: The questions asked.
-        score: What `score_scienceqa` found for them, best with
+        records: The questions.
+        score: The result of `score_scienceqa` for them, with
             `parser=parse_letter_strict` for published numbers.
 
     Returns:
@@ -225,7 +180,7 @@ def scienceqa_categories(
         `None` for an empty category, for which the official script prints -1.
 
     Raises:
-        ValueError: The score is one of other questions.
+        ValueError: The score is of other questions.
 
     Example:
 
@@ -250,3 +205,49 @@ def scienceqa_categories(
         for name, belongs in _IN_CATEGORY.items()
     }
     return {name: Accuracy(sum(f), len(f)) if f else None for name, f in flags.items()}
+
+
+class ScienceQA(Benchmark):
+    """ScienceQA, with answers read by LLaVA's scorer and as a person would."""
+
+    title = "ScienceQA, test"
+    files = "problems.json, pid_splits.json, images/test/<id>/image.png"
+    official = "IMG accuracy, published scorer"
+    prompt_format = "picture, context, question, choices (CQM-A), instruction"
+    max_new_tokens = 1024
+
+    def load(self, directory):
+        return load_scienceqa(directory, "test")
+
+    def prompt(self, question):
+        return scienceqa_prompt(question, LETTER_PROMPT_SUFFIX)
+
+    def logged_prompt(self, question):
+        # With the mark, by which the published scorer recognizes questions with images.
+        return self.prompt(question)
+
+    def scores(self, questions, answers):
+        scores, categories = {}, {}
+        for name, parser in _PARSERS.items():
+            score = score_scienceqa(questions, answers, parser=parser)
+            with_image = [q.id for q in questions if q.image is not None]
+            scores[f"IMG accuracy, {name} scorer"] = entry(
+                score.image_accuracy,
+                score.image_interval,
+                score.image_total,
+                unparsed=sum(score.choices.get(k, k) is None for k in with_image),
+                missing=score.image_missing,
+            )
+            scores[f"accuracy, {name} scorer"] = entry(
+                score.accuracy,
+                score.interval,
+                score.n,
+                unparsed=score.unparsed,
+                missing=score.missing,
+            )
+            table = scienceqa_categories(questions, score)
+            categories[f"official table, {name} scorer"] = shares(table)
+        return {"scores": scores, "categories": categories}
+
+    def read(self, question, text):
+        return parse_choice(text, question.choices)

@@ -1,8 +1,8 @@
-"""TextVQA: questions whose answer stands in the picture (Singh et al., 2019).
+"""TextVQA: questions about text in the image (Singh et al., 2019).
 
-Scored is the validation set of version 0.5.1 (arXiv 1904.08920), asked with the
-reference OCR tokens that LLaVA puts into the prompt. A question's score is in 0..1, the
-accuracy in per cent. There are no official categories.
+It scores the validation set of version 0.5.1 (arXiv 1904.08920), prompted with the
+reference OCR tokens as in LLaVA. A question's score is in 0..1, the accuracy in per
+cent. There are no official categories.
 """
 
 import collections
@@ -25,13 +25,13 @@ from keras_betakd.evaluation.report import entry
 
 @dataclasses.dataclass(frozen=True)
 class TextVQAScore:
-    """What `score_textvqa` found.
+    """The result of `score_textvqa`.
 
     Args:
         scores: The score of each answered question by its id, in 0..1.
-        unparsed: Answers of which normalizing leaves nothing.
-        missing: Questions without an answer. Left out of the mean, as the published
-            scorer does, which goes through the answers.
+        unparsed: Answers that are empty after normalization.
+        missing: Questions without an answer. They are left out of the mean, as by the
+            published scorer, which only reads the answers.
 
     Example:
 
@@ -45,12 +45,12 @@ class TextVQAScore:
 
     @property
     def accuracy(self) -> float:
-        """The mean score in per cent: TextVQA's number."""
+        """The mean score in per cent: TextVQA's main number."""
         return 100.0 * statistics.fmean(self.scores.values())
 
     @property
     def n(self) -> int:
-        """Answered questions."""
+        """The number of answered questions."""
         return len(self.scores)
 
     @property
@@ -65,17 +65,17 @@ def score_textvqa(
 ) -> TextVQAScore:
     """Scores answers to TextVQA questions against those of ten people.
 
-    With m of the ten equal to the prediction, all eleven normalized, the score is the
-    mean of min(1, others / 3) over the ten ways to leave one person out, where
-    "others" counts the equal ones among the nine that remain:
+    With m of the ten answers equal to the prediction, all eleven normalized, the score
+    is the mean of min(1, others / 3) over the ten ways to leave one person out, where
+    "others" is the number of equal answers among the remaining nine:
 
         (m min(1, (m - 1) / 3) + (10 - m) min(1, m / 3)) / 10
 
     so 0, 0.3, 0.6, 0.9, 1 for m = 0, 1, 2, 3 and more. Of several questions with the
-    same picture and wording, the last one's answers count for all.
+    same image and wording, the answers of the last one count for all.
 
     Args:
-        questions: The questions asked, for example from `load_textvqa`.
+        questions: The questions, for example from `load_textvqa`.
         predictions: The answers by question id; see `textvqa_answers`.
 
     Returns:
@@ -158,5 +158,5 @@ class TextVQA(Benchmark):
         return collections.Counter(answers).most_common(1)[0][0]
 
     def is_right(self, question, answer):
-        """Right is what at least two of the ten people answered."""
+        """An answer is right if at least two of the ten people gave it."""
         return [normalize_vqa_answer(a) for a in question.answers].count(answer) >= 2

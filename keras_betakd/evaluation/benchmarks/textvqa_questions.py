@@ -1,6 +1,6 @@
-"""The questions of TextVQA, out of its files, and their prompts (Singh et al., 2019).
+"""Reads the questions of TextVQA and makes their prompts (Singh et al., 2019).
 
-llava_textvqa_val_v051_ocr.jsonl    question_id (the picture's!), image, text
+llava_textvqa_val_v051_ocr.jsonl    question_id (that of the image!), image, text
 TextVQA_0.5.1_val.json              "data": question_id, image_id, question, answers
 """
 
@@ -32,15 +32,15 @@ class TextVQAQuestion(VQAQuestion):
     Args:
         id: The annotation's `question_id`.
         question: The question.
-        image_id: The picture's id.
-        answers: What ten people answered.
+        image_id: The image's id.
+        answers: The answers of ten people.
         ocr: The reference OCR tokens as the prompt lists them ("t1, t2"), or `None`
             for a prompt without that line.
-        image: Whatever `load_image` reads, usually a path; read only when needed.
+        image: Anything that `load_image` takes, usually a path; read only when needed.
 
     Raises:
-        ValueError: A field has a type that no such question has, or there are not
-            ten answers: the score is defined for ten.
+        ValueError: A field has a wrong type, or there are not ten answers: the score
+            is defined for ten.
 
     Example:
 
@@ -70,8 +70,11 @@ class TextVQAQuestion(VQAQuestion):
 
     @property
     def key(self) -> tuple[str, str]:
-        """What the published scorer knows a question by, image marks neutralized."""
-        return self.image_id, _as_asked(self.question)
+        """The key by which the published scorer identifies a question.
+
+        It is the image's id and the question, here with image marks neutralized.
+        """
+        return self.image_id, _as_prompted(self.question)
 
 
 def load_textvqa(
@@ -84,7 +87,7 @@ def load_textvqa(
     Args:
         question_file: `llava_textvqa_val_v051_ocr.jsonl`.
         annotation_file: `TextVQA_0.5.1_val.json`.
-        image_folder: Where the pictures lie (`train_images`).
+        image_folder: The folder of the images (`train_images`).
 
     Returns:
         The questions, in the order of the question file.
@@ -103,12 +106,12 @@ def load_textvqa(
     questions = []
     lines = read_questions(question_file, image_folder)
     for number, (image_id, text, image, _) in enumerate(lines, 1):
-        asked, mark, ocr = text.partition(_OCR)
+        text, mark, ocr = text.partition(_OCR)
         where = f"{os.fspath(question_file)!r}, question {number}"
-        question = take(waiting, (image_id, _as_asked(asked)), where)
+        question = take(waiting, (image_id, _as_prompted(text)), where)
         ocr = ocr if mark else None
         questions.append(
-            dataclasses.replace(question, question=asked, ocr=ocr, image=image)
+            dataclasses.replace(question, question=text, ocr=ocr, image=image)
         )
     return questions
 
@@ -132,7 +135,7 @@ def _annotated(path):
 
 
 def textvqa_prompt(question: TextVQAQuestion) -> str:
-    """The prompt of a question as LLaVA asks it.
+    """The prompt of a question in LLaVA's published form.
 
     Example:
 
@@ -150,13 +153,14 @@ def textvqa_prompt(question: TextVQAQuestion) -> str:
 def textvqa_answers(
     questions: Sequence[TextVQAQuestion], lines: Iterable[Mapping]
 ) -> dict[str, str]:
-    """Answers by question id out of the lines of a LLaVA answer file.
+    """The answers in the lines of a LLaVA answer file, by question id.
 
-    There, `question_id` is the picture's id, which several questions share. So a line
-    is matched by it and by the question in its `prompt`, as in the published scorer.
+    There, `question_id` is the image's id, which several questions share. A line is
+    therefore matched by it and by the question in its `prompt`, as in the published
+    scorer.
 
     Args:
-        questions: The questions asked.
+        questions: The questions.
         lines: Objects with `question_id`, `prompt` and `text`.
 
     Returns:
@@ -180,18 +184,18 @@ def textvqa_answers(
         where = f"Answer {number}"
         keys = ("question_id", "prompt", "text")
         image_id, prompt, text = require_texts(line, keys, where)
-        key = image_id, _as_asked(_question_in(prompt, where))
+        key = image_id, _as_prompted(_question_in(prompt, where))
         answers[take(waiting, key, where).id] = text
     return answers
 
 
-def _as_asked(question):
-    # An answer file of this library logs the prompt as it asked it.
+def _as_prompted(question):
+    # The answer files of this library hold prompts with neutralized image marks.
     return neutralize_image_marks(question).lower()
 
 
 def _question_in(prompt, where):
-    """The question in a logged prompt, whose three known forms are tried in order."""
+    """The question in a logged prompt; its three known forms are tried in order."""
     lines = prompt.split("\n")
     if prompt.startswith("OCR tokens: "):
         found = re.search(r"Question: (.*?) Short answer:", prompt, re.DOTALL)

@@ -1,8 +1,8 @@
-"""Bringing free answers to one form before they are compared, as TextVQA does.
+"""Normalizes free-text answers before they are compared, as TextVQA does.
 
-The rules are those of the VQA evaluation (Antol et al., 2015, arXiv 1505.00468) in the
-form that the TextVQA scorer of LLaVA and MobileVLM runs. Where it does something else
-than it seems to mean, that something defines the published numbers and is done here.
+The rules are those of the VQA evaluation (Antol et al., 2015, arXiv 1505.00468) as the
+TextVQA scorer of LLaVA and MobileVLM implements them. Its errors are reproduced, since
+the published numbers depend on them.
 """
 
 import re
@@ -23,8 +23,9 @@ _NUMBERS = {
 
 _ARTICLES = frozenset(("a", "an", "the"))
 
-# Of the published table the 112 entries that can be met: by now a text is in small
-# letters, and "'s" stands alone. "somebody'd" loses its apostrophe there, too.
+# The 112 entries of the published table that can occur at this point, where a text is
+# in lower case and "'s" is a word of its own. "somebody'd" loses its apostrophe in the
+# published table, too.
 _PAIRS = """
 aint ain't  arent aren't  cant can't  couldve could've  couldnt couldn't
 couldn'tve couldn't've  couldnt've couldn't've  didnt didn't  doesnt doesn't  dont don't
@@ -53,19 +54,19 @@ youd you'd  youd've you'd've  you'dve you'd've  youll you'll  youre you're  youv
 """.split()
 
 CONTRACTIONS = dict(zip(_PAIRS[::2], _PAIRS[1::2], strict=True))
-"""Words without their apostrophe, and the same with it."""
+"""Maps words without their apostrophe to the same with it."""
 
 
 def normalize_vqa_answer(text: str) -> str:
-    """An answer in the form in which TextVQA compares it.
+    """Normalizes an answer as TextVQA does before it compares answers.
 
-    In this order: small letters, without any "," and "?", and "'s" as a word of its
-    own; line breaks and tabs as spaces; each other mark deleted where it occurs next
-    to a space and replaced by a space otherwise; periods deleted unless a digit
-    follows; number words to ten (and "none") as digits; articles dropped;
-    contractions with their apostrophe; words joined by single spaces.
+    The steps, in this order: lower case, any "," and "?" deleted, and "'s" made a word
+    of its own; line breaks and tabs replaced by spaces; each other mark deleted if it
+    occurs next to a space and replaced by a space otherwise; periods deleted unless a
+    digit follows; number words up to ten (and "none") replaced by digits; articles
+    deleted; apostrophes added to contractions; words joined by single spaces.
 
-    Known traps: "a" alone becomes empty, and equals any other empty answer; "a/b c"
+    Known pitfalls: "a" alone becomes empty, and equals any other empty answer; "a/b c"
     becomes "b c"; "www.abc.com" becomes "wwwabccom"; "let's" stays "let 's"; of more
     than 32 periods the rest stays.
 
@@ -90,5 +91,5 @@ def normalize_vqa_answer(text: str) -> str:
 
 
 def _replacement(mark, text):
-    """One place next to a space decides for all places of the mark."""
+    """What replaces a mark: a single occurrence next to a space decides for all."""
     return "" if f"{mark} " in text or f" {mark}" in text else " "
