@@ -3,10 +3,10 @@
 from keras import ops
 
 from keras_betakd.distribution.replicas import (
-    expect_joined,
+    expect_process_group,
     gradients_are_summed,
-    joined_gradients,
     over_replicas,
+    reduced_gradients,
     replica_count,
 )
 from keras_betakd.objective import log_beta_penalty
@@ -24,9 +24,9 @@ class ReplicaJoining:
 
     def make_train_function(self, force=False):
         # Each `fit` calls this; since the last one, weights may have been loaded.
-        expect_joined()
+        expect_process_group()
         variables = self.variables + self.optimizer.variables
-        self._watched = joined_gradients(self.trainable_variables, variables)
+        self._watched = reduced_gradients(self.trainable_variables, variables)
         return super().make_train_function(force)
 
     def _joined(self, total, y_pred):
