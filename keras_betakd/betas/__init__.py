@@ -35,8 +35,8 @@ the bounds after each step, and the output of a network approaches them smoothly
 **Bounds.** Where an energy can come close to 0, beta* = d / (2 l) grows without limit.
 The student's gradient at beta*, (d / 2) * grad log l, grows as l falls, so that steps
 overshoot: l rises suddenly while beta is still that of a small l, and the term
-outweighs all others. Where `max_value` holds beta, for l < d / (2 * max_value),
-the term is proportional to l again.
+outweighs all others. Where `max_value` holds beta, for l < d / (2 * max_value), the
+term is proportional to l again.
 
 **Speed.** Adam changes a variable by about one learning rate per step; at 2e-5 a plain
 log beta would need 50,000 steps to change by one. So log beta = log(initial_value) +

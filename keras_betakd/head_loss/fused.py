@@ -85,7 +85,7 @@ def fused_head_loss(
     divergences are in nats per token. The numbers are those of the full logits up to
     rounding.
 
-    **Memory.** At any time the logits of at most `tile_rows` rows exist, with their
+    **Memory.** At any time the logits of about `tile_rows` rows exist, with their
     softmaxes and gradients: O(tile_rows * V) in place of several float32 arrays (N, V)
     for each model. What remains are inputs, their gradients, and values of shape (N,).
     If one tile holds all rows, the gradient with respect to its logits is kept for the
@@ -107,13 +107,14 @@ def fused_head_loss(
       `CTKDEnergy`.
 
     No gradient reaches the teacher's rows and head, and second derivatives are not
-    available. Products are computed in the dtype of the heads, all else in float32.
+    available. Logits, and products with a head in the gradient, are computed in the
+    head's dtype, all else in float32.
 
-    **Masking.** A row whose coefficients are all 0 is not supervised. It is not read:
-    its hidden states may hold NaN and its label may be any integer (such as -100); its
-    values are 0 and its gradients exactly 0. Tiles of such rows are skipped. On a
-    supervised row, a term with a coefficient of 0 adds 0 to `total`, even if its value
-    is infinite.
+    **Masking.** A row whose coefficients are all 0 is not supervised and has no
+    influence: its hidden states may hold NaN, and its label may be any integer (such as
+    -100). Its values are 0 and its gradients exactly 0. Tiles of such rows are skipped.
+    On a supervised row, a term with a coefficient of 0 adds 0 to `total`, even if its
+    value is infinite.
 
     Args:
         student_rows: (N, H_s), hidden states at the positions that predict a label;
@@ -187,7 +188,9 @@ def fused_head_loss(
     without logits in memory: Cut Cross-Entropy, Wijmans et al. 2024 (arXiv:2411.09009);
     learned weights: Beta-KD 2026 (arXiv:2603.21426).
     """
-    student_head, teacher_head = _as_head(student_head), _as_head(teacher_head)
+    student_head = _as_matrix(student_head)
+    if not callable(teacher_head):
+        teacher_head = _as_matrix(teacher_head)
     student_rows, teacher_rows, coefficients = map(
         ops.convert_to_tensor, (student_rows, teacher_rows, coefficients)
     )
@@ -241,9 +244,9 @@ def fused_head_loss(
     )
 
 
-def _as_head(head):
-    """A kernel as a `HeadMatrix`; a `HeadMatrix` or a callable as it is."""
-    if callable(head):
+def _as_matrix(head):
+    """The `HeadMatrix` of a kernel; a `HeadMatrix` unchanged."""
+    if isinstance(head, HeadMatrix):
         return head
     kernel = ops.convert_to_tensor(head)
     return HeadMatrix(kernel, dtype=keras.backend.standardize_dtype(kernel.dtype))
