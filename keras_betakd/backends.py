@@ -1,8 +1,9 @@
-"""What differs between the backends; only `replicas.py` knows them by name, too.
+"""Operations that are written differently for each backend.
 
-Keras has no public way to ask for a gradient inside a forward pass, and the fused head
-must know an energy's gradient while a tile of logits is at hand
-(`keras_betakd.head_loss`).
+Besides `keras_betakd.distribution.replicas` this is the only module that names a
+backend. Most functions serve the fused head (`keras_betakd.head_loss`), which needs the
+gradient of an energy inside the forward pass, for which Keras has no public function,
+and elementwise operations without additional memory on PyTorch.
 """
 
 import math
@@ -10,23 +11,23 @@ import math
 import keras
 from keras import ops
 
-# A product of arrays is made by as much at a time before it is added to another one.
+# Size of the pieces in which XLA adds a matrix product to an array on a CPU.
 _PIECE_BYTES = 2**25
-# PyTorch's products on a processor are made of so much of a head at a time.
+# Size of the parts of a head's kernel that PyTorch multiplies by at a time on a CPU.
 _CACHED_BYTES = 2**21
 
 
 def runs_eagerly():
-    """Whether each operation runs by itself and writes its result to memory.
+    """Whether each operation runs on its own and writes its result to memory.
 
-    XLA (JAX and TensorFlow) fuses elementwise operations; PyTorch, as Keras trains with
-    it by default, does not.
+    XLA (JAX and TensorFlow) fuses elementwise operations; PyTorch in eager mode, Keras'
+    default there, does not.
     """
     return keras.backend.backend() == "torch"
 
 
 def runs_on_processor():
-    """Whether arrays are on a CPU, not on an accelerator."""
+    """Whether arrays are on a CPU and not on an accelerator."""
     backend = keras.backend.backend()
     if backend == "jax":
         import jax
@@ -40,9 +41,9 @@ def runs_on_processor():
 
 
 def loops_write_over_what_they_read():
-    """Whether a loop can put its results where it has found its input.
+    """Whether a loop may write its results over the array that it reads.
 
-    On JAX, XLA copies the whole array in each step then.
+    On JAX, XLA would copy the whole array in each step.
     """
     return keras.backend.backend() == "tensorflow"
 
@@ -53,14 +54,17 @@ def takes_columns_for_biases():
 
 
 def is_argmax(x, classes):
-    """Whether the index of the first largest entry of each row is the given one.
+    """Whether the first largest entry of each row of `x` is at the given index.
 
-    `keras.ops.argmax` keeps pairs of value and index, for which a processor takes four
-    to ten times as long as for the plain reductions here.
+    `keras.ops.argmax` reduces pairs of value and index, which takes a CPU four to ten
+    times as long as the reductions used here.
 
     Args:
-        x: (n, V); restored, if PyTorch changes it.
+        x: (n, V); PyTorch changes and restores it on a CPU.
         classes: (n,) int32.
+
+    Returns:
+        (n,) bool.
     """
     if runs_eagerly():
         if x.device.type == "cpu":
@@ -69,7 +73,7 @@ def is_argmax(x, classes):
     columns, indices = classes[:, None], ops.arange(x.shape[-1], dtype="int32")
     own, largest = entries_at(x, classes), ops.max(x, axis=-1, keepdims=True)
     earlier = ops.logical_and(x == largest, indices < columns)
-    # Sums and maxima of floats are what XLA's processors reduce fastest.
+    # On a CPU, XLA is fastest at sums and maxima of floats.
     count = ops.sum(ops.cast(earlier, "float32"), axis=-1)
     return ops.logical_and(own == ops.squeeze(largest, axis=-1), count == 0)
 
@@ -87,32 +91,33 @@ def _is_argmax_in_place(x, classes):
 
 
 def entries_at(x, classes):
-    """x[n, classes[n]], (n, V) and (n,) to (n,)."""
+    """The entry of `x` (n, V) at one class of each row, (n,) int32, as (n,)."""
     if runs_eagerly():
         return x.gather(-1, classes[:, None].long())[:, 0]
     return ops.squeeze(ops.take_along_axis(x, classes[:, None], axis=-1), axis=-1)
 
 
 def log_of_largest_share(x, largest, shares):
-    """log max softmax(x), (n, V) to (n, 1).
+    """log max softmax(x): (n, V) to (n, 1).
 
     Args:
+        x: (n, V).
         largest: max x, (n, 1).
         shares: callable that returns softmax(x).
     """
     if runs_eagerly():
         return ops.log(ops.max(shares(), axis=-1, keepdims=True))
-    # XLA makes one of this and the softmax, and needs no further reduction.
+    # XLA shares this reduction with the softmax and needs no other.
     return -ops.log(ops.sum(ops.exp(x - largest), axis=-1, keepdims=True))
 
 
 def logits_of(rows, kernel):
-    """rows kernel^T of (..., H) and (V, H), through which no gradient flows."""
+    """rows @ kernel^T for (..., H) and (V, H), without gradient."""
     if not runs_eagerly() or rows.device.type != "cpu":
         return ops.matmul(rows, ops.transpose(kernel))
     import torch
 
-    # Faster by 7 to 30 % than all classes at once, whose vectors leave the cache.
+    # 7 to 30 % faster than all classes at once, which do not fit into the cache.
     size = max(1, _CACHED_BYTES // (kernel.element_size() * kernel.shape[1]))
     flat = rows.reshape(-1, rows.shape[-1])
     logits = rows.new_empty((flat.shape[0], kernel.shape[0]))
@@ -123,16 +128,32 @@ def logits_of(rows, kernel):
 
 
 def add_at(x, classes, increments):
-    """`x` (n, V) with (n,) increments, one added at a class of each row.
+    """`x` (n, V) with an increment added to the entry at one class of each row.
 
     PyTorch changes `x` in place.
+
+    Args:
+        classes: (n,) int32.
+        increments: (n,).
     """
     if runs_eagerly():
         return x.scatter_add_(-1, classes[:, None].long(), increments[:, None])
     rows = ops.arange(ops.shape(classes)[0], dtype="int32")
-    there = entries_at(x, classes)
+    entries = entries_at(x, classes)
     indices = ops.stack([rows, classes], axis=-1)
-    return ops.scatter_update(x, indices, there + increments)
+    return ops.scatter_update(x, indices, entries + increments)
+
+
+def put_at(x, classes, values):
+    """`x` (n, V) with `values` (n, k) in place of the entries at k classes of each row.
+
+    Args:
+        classes: (n, k) int32.
+    """
+    count, k = ops.shape(classes)[0], classes.shape[1]
+    rows = ops.repeat(ops.arange(count, dtype="int32"), k)
+    indices = ops.stack([rows, ops.reshape(classes, (-1,))], axis=-1)
+    return ops.scatter_update(x, indices, ops.reshape(values, (-1,)))
 
 
 def at_least(x, bound):
@@ -156,11 +177,13 @@ def log1p_of(x):
 
 
 def add_scaled(total, factors, x, memory=None):
-    """total + factors * x, for (n, V), (n, 1) and (n, V).
+    """total + factors * x.
 
     Args:
-        total: what PyTorch changes in place; `None` for zeros.
-        memory: (n, V) that nothing needs any more, for PyTorch to write to instead.
+        total: (n, V), which PyTorch changes in place; `None` for zeros.
+        factors: (n, 1).
+        x: (n, V).
+        memory: (n, V), no longer needed, to which PyTorch writes the result instead.
     """
     if not runs_eagerly():
         return factors * x if total is None else total + factors * x
@@ -172,7 +195,7 @@ def add_scaled(total, factors, x, memory=None):
 
 
 def add_outer(total, left, right):
-    """total + left^T right in float32.
+    """total + left^T @ right in float32.
 
     Args:
         total: (V, H) float32, which PyTorch changes in place; `None` for zeros.
@@ -182,12 +205,13 @@ def add_outer(total, left, right):
         return _outer(left, right)
     if runs_eagerly():
         if left.dtype == total.dtype:
-            return total.addmm_(left.T, right)  # not three arrays of its size, but one
+            return total.addmm_(left.T, right)  # holds one array of its size, not three
         return total.add_(_outer(left, right))
-    # XLA adds to the product in place on an accelerator, but makes it first on a
-    # processor: there piece by piece. Pieces would cut across what devices share.
-    whole = keras.distribution.distribution() or not runs_on_processor()
-    pieces = 1 if whole else -(-4 * math.prod(total.shape) // _PIECE_BYTES)
+    # On an accelerator XLA accumulates the product in place; on a CPU it writes the
+    # product to memory first, so it is added in pieces. Where devices share the array,
+    # pieces would not match their parts of it.
+    at_once = keras.distribution.distribution() or not runs_on_processor()
+    pieces = 1 if at_once else -(-4 * math.prod(total.shape) // _PIECE_BYTES)
     return _add_in_pieces(total, left, right, pieces)
 
 
@@ -212,13 +236,13 @@ def _outer(left, right):
     if keras.backend.backend() == "jax" and runs_on_processor():
         import jax
 
-        # Without its copy XLA takes a third longer for the product.
+        # Writes the transposed array to memory: XLA takes a third longer without it.
         transposed = jax.lax.optimization_barrier(transposed)
     return ops.cast(ops.matmul(transposed, right), "float32")
 
 
 def gradient_values(gradient):
-    """The entries of a gradient; TensorFlow keeps those of a lookup apart."""
+    """The entries of a gradient; on TensorFlow that of a lookup is `IndexedSlices`."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -228,7 +252,12 @@ def gradient_values(gradient):
 
 
 def run_if(condition, then, otherwise):
-    """Calls one of two functions that change variables and return nothing."""
+    """Calls one of two functions, which change variables and return nothing.
+
+    Args:
+        condition: bool scalar.
+        then, otherwise: functions without arguments.
+    """
     if keras.backend.backend() != "tensorflow":
         then() if condition else otherwise()
         return
@@ -237,8 +266,9 @@ def run_if(condition, then, otherwise):
     if not tf.distribute.has_strategy():
         tf.cond(condition, _returning_nothing(then), _returning_nothing(otherwise))
         return
-    # An optimizer lets the replicas meet, which is not possible within a branch that
-    # each takes by itself: they agree, and take it together.
+    # An optimizer synchronises the replicas, which is not possible inside a branch that
+    # each replica takes on its own. So they first agree on the branch and then take it
+    # together: `then` if the condition holds on all of them.
     context = tf.distribute.get_replica_context()
     against = tf.cast(tf.logical_not(condition), "int32")
     against = context.all_reduce(tf.distribute.ReduceOp.SUM, against)
@@ -268,10 +298,10 @@ def value_and_gradient(function, x):
 
     Args:
         function: takes a tensor like `x` and returns a tensor.
-        x: a float tensor; nothing flows back through it.
+        x: a float tensor.
 
     Returns:
-        `(value, gradient)`, both cut off from further differentiation.
+        `(value, gradient)`, both without gradient.
     """
     x = ops.stop_gradient(x)
     value, gradient = _BACKENDS[keras.backend.backend()](function, x)
@@ -304,11 +334,3 @@ def _tensorflow(function, x):
 
 
 _BACKENDS = {"jax": _jax, "torch": _torch, "tensorflow": _tensorflow}
-
-
-def put_at(values, ids, new):
-    """`values` (N, V) with `new` (N, k) at the ids (N, k) of each row."""
-    count, k = ops.shape(ids)[0], ids.shape[1]
-    rows = ops.repeat(ops.arange(count, dtype="int32"), k)
-    where = ops.stack([rows, ops.reshape(ids, (-1,))], axis=-1)
-    return ops.scatter_update(values, where, ops.reshape(new, (-1,)))

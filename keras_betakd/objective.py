@@ -1,20 +1,21 @@
 """The Beta-KD objective, term by term, as pure functions.
 
-Reading the teacher as a Gibbs prior over the student's activations,
-p(a_s | a_t, beta) = exp(-beta * l(a_s; a_t)) / Z(beta), and approximating log Z by
-Laplace, -log p becomes `beta * l - (d / 2) * log beta` up to a constant. The total
-that is minimised is
+The teacher is read as a Gibbs prior over the student's activations,
+p(a_s | a_t, beta) = exp(-beta * l(a_s; a_t)) / Z(beta). With a Laplace approximation of
+log Z, -log p is `beta * l - (d / 2) * log beta` up to a constant. The total that is
+minimised is
 
     CE + sum_k [ beta_k * l_k - (d_k / 2) * log beta_k ]
 
-with l_k the mean energy, d_k its `dim`. For one term the best beta is d / (2 l),
-where the term equals (d / 2) * (1 + log(2 l / d)): below zero once l < d / (2 e).
-A negative total is therefore legitimate; watch the energies and betas themselves.
+with CE the cross-entropy in nats per token, l_k the mean of energy k and d_k its `dim`.
+A term alone is smallest at beta = d / (2 l), where it equals
+(d / 2) * (1 + log(2 l / d)), which is negative for l < d / (2 e). A negative total is
+therefore no error; watch the energies and betas themselves.
 
-Every mean here is a sum with row weights that add up to one, so that each term
+Every mean is a sum with row weights that add up to one, so that each term
 (cross-entropy, energy, log beta) is averaged over the same rows in the same way. Where
-replicas share a batch (`keras_betakd.distribution.replicas`), those of all of them
-together do, and a weighted sum is one replica's part of the mean.
+replicas share a batch (`keras_betakd.distribution.replicas`), the weights of all
+replicas add up to one, and a weighted sum is one replica's part of the mean.
 
 Reference: Beta-KD, arXiv 2603.21426 (CVPR 2026).
 """
@@ -42,7 +43,10 @@ def row_weights(sample_weight, reduction="example"):
         reduction: `"example"` or `"token"`.
 
     Returns:
-        (B, K) float32. All zero where nothing is supervised, never NaN.
+        (B, K) float32. All zero if nothing is supervised, never NaN.
+
+    Raises:
+        ValueError: for an unknown `reduction`.
 
     Example:
 
@@ -64,7 +68,7 @@ def row_weights(sample_weight, reduction="example"):
 
 
 def normalised(weights):
-    """`weights` that add up to one over all replicas; all zero if they are all zero."""
+    """`weights` over their sum over all replicas; all zero if they are all zero."""
     total = over_replicas(ops.sum(weights))
     return weights / ops.where(total == 0, 1.0, total)
 
@@ -72,8 +76,8 @@ def normalised(weights):
 def sped_up(raw, multiplier):
     """`multiplier * raw`, with the gradient of `raw` alone.
 
-    A learning-rate multiplier for one variable: its gradient is not inflated, and so
-    does not crowd out others where gradients are clipped by their global norm.
+    This is a learning-rate multiplier for one variable. The gradient is not multiplied,
+    so that where gradients are clipped by their global norm it does not dominate.
     """
     return raw + ops.stop_gradient((multiplier - 1.0) * raw)
 
@@ -86,25 +90,25 @@ def weighted_sum(values, weights):
         weights: (B, K), from `row_weights`.
 
     Returns:
-        A float32 scalar, zero when no row counts.
+        A float32 scalar, zero if all weights are zero.
     """
     values = ops.broadcast_to(ops.cast(values, "float32"), ops.shape(weights))
-    # Selected and not only multiplied: 0 * NaN would be NaN.
+    # Selected and not only multiplied: 0 * NaN is NaN.
     return ops.sum(ops.where(weights != 0, values, 0.0) * weights)
 
 
 def weighted_mean(values, weights):
-    """`weighted_sum` over the rows of all replicas, without gradient if several."""
+    """`weighted_sum` over the rows of all replicas; no gradient if several."""
     return over_replicas(weighted_sum(values, weights))
 
 
 def any_row(weights):
-    """Whether a row of any replica counts."""
+    """Whether any row of any replica has a weight."""
     return over_replicas(ops.sum(ops.cast(weights != 0, "float32"))) > 0
 
 
 def weighted_energy(energy, log_beta, weights):
-    """The first half of a term: the mean of beta * l over the rows.
+    """The first part of a term: the mean of beta * l over the rows.
 
     Args:
         energy: l, (B, K), in the units of the energy (nats per token for a
@@ -113,18 +117,19 @@ def weighted_energy(energy, log_beta, weights):
             (B, K).
         weights: (B, K), from `row_weights`.
     """
-    # Selected before the product, whose slope towards log beta is the energy.
+    # Selected before the product, whose derivative with respect to log beta contains
+    # the energy.
     energy = ops.where(weights != 0, energy, 0.0)
     return weighted_sum(ops.exp(log_beta) * energy, weights)
 
 
 def log_beta_penalty(log_beta, weights, dim=1.0):
-    """The second half of a term: -(d / 2) times the mean of log beta.
+    """The second part of a term: -(d / 2) times the mean of log beta.
 
     Args:
         log_beta: broadcastable to (B, K).
         weights: (B, K), from `row_weights`.
-        dim: d, the relative weight of the energy's logarithm (see `TaskBeta`).
+        dim: d, see `keras_betakd.betas`.
     """
     return -0.5 * dim * weighted_sum(log_beta, weights)
 

@@ -1,8 +1,8 @@
 """The losses and weightings of the code released with Beta-KD, by their names there.
 
 For repeating published runs. Each name gives the energy of this library with the
-options that reproduce the released numbers; where that code does not compute what its
-name says, or nothing sensible, the table of `released_energy` says what differs.
+options that reproduce the released numbers. Where that code computes something else
+than the name says, the list of `released_energy` says what differs.
 """
 
 import math
@@ -55,50 +55,54 @@ _ENERGIES = {
 
 
 def released_energy(name, **options):
-    """The energy behind a loss name of the released code.
+    """The energy that a loss name of the released code stands for.
+
+    What follows the semicolon compares the released code with this library.
 
     - `fkl`: cross-entropy to the teacher, not a KL divergence; the same.
     - `rkl`: reverse KL; the same.
     - `js`: Jensen-Shannon, weight 0.1 on the teacher; the same.
     - `tvd`: total variation; the same.
-    - `mse`: squared distance of Z-scored logits; the same at temperature 1; at T it
-      is multiplied by T^2 there, though T cancels.
+    - `mse`: squared distance of Z-scored logits; the same at temperature 1; at T the
+      released code multiplies it by T^2, although T cancels in the Z-score.
     - `mse-probs`: squared distance of probabilities, mean over V; the same.
     - `cosine`: cosine of Z-scored logits: `mse` times V / (2 (V - 1)); the same.
     - `cosine-probs`: cosine of probabilities; the same.
     - `sfkl`: cross-entropy to the mixture 0.1 p + 0.9 q, not a divergence; the
       same.
     - `srkl`: skew reverse KL, 0.1; the same.
-    - `adaptive_kl`: adaptive KL; differs: the head mask there is in the order of
-      sorted logits and applied in that of the vocabulary, the forward part is a
-      cross-entropy, and the weights get a gradient that grows as the student comes
-      closer.
+    - `adaptive_kl`: adaptive KL; differs: the released code computes the head mask in
+      the order of sorted logits and applies it in the order of the vocabulary, its
+      forward part is a cross-entropy, and its weights get a gradient that grows as the
+      student approaches the teacher.
     - `dkd`: decoupled KD, alpha 1, beta 0.5; the same where labels and mask belong
-      to the positions; there the mask is not shifted with the labels.
-    - `taid`: cross-entropy to the TAID target, t from 0.4; the same at equal t;
-      there t hardly moves, since it never sees the training step.
-    - `ctkd`: T times cross-entropy at a learned T from 1.48; same values up to T =
-      4, where it is clamped there; here the gradient of T is reversed, as in CTKD.
+      to the positions; the released code does not shift the mask with the labels.
+    - `taid`: cross-entropy to the TAID target, t from 0.4; the same at equal t; in
+      the released code t hardly changes, since it never receives the training step.
+    - `ctkd`: T times cross-entropy at a learned T from 1.48; the same values up to
+      T = 4, where the released code clamps T; here the gradient of T is reversed, as in
+      the CTKD paper.
     - `ctkd-mlp`: cross-entropy at a T between 0.5 and 4 for each position, hidden
-      widths 64; same values at the same weights; there with dropout, and the
-      student also learns through T.
-    - `align-kd`: cross-entropy to the teacher; differs: over all positions, without
-      mask and in float16 there; the attention and the selected tokens of Align-KD
-      are `AttentionEnergy` and `FeatureMSEEnergy(top_tokens=...)`.
-    - `kl`, and any unknown name there: KL at temperature 2, times 4; differs: there it
-      is summed over all positions, masked or not, and divided by the batch alone, which
-      makes it as many times larger as an example has positions.
+      width 64; the same values at the same weights; the released network has dropout,
+      and its student also learns through T.
+    - `align-kd`: cross-entropy to the teacher; differs: the released code takes all
+      positions, without mask and in float16; the attention and the selected tokens of
+      Align-KD are `AttentionEnergy` and `FeatureMSEEnergy(top_tokens=...)`.
+    - `kl`, and any name unknown to the released code: KL at temperature 2, times 4;
+      differs: the released code sums over all positions, masked or not, and divides by
+      the batch size alone, which multiplies the loss by the number of positions of an
+      example.
 
-    "The same" holds where every logit is finite and something is supervised: silent
-    zeros, dropped terms and trimmed sequences are not reproduced. `fkl`, `sfkl`, `taid`
-    and `ctkd` are cross-entropies, which caps a learned beta, see
-    `keras_betakd.energies.forward_divergence`.
+    "The same" holds where every logit is finite and some position is supervised; zeros
+    returned silently, dropped terms and trimmed sequences of the released code are not
+    reproduced. `fkl`, `sfkl`, `taid` and `ctkd` are cross-entropies, which caps a
+    learned beta (`keras_betakd.energies.forward_divergence`).
 
     Args:
         name: one of the names above.
-        **options: further arguments of the energy, or others than the released ones:
-            `total_steps` is needed by `taid`, `ctkd` and `ctkd-mlp`, and `classes` by
-            `ctkd-mlp`.
+        **options: further arguments of the energy, which also override the released
+            ones. `taid`, `ctkd` and `ctkd-mlp` need `total_steps`, `ctkd-mlp` also
+            `classes`.
 
     Returns:
         An `Energy`.
@@ -123,21 +127,22 @@ def released_energy(name, **options):
 
 
 def released_weighting(name, multiplier=None):
-    """The weighting of losses behind a name of the released code.
+    """The weighting of losses that a name of the released code stands for.
 
-    With L the cross-entropy and each energy, and s = -log of what the code calls
-    precision, it minimises (what follows the semicolon is how this compares)
+    With L each of the cross-entropy and the energies, and s the negative logarithm of
+    what the released code calls precision, that code minimises the following; what
+    follows the semicolon compares it with this library.
 
     - `equal`: sum of L; the same.
-    - `task`: sum of exp(-s) L / 2 + s / 2; d = 1, beta = exp(-s) / 2, which starts
-      at 1/2: the same but for the constant log(2) / 2 of each term.
+    - `task`: sum of exp(-s) L / 2 + s / 2; d = 1, beta = exp(-s) / 2, initially 1/2:
+      the same but for the constant log(2) / 2 of each term.
     - `instance`: mean over examples of the sum of exp(-s) L + s; d = 2, beta =
-      exp(-s): the same, with each example's own losses; there, the batch's mean is
-      copied to all.
+      exp(-s): the same, with the losses of each example, in whose place the released
+      code takes the mean of the batch.
 
-    `task` and `instance` give the cross-entropy a beta too. beta stays within the
-    released bounds of s, -5 to 5; there, s once outside them had no gradient and never
-    came back.
+    `task` and `instance` give the cross-entropy a beta, too. beta stays within the
+    released bounds of s, -5 to 5; in the released code s gets no gradient once it is
+    outside them and stays there.
 
     Args:
         name: `"equal"`, `"task"` or `"instance"`.

@@ -25,6 +25,7 @@ from keras_betakd import (
     TaskBeta,
     TokenBeta,
     TotalVariationEnergy,
+    ULDEnergy,
 )
 from keras_betakd.backends import is_argmax, value_and_gradient
 from keras_betakd.head_loss.fused import fused_head_loss
@@ -314,6 +315,32 @@ def test_tiles_of_a_loop_leave_room_for_the_gradient_beside_them():
     alone, looped = (rows_per_tile(2**18, 256, count) for count in (128, 1024))
     assert alone >= 128 and looped <= alone // 2
     assert looped == rows_per_tile(2**18, 256)
+
+
+def test_a_plain_kernel_is_a_head_and_arrays_of_numpy_are_inputs():
+    case, energies = Case(), {"kl": ForwardKLEnergy()}
+    expected = case.fused(energies, tile_rows=4)
+    names = ("rows", "kernel", "teacher_rows", "teacher_kernel", "labels")
+    arrays = [getattr(case, name) for name in names]
+    arrays = [x.astype("float32") if x.ndim == 2 else x for x in arrays]
+    coefficients = case.coefficients.astype("float32")
+    result = fused_head_loss(*arrays, coefficients, energies, tile_rows=4)
+    assert float(result.total) == float(expected.total)
+    np.testing.assert_array_equal(as_array(result.task), as_array(expected.task))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"coefficients": np.ones((1, N))}, "coefficients.*1 \\+ E"),
+        ({"kernel": np.ones((V - 1, WIDTH))}, "same classes"),
+        ({"energies": {"uld": ULDEnergy()}}, "cannot be fused.*uld"),
+    ],
+)
+def test_arguments_that_do_not_fit_together(change, message):
+    arguments = {"energies": {"kl": ForwardKLEnergy()}, **change}
+    with pytest.raises(ValueError, match=message):
+        Case().fused(**arguments)
 
 
 def distiller(fused, head_policy="train", energies=None, beta=None, **kwargs):

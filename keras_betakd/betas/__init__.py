@@ -1,33 +1,70 @@
-"""The beta layers: how much the teacher counts.
+"""Beta layers: the weights of the energies, fixed, learned or predicted.
 
-Each layer gives log beta for every row of the batch and adds its own
+Beta-KD reads the teacher as a Gibbs prior over the student's outputs,
+p(student | teacher, beta) = exp(-beta l) / Z(beta), with l an energy
+(`keras_betakd.energies`). The weight beta is the precision of that prior: the larger it
+is, the more the student is held to its teacher. With a Laplace approximation of log Z,
+each energy adds to the loss (`keras_betakd.objective`)
+
+    beta * l - (d / 2) * log beta
+
+averaged over the supervised rows of the batch, with d the argument `dim`. The first
+part lowers beta where the student is far from its teacher, the second raises it. A beta
+that all rows share converges to
+
+    beta* = d / (2 E[l]),   where beta* E[l] = d / 2.
+
+Its unit is that of 1 / l: tokens per nat for a divergence in nats per token.
+
+Each layer returns log beta for the rows of a batch and adds its own
 -(d / 2) * mean(log beta) through `add_loss`; the distiller multiplies the energy by
-beta. With l the energy, beta settles at d / (2 l), where beta * l = d / 2.
+beta.
 
-- `FixedBeta`: a number, for baselines and warm starts.
-- `TaskBeta`: one learned number per energy.
-- `InstanceBeta`: predicted for each example from features of the teacher.
-- `TokenBeta`: predicted for each answer token.
-- `AnalyticBeta`: no parameters, d / (2 * running mean of l).
+- `FixedBeta`: a constant, for baselines and warm starts.
+- `TaskBeta`: one learned number per energy, d / (2 E[l]) at its optimum.
+- `InstanceBeta`: predicted for each example from features x of the teacher,
+  d / (2 E[l | x]) at its optimum.
+- `TokenBeta`: predicted in the same way for each answer token.
+- `AnalyticBeta`: d / (2 * running mean of l), without parameters.
 
-**Scale.** log beta is float32 under every dtype policy, and bounded so that it always
-has a gradient and can come back: the variable of a `TaskBeta` is put back to its bound
-after a step that leaves it, and what a network predicts is bent smoothly towards it.
+**Scale.** The layers compute log beta, in float32 under every dtype policy, so beta is
+positive and changes by factors. Both bounds (`min_value`, `max_value`) leave log beta a
+gradient, so that it can leave a bound again: the variable of a `TaskBeta` is clipped to
+the bounds after each step, and the output of a network approaches them smoothly.
 
-**Why bounds.** Where an energy can come close to 0, beta = d / (2 l) grows without end.
-The student's gradient, (d / 2) * grad log l, grows as l falls, so steps overshoot, l
-jumps up with a beta made for a small one, and all other terms suffer. A bound on beta
-makes the term proportional to l again below l = d / (2 * max_value).
+**Bounds.** Where an energy can come close to 0, beta* = d / (2 l) grows without limit.
+The student's gradient at beta*, (d / 2) * grad log l, grows as l falls, so that steps
+overshoot: l rises suddenly while beta is still that of a small l, and the term
+outweighs all others. Where `max_value` holds beta, for l < d / (2 * max_value), the
+term is proportional to l again.
 
-**Speed.** With Adam a variable moves about one learning rate a step; at 2e-5 a plain
-log beta would need 50,000 steps to move by one. So log beta = multiplier * raw, and
-the gradient of `raw` is that of log beta itself, not multiplied: `multiplier` is
-exactly a learning-rate multiplier, for Adam and for SGD alike, and it does not
-distort a gradient clipped by its global norm.
+**Speed.** Adam changes a variable by about one learning rate per step; at 2e-5 a plain
+log beta would need 50,000 steps to change by one. So log beta = log(initial_value) +
+multiplier * raw (before the bounds), and the variable `raw` gets the gradient of log
+beta itself, not multiplied. `multiplier` is therefore exactly a learning-rate
+multiplier, for Adam and SGD alike, and has no part in the global norm by which
+gradients are clipped.
 
-**Choosing d.** At the best beta the student receives (d / 2) * grad log l. So `dim` is
-the relative weight of the teacher next to the cross-entropy: twice the d, twice the
-teacher's gradient. It defaults to 1 for an energy that is a mean.
+**Choosing d.** At beta* the student receives (d / 2) * grad log l of an energy, so
+`dim` is the weight of the teacher relative to the cross-entropy: twice the d, twice the
+teacher's gradient. The default is 1, for an energy that is a mean.
+
+Example:
+
+>>> from keras import ops
+>>> from keras_betakd import TaskBeta
+>>> from keras_betakd.objective import optimal_beta, row_weights
+>>> weights = row_weights(ops.array([[1.0, 1.0], [1.0, 0.0]]))  # two examples
+>>> beta = TaskBeta(dim=1.0, initial_value=2.0)
+>>> log_beta = beta(weights)
+>>> round(float(ops.exp(log_beta)), 4)
+2.0
+>>> round(float(beta.losses[0]), 4)  # -(d / 2) * log beta
+-0.3466
+>>> optimal_beta(0.1, dim=1.0)  # where it converges to if the energy stays at 0.1
+5.0
+
+Reference: Beta-KD, arXiv 2603.21426 (CVPR 2026).
 """
 
 from keras_betakd.betas.base import Beta

@@ -1,4 +1,4 @@
-"""What all beta layers share: d, the penalty, the bounds and the multiplier."""
+"""Base classes of the beta layers: penalty, bounds and learning-rate multiplier."""
 
 import math
 
@@ -9,6 +9,7 @@ from keras_betakd.objective import log_beta_penalty, sped_up
 
 
 def positive(name, value):
+    """Returns `value` as a float; raises unless it is positive and finite."""
     if not value > 0 or not math.isfinite(value):
         raise ValueError(
             f"`{name}` must be a positive finite number. Received: {name}={value}"
@@ -17,35 +18,42 @@ def positive(name, value):
 
 
 class Beta(keras.layers.Layer):
-    """Base of the beta layers; a subclass says what log beta is.
+    """Base class of the beta layers; a subclass implements `log_beta`.
+
+    A call returns log beta and adds -(d / 2) times its mean over the rows through
+    `add_loss`. See `keras_betakd.betas` for the formula and the choice of d.
 
     Args:
-        dim: d, positive; the relative weight of the teacher term.
+        dim: d, positive; the weight of the teacher relative to the cross-entropy.
+            Defaults to 1.
 
     Call arguments:
         weights: (B, K) row weights that add up to one
             (`keras_betakd.objective.row_weights`).
-        features: what `features_of` made of the teacher, or `None`.
+        features: the result of `features_of`, or `None`.
 
     Returns:
         log beta, float32, broadcastable to (B, K).
+
+    Raises:
+        ValueError: at construction, if `dim` is not positive and finite.
     """
 
-    uses_features = False
-    reads_logits = False  # whether the features rest on the teacher's logits
+    uses_features = False  # whether `call` needs `features`
+    reads_logits = False  # whether `features_of` needs the teacher's logits
 
     def __init__(self, dim=1.0, name=None, **kwargs):
-        # The dtype is not a choice: 1 + 1e-4 is 1 in bfloat16.
+        # Always float32, since in bfloat16 1 + 1e-4 is 1.
         kwargs.pop("dtype", None)
         super().__init__(name=name, dtype="float32", **kwargs)
         self.dim = positive("dim", dim)
 
     def features_of(self, teacher):
-        """Features for `call`, from a `TeacherOutputs`."""
+        """The features for `call`, from a `TeacherOutputs`; `None` if unused."""
         return None
 
     def features_width(self, teacher_view):
-        """How wide they are for a teacher, `None` where only a batch can tell."""
+        """The width of the features of a teacher; `None` if only a batch tells it."""
         return None
 
     def call(self, weights, features=None):
@@ -54,10 +62,11 @@ class Beta(keras.layers.Layer):
         return log_beta
 
     def log_beta(self, features):
+        """log beta, float32, broadcastable to (B, K); implemented by subclasses."""
         raise NotImplementedError
 
     def update(self, energy, weights):
-        """Called once a training step with the energy (B, K) just measured."""
+        """Called once per training step with the energy (B, K) of its batch."""
 
     def get_config(self):
         config = super().get_config()
@@ -66,7 +75,7 @@ class Beta(keras.layers.Layer):
 
 
 class RangedBeta(Beta):
-    """Base of the betas that move: a start and two bounds."""
+    """Base class of the betas that change: an initial value and two bounds."""
 
     def __init__(
         self,
@@ -100,8 +109,8 @@ class RangedBeta(Beta):
 def _bent(x):
     """x / sqrt(1 + x^2), between -1 and 1.
 
-    Far out as sign(x) / sqrt(1 + 1 / x^2): x^2 may overflow there, and the slope, as
-    the difference of two numbers of size 1 / x, would be lost in rounding.
+    For |x| > 1 computed as sign(x) / sqrt(1 + 1 / x^2): x^2 may overflow there, and the
+    slope would be the difference of two numbers of size 1 / x, lost in rounding.
     """
     near = ops.abs(x) <= 1.0
     close = ops.where(near, x, 0.0)
@@ -114,7 +123,7 @@ def _bent(x):
 
 
 class LearnedBeta(RangedBeta):
-    """Base of the betas that are learned: a range for log beta, and a multiplier."""
+    """Base class of the learned betas: bounds of log beta, learning-rate multiplier."""
 
     default_multiplier = 1.0
 
@@ -125,20 +134,21 @@ class LearnedBeta(RangedBeta):
         self.multiplier = positive("multiplier", multiplier)
 
     def unbounded(self, raw):
-        """log beta of a `raw` that is kept within bounds by other means."""
+        """log beta of a `raw` that stays within the bounds by other means."""
         return math.log(self.initial_value) + sped_up(raw, self.multiplier)
 
     def _room(self):
-        """How far log beta may go below and above its start."""
+        """The distances of log beta's bounds below and above its initial value."""
         start = math.log(self.initial_value)
         return start - math.log(self.min_value), math.log(self.max_value) - start
 
     def bounded(self, raw):
-        """log beta of an unbounded `raw`: smooth, slope 1 at the start.
+        """log beta of an unbounded `raw`: smooth, with slope 1 at `raw` = 0.
 
         log beta = log(initial_value) + x / sqrt(1 + (x / h)^2), x = multiplier * raw,
-        h the distance from the start to the bound on that side. It falls off as a
-        power and not exponentially, so the gradient lives far outside the bounds.
+        h the distance from the initial value to the bound on that side. Its slope falls
+        as a power of x and not exponentially, so that a gradient is left far beyond the
+        bounds.
         """
         x = sped_up(raw, self.multiplier)
         below, above = self._room()

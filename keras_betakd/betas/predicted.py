@@ -1,4 +1,4 @@
-"""Betas predicted from features of the teacher, for each example or each token."""
+"""Betas that a network predicts from the teacher, per example or per token."""
 
 import keras
 from keras import ops
@@ -15,27 +15,32 @@ from keras_betakd.betas.teacher_features import (
 class InstanceBeta(LearnedBeta):
     """Beta predicted for each example: instance-level uncertainty.
 
-    A small MLP (layer normalisation, one hidden layer, one output) on features h(x)
-    of the teacher, through which no gradient flows back. Its optimum is
+    A small MLP (layer normalisation, one hidden layer, one output) maps features h(x)
+    of the teacher, through which no gradient flows back, to log beta. Its optimum is
     beta(x) = d / (2 E[l | x]): examples on which the student stays far from the teacher
-    count less. The last layer starts at zero, so beta starts at `initial_value`.
+    get a smaller weight. The last layer is initialised with zeros, so that beta is
+    `initial_value` at first.
 
     Args:
-        dim, initial_value, min_value, max_value: as for `TaskBeta`.
+        dim, initial_value, min_value, max_value: as for `TaskBeta`; the bounds are
+            approached smoothly.
         hidden_units: width of the hidden layer. Defaults to 64.
-        features: what the prediction rests on.
+        features: the input of the network.
             `"hidden_states"` (default): the teacher's last hidden states, averaged over
             the positions that are not padding.
-            `"uncertainty"`: entropy, top probability and margin between the two best
-            classes of the teacher, averaged over the supervised answer rows. Beta
-            then follows how sure the teacher is, and cannot tell one question from
-            another: better for small students and few examples, where the default does
-            worse than a `TaskBeta` (`benchmarks/STUDY.md`). It holds the teacher's
-            logits (B, K, V), which the default never makes whole.
-            Or a callable that takes a `keras_betakd.TeacherOutputs` and returns (B, F)
-            (register it with `keras.saving` if the distiller is to be saved).
+            `"uncertainty"`: entropy in nats, top probability and margin between the two
+            most probable classes of the teacher, averaged over the supervised answer
+            rows. Beta then depends on the teacher's confidence alone and cannot
+            distinguish questions: better for small students and few examples, where the
+            default does worse than a `TaskBeta` (`benchmarks/STUDY.md`). It needs the
+            teacher's full logits (B, K, V) in memory, which the default does not.
+            Or a callable that takes a `keras_betakd.TeacherOutputs` and returns (B, F);
+            register it with `keras.saving` to save the distiller.
         multiplier: as for `TaskBeta`; defaults to 10, since the many weights of a
-            network add up to a faster move than one scalar's.
+            network together change log beta faster than one scalar does.
+
+    Raises:
+        ValueError: as `TaskBeta`, and for unknown `features`.
 
     Reference: Beta-KD, arXiv 2603.21426 (CVPR 2026), instance level.
     """
@@ -99,7 +104,7 @@ class InstanceBeta(LearnedBeta):
 
     def log_beta(self, features):
         raw = self.raw(self.hidden(self.normalization(features)))
-        # One value an example, (B, 1), or one a row, (B, K, 1) -> (B, K).
+        # One value per example, (B, 1), or per row, (B, K, 1) -> (B, K).
         return self.bounded(ops.squeeze(raw, -1) if self.per_token else raw)
 
     def get_config(self):
@@ -117,9 +122,9 @@ class InstanceBeta(LearnedBeta):
 class TokenBeta(InstanceBeta):
     """Beta predicted for each answer token.
 
-    `InstanceBeta` on the features of each answer row: the teacher's hidden state
-    there, or its uncertainty there. A callable must return (B, K, F). Rows without a
-    supervised token add neither an energy nor a log beta.
+    An `InstanceBeta` on the features of each answer row: the teacher's hidden state or
+    uncertainty at that row. A callable must return (B, K, F). Rows that are not
+    supervised add neither an energy nor a log beta to the loss.
 
     Args: as for `InstanceBeta`.
     """

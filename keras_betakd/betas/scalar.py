@@ -1,4 +1,4 @@
-"""One beta for an energy: fixed, learned, or in closed form."""
+"""Betas that are one number per energy: fixed, learned, or in closed form."""
 
 import math
 
@@ -13,12 +13,15 @@ from keras_betakd.objective import any_row, weighted_mean
 class FixedBeta(Beta):
     """A beta that is not learned.
 
-    The total still holds -(d / 2) * log(value), so that its values compare with those
+    The loss still contains -(d / 2) * log(value), so that it can be compared with that
     of a learned beta.
 
     Args:
         value: beta, positive. Defaults to 1, which is plain distillation.
-        dim: d, see the module.
+        dim: d, see `keras_betakd.betas`. Defaults to 1.
+
+    Raises:
+        ValueError: if `value` or `dim` is not positive and finite.
 
     Example:
 
@@ -41,22 +44,25 @@ class FixedBeta(Beta):
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
 class TaskBeta(LearnedBeta):
-    """One learned beta for an energy: task-level uncertainty.
+    """One learned beta per energy: task-level uncertainty.
 
-    Minimising beta * E[l] - (d / 2) * log beta gives beta = d / (2 E[l]).
+    Minimising beta * E[l] - (d / 2) * log beta gives beta* = d / (2 E[l]).
 
     Args:
-        dim: d. Only (d / 2) * grad log l reaches the student at the best beta, so d is
-            the weight of the teacher relative to the cross-entropy. Defaults to 1.
-        initial_value: beta at the start. Defaults to 1.
-        min_value, max_value: bounds of beta. As l goes to 0 the best beta goes to
-            infinity; `max_value` is what stops it. The variable itself is put back to
-            the bound after each step that leaves it, so that beta comes back at once
-            when the energy says so. Defaults to 0.01 and 100.
-        multiplier: log beta moves `multiplier` times as fast as a plain variable.
-            Defaults to 500, so that with Adam at a fine-tuning rate of 2e-5 log beta
-            moves by 0.01 a step, by one in a hundred steps. When training from
-            scratch at 1e-3 choose about 10 to 20.
+        dim: d. At beta* the student receives (d / 2) * grad log l, so d is the weight
+            of the teacher relative to the cross-entropy. Defaults to 1.
+        initial_value: initial beta, strictly between the bounds. Defaults to 1.
+        min_value, max_value: bounds of beta. As l goes to 0, beta* goes to infinity;
+            `max_value` stops it. The variable itself is clipped to the bounds after
+            each step, so that beta leaves a bound at once when its gradient changes
+            sign. Default to 0.01 and 100.
+        multiplier: learning-rate multiplier of log beta. Defaults to 500, so that with
+            Adam at a fine-tuning rate of 2e-5 log beta changes by 0.01 per step, by one
+            in a hundred steps. For training from scratch at 1e-3 choose about 10 to 20.
+
+    Raises:
+        ValueError: if a number is not positive and finite, or `initial_value` is not
+            between the bounds.
 
     Example:
 
@@ -79,35 +85,40 @@ class TaskBeta(LearnedBeta):
             shape=(),
             initializer="zeros",
             trainable=True,
-            # Not a smooth bound: there a large step, as SGD's first ones are, ends
-            # where the slope is next to nothing, and beta stays for good.
-            constraint=self._kept,
+            # Clipped and not bounded smoothly: after a large step, like SGD's first
+            # ones, the slope of a smooth bound is nearly 0, and beta would stay there.
+            constraint=self._clipped,
         )
 
-    def _kept(self, raw):
+    def _clipped(self, raw):
         below, above = (room / self.multiplier for room in self._room())
         return ops.clip(raw, -below, above)
 
     def log_beta(self, features):
         raw = ops.convert_to_tensor(self.raw)
-        # A value that was loaded or assigned may be outside; the gradient goes on.
-        inside = ops.stop_gradient(self._kept(raw)) + (raw - ops.stop_gradient(raw))
+        # A loaded or assigned value may be outside; the gradient passes the clipping.
+        inside = ops.stop_gradient(self._clipped(raw)) + (raw - ops.stop_gradient(raw))
         return self.unbounded(inside)
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
 class AnalyticBeta(RangedBeta):
-    """The closed form without parameters: beta = d / (2 * running mean of l).
+    """Beta in closed form, without parameters: d / (2 * running mean of l).
 
-    The mean is an exponential one of the training batches, without bias at the start,
-    and is updated once a training step, never in `evaluate`. Batches without a
-    supervised token, or whose energy is not finite, leave it alone.
+    The mean is a bias-corrected exponential moving average over the training batches,
+    updated once per training step and never in `evaluate`. Batches without a supervised
+    token, or whose energy is not finite, do not change it.
 
     Args:
         dim: d, see `TaskBeta`.
-        initial_value: beta until a first energy is known. Defaults to 1.
-        min_value, max_value: bounds of beta, reached. Defaults to 0.01 and 100.
-        momentum: weight of the past in the running mean. Defaults to 0.99.
+        initial_value: beta before the first energy. Defaults to 1.
+        min_value, max_value: bounds of beta, which it can reach. Default to 0.01 and
+            100.
+        momentum: weight of the past in the running mean, at least 0 and below 1.
+            Defaults to 0.99.
+
+    Raises:
+        ValueError: as `TaskBeta`, and for an invalid `momentum`.
     """
 
     def __init__(
@@ -136,7 +147,7 @@ class AnalyticBeta(RangedBeta):
 
     def build(self, weights_shape):
         options = {"shape": (), "initializer": "zeros", "trainable": False}
-        options["aggregation"] = "only_first_replica"  # all have the same
+        options["aggregation"] = "only_first_replica"  # all compute the same value
         # sum of m^(t-i) * l_i, and of m^(t-i) alone: their ratio is the mean.
         self.energy_sum = self.add_weight(name="energy_sum", **options)
         self.weight_sum = self.add_weight(name="weight_sum", **options)
@@ -144,7 +155,7 @@ class AnalyticBeta(RangedBeta):
     def log_beta(self, features):
         known = ops.convert_to_tensor(self.weight_sum)
         mean = self.energy_sum / ops.where(known > 0, known, 1.0)
-        # Bounded on l and not on beta, so that an energy of 0 divides nothing by 0.
+        # The bounds are applied to l and not to beta, for an energy of 0.
         mean = ops.clip(
             mean, 0.5 * self.dim / self.max_value, 0.5 * self.dim / self.min_value
         )
@@ -153,7 +164,7 @@ class AnalyticBeta(RangedBeta):
 
     def update(self, energy, weights):
         mean = ops.stop_gradient(weighted_mean(energy, weights))
-        # One infinite energy would stay in the mean for good.
+        # One infinite energy would stay in the mean forever.
         usable = ops.logical_and(any_row(weights), ops.isfinite(mean))
         mean = ops.where(usable, mean, 0.0)
         counted = ops.cast(usable, "float32")

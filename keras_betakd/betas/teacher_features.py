@@ -1,7 +1,6 @@
-"""What a predicted beta may look at: features of the teacher, h(x).
+"""Features h(x) of the teacher, from which a network predicts beta.
 
-The teacher is frozen and the features are cut off from the gradient, so a beta can
-only be predicted from them, never improved by changing them.
+The teacher is frozen and no gradient flows through the features.
 """
 
 import dataclasses
@@ -19,16 +18,18 @@ NO_HIDDEN_STATES = (
 
 @dataclasses.dataclass(frozen=True)
 class TeacherOutputs:
-    """What the teacher made of a batch.
+    """The teacher's outputs for a batch, the input of a beta's `features`.
 
     Attributes:
         weights: (B, K), the row weights: zero where nothing is supervised.
         logits: (B, K, V), at the answer rows; `None` if no beta reads them.
-        hidden_states: (B, T, H), or `None` for a model whose inside is not known.
-        padding_mask: (B, T), true where the hidden state is not padding's, or `None`.
+        hidden_states: (B, T, H), the last hidden states at all positions; `None` for a
+            model whose layers are not known.
+        padding_mask: (B, T), true where the position is not padding, or `None`.
         rows: (B, K, H), the hidden states at the answer rows, or `None`.
-        hidden_mean: (B, H), the mean of the hidden states where they are not padding's,
-            of a teacher whose hidden states are not kept (`CachedTeacher`), or `None`.
+        hidden_mean: (B, H), the mean of the hidden states over the positions that are
+            not padding, of a teacher whose hidden states are not stored
+            (`CachedTeacher`), or `None`.
     """
 
     weights: Any
@@ -40,16 +41,16 @@ class TeacherOutputs:
 
 
 def expect_hidden_states(teacher_view):
-    """The view, if it can give hidden states."""
+    """Returns the view; raises unless it can give hidden states."""
     if not teacher_view.sees_hidden_states:
         raise ValueError(NO_HIDDEN_STATES)
     return teacher_view
 
 
 def hidden_features(teacher, per_token=False):
-    """Hidden states of the teacher: (B, H), or (B, K, H) `per_token`.
+    """Hidden states of the teacher: (B, H), or (B, K, H) if `per_token`.
 
-    Per example, the mean over the positions that are not padding.
+    Per example, their mean over the positions that are not padding.
     """
     if per_token and teacher.rows is not None:
         return ops.cast(teacher.rows, "float32")
@@ -62,10 +63,10 @@ def hidden_features(teacher, per_token=False):
 
 
 def uncertainty_features(teacher, per_token=False):
-    """The teacher's own uncertainty: (B, 3), or (B, K, 3) `per_token`.
+    """Uncertainty of the teacher: (B, 3), or (B, K, 3) if `per_token`.
 
-    Entropy in nats, probability of the best class, and its margin over the second;
-    per example, the mean over the supervised rows.
+    Entropy in nats, probability of the most probable class, and its margin over the
+    second; per example, their mean over the supervised rows.
     """
     logits = ops.cast(teacher.logits, "float32")
     log_p = ops.log_softmax(logits, axis=-1)
@@ -82,7 +83,7 @@ def _masked_mean(values, mask):
     """The mean over axis 1 where the mask is true: (B, T, F), (B, T) to (B, F)."""
     mask = ops.cast(mask, "float32")[..., None]
     count = ops.maximum(ops.sum(mask, axis=1), 1.0)
-    # Selected: what stands at a masked position may be anything.
+    # Selected and not only multiplied: masked positions may hold NaN.
     return ops.sum(ops.where(mask > 0, values, 0.0), axis=1) / count
 
 
@@ -93,7 +94,7 @@ FEATURES = {
 
 
 def teacher_features(features):
-    """The function `(teacher, per_token) -> features` behind a name or a callable."""
+    """The function `(teacher, per_token)` -> features of a name or a callable."""
     if callable(features):
         return lambda teacher, per_token: ops.cast(features(teacher), "float32")
     if features not in FEATURES:

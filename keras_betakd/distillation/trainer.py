@@ -16,7 +16,7 @@ from keras_betakd.distillation.nonfinite_report import (
     with_callbacks,
 )
 from keras_betakd.distribution.devices import batch_parts
-from keras_betakd.distribution.replicas import expect_joined, joined_gradients
+from keras_betakd.distribution.replicas import expect_process_group, reduced_gradients
 from keras_betakd.preprocessing.adapters import is_raw_records, split_records
 from keras_betakd.preprocessing.batches import BatchFormatter, EpochOrder, formatted
 
@@ -238,9 +238,9 @@ class DistillationTrainer:
 
     def make_train_function(self, force=False):
         # Each `fit` calls this; weights may have been loaded since the last one.
-        expect_joined()
+        expect_process_group()
         variables = self.variables + self.optimizer.variables
-        self._watched = joined_gradients(self.trainable_variables, variables)
+        self._watched = reduced_gradients(self.trainable_variables, variables)
         return super().make_train_function(force)
 
     def zero_grad(self, set_to_none=True):

@@ -1,3 +1,3 @@
-"""Training on several devices: layouts, replicas and the division of a batch."""
+"""Training on several devices: weight layouts, replicas and division of a batch."""
 
 from keras_betakd.distribution.layout_map import layout_map

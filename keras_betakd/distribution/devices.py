@@ -1,13 +1,13 @@
-"""Batches that divide by the devices they are spread over."""
+"""The number of devices over which the rows of a batch are spread."""
 
 import keras
 
 
 def batch_parts(model):
-    """Into how many parts of one size a batch of this process is split.
+    """The number of equal parts into which a batch of this process is split.
 
-    By the current `keras.distribution`, or by the `tf.distribute.Strategy` under which
-    the model was made.
+    The current `keras.distribution` decides it, or the `tf.distribute.Strategy` under
+    which the model was created.
     """
     distribution = keras.distribution.distribution()
     if distribution is not None:
@@ -18,13 +18,13 @@ def batch_parts(model):
 
 
 def parts_of_batch():
-    """Over how many devices `keras.distribution` spreads the rows of a batch."""
+    """The number of devices over which `keras.distribution` spreads a batch's rows."""
     distribution = keras.distribution.distribution()
     return 1 if distribution is None else distribution.num_model_replicas
 
 
 def spread_by_part(x):
-    """`x`, (parts, ...), with each part where its rows of the batch are."""
+    """Places each part of `x`, (parts, ...), on the device of its rows of the batch."""
     distribution = keras.distribution.distribution()
     axes = [distribution.batch_dim_name] + [None] * (len(x.shape) - 1)
     layout = keras.distribution.TensorLayout(axes, distribution.device_mesh)

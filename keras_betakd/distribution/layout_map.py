@@ -1,16 +1,17 @@
-"""How the weights of a teacher and a student are spread over many accelerators."""
+"""`layout_map`: spreads the weights of teacher and student over accelerators."""
 
 import keras
 
 _BLOCK = r".*(decoder_block|transformer_layer)_\d+"
-# The end of a weight's path in keras-hub's language models, and its axes: "m" for the
-# model axis, "b" for the batch axis where that is asked for, "-" for neither.
+# Patterns of the paths of weights in keras-hub's language models, and what each of the
+# weight's axes is spread over: "m" for the model axis of the mesh, "b" for its batch
+# axis if `batch_axis` is given, "-" for neither.
 _RULES = (
-    # The vocabulary, (V, H) or (H, V): the head's logits come out spread by class.
+    # The vocabulary, (V, H) or (H, V), which spreads the head's logits by class.
     (r".*(token_embedding|embed_tokens\w*/embedding)/embeddings", "mb"),
     (r".*token_embedding/reverse_embeddings", "bm"),
     (r".*lm_head/kernel", "bm"),
-    # Attention, by heads. Grouped keys and values are small and stay whole.
+    # Attention, by heads. Grouped keys and values are small and are not spread.
     (r".*decoder_block_\d+/attention/query/kernel", "mb-"),
     (r".*transformer_layer_\d+/(self_)?attention/query/kernel", "bm-"),
     (_BLOCK + r"/(self_)?attention/attention_output/kernel", "m-b"),
@@ -24,26 +25,28 @@ _RULES = (
 def layout_map(device_mesh, model_axis="model", batch_axis=None):
     """The layout of a teacher and a student for `keras.distribution.ModelParallel`.
 
-    Spreads over the model axis what is large in keras-hub's language models: the
+    Spreads the large weights of keras-hub's language models over the model axis: the
     vocabulary (by class, so that the fused head holds logits of 1/M of the classes on
     each of M devices), the queries and outputs of attention (by head) and the
-    feed-forward layers (by hidden unit). The same paths stand for both models; their
-    optimizer slots follow. Vision towers, keys and values, norms and betas stay whole.
+    feed-forward layers (by hidden unit). The same paths apply to both models, and to
+    the optimizer's slots. Vision towers, keys and values, norms and betas are copied to
+    every device of the axis.
 
     Args:
         device_mesh: a `keras.distribution.DeviceMesh`.
         model_axis: the name of its axis for the weights.
-        batch_axis: the name of its axis for the batch, to spread each of these weights
-            over it, too: they are gathered where they are used, which costs time and
-            saves memory (as FSDP does). `None` keeps a copy on each.
+        batch_axis: the name of its axis for the batch, to spread these weights over
+            that axis, too: they are gathered where they are used, which costs time and
+            saves memory (as in FSDP). `None`, the default, keeps a copy on each of its
+            devices.
 
     Returns:
-        A `keras.distribution.LayoutMap`; add what your own model needs, and delete an
-        entry (its keys are patterns of paths) whose sizes do not divide: JAX says so
-        when the model is made.
+        A `keras.distribution.LayoutMap`, whose keys are patterns of weights' paths. Add
+        entries for weights of other models, and delete an entry whose sizes do not
+        divide by the axis: JAX raises when the model is created.
 
     Raises:
-        ValueError: an axis that the mesh does not have.
+        ValueError: if the mesh does not have an axis of that name.
 
     Example:
 

@@ -1,9 +1,10 @@
-"""Replicas: copies of the model that each compute a part of the batch.
+"""Sums and gradients over replicas that each compute a part of the batch.
 
-On JAX a program is written for the whole batch, however many devices compute it. In
+On JAX a program is written for the global batch, on however many devices it runs. With
 TensorFlow's `MirroredStrategy` and in PyTorch's processes (`torchrun`) each replica
-sees its own part alone, so what belongs to the whole batch is summed over all of them.
-This module, like `keras_betakd.backends`, knows the backends by name.
+computes on its own part of the batch alone, so sums over the global batch are reduced
+over the replicas. This module and `keras_betakd.backends` are the only ones that name a
+backend.
 """
 
 import os
@@ -15,15 +16,15 @@ _SEED = "seed_generator_state"
 
 
 def replica_count():
-    """How many replicas share a batch, seen from inside a step; 1 on JAX."""
+    """The number of replicas that share a batch, inside a step; 1 on JAX."""
     return _COUNTS[keras.backend.backend()]()
 
 
 def over_replicas(x):
-    """The sum of `x` over all replicas, without gradient; `x` itself of a single one.
+    """The sum of `x` over all replicas, without gradient; `x` itself if there is one.
 
     Args:
-        x: a tensor of one shape on all of them.
+        x: a tensor of the same shape on all replicas.
     """
     if replica_count() == 1:
         return x
@@ -31,7 +32,7 @@ def over_replicas(x):
 
 
 def process_position():
-    """Which part of the data this process computes, of how many: `(index, count)`."""
+    """`(index, count)`: which part of the data this process computes, of how many."""
     distribution = keras.distribution.distribution()
     if distribution is not None:
         count = min(distribution.num_model_replicas, distribution.num_processes)
@@ -43,10 +44,10 @@ def process_position():
     return 0, 1
 
 
-def expect_joined():
-    """Raises in a process of `torchrun` that knows nothing of the others.
+def expect_process_group():
+    """Raises in a process that `torchrun` started if it has no process group.
 
-    It would train a model of its own without a word.
+    Without one, each process would silently train a model of its own.
     """
     if keras.backend.backend() != "torch" or _torch_count() > 1:
         return
@@ -62,36 +63,38 @@ def expect_joined():
 
 
 def gradients_are_summed():
-    """Whether the engine adds the replicas' gradients up; else it takes their mean."""
+    """Whether the backend sums the replicas' gradients; otherwise it averages them."""
     return keras.backend.backend() == "tensorflow"
 
 
-def joined_gradients(trained, variables):
-    """What makes the gradients of all of PyTorch's processes one.
+def reduced_gradients(trained, variables):
+    """Makes PyTorch's processes average their gradients in each backward pass.
+
+    Sets the variables of all processes to the values of the first one.
 
     Args:
-        trained: the variables whose gradients they are.
-        variables: all variables; set to what the first process has.
+        trained: the variables whose gradients are averaged.
+        variables: all variables.
 
     Returns:
-        A function that takes a loss and returns it, watched by a
-        `DistributedDataParallel`: backwards from there, each gradient becomes the mean
-        over the processes. Elsewhere it returns the loss as it is.
+        A function that returns the loss it takes, passed through a
+        `DistributedDataParallel`: its backward pass replaces each gradient by the mean
+        over the processes. On other backends, or with one process, the identity.
     """
     if keras.backend.backend() != "torch" or replica_count() == 1:
         return lambda loss: loss
     import torch
 
     for variable in variables:
-        if variable.name != _SEED:  # each replica drops out units of its own
+        if variable.name != _SEED:  # dropout differs between the replicas
             torch.distributed.broadcast(variable.value.data, 0)
     watched = torch.nn.Identity()
     watched.trained = torch.nn.ParameterList([v.value for v in trained])
-    # A part without pictures gives the layers between them and the text no gradient.
+    # The layers that only images pass get no gradient from a part without images.
     parallel = torch.nn.parallel.DistributedDataParallel(
         watched, find_unused_parameters=True
     )
-    # Not the module, which Keras would take for a layer.
+    # Wrapped, since Keras would track the module itself as a layer.
     return lambda loss: parallel(loss)
 
 
@@ -99,7 +102,7 @@ def _tensorflow_count():
     import tensorflow as tf
 
     if tf.distribute.get_replica_context() is None:
-        return 1  # a model is being built, for all of them
+        return 1  # outside of a step: a model is being built for all replicas
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
@@ -121,7 +124,7 @@ def _torch_count():
 def _torch_sum(x):
     import torch
 
-    if x.device.type == "meta":  # Keras asks for shapes alone
+    if x.device.type == "meta":  # Keras computes shapes only
         return x
     total = x.clone()
     torch.distributed.all_reduce(total)

@@ -1,7 +1,9 @@
-"""Distillation energies: how far a student is from its teacher, per position.
+"""Distillation energies: differentiable distances of a student from its teacher.
 
-Every energy is a `keras.losses.Loss`, called with the teacher's logits as `y_true`
-and the student's as `y_pred`; see `keras_betakd.energies.base` for the concept.
+Every energy is a `keras.losses.Loss`, called with the teacher's logits as `y_true` and
+the student's as `y_pred`, and gives one value per position. It can be used without the
+rest of the library. `keras_betakd.energies.base` says what an energy is and how to
+write one.
 """
 
 from keras_betakd.energies.adaptive_kl import AdaptiveKLEnergy

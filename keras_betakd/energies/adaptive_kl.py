@@ -1,4 +1,4 @@
-"""Energies that choose, position by position, what of the teacher to follow."""
+"""Adaptive KL: forward and reverse KL, weighted at each position by their gaps."""
 
 import math
 
@@ -13,13 +13,17 @@ HEAD_RULES = ("nucleus", "prefix")
 
 
 def head_of(p, mass, rule="nucleus"):
-    """1 for the classes that together hold `mass` of the distribution `p`, else 0.
+    """1 for the most probable classes that together hold `mass` of `p`, else 0.
 
     Args:
         p: (..., V), probabilities.
         mass: number between 0 and 1.
-        rule: `"nucleus"`, the smallest set of largest classes with at least `mass`;
-            or `"prefix"`, the largest such set with at most `mass`, but never empty.
+        rule: `"nucleus"`, the smallest set of the most probable classes with at least
+            `mass`; or `"prefix"`, the largest such set with at most `mass`, which
+            always contains the most probable class.
+
+    Returns:
+        (..., V), in the dtype of `p`.
     """
     order = ops.argsort(-p, axis=-1)
     sorted_p = ops.take_along_axis(p, order, axis=-1)
@@ -32,7 +36,7 @@ def head_of(p, mass, rule="nucleus"):
         first = ops.cast(first, "bool")
         rest = until[..., 1:] <= mass
         chosen = ops.concatenate([ops.logical_not(first), rest], axis=-1)
-    # Back into the order of the vocabulary.
+    # From the sorted order back to that of the vocabulary.
     return ops.take_along_axis(
         ops.cast(chosen, p.dtype), ops.argsort(order, axis=-1), axis=-1
     )
@@ -40,31 +44,31 @@ def head_of(p, mass, rule="nucleus"):
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
 class AdaptiveKLEnergy(ProbabilityEnergy):
-    """Forward and reverse KL, weighed by where teacher and student disagree (AKL).
+    """Forward and reverse KL, weighted by where teacher and student disagree (AKL).
 
-    The forward KL is quick at the teacher's likely classes (its head), the reverse KL
-    at the others (its tail). Each position takes more of the one whose part of the
-    vocabulary has the larger gap:
+    The forward KL fits the teacher's probable classes (its head) first, the reverse KL
+    the others (its tail). At each position the one whose part of the vocabulary has the
+    larger gap between the models gets the larger weight:
 
         l = c KL(p || q) + (1 - c) KL(q || p)
         c = sum_{v in head} |p_v - q_v| / sum_v |p_v - q_v|
 
     with p = softmax(y_true / temperature), q = softmax(y_pred / temperature), and the
-    head the classes that hold `head_mass` of p. c is a constant to the gradient; where
-    the models agree the energy is 0 (and c is 1/2).
+    head the classes that hold `head_mass` of p. No gradient flows through c. Where the
+    models agree the energy is 0 (and c is 1/2).
 
     Shapes: `y_true` and `y_pred` are `(..., V)`; `call` returns `(...)`, in nats per
     token; +inf if one model excludes a class (logit -inf) that the other allows.
 
-    Masking, temperature and its T^2 factor, and what they do to beta* = d / (2 l):
-    see `ProbabilityEnergy` and `Energy`.
+    Masking: see `Energy`. Temperature, its T^2 factor and their effect on
+    beta* = d / (2 l): see `ProbabilityEnergy`.
 
     Args:
         head_mass: number between 0 and 1, mu in the paper. Defaults to 0.5.
-        head_rule: `"nucleus"` (default), the smallest set of the teacher's likeliest
-            classes with at least `head_mass`, as the paper says; or `"prefix"`, those
-            whose cumulative probability is at most `head_mass`, and always the first,
-            as the authors' released code does.
+        head_rule: `"nucleus"` (default), the smallest set of the teacher's most
+            probable classes with at least `head_mass`, as in the paper; or `"prefix"`,
+            those whose cumulative probability is at most `head_mass`, and always the
+            most probable one, as in the authors' released code.
         temperature, scale_by_t2, from_logits: See `ProbabilityEnergy`.
         name, reduction, dtype: See `Energy`.
 
@@ -99,7 +103,7 @@ class AdaptiveKLEnergy(ProbabilityEnergy):
         forward, reverse = forward_kl(log_p, log_q), reverse_kl(log_p, log_q)
         mean = weight * forward + (1.0 - weight) * reverse
         infinite = (forward == math.inf) | (reverse == math.inf)
-        # Also with a weight of 0, times which infinity is NaN.
+        # Also where the weight is 0: 0 * inf would be NaN.
         return ops.where(infinite, ops.full_like(mean, math.inf), mean)
 
     def forward_weight(self, log_p, log_q):

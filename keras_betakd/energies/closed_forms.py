@@ -1,25 +1,26 @@
-"""Value and slope of the probability energies in closed form, without autodiff.
+"""Values and gradients of the probability energies in closed form, without autodiff.
 
 The fused head (`keras_betakd.head_loss`) computes an energy and its gradient tile by
 tile, in the forward pass. Automatic differentiation of the formulas in `divergences`
-and `distances` would give the same numbers with several times the passes over a tile;
-here the two share what they need, no pass is a selection, which costs as much as an
-exponential on some backends, and an array that only this file has seen is changed by
-`*=` and `-=`, which need no fresh memory on PyTorch.
+and `distances` would give the same numbers with several times the passes over a tile.
+Here value and gradient share intermediate results, selections are avoided, since one
+costs as much as an exponential on some backends, and arrays that were made in this file
+are changed by `*=` and `-=`, which allocate no memory on PyTorch.
 
-Every function takes `rows.ProbabilityRows` and returns `(value, slope)`: the energy,
-(N,), and its gradient towards log q before normalisation, (N, V), that is, towards the
-student's logits divided by the temperature. For an energy whose derivative towards q is
-g, that is the softmax Jacobian applied to g, q (g - sum_v q g). The slope comes as
-pairs of factor, a number or (N, 1), and array, whose products add up to it, so that q
-is multiplied only once for all energies and the cross-entropy.
+Every function takes a `ProbabilityRows` and returns `(value, gradient)`: the energy in
+its units, (N,), and its gradient with respect to the student's logits divided by the
+temperature, (N, V). With g the derivative of an energy with respect to q, that gradient
+is the softmax Jacobian applied to g: q (g - sum_v q g). It is returned as pairs of a
+factor, a number or (N, 1), and an array, whose products add up to it, so that q is
+multiplied only once for all energies and the cross-entropy.
 
-A KL divergence to a mixture m is summed as p (expm1(d) - d), d = log(m / p), like in
-`bregman` and for its reason: it keeps its digits where the models agree. Where some
-class has d beyond `_APART`, p is too small beside m to carry that form and the plain
--p d is summed instead, whose rounding is small beside so large a disagreement.
+A KL divergence to a mixture m is the sum of p (expm1(d) - d), d = log(m / p), as in
+`keras_betakd.energies.bregman`, since that form keeps its digits where the models
+agree. In rows where some class has d above `_APART`, p is too small relative to m for
+that form, and -p d is summed instead, whose rounding error is small relative to so
+large a divergence.
 
-A value that is infinite has no slope: what is returned for it may be anything.
+Where a value is infinite the gradient is undefined and may hold anything.
 """
 
 import math
@@ -30,8 +31,8 @@ from keras_betakd.backends import at_least, expm1_of, log1p_of, within
 
 _INFINITE = 1e29
 _APART = 16.0
-_FAR = 40.0  # exp(-40) is beyond the digits of float32, exp(40) within its range
-_NOTHING = 1e-30  # beside any probability that matters, far above float32's least
+_FAR = 40.0  # exp(-40) is below the precision of float32, exp(40) within its range
+_NOTHING = 1e-30  # negligible as a probability, far above float32's smallest number
 _ALL_BUT_1 = 1.0 - 2.0**-22  # below 1 after two roundings of float32
 
 
@@ -44,20 +45,20 @@ def _column(x):
 
 
 def _through_softmax(q, derivative, factor=1.0):
-    """q (g - sum_v q g) times a factor, of g = `derivative`."""
+    """The softmax Jacobian applied to g = `derivative`: factor q (g - sum_v q g)."""
     centred = derivative - _column(_sum(q * derivative))
     centred *= q
-    # A second time: the first mean is rounded like the large numbers it is made of.
+    # Centred twice: the first mean has the rounding error of the large terms in it.
     return [(factor, centred), (-factor * _column(_sum(centred)), q)]
 
 
 def _near(d):
-    """1 for rows where no class has d beyond `_APART`, otherwise 0, (N, 1)."""
+    """1 for rows where no class has d above `_APART`, otherwise 0: (N, 1)."""
     return ops.cast(ops.max(d, axis=-1, keepdims=True) <= _APART, d.dtype)
 
 
-def _kl_whole(p, d):
-    """KL(p || q) of d = log(q / p); infinite where q excludes what p allows."""
+def _kl(p, d):
+    """KL(p || q), d = log(q / p); infinite where q excludes a class that p allows."""
     excess = expm1_of(_near(d) * d)
     excess -= d
     excess *= p
@@ -66,16 +67,16 @@ def _kl_whole(p, d):
 
 def forward_kl(rows):
     p, q = rows.p, rows.q
-    return _kl_whole(p, rows.log_ratio()), [(1.0, q), (-1.0, p)]
+    return _kl(p, rows.log_ratio()), [(1.0, q), (-1.0, p)]
 
 
 def reverse_kl(rows):
     d = rows.log_ratio()
-    return _kl_whole(rows.q, -d), _through_softmax(rows.q, d)
+    return _kl(rows.q, -d), _through_softmax(rows.q, d)
 
 
 def _kl_to_mixture(p, d, share):
-    """KL(p || m), m = (1 - share) p + share q, and m / p - 1, of d = log(q / p)."""
+    """KL(p || m), m = (1 - share) p + share q, d = log(q / p); and m / p - 1."""
     growth = ops.expm1(ops.minimum(d, _FAR))
     growth *= share
     excess = _near(d) * growth
@@ -87,26 +88,26 @@ def _kl_to_mixture(p, d, share):
 def jensen_shannon(rows, teacher_weight):
     """sum_v [w p log(p / m) + (1 - w) q log(q / m)], m = w p + (1 - w) q.
 
-    q / m = 1 + x and p / m = 1 - x (1 - w) / w with x = (q - p) / (p + q (1 - w) / w).
-    An error in x moves the two terms of a class against each other, so that near
-    agreement, unlike in a single KL divergence, nothing is lost; and far from it the
-    model that all but excludes a class adds little there beside the other, so that
-    neither needs log-probabilities.
+    Computed from q / m = 1 + x and p / m = 1 - x (1 - w) / w, with
+    x = (q - p) / (p + q (1 - w) / w). No log-probabilities are needed: near agreement a
+    rounding error in x changes the two terms of a class in opposite directions, so that
+    no digits are lost, unlike in a single KL divergence; far from agreement the model
+    that nearly excludes a class adds little to that class's sum.
     """
     w = teacher_weight
     odds = (1.0 - w) / w
     mixture = rows.p + (rows.q if odds == 1.0 else odds * rows.q)
     from_q = rows.q - rows.p
     from_q /= at_least(mixture, _NOTHING)
-    # Where a model excludes a class, one of the ratios is 0 and has no logarithm.
+    # Where a model excludes a class, one of the two ratios is 0: its log is -inf.
     from_q = within(from_q, -_ALL_BUT_1, _ALL_BUT_1 / odds)
     from_p = log1p_of(-odds * from_q)
     from_q = log1p_of(from_q)
     from_p *= rows.p
     from_q *= rows.q
     teacher, student = _sum(from_p), _sum(from_q)
-    slope = [(1.0 - w, from_q), ((w - 1.0) * _column(student), rows.q)]
-    return w * teacher + (1.0 - w) * student, slope
+    gradient = [(1.0 - w, from_q), ((w - 1.0) * _column(student), rows.q)]
+    return w * teacher + (1.0 - w) * student, gradient
 
 
 def skew_forward_kl(rows, skew):
@@ -116,21 +117,21 @@ def skew_forward_kl(rows, skew):
 
 def skew_reverse_kl(rows, skew):
     value, growth = _kl_to_mixture(rows.q, -rows.log_ratio(), 1.0 - skew)
-    slope = -ops.log1p(growth) - skew / (1.0 + growth)
-    return value, _through_softmax(rows.q, slope)
+    derivative = -ops.log1p(growth) - skew / (1.0 + growth)
+    return value, _through_softmax(rows.q, derivative)
 
 
 def total_variation(rows):
     gap = rows.q - rows.p
-    slope = _through_softmax(rows.q, ops.sign(gap), 0.5)
-    return 0.5 * _sum(ops.abs(gap)), slope
+    gradient = _through_softmax(rows.q, ops.sign(gap), 0.5)
+    return 0.5 * _sum(ops.abs(gap)), gradient
 
 
 def mse_probs(rows, mean_over_vocabulary):
     scale = 1.0 / rows.q.shape[-1] if mean_over_vocabulary else 1.0
     gap = rows.q - rows.p
-    slope = _through_softmax(rows.q, gap, 2.0 * scale)
-    return scale * _sum(gap * gap), slope
+    gradient = _through_softmax(rows.q, gap, 2.0 * scale)
+    return scale * _sum(gap * gap), gradient
 
 
 def cosine_probs(rows):
@@ -139,8 +140,8 @@ def cosine_probs(rows):
     student = rows.q / _column(length)
     gap = student - teacher
     value = 0.5 * _sum(gap * gap)
-    # (cos q/|q| - p/|p|) / |q|, with cos = 1 - value: no cancellation at agreement.
-    # Scaling q changes nothing, so its mean under q is 0 and needs no subtraction.
+    # g = (cos q/|q| - p/|p|) / |q| with cos = 1 - value, so that nothing cancels at
+    # agreement. The energy does not depend on the scale of q, so sum_v q g is 0.
     gap -= _column(value) * student
     gap *= student
     return value, [(1.0, gap)]

@@ -1,14 +1,14 @@
-"""CTKD: a temperature that is learned against the student, slowly at first.
+"""CTKD: a distillation temperature that is learned adversarially, on a curriculum.
 
-A student that always sees the teacher at one temperature meets one difficulty. Here the
-temperature T is learned too, but in the opposite direction: the gradient that would
-lower the energy is reversed, so that T makes the task harder while the student learns
-it, and a curriculum lets the reversal grow from nothing to full strength,
+With a fixed temperature the difficulty of the task stays the same. Here the temperature
+T is trained together with the student but to raise the energy: the gradient of what T
+is computed from, theta, is reversed, so that the task becomes harder while the student
+learns it. A curriculum scales the reversed gradient from 0 to its full size,
 
-    d loss / d theta  becomes  -lambda * d loss / d theta,
+    d loss / d theta  becomes  -lambda_k * d loss / d theta,
     lambda_k = (1 - cos(pi * min(k, K) / K)) / 2
 
-at optimizer step k, with K = `total_steps` and theta what T is computed from.
+at optimizer step k, with K = `total_steps`.
 
 Reference: Curriculum Temperature for Knowledge Distillation, Li et al., AAAI 2023
 (arXiv:2211.16231), sections 3.2 and 3.3.
@@ -34,7 +34,7 @@ _REGISTER = keras.saving.register_keras_serializable(package="keras_betakd")
 
 
 class _TemperatureEnergy(Energy):
-    """T^power * KL(p_T || q_T) at a temperature that is a tensor."""
+    """T^power * KL(p_T || q_T) at a temperature T that is a tensor."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class _TemperatureEnergy(Energy):
         self.form = expect_form(form)
 
     def at(self, teacher, student, temperature):
-        """The energy at a temperature: (..., V) twice and (...) to (...)."""
+        """The energy at a temperature: (..., V), (..., V) and (...) to (...)."""
         log_p = log_probabilities_at(teacher, temperature)
         log_q = log_probabilities_at(student, temperature)
         value = forward_kl(log_p, log_q)
@@ -79,38 +79,39 @@ class _TemperatureEnergy(Energy):
 class CTKDEnergy(_TemperatureEnergy):
     """Curriculum temperature distillation (CTKD) with one learned temperature.
 
-    Use it where a fixed temperature would have to be searched for:
+    Use it in place of a search for a fixed temperature:
 
         l = T^power * KL(softmax(y_true / T) || softmax(y_pred / T)),
         T = min_temperature + (max_temperature - min_temperature) * sigmoid(theta)
 
-    theta is a trainable Keras variable whose gradient is reversed, see the module: it
-    is learned against the student, with the optimizer that trains the student. A
+    theta is a trainable Keras variable whose gradient is reversed (see
+    `keras_betakd.energies.ctkd`), trained by the optimizer that trains the student. A
     `BetaKDDistiller` trains it, advances the curriculum once an optimizer step (never
-    in `evaluate`), keeps weight decay from it, saves it with its weights and shows the
-    temperature as `<name>_temperature`. Elsewhere add `energy.schedule` to the layers
-    of a model and call `energy.schedule.update(l)` after each step.
+    in `evaluate`), excludes it from weight decay, saves it with its weights and reports
+    the temperature as `<name>_temperature`. Elsewhere add `energy.schedule` to the
+    layers of a model and call `energy.schedule.update(l)` after each step.
 
-    With Adam at a rate r, theta moves by about `multiplier` * r a step, whatever the
-    size of its gradient: there the curriculum shows in the direction and not in the
-    speed, which it does set with SGD.
+    With Adam at a learning rate r, theta moves by about `multiplier` * r a step,
+    whatever the size of its gradient: the curriculum then decides the direction of the
+    step and not its size, which it decides with SGD.
 
     Shapes: `y_true` and `y_pred` are `(..., V)`; `call` returns `(...)`, in nats per
     token times T^power. Masking: see `Energy`.
 
     Args:
         total_steps: positive integer, optimizer steps until the reversal has its full
-            strength; the paper takes 10 epochs of 240.
-        initial_temperature: T at first, between the bounds. Defaults to 2.
-        min_temperature, max_temperature: bounds of T, never reached. Default to 1 and
-            21, the paper's.
-        power: the exponent of T. Defaults to 2, which keeps the gradient's size.
+            strength; in the paper, those of 10 epochs of 240.
+        initial_temperature: T at the start, strictly between the bounds. Defaults to 2.
+        min_temperature, max_temperature: bounds of T, which it never reaches. Default
+            to 1 and 21, as in the paper.
+        power: the exponent of T. Defaults to 2, which keeps the size of the gradient
+            while T changes.
         form: `"divergence"` (default), or `"cross_entropy"` to add the teacher's
             entropy; `keras_betakd.energies.forward_divergence` says what that does to
             beta.
-        multiplier: theta moves so many times as fast as a plain variable, as the log
-            beta of a `TaskBeta` does. Defaults to 500, for fine-tuning at 2e-5; choose
-            1 to 10 when you train from scratch at 1e-3 and more.
+        multiplier: learning-rate multiplier of theta, as that of a `TaskBeta`. Defaults
+            to 500, for fine-tuning at a learning rate of 2e-5; choose 1 to 10 for
+            training from scratch at 1e-3 and more.
         name, reduction, dtype: See `Energy`.
 
     Raises:
@@ -171,7 +172,7 @@ class CTKDEnergy(_TemperatureEnergy):
             temperature = self.schedule.temperature(x[:, -1])
             return self.at(teacher.logits, x[:, :-1], temperature)
 
-        # As one input, since both gradients come from the same run.
+        # Concatenated, so that one backward pass gives both gradients.
         logits = ops.concatenate([student.logits, column], axis=-1)
         value, gradient = value_and_gradient(value, logits)
         return value, [(1.0, gradient[:, :-1])], gradient[:, -1]
@@ -188,17 +189,18 @@ class CTKDEnergy(_TemperatureEnergy):
 class CTKDMLPEnergy(_TemperatureEnergy):
     """Curriculum temperature distillation with a temperature for each position.
 
-    As `CTKDEnergy`, with
+    As `CTKDEnergy`, with a temperature that a small network predicts,
 
         T = min_temperature + (max_temperature - min_temperature)
             * sigmoid(network([y_pred, y_true]))
 
-    and the network learned against the student. Its input is cut off from the gradient:
-    the student cannot make its temperature easy. The energy needs whole logits, so a
-    distiller with it cannot use the fused head, and the network's first layer has
-    2 * classes * units weights, for which vocabularies of 100,000 and more are large.
+    The gradient of the network is reversed. No gradient flows back through its input,
+    so the student does not learn to make the temperature lower its loss. The energy
+    needs the full logits, so a distiller cannot use the fused head with it, and the
+    network's first layer has 2 * classes * units weights: many for vocabularies of
+    100,000 and more.
 
-    A distiller shows the strength of the reversal as `<name>_reversal`.
+    A distiller reports the strength of the reversal as `<name>_reversal`.
 
     Args:
         total_steps: see `CTKDEnergy`.

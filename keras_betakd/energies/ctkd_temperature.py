@@ -1,8 +1,7 @@
-"""A temperature that is learned against the student, and how strongly: the curriculum.
+"""The learned temperatures of CTKD, and the curriculum of their reversed gradient.
 
 The gradient that would lower the energy is reversed before it reaches the temperature,
-and the reversal grows along a cosine from nothing to its full strength, see
-`keras_betakd.energies.ctkd`.
+and scaled by a cosine schedule from 0 to 1 (`keras_betakd.energies.ctkd`).
 """
 
 import math
@@ -15,13 +14,13 @@ from keras_betakd.objective import sped_up
 
 
 def reversed_gradient(x, strength):
-    """`x`, whose gradient is multiplied by -`strength`."""
+    """The value of `x`, with its gradient multiplied by -`strength`."""
     fixed = ops.stop_gradient(x)
     return fixed - strength * (x - fixed)
 
 
 class TemperatureCurriculum(EnergySchedule):
-    """lambda, the strength of the reversal, along the curriculum.
+    """The strength of the gradient reversal, lambda, as a function of the step.
 
     Args:
         total_steps: K, the optimizer steps until the reversal has its full strength.
@@ -35,13 +34,13 @@ class TemperatureCurriculum(EnergySchedule):
         self.strength = self.scalar("strength")
 
     def reversed(self, x):
-        """`x`, whose gradient is reversed as far as the curriculum has come."""
-        # A copy: on PyTorch the variable moves on before the gradient is taken.
+        """The value of `x`, with its gradient multiplied by -lambda."""
+        # A copy: on PyTorch the variable is updated before the backward pass.
         strength = ops.copy(ops.convert_to_tensor(self.strength))
         return reversed_gradient(x, ops.cast(strength, x.dtype))
 
     def state(self, energy, usable, moves, step):
-        # For the step that comes next; the first one has none.
+        # The strength for the next step; at the first step it is 0.
         progress = ops.minimum((step + 1.0) / self.total_steps, 1.0)
         strength = 0.5 * (1.0 - ops.cos(math.pi * progress))
         before = ops.convert_to_tensor(self.strength)
@@ -52,13 +51,16 @@ class TemperatureCurriculum(EnergySchedule):
 
 
 class GlobalTemperature(TemperatureCurriculum):
-    """The curriculum, with theta for a temperature low + (high - low) * sigmoid(theta).
+    """One learned temperature, low + (high - low) * sigmoid(theta).
+
+    theta is the sum of its initial value and `multiplier` times the variable `raw`,
+    which receives the gradient of theta (see `keras_betakd.objective.sped_up`).
 
     Args:
         total_steps: see `TemperatureCurriculum`.
         low, high: bounds of the temperature.
-        initial: the temperature at first.
-        multiplier: how many times as fast as `raw` theta moves.
+        initial: the temperature at the start.
+        multiplier: learning-rate multiplier of theta.
     """
 
     shown_as = "temperature"
@@ -71,7 +73,7 @@ class GlobalTemperature(TemperatureCurriculum):
         self.raw = self.scalar("raw_theta", trainable=True)
 
     def temperature(self, raw=None):
-        """T of the variable, or of another `raw`; the gradient is reversed."""
+        """T of the variable, or of a given `raw`, with the gradient reversed."""
         if raw is None:
             raw = ops.convert_to_tensor(self.raw)
         theta = self.reversed(self.start + sped_up(raw, self.multiplier))
@@ -82,7 +84,7 @@ class GlobalTemperature(TemperatureCurriculum):
 
 
 class PredictedTemperature(TemperatureCurriculum):
-    """The curriculum, with a network that predicts a temperature for each position.
+    """A temperature that a network predicts for each position from both logits.
 
     Args:
         total_steps: see `TemperatureCurriculum`.
@@ -109,25 +111,24 @@ class PredictedTemperature(TemperatureCurriculum):
     def temperature(self, teacher, student):
         """T of each position: (..., V) twice to (...)."""
         shape = ops.shape(student)
-        seen = ops.concatenate([student, teacher], axis=-1)
-        # The student must not learn to look easy, and no class is infinitely unlikely
-        # to a network: an excluded one (-inf) is shown to it as 0.
-        seen = ops.stop_gradient(seen)
-        seen = ops.where(ops.isfinite(seen), seen, ops.zeros_like(seen))
-        raw = self.network(ops.reshape(seen, (-1, seen.shape[-1])))
+        # Without gradient, so that the student does not learn to change T. A network
+        # cannot take the -inf of an excluded class, which becomes 0.
+        inputs = ops.stop_gradient(ops.concatenate([student, teacher], axis=-1))
+        inputs = ops.where(ops.isfinite(inputs), inputs, ops.zeros_like(inputs))
+        raw = self.network(ops.reshape(inputs, (-1, inputs.shape[-1])))
         raw = self.reversed(ops.reshape(raw, shape[:-1]))
         return self.low + (self.high - self.low) * ops.sigmoid(raw)
 
 
 def log_probabilities_at(logits, temperature):
-    """log softmax(logits / T), with T a tensor that gets a gradient.
+    """log softmax(logits / T), differentiable with respect to T.
 
     Args:
         logits: (..., V).
         temperature: broadcastable to (...).
     """
     allowed = logits != -math.inf
-    # 0 * inf, the slope of an excluded class towards T, would be NaN.
+    # The derivative of an excluded class with respect to T would be 0 * inf, NaN.
     finite = ops.where(allowed, logits, ops.zeros_like(logits))
     tempered = finite / ops.expand_dims(temperature, -1)
     excluded = ops.cast(-math.inf, logits.dtype)

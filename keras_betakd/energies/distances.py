@@ -1,16 +1,17 @@
-"""Energies that are squared distances or angles, on probabilities or on logits.
+"""Energies that are squared or cosine distances of probabilities or of logits.
 
 On probabilities they behave like the divergences, without the logarithm: bounded, and
-ruled by the likely classes. On logits every class counts alike, likely or not, which
-transfers the ranking of the tail. Logits are only defined up to a shift, and models
-differ in their scale, so the logit energies standardise each position by default
-(Z-score); they are then blind to the student's confidence, which a second energy or
-the cross-entropy has to teach. There the mean squared error is 2 (V - 1) / V times
-the cosine energy (at ddof = 1): under a learned weight, one and the same loss.
+dominated by the probable classes. On logits every class has the same weight, probable
+or not, which transfers the ranking of the tail. Logits are only defined up to a shift,
+and models differ in their scale, so the logit energies standardise each position by
+default (Z-score). They then do not depend on the student's confidence, which a second
+energy or the cross-entropy has to teach. With Z-scores the mean squared error is
+2 (V - 1) / V times the cosine energy (at ddof = 1): under a learned weight, the same
+loss.
 
-All are written as sums of squared differences. 1 - cos computed as written cancels to
-rounding noise, of either sign, when the student approaches its teacher;
-0.5 |a / |a| - b / |b||^2 is the same number, exactly 0 at equality.
+All are written as sums of squared differences. The formula 1 - cos cancels to rounding
+noise, of either sign, when the student approaches its teacher; the equal
+0.5 |a / |a| - b / |b||^2 is exactly 0 at equality.
 """
 
 import math
@@ -26,7 +27,7 @@ _REGISTER = keras.saving.register_keras_serializable(package="keras_betakd")
 
 
 def _at_least(x, floor):
-    """max(x, floor), NaN kept; `ops.maximum` rounds float64 on torch and JAX."""
+    """max(x, floor), NaN for NaN; `ops.maximum` rounds float64 on torch and JAX."""
     return ops.where(x < floor, floor, x)
 
 
@@ -37,14 +38,19 @@ def unit(x, floor=0.0):
 
 
 def squared_distance(a, b):
+    """|a - b|^2 over the last axis."""
     return ops.sum(ops.square(a - b), axis=-1)
 
 
 def _common_support(teacher, student):
-    """The logits with 0 in columns that both exclude, where the rest is, and its size.
+    """Removes the classes that both models exclude (logit -inf).
 
-    A column that a single model excludes stays -inf: logit distances are undefined
-    there and come out as NaN or inf, not as a number.
+    A class that a single model excludes stays -inf: logit distances are undefined there
+    and become NaN or inf.
+
+    Returns:
+        `(teacher, student, support, count)`: the logits with 0 in the removed classes,
+        a mask of the classes that are left, (..., V), and their number, (..., 1).
     """
     support = (teacher != -math.inf) | (student != -math.inf)
     mask = ops.cast(support, teacher.dtype)
@@ -56,11 +62,12 @@ def _common_support(teacher, student):
 
 
 def _standardize(x, support, count, ddof, epsilon):
-    """Z-score over the supported columns, with epsilon as floor of the deviation.
+    """Z-scores over the `support`, with `epsilon` as floor of the standard deviation.
 
-    The floor is taken on the variance, before the root: that bounds the slope where
-    all logits are equal, as in a head that starts at zero (0 times the infinite slope
-    of the root is NaN), and changes nothing elsewhere, unlike a number added.
+    The floor is applied to the variance, before the root, whose derivative is infinite
+    at 0. That keeps the gradient finite where all logits are equal, as for a head that
+    is initialised with zeros, and, unlike a constant added to the deviation, changes
+    nothing elsewhere.
     """
     mean = ops.sum(x, axis=-1, keepdims=True) / count
     centred = ops.where(support, x - mean, ops.zeros_like(x))
@@ -110,8 +117,8 @@ def cosine_logits(teacher, student, standardize=True, epsilon=1e-3):
 class CosineProbsEnergy(ProbabilityEnergy):
     """Cosine distance of the two probability vectors, the energy to start with.
 
-    Use it as the default: bounded, smooth, 0 only at agreement, and not ruled by
-    classes that both models find unlikely.
+    Use it as the default: it is bounded, smooth, 0 only at agreement, and not dominated
+    by classes that both models find improbable.
 
         l = 1 - p.q / (|p| |q|),   p = softmax(y_true / temperature),
                                    q = softmax(y_pred / temperature)
@@ -119,8 +126,8 @@ class CosineProbsEnergy(ProbabilityEnergy):
     Shapes: `y_true` and `y_pred` are `(..., V)`; `call` returns `(...)`, a number
     between 0 and 1 per token, without unit.
 
-    Masking, temperature and its T^2 factor, and what they do to beta* = d / (2 l):
-    see `ProbabilityEnergy` and `Energy`.
+    Masking: see `Energy`. Temperature, its T^2 factor and their effect on
+    beta* = d / (2 l): see `ProbabilityEnergy`.
 
     Args:
         temperature: Positive number T. Defaults to 1.
@@ -154,8 +161,8 @@ class CosineProbsEnergy(ProbabilityEnergy):
 class MSEProbsEnergy(ProbabilityEnergy):
     """Squared error of the probabilities, a Brier score against the teacher.
 
-    Use it as a bounded energy that, unlike the cosine, counts less where both models
-    are unsure, since their probabilities are small there.
+    Use it as a bounded energy that, unlike the cosine, is smaller where both models are
+    uncertain, since all probabilities are small there.
 
         l = sum_v (p_v - q_v)^2,   p = softmax(y_true / temperature),
                                    q = softmax(y_pred / temperature)
@@ -166,8 +173,8 @@ class MSEProbsEnergy(ProbabilityEnergy):
     Shapes: `y_true` and `y_pred` are `(..., V)`; `call` returns `(...)`, a number
     between 0 and 2 per token, without unit.
 
-    Masking, temperature and its T^2 factor, and what they do to beta* = d / (2 l):
-    see `ProbabilityEnergy` and `Energy`.
+    Masking: see `Energy`. Temperature, its T^2 factor and their effect on
+    beta* = d / (2 l): see `ProbabilityEnergy`.
 
     Args:
         mean_over_vocabulary: Whether to divide by V, the width of the inputs
@@ -211,7 +218,7 @@ class MSEProbsEnergy(ProbabilityEnergy):
 
 
 class _LogitEnergy(Energy):
-    """What the two logit-space energies share: standardisation and its guard."""
+    """Base of the energies between logits: standardisation and the floor `epsilon`."""
 
     def __init__(self, standardize=True, epsilon=1e-3, **kwargs):
         super().__init__(**kwargs)
@@ -228,19 +235,20 @@ class _LogitEnergy(Energy):
 
 @_REGISTER
 class CosineLogitsEnergy(_LogitEnergy):
-    """Cosine distance of the logits; standardised, 1 - their Pearson correlation.
+    """Cosine distance of the logits; standardised, 1 minus their Pearson correlation.
 
-    Use it to transfer how the teacher ranks all classes, whatever the scale of the
-    student's logits. It does not teach confidence: a z + b, a > 0, costs nothing.
+    Use it to transfer the teacher's ranking of all classes, whatever the scale of the
+    student's logits. It does not teach confidence: student logits a z + b, a > 0, of
+    the teacher's logits z have an energy of 0.
 
         l = 1 - u.w / (|u| |w|)
 
     with u and w the logits `y_true` and `y_pred`, minus their mean over V if
-    `standardize`. There is no temperature, since the angle does not depend on it; for
-    beta* = d / (2 l) nothing but l matters.
+    `standardize`. There is no temperature, since the angle does not depend on it, and
+    beta* = d / (2 l) depends on l alone.
 
     Shapes: `y_true` and `y_pred` are `(..., V)`; `call` returns `(...)`, a number
-    between 0 and 2 per token, without unit. Columns that are -inf in both models are
+    between 0 and 2 per token, without unit. Classes that are -inf in both models are
     left out; one that is -inf in a single model makes the result NaN.
 
     Masking: see `Energy`.
@@ -248,10 +256,10 @@ class CosineLogitsEnergy(_LogitEnergy):
     Args:
         standardize: Whether to subtract the mean of each position first. Defaults to
             `True`.
-        epsilon: Positive floor of the spread, in logits: a length |u| counts as at
-            least epsilon sqrt(V - 1) (sqrt(V) without `standardize`). It bounds the
-            gradient where all logits are equal; the energy is 1/2 if the student's
-            are. Defaults to 1e-3.
+        epsilon: Positive floor of the standard deviation, in logits: a length |u| is
+            taken as at least epsilon sqrt(V - 1) (epsilon sqrt(V) without
+            `standardize`). It bounds the gradient where all logits are equal; where
+            those of the student are, the energy is 1/2. Defaults to 1e-3.
         name, reduction, dtype: See `Energy`.
 
     Raises:
@@ -278,17 +286,18 @@ class CosineLogitsEnergy(_LogitEnergy):
 class MSELogitsEnergy(_LogitEnergy):
     """Mean squared error of the logits, standardised or raw.
 
-    Use it standardised as `CosineLogitsEnergy`, of which it is 2 (V - 1) / V times
-    the value at `ddof=1`; raw, where the student should copy the scale as well.
+    Use it standardised for the same purpose as `CosineLogitsEnergy`, of which it is
+    2 (V - 1) / V times the value at `ddof=1`; raw, where the student should match the
+    scale of the teacher's logits, too.
 
         l = (1 / V) sum_v (u_v - w_v)^2
 
     with u and w the logits `y_true` and `y_pred`, as Z-scores (z - mean) / std over V
     if `standardize`. There is no temperature: it cancels in the Z-score, and on raw
-    logits it only divides l by T^2, which beta* = d / (2 l) takes back.
+    logits it would only divide l by T^2, which beta* = d / (2 l) undoes.
 
     Shapes: `y_true` and `y_pred` are `(..., V)`; `call` returns `(...)`, per token:
-    without unit and at most 4 if standardised, in squared logits if raw. Columns that
+    without unit and at most 4 if standardised, in squared logits if raw. Classes that
     are -inf in both models are left out and not counted in V; one that is -inf in a
     single model makes the result NaN (inf if raw).
 
@@ -298,8 +307,9 @@ class MSELogitsEnergy(_LogitEnergy):
         standardize: Whether to compare Z-scores. Defaults to `True`.
         ddof: 1 for the unbiased variance, with divisor V - 1; 0 for divisor V.
             Defaults to 1.
-        epsilon: Positive floor of the std, in logits, which bounds the gradient where
-            all logits are equal. Without effect on raw logits. Defaults to 1e-3.
+        epsilon: Positive floor of the standard deviation, in logits, which bounds the
+            gradient where all logits are equal. Without effect on raw logits. Defaults
+            to 1e-3.
         name, reduction, dtype: See `Energy`.
 
     Raises:

@@ -1,13 +1,13 @@
 """Energies that are f-divergences between the teacher's p and the student's q.
 
-They differ in which mistakes they charge for. The forward KL charges the student for
-missing what the teacher finds likely and spreads its mass (mode covering); the
-reverse KL charges it for likely outputs that the teacher finds unlikely and sharpens
-it (mode seeking); Jensen-Shannon and total variation are bounded compromises. The skew
-KLs are in `keras_betakd.energies.skew`.
+They differ in which errors they penalise. The forward KL penalises low q where p is
+high, so the student spreads its mass (mode covering). The reverse KL penalises high q
+where p is low, so the student concentrates its mass (mode seeking). Jensen-Shannon and
+total variation are bounded and lie between the two. The skew KLs are in
+`keras_betakd.energies.skew`.
 
-All but total variation are a KL divergence to a mixture of the two models, see
-`keras_betakd.energies.bregman` for how that is computed.
+All but total variation are built of KL divergences to a mixture of the two models,
+computed by `keras_betakd.energies.bregman`.
 
 The functions take log-probabilities of shape `(..., V)` and return nats, `(...)`.
 """
@@ -50,9 +50,10 @@ def total_variation(log_p, log_q):
 class ForwardKLEnergy(ForwardDivergenceEnergy):
     """Forward Kullback-Leibler divergence, the classic distillation loss.
 
-    Use it when the student should cover everything the teacher finds likely. It is
-    the true divergence, 0 at agreement, unless `form="cross_entropy"` asks for the
-    cross-entropy, whose floor is the teacher's entropy and caps a learned weight.
+    Use it when the student should cover everything that the teacher finds probable. It
+    is the divergence, 0 at agreement, unless `form="cross_entropy"` selects the
+    cross-entropy, which is never below the teacher's entropy and so caps a learned
+    weight.
 
         l = sum_v p_v log(p_v / q_v),   p = softmax(y_true / temperature),
                                         q = softmax(y_pred / temperature)
@@ -62,8 +63,8 @@ class ForwardKLEnergy(ForwardDivergenceEnergy):
     Shapes: `y_true` and `y_pred` are `(..., V)`; `call` returns `(...)`, in nats per
     token; +inf if the student excludes (logit -inf) a class that the teacher allows.
 
-    Masking, temperature and its T^2 factor, and what they do to beta* = d / (2 l):
-    see `ProbabilityEnergy` and `Energy`.
+    Masking: see `Energy`. Temperature, its T^2 factor and their effect on
+    beta* = d / (2 l): see `ProbabilityEnergy`.
 
     Args:
         form: `"divergence"` (default), or `"cross_entropy"` to add the teacher's
@@ -94,16 +95,16 @@ class ForwardKLEnergy(ForwardDivergenceEnergy):
         return forward_kl(log_p, log_q) + self.floor(lambda: log_p)
 
     def closed_form(self, rows):
-        value, slope = closed_forms.forward_kl(rows)
-        return value + self.floor(rows.log_p), slope
+        value, parts = closed_forms.forward_kl(rows)
+        return value + self.floor(rows.log_p), parts
 
 
 @_REGISTER
 class ReverseKLEnergy(ProbabilityEnergy):
     """Reverse Kullback-Leibler divergence: the student commits to teacher modes.
 
-    Use it for generation, where a small student should not spread mass over outputs
-    that the teacher would never write.
+    Use it for generation, where a small student should not give mass to outputs that
+    the teacher finds improbable.
 
         l = sum_v q_v log(q_v / p_v),   p = softmax(y_true / temperature),
                                         q = softmax(y_pred / temperature)
@@ -111,8 +112,8 @@ class ReverseKLEnergy(ProbabilityEnergy):
     Shapes: `y_true` and `y_pred` are `(..., V)`; `call` returns `(...)`, in nats per
     token; +inf if the teacher excludes (logit -inf) a class that the student allows.
 
-    Masking, temperature and its T^2 factor, and what they do to beta* = d / (2 l):
-    see `ProbabilityEnergy` and `Energy`.
+    Masking: see `Energy`. Temperature, its T^2 factor and their effect on
+    beta* = d / (2 l): see `ProbabilityEnergy`.
 
     Args:
         temperature: Positive number T. Defaults to 1.
@@ -146,7 +147,7 @@ class ReverseKLEnergy(ProbabilityEnergy):
 class JensenShannonEnergy(ProbabilityEnergy):
     """Generalised Jensen-Shannon divergence, between forward and reverse KL.
 
-    Use it when a bounded, smooth energy is wanted: it never exceeds the entropy of
+    Use it when the energy should be bounded and smooth: it is at most the entropy of
     (w, 1 - w), log 2 at w = 0.5, also where one model excludes a class.
 
         l = w KL(p || m) + (1 - w) KL(q || m),   m = w p + (1 - w) q
@@ -157,12 +158,12 @@ class JensenShannonEnergy(ProbabilityEnergy):
     Shapes: `y_true` and `y_pred` are `(..., V)`; `call` returns `(...)`, in nats per
     token.
 
-    Masking, temperature and its T^2 factor, and what they do to beta* = d / (2 l):
-    see `ProbabilityEnergy` and `Energy`.
+    Masking: see `Energy`. Temperature, its T^2 factor and their effect on
+    beta* = d / (2 l): see `ProbabilityEnergy`.
 
     Args:
         teacher_weight: Weight w of the teacher in the mixture, above 0 and below 1.
-            At the ends the formula is 0 for every input, so they are refused: use
+            At 0 and 1 the formula is 0 for every input, so they raise: use
             `ForwardKLEnergy` or `ReverseKLEnergy`. Defaults to 0.5.
         temperature: Positive number T. Defaults to 1.
         scale_by_t2: Whether to multiply by T^2, which makes beta* T^2 times smaller.
@@ -206,11 +207,12 @@ class JensenShannonEnergy(ProbabilityEnergy):
 
 @_REGISTER
 class TotalVariationEnergy(ProbabilityEnergy):
-    """Total variation distance, the share of probability mass in the wrong place.
+    """Total variation distance: the probability mass on which the models differ.
 
-    Use it when outliers should count no more than their mass. It grows like the
-    distance itself, not its square, so a Laplace reading of its prior doubles d, and
-    its gradient does not fade near agreement.
+    Use it when outliers should weigh no more than their probability mass. Near
+    agreement it grows like the distance of the models and not like its square: its
+    gradient does not vanish there, and with the prior read as a Laplace distribution d
+    doubles.
 
         l = 0.5 sum_v |p_v - q_v|,   p = softmax(y_true / temperature),
                                      q = softmax(y_pred / temperature)
@@ -218,8 +220,8 @@ class TotalVariationEnergy(ProbabilityEnergy):
     Shapes: `y_true` and `y_pred` are `(..., V)`; `call` returns `(...)`, a
     probability between 0 and 1 per token. At equality the gradient is taken as 0.
 
-    Masking, temperature and its T^2 factor, and what they do to beta* = d / (2 l):
-    see `ProbabilityEnergy` and `Energy`.
+    Masking: see `Energy`. Temperature, its T^2 factor and their effect on
+    beta* = d / (2 l): see `ProbabilityEnergy`.
 
     Args:
         temperature: Positive number T. Defaults to 1.

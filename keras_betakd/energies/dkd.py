@@ -1,4 +1,4 @@
-"""Decoupled distillation: the label, and what else the teacher finds likely."""
+"""Decoupled knowledge distillation: KL of the label, and of the other classes."""
 
 import math
 
@@ -11,14 +11,17 @@ from keras_betakd.energies.probability import ProbabilityEnergy
 
 
 def decoupled_kl(log_p, log_q, labels):
-    """The two parts of KL(p || q) around the label: `(tckd, nckd)`, in nats.
+    """The target-class and the non-target-class part of KL(p || q), in nats.
 
-    KL(p || q) = tckd + (1 - p_y) nckd. Where the teacher excludes all but the label
-    there is no other class to compare, and nckd is 0.
+    KL(p || q) = tckd + (1 - p_y) nckd. Where the teacher excludes all classes but the
+    label, nckd is 0.
 
     Args:
         log_p, log_q: (..., V), log-probabilities.
         labels: (...), integer class ids y.
+
+    Returns:
+        `(tckd, nckd)`, (...) each.
     """
     classes = ops.arange(log_p.shape[-1], dtype="int32")
     is_label = ops.cast(labels, "int32")[..., None] == classes
@@ -38,7 +41,7 @@ def decoupled_kl(log_p, log_q, labels):
 
 
 def _log_sum_exp(x):
-    """log sum exp, -inf for a row of -inf, without NaN in its gradient there."""
+    """log sum exp; -inf for a row of -inf, with a gradient that is not NaN there."""
     largest = ops.max(x, axis=-1, keepdims=True)
     finite = ops.where(largest == -math.inf, ops.zeros_like(largest), largest)
     shift = ops.stop_gradient(finite)
@@ -52,29 +55,30 @@ def _log_sum_exp(x):
 class DKDEnergy(ProbabilityEnergy):
     """Decoupled knowledge distillation (DKD).
 
-    A KL divergence binds what the teacher knows beyond the label to how unsure it is of
-    the label: a sure teacher hands on nothing else. Here both parts are weighed apart:
+    A KL divergence weights the part of the classes other than the label by the
+    teacher's probability that the label is wrong: of a confident teacher the student
+    learns little about them. Here the two parts have weights of their own:
 
         l = alpha KL(b_p || b_q) + beta KL(p^ || q^)
 
     with b_p = (p_y, 1 - p_y) and b_q = (q_y, 1 - q_y) the label y against the rest,
     p^ and q^ the probabilities without y, renormalised, p = softmax(teacher logits /
-    temperature), q = softmax(y_pred / temperature). alpha=1 and beta = 1 - p_y would be
-    the forward KL. This beta is a constant of the energy; it has nothing to do with the
+    temperature), q = softmax(y_pred / temperature). alpha = 1 and beta = 1 - p_y would
+    give the forward KL. This beta is a constant of the energy and unrelated to the
     learned weight of a `keras_betakd.Beta`.
 
     Shapes: `y_pred` is `(..., V)`, `y_true` a dict of `"logits"`, `(..., V)`, and
-    `"labels"`, `(...)` class ids; in a `BetaKDDistiller` the labels come by themselves.
-    `call` returns `(...)`, in nats per token; +inf if the student excludes a class
-    (logit -inf) that the teacher allows.
+    `"labels"`, `(...)` class ids; a `BetaKDDistiller` passes the labels itself. `call`
+    returns `(...)`, in nats per token; +inf if the student excludes a class (logit
+    -inf) that the teacher allows.
 
-    Masking, temperature and its T^2 factor, and what they do to beta* = d / (2 l):
-    see `ProbabilityEnergy` and `Energy`.
+    Masking: see `Energy`. Temperature, its T^2 factor and their effect on
+    beta* = d / (2 l): see `ProbabilityEnergy`.
 
     Args:
         alpha: positive number, weight of the label's part. Defaults to 1.
         beta: positive number, weight of the other classes' part. Defaults to 8, as in
-            the paper (which tunes it between 0.5 and 10).
+            the paper, which tunes it between 0.5 and 10.
         temperature, scale_by_t2, from_logits: See `ProbabilityEnergy`. The paper uses
             `temperature=4, scale_by_t2=True`.
         name, reduction, dtype: See `Energy`.

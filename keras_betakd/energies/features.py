@@ -1,15 +1,15 @@
-"""Energies between features: hidden states, image tokens, attention.
+"""Energies between features: image tokens and hidden states.
 
-Where the other energies compare answers, these compare what lies below: the image
-tokens that enter the language model, or its hidden states. In a `BetaKDDistiller` they
-get their beta like any other energy, and the distiller reads the features from the one
-run of each model (`keras_betakd.distillation.feature_comparison`).
+The other energies compare logits at the answer; these compare features inside the
+models: the image tokens that enter the language model, or its hidden states. In a
+`BetaKDDistiller` each has its beta like any other energy, and the distiller reads the
+features from the same forward pass of each model as the logits
+(`keras_betakd.distillation.feature_comparison`).
 
-Widths differ between a large model and a small one, so the student's features go
-through a learned linear projection where they do (Romero et al. 2015, FitNets,
-equation 3). It is trained with the student, saved with the distiller's weights, and is
-not part of the student afterwards. `FeatureRelationEnergy` compares similarities of
-tokens and needs none.
+Where the widths of teacher and student differ, the student's features go through a
+learned linear projection (Romero et al. 2015, FitNets, equation 3). It is trained with
+the student, saved with the distiller's weights, and not part of the student.
+`FeatureRelationEnergy` compares similarities of tokens and needs no projection.
 """
 
 import keras
@@ -23,7 +23,7 @@ FEATURES = ("image_features", "image_hidden_states", "hidden_states")
 ALIGNMENTS = ("resize", "pool")
 _REGISTER = keras.saving.register_keras_serializable(package="keras_betakd")
 # Floor of a feature vector's squared length: a vector of zeros has no direction, and
-# the slope of the root is infinite there.
+# the derivative of the root is infinite there.
 _SMALLEST_SQUARE = 1e-12
 
 
@@ -31,36 +31,38 @@ class FeatureEnergy(Energy):
     """Base class of the energies between features of teacher and student.
 
     Shapes: `y_true` (teacher) is `(..., D_t)`, `y_pred` (student) `(..., D_s)`; `call`
-    returns `(...)`. In a distiller `...` is (B, P, T) for T tokens of each of P
-    pictures, or (B, K) for K answer rows.
+    returns `(...)`. In a distiller `...` is (B, P, T) for T tokens of each of P images,
+    or (B, K) for K answer rows.
 
-    Masking: as in `Energy`, positions without weight change nothing. In a distiller the
-    mean runs over the image tokens of the pictures that a record has, then over the
-    records that have one; a batch without pictures counts for nothing and leaves beta
-    alone.
+    Masking: as in `Energy`, positions without weight have no influence. In a distiller
+    the mean runs over the image tokens of each record, then over the records with an
+    image; a batch without images has no influence and does not change beta.
 
     Args:
         features: what a distiller compares: `"image_features"` (default), the image
-            tokens that the projector hands to the language model;
-            `"image_hidden_states"`, what the language model made of them in its last
-            layer; `"hidden_states"`, its last layer where it predicts an answer token.
-        align: what to do with image tokens, of which the models may have different
-            numbers. `"resize"` (default): the teacher's grid of tokens is resized to
-            the student's, bilinearly, where they differ. `"pool"`: the mean over the
-            tokens of a record's pictures is compared.
+            tokens that the projector passes to the language model;
+            `"image_hidden_states"`, the last hidden states of the language model at the
+            image tokens; `"hidden_states"`, its last hidden states where it predicts an
+            answer token.
+        align: how image tokens are compared, of which the models may have different
+            numbers. `"resize"` (default): position by position; where the numbers
+            differ, the teacher's grid of tokens is resized bilinearly to the student's.
+            `"pool"`: by their mean over the images of a record.
         top_tokens: `None` (default) for all image tokens, or how many of them to
-            compare in each record: those the teacher's text looks at most, by the
-            attention of its first layer with text as query and vision as key
-            (Align-KD, Feng et al. 2025, arXiv:2412.01282). That attention is made for
-            all positions, (B, heads, T, T). Not with `"pool"` or `"hidden_states"`.
-        widths: `(student, teacher)`, D_s and D_t. A distiller knows them; elsewhere
-            they are needed only where they differ.
+            compare in each record: those to which the teacher's text pays most
+            attention in its first layer, with text as query and vision as key
+            (Align-KD, Feng et al. 2025, arXiv:2412.01282). That attention is computed
+            for all positions, (B, heads, T, T). Not with `"pool"` or `"hidden_states"`.
+        widths: `(student, teacher)`, D_s and D_t. A distiller sets them; elsewhere they
+            are needed only where they differ.
         name, reduction, dtype: See `Energy`.
 
     Raises:
-        ValueError: for an invalid argument, for features of different shape, or if
-            widths differ that `widths` does not say.
+        ValueError: for an invalid argument, for features of different shape, or for
+            features of different widths that are not those of `widths`.
     """
+
+    projects = True
 
     def __init__(
         self,
@@ -96,10 +98,13 @@ class FeatureEnergy(Energy):
         return count
 
     def set_widths(self, student, teacher):
-        """Makes the projection that the widths ask for; called by the distiller.
+        """Creates the projection if the widths differ; called by the distiller.
 
         Args:
             student, teacher: D_s and D_t.
+
+        Raises:
+            ValueError: if the energy has other widths already.
         """
         widths = (int(student), int(teacher))
         if self.widths not in (None, widths):
@@ -115,11 +120,8 @@ class FeatureEnergy(Energy):
             self.projection.build((None, student))
         self.widths = widths
 
-    # Whether the student's features are projected to the teacher's width.
-    projects = True
-
     def check_shapes(self, teacher, student):
-        """Raises if the two are not features of the same positions."""
+        """Raises unless the two are features of the same positions."""
         expected, received = tuple(teacher.shape), tuple(student.shape)
         widths = (received[-1], expected[-1])
         same = len(expected) == len(received) and all(
@@ -159,15 +161,15 @@ class FeatureEnergy(Energy):
 class FeatureMSEEnergy(FeatureEnergy):
     """Mean squared difference of features.
 
-    Use it where the student should see what the teacher sees, with its scale:
+    Use it where the student's features should match the teacher's, scale included:
 
         l = (1 / D) * sum_i (y_true_i - (W y_pred + b)_i)^2
 
-    with D the teacher's width, and W, b learned where the widths differ (else the
-    identity). Its unit is that of the features, squared: a learned beta takes care of
-    that, a fixed one must be chosen for the model.
+    with D = D_t the teacher's width, and W, b learned where the widths differ (else the
+    identity). Its unit is that of the features, squared: a learned beta adapts to it, a
+    fixed one must be chosen for the model.
 
-    Shapes, masking and arguments: see `FeatureEnergy`.
+    Shapes, masking, arguments and errors: see `FeatureEnergy`.
 
     Example:
 
@@ -186,15 +188,16 @@ class FeatureMSEEnergy(FeatureEnergy):
 
 @_REGISTER
 class FeatureCosineEnergy(FeatureEnergy):
-    """Cosine distance of features, between 0 and 2; blind to their scale.
+    """Cosine distance of features, between 0 and 2, independent of their scale.
+
+    Use it first between models whose features differ in scale:
 
         l = 1 - <y_true, s> / (|y_true| |s|),   s = W y_pred + b
 
-    with W, b learned where the widths differ (else the identity). The energy to start
-    with between models whose features differ in scale.
+    with W, b learned where the widths differ (else the identity). A vector of zeros has
+    no direction: its distance to any other vector is 1/2.
 
-    Shapes, masking and arguments: see `FeatureEnergy`. A vector of zeros has no
-    direction: its cosine counts as 1/2 against any other.
+    Shapes, masking, arguments and errors: see `FeatureEnergy`.
 
     Example:
 
@@ -212,23 +215,26 @@ class FeatureCosineEnergy(FeatureEnergy):
 
 @_REGISTER
 class FeatureRelationEnergy(FeatureEnergy):
-    """Relation distillation (RDist): do the tokens resemble each other alike?
+    """Relation distillation (RDist): cosine distance of token-similarity matrices.
 
-    Compares the similarities of a picture's tokens among themselves, so that widths may
-    differ without a projection:
+    Compares the similarities among the tokens of an image, so that widths may differ
+    without a projection:
 
         l = 1 - <R_t, R_s> / (|R_t| |R_s|),   R_ij = <y_i, y_j> / (|y_i| |y_j|)
 
-    with y the T tokens of `y_true` for R_t, of `y_pred` for R_s, and the product taken
-    over all pairs of tokens; between 0 and 2.
+    with y the T tokens of `y_true` for R_t and of `y_pred` for R_s, and the inner
+    product taken over all pairs of tokens; between 0 and 2.
 
     Shapes: `(..., T, D_t)` and `(..., T, D_s)`; `call` returns `(...)`, and a
-    `sample_weight` weighs whole sets of tokens.
+    `sample_weight` weights whole sets of tokens.
 
     Args:
         features: as in `FeatureEnergy`; `"image_hidden_states"` (default) or
             `"image_features"`.
         name, reduction, dtype: See `Energy`.
+
+    Raises:
+        ValueError: for an invalid argument, or if the number of tokens differs.
 
     Example:
 
@@ -247,7 +253,7 @@ class FeatureRelationEnergy(FeatureEnergy):
         super().__init__(features=features, name=name, **kwargs)
         if self.features == "hidden_states" or self.align == "pool" or self.top_tokens:
             raise ValueError(
-                "`FeatureRelationEnergy` compares all tokens of a picture. Received: "
+                "`FeatureRelationEnergy` compares all tokens of an image. Received: "
                 f"features={self.features!r}, align={self.align!r}, "
                 f"top_tokens={self.top_tokens}"
             )

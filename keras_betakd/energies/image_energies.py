@@ -1,4 +1,4 @@
-"""Energies at the picture: where the models look, and what they predict there."""
+"""Energies at the image: attention to its tokens, and logits at its tokens."""
 
 import keras
 
@@ -10,21 +10,27 @@ _REGISTER = keras.saving.register_keras_serializable(package="keras_betakd")
 
 @_REGISTER
 class AttentionEnergy(Energy):
-    """How differently the two models look at the picture, in their first layer.
+    """Squared distance of the models' attention to the image, in their first layer.
 
         l = sum_i (y_true_i - y_pred_i)^2
 
     with y_i the attention that an answer row pays to image token i in the first
-    decoder block, averaged over heads: text is the query, vision the key. At most 2.
-    The sum, and not the mean, over image tokens: attention is shared among them, and
-    its mean square would be far below what a bounded beta can weigh.
+    decoder block, averaged over heads: text is the query, vision the key. At most 2,
+    without unit. The sum over image tokens is not divided by their number: since the
+    tokens share the attention, the mean would be so small that beta* = d / (2 l) lies
+    beyond the bounds of a learned weight.
 
-    In a distiller: one value for each answer row (B, K) from (B, K, N), N image tokens.
-    Where the models have different numbers of tokens the teacher's map is resized, and
-    scaled so that it keeps its sum. Rows of records without a picture do not count.
+    Shapes: `y_true` and `y_pred` are `(..., N)` for N image tokens; `call` returns
+    `(...)`. In a distiller they are (B, K, N), for one value per answer row. Where the
+    models have different numbers of image tokens, the teacher's attention map is
+    resized and scaled so that its sum stays. Rows of records without an image have no
+    weight.
 
     Args:
         name, reduction, dtype: See `Energy`.
+
+    Raises:
+        ValueError: for inputs of different shape.
 
     Example:
 
@@ -47,22 +53,27 @@ class AttentionEnergy(Energy):
 class ImageTokenEnergy(Energy):
     """An energy between logits, at the image tokens and not at the answer (MDist).
 
-    What a language model predicts after each image token is part of how it sees the
-    picture, though no label says what is right there. In a distiller the wrapped energy
-    is computed between both models' logits at the image tokens, through the fused head
-    where that is possible; add the energy at the answer beside it:
+    The predictions of a language model after each image token reflect what it has
+    encoded of the image, although there are no labels for them. In a distiller the
+    wrapped energy is computed between both models' logits at the image tokens, by the
+    fused head where that is possible. Pass it together with an energy at the answer:
 
         energies = [ForwardKLEnergy(), ImageTokenEnergy(ForwardKLEnergy())]
 
     Where the models have different numbers of image tokens, the teacher's hidden states
-    are resized to the student's grid before its head. The mean runs over the tokens of
-    the pictures that a record has, then over records with a picture.
+    are resized to the student's grid before its head. The mean runs over the image
+    tokens of each record, then over the records with an image.
+
+    Shapes, masking and units: those of the wrapped energy.
 
     Args:
         energy: an energy between logits that needs no labels, for example
-            `ForwardKLEnergy()`, in its units (nats per token for a divergence).
+            `ForwardKLEnergy()`.
         name: Defaults to `"image_token_"` and the name of `energy`.
-        reduction, dtype: See `Energy`.
+        reduction, dtype: See `Energy`; `dtype` defaults to that of `energy`.
+
+    Raises:
+        ValueError: if `energy` is no energy between logits, or needs labels.
 
     Example:
 

@@ -1,15 +1,17 @@
-"""Logits of some positions, and what several energies make of them."""
+"""Logits of a block of positions, with softmax and log-ratios computed only once."""
 
 from keras import ops
 
 from keras_betakd.backends import at_least, entries_at, log_of_largest_share
 
-# Stands for log 0: large enough that exp() of it is 0, finite so that 0 times it is 0.
+# Stands for log 0: exp() of it is 0, and it is finite, so that 0 times it is 0.
 LOG_ZERO = -1e30
 
 
 class LogitRows:
-    """Logits (N, V) of one model; what is made of them is made once per temperature.
+    """Logits (N, V) of one model, which several energies read.
+
+    Each result is computed on first use, once per temperature, and kept.
 
     Args:
         logits: (N, V) float32.
@@ -38,15 +40,18 @@ class LogitRows:
         )
 
     def log_probability_of(self, classes):
-        """log softmax(logits) at a class of each row, (N,) ids to (N,)."""
+        """log softmax(logits) at one class of each row: ids (N,) to (N,)."""
         largest, log_share = self._peak(1.0)
         return (entries_at(self.logits, classes) - largest[:, 0]) + log_share[:, 0]
 
     def log_ratio(self, other, temperature=1.0):
-        """log of these probabilities over the other's.
+        """log(probabilities / other's probabilities), (N, V).
 
-        About `LOG_ZERO`, or its negative, where one of the two excludes a class, and
-        at most log V where both do.
+        About `LOG_ZERO`, or its negative, where one of the two excludes a class; of an
+        absolute value of at most log V where both do.
+
+        Args:
+            other: `LogitRows` of the same shape.
         """
         return self._once(
             ("log_ratio", other, temperature),
@@ -54,9 +59,9 @@ class LogitRows:
         )
 
     def _log_ratio(self, other, temperature):
-        # Not of log-softmaxes, which cost a processor as much as six of these passes
-        # each. Like them, counted from the largest logit: the rounding of a likely
-        # class is small then, however far the logits are from 0.
+        # Without log-softmaxes, each of which costs a CPU as much as six of these
+        # passes. As in them, the largest logit is subtracted first: the rounding error
+        # of a probable class is then small, however far the logits are from 0.
         largest, log_share = self._peak(temperature)
         their_largest, their_log_share = other._peak(temperature)
         ratio = at_least(self._tempered(temperature) - largest, LOG_ZERO)
@@ -65,7 +70,7 @@ class LogitRows:
         return ratio
 
     def _peak(self, temperature):
-        """Largest logit / temperature and the log of its probability, (N, 1) each."""
+        """Largest tempered logit and the log of its probability, (N, 1) each."""
         return self._once(("peak", temperature), lambda: self._make_peak(temperature))
 
     def _make_peak(self, temperature):
@@ -87,7 +92,14 @@ class LogitRows:
 
 
 class ProbabilityRows:
-    """Teacher's p and student's q, (N, V) float32, as closed forms need them."""
+    """The probabilities p of the teacher and q of the student, for closed forms.
+
+    All are (N, V) float32.
+
+    Args:
+        teacher, student: `LogitRows` of the same shape (N, V).
+        temperature: T of p = softmax(logits / T) and of q.
+    """
 
     def __init__(self, teacher, student, temperature=1.0):
         self._teacher, self._student = teacher, student
@@ -102,9 +114,9 @@ class ProbabilityRows:
         return self._student.probabilities(self._temperature)
 
     def log_p(self):
-        """log p, `LOG_ZERO` instead of -inf."""
+        """log p, with `LOG_ZERO` in place of -inf."""
         return self._teacher.log_probabilities(self._temperature)
 
     def log_ratio(self):
-        """log(q / p), about `LOG_ZERO` or its negative where one of them is 0."""
+        """log(q / p), about `LOG_ZERO` or its negative where one of the two is 0."""
         return self._student.log_ratio(self._teacher, self._temperature)

@@ -1,4 +1,8 @@
-"""`ProbabilityEnergy`: the base of the energies that compare probabilities."""
+"""`ProbabilityEnergy`, the base class of the energies that compare probabilities.
+
+It turns logits into log-probabilities at a temperature, and calls the closed form of an
+energy's gradient where it has one (`keras_betakd.energies.closed_forms`).
+"""
 
 import math
 
@@ -8,42 +12,30 @@ from keras_betakd.energies.base import Energy, checked_number
 from keras_betakd.energies.logit_rows import ProbabilityRows
 
 
-def log_probabilities(x, temperature=1.0, from_logits=True):
-    """log softmax(x / temperature) over the last axis, with -inf for excluded classes.
-
-    With `from_logits=False`, `x` holds probabilities; they are tempered as
-    p^(1/temperature) and renormalised, and a negative entry gives NaN: logits passed
-    by mistake must not turn into a number that looks like a loss.
-    """
-    if not from_logits:
-        positive = x > 0
-        # The inner selection keeps log(0), and its infinite slope, out of the gradient.
-        logs = ops.log(ops.where(positive, x, ops.ones_like(x)))
-        excluded = ops.where(x == 0, -math.inf, math.nan)
-        x = ops.where(positive, logs, ops.cast(excluded, x.dtype))
-    if temperature != 1.0:
-        x = x / temperature
-    return ops.log_softmax(x, axis=-1)
-
-
 class ProbabilityEnergy(Energy):
     """Base class of the energies that compare probabilities.
 
-    `pointwise(log_p, log_q)` receives the teacher's and the student's
-    log-probabilities at `temperature`. A class excluded by both models (-inf in both)
-    counts for nothing; one excluded by a single model gives the true value, which is
+    `pointwise(log_p, log_q)` receives the log-probabilities of teacher and student,
+
+        log_p = log softmax(y_true / T),   log_q = log softmax(y_pred / T)
+
+    with T = `temperature`. A class that both models exclude (logit -inf) adds nothing
+    to the energy; one that a single model excludes gives the exact value, which is
     infinite for a KL divergence.
 
-    The temperature divides both logits. Gradients fall like 1/T^2 as it grows;
-    `scale_by_t2=True` multiplies by T^2 to undo that (Hinton et al. 2015, section 2).
-    Under a learned weight the factor has no effect at the optimum, since
-    beta* = d / (2 l) moves by 1/T^2 in return; it moves the start and the bounds.
+    Gradients fall like 1/T^2 as the temperature grows; `scale_by_t2=True` multiplies
+    the energy by T^2 to undo that (Hinton et al. 2015, section 2). Under a learned
+    weight the factor has no effect at the optimum, since beta* = d / (2 l) changes by
+    1/T^2 in return; it changes how far beta* is from the initial beta and the bounds.
+
+    Shapes, masking and precision: see `Energy`.
 
     Args:
         temperature: Positive number T. Defaults to 1.
         scale_by_t2: Whether to multiply the energy by T^2. Defaults to `False`.
         from_logits: Whether the inputs are logits. If `False` they are probabilities,
-            which are tempered and renormalised. Defaults to `True`.
+            which are raised to the power 1/T and renormalised; a negative one gives
+            NaN. Defaults to `True`.
         name, reduction, dtype: See `Energy`.
 
     Raises:
@@ -59,6 +51,10 @@ class ProbabilityEnergy(Energy):
     >>> float(energy(ops.array([[1.0, 0.0]]), ops.array([[0.0, 1.0]])))
     1.0
     """
+
+    # A method that takes `ProbabilityRows` and returns value and gradient, as the
+    # functions of `keras_betakd.energies.closed_forms` do; `None` for autodiff.
+    closed_form = None
 
     def __init__(
         self,
@@ -82,12 +78,9 @@ class ProbabilityEnergy(Energy):
         values = super().call(y_true, y_pred)
         return values * self.temperature**2 if self.scale_by_t2 else values
 
-    # `closed_form(rows)` returns value and slope, see `energies.closed_forms`.
-    closed_form = None
-
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        # An inherited closed form would belong to another formula than this one.
+        # A subclass with a formula of its own must not inherit another's closed form.
         redefined = {"pointwise", "represent", "call"} & set(vars(cls))
         if redefined and "closed_form" not in vars(cls):
             cls.closed_form = None
@@ -96,10 +89,10 @@ class ProbabilityEnergy(Energy):
         if self.closed_form is None or not self.from_logits:
             return super().value_and_gradient(teacher, student)
         rows = ProbabilityRows(teacher, student, self.temperature)
-        value, slope = self.closed_form(rows)
+        value, parts = self.closed_form(rows)
         scale = self.temperature**2 if self.scale_by_t2 else 1.0
-        slope = [(factor * (scale / self.temperature), x) for factor, x in slope]
-        return value if scale == 1.0 else scale * value, slope
+        parts = [(factor * (scale / self.temperature), x) for factor, x in parts]
+        return value if scale == 1.0 else scale * value, parts
 
     def get_config(self):
         return {
@@ -108,3 +101,22 @@ class ProbabilityEnergy(Energy):
             "scale_by_t2": self.scale_by_t2,
             "from_logits": self.from_logits,
         }
+
+
+def log_probabilities(x, temperature=1.0, from_logits=True):
+    """log softmax(x / temperature) over the last axis, with -inf for excluded classes.
+
+    With `from_logits=False`, `x` holds probabilities p; they become p^(1/temperature),
+    renormalised. A negative entry gives NaN, so that logits passed by mistake do not
+    give a number that looks like a loss.
+    """
+    if not from_logits:
+        positive = x > 0
+        # The inner selection keeps log(0), whose derivative is infinite, out of the
+        # gradient.
+        logs = ops.log(ops.where(positive, x, ops.ones_like(x)))
+        excluded = ops.where(x == 0, -math.inf, math.nan)
+        x = ops.where(positive, logs, ops.cast(excluded, x.dtype))
+    if temperature != 1.0:
+        x = x / temperature
+    return ops.log_softmax(x, axis=-1)

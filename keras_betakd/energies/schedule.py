@@ -1,17 +1,18 @@
-"""What the energies share that change while training goes on."""
+"""`EnergySchedule`: the state of an energy that changes from step to step."""
 
 import keras
 from keras import ops
 
 
 class EnergySchedule(keras.layers.Layer):
-    """State of an energy that moves once an optimizer step.
+    """State of an energy that is updated once an optimizer step.
 
-    A layer, so that its variables are saved and seen by every backend's trainer. A
-    subclass makes them in its constructor and says in `state` how they move.
+    A layer, so that Keras saves its variables and every backend's trainer tracks them.
+    A subclass creates them in its constructor and returns their updates from `state`.
 
     Attributes:
-        shown_as: what a distiller's logs call `shown()`, after the energy's name.
+        shown_as: the name of `shown()` in a distiller's logs, after the energy's name
+            and an underscore.
     """
 
     shown_as = "t"
@@ -22,25 +23,25 @@ class EnergySchedule(keras.layers.Layer):
         self.built = True
 
     def scalar(self, name, initial=0.0, trainable=False):
-        """A scalar variable; `initializers.Constant` would round to float32 on
-        TensorFlow."""
+        """Creates a scalar variable with an initial value."""
         return self.add_weight(
             shape=(),
+            # `initializers.Constant` would round to float32 on TensorFlow.
             initializer=lambda shape, dtype: ops.convert_to_tensor(initial, dtype),
             trainable=trainable,
-            # Of replicas, all of which compute the same.
+            # Every replica computes the same state.
             aggregation="none" if trainable else "only_first_replica",
             name=name,
         )
 
     def update(self, energy, counts=True, every=1):
-        """Moves the state; called once for each training batch.
+        """Updates the state; called once for each training batch.
 
         Args:
             energy: scalar, the batch's mean energy.
             counts: whether the batch has a supervised token.
-            every: batches in an optimizer step (gradient accumulation); the state moves
-                with the first of them.
+            every: batches in an optimizer step (gradient accumulation); the state
+                changes at the first of them.
         """
         calls = ops.convert_to_tensor(self.calls)
         step = ops.floor(calls / every)
@@ -50,18 +51,19 @@ class EnergySchedule(keras.layers.Layer):
         usable = ops.logical_and(moves, usable)
         energy = ops.where(usable, energy, 0.0)
         state = [*self.state(energy, usable, moves, step), (self.calls, calls + 1.0)]
-        # Only now: on PyTorch assigning changes what was read from the variable.
+        # Assigned last: on PyTorch that changes the tensors read from the variables.
         for variable, value in state:
             variable.assign(value)
 
     def state(self, energy, usable, moves, step):
-        """The state after a batch.
+        """The state after a batch; to be implemented by subclasses.
 
         Args:
-            energy: scalar, its mean energy; 0 where it is not `usable`.
-            usable: whether it has a finite energy and begins an optimizer step.
-            moves: whether it begins an optimizer step.
-            step: the optimizer steps before it.
+            energy: scalar, the batch's mean energy; 0 where it is not `usable`.
+            usable: whether the batch has a supervised token and a finite energy, and
+                begins an optimizer step.
+            moves: whether the batch begins an optimizer step.
+            step: the number of optimizer steps before the batch.
 
         Returns:
             Pairs of a variable and its new value.
@@ -69,7 +71,7 @@ class EnergySchedule(keras.layers.Layer):
         raise NotImplementedError
 
     def shown(self):
-        """The number that training shows, a scalar tensor."""
+        """The number that training reports, a scalar tensor."""
         raise NotImplementedError
 
 

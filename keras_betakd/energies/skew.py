@@ -1,4 +1,4 @@
-"""The skew KL divergences: a little of the other model mixed in bounds them.
+"""Skew KL divergences, bounded by mixing one model into the other.
 
 The functions take log-probabilities of shape `(..., V)` and return nats, `(...)`.
 """
@@ -25,7 +25,7 @@ def skew_reverse_kl(log_p, log_q, skew=0.1):
 
 
 class _SkewEnergy(ProbabilityEnergy):
-    """What the two skew divergences share: the weight `skew`."""
+    """Base of the two skew divergences, with their argument `skew`."""
 
     def __init__(self, skew=0.1, **kwargs):
         super().__init__(**kwargs)
@@ -37,10 +37,10 @@ class _SkewEnergy(ProbabilityEnergy):
 
 @_REGISTER
 class SkewForwardKLEnergy(_SkewEnergy, ForwardDivergenceEnergy):
-    """Skew forward KL: the forward KL with some of the teacher mixed into the student.
+    """Skew forward KL: the forward KL to a mixture of student and teacher.
 
     Use it in place of `ForwardKLEnergy` where that is dominated by a few tokens on
-    which the student is far off: the mixture bounds it by -log(skew).
+    which the student is far from the teacher: the energy is at most -log(skew).
 
         l = KL(p || a p + (1 - a) q),   p = softmax(y_true / temperature),
                                         q = softmax(y_pred / temperature)
@@ -50,8 +50,8 @@ class SkewForwardKLEnergy(_SkewEnergy, ForwardDivergenceEnergy):
     Shapes: `y_true` and `y_pred` are `(..., V)`; `call` returns `(...)`, in nats per
     token.
 
-    Masking, temperature and its T^2 factor, and what they do to beta* = d / (2 l):
-    see `ProbabilityEnergy` and `Energy`.
+    Masking: see `Energy`. Temperature, its T^2 factor and their effect on
+    beta* = d / (2 l): see `ProbabilityEnergy`.
 
     Args:
         skew: Weight a of the teacher in the mixture, above 0 and below 1. Defaults
@@ -83,16 +83,16 @@ class SkewForwardKLEnergy(_SkewEnergy, ForwardDivergenceEnergy):
         return skew_forward_kl(log_p, log_q, self.skew) + self.floor(lambda: log_p)
 
     def closed_form(self, rows):
-        value, slope = closed_forms.skew_forward_kl(rows, self.skew)
-        return value + self.floor(rows.log_p), slope
+        value, parts = closed_forms.skew_forward_kl(rows, self.skew)
+        return value + self.floor(rows.log_p), parts
 
 
 @_REGISTER
 class SkewReverseKLEnergy(_SkewEnergy):
-    """Skew reverse KL: the reverse KL with some of the student mixed into the teacher.
+    """Skew reverse KL: the reverse KL to a mixture of teacher and student.
 
-    Use it in place of `ReverseKLEnergy` where the teacher gives next to no mass to
-    what a young student writes: the mixture bounds the energy by -log(skew).
+    Use it in place of `ReverseKLEnergy` where the teacher gives almost no mass to the
+    outputs of a student early in training: the energy is at most -log(skew).
 
         l = KL(q || (1 - a) p + a q),   p = softmax(y_true / temperature),
                                         q = softmax(y_pred / temperature)
@@ -102,8 +102,8 @@ class SkewReverseKLEnergy(_SkewEnergy):
     Shapes: `y_true` and `y_pred` are `(..., V)`; `call` returns `(...)`, in nats per
     token.
 
-    Masking, temperature and its T^2 factor, and what they do to beta* = d / (2 l):
-    see `ProbabilityEnergy` and `Energy`.
+    Masking: see `Energy`. Temperature, its T^2 factor and their effect on
+    beta* = d / (2 l): see `ProbabilityEnergy`.
 
     Args:
         skew: Weight a of the student in the mixture, above 0 and below 1. Defaults

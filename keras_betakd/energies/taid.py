@@ -1,4 +1,4 @@
-"""TAID: a target that moves from the student to the teacher while training goes on."""
+"""TAID: distillation from a target that moves from the student to the teacher."""
 
 import math
 
@@ -11,9 +11,9 @@ from keras_betakd.energies.schedule import EnergySchedule, expect_steps
 
 
 def interpolated(log_p, log_q, t):
-    """log softmax((1 - t) log q + t log p), cut off from differentiation.
+    """log softmax((1 - t) log q + t log p), without gradient.
 
-    Exactly log q where the models agree, for the energy to be exactly 0 there.
+    Where the models agree it is exactly log q, so that the energy is exactly 0.
 
     Args:
         log_p, log_q: (..., V), log-probabilities of teacher and student.
@@ -21,11 +21,12 @@ def interpolated(log_p, log_q, t):
     """
     log_p, log_q = ops.stop_gradient(log_p), ops.stop_gradient(log_q)
     zero = ops.zeros_like(log_p)
-    # A model with no say excludes nothing: 0 * -inf would be NaN.
+    # A model with weight 0 excludes no class; 0 * -inf would be NaN.
     teacher = ops.where(t > 0, t * log_p, zero)
     student = ops.where(t < 1, (1.0 - t) * log_q, zero)
     mean = teacher + student
-    # Without a class that both allow, the teacher's: infinitely far, and not NaN.
+    # If no class is allowed by both, the teacher's distribution: the energy is then
+    # infinite, not NaN.
     nothing = ops.max(mean, axis=-1, keepdims=True) == -math.inf
     mean = ops.log_softmax(ops.where(nothing, log_p, mean), axis=-1)
     agree = ops.all(log_p == log_q, axis=-1, keepdims=True)
@@ -34,17 +35,18 @@ def interpolated(log_p, log_q, t):
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
 class TAIDSchedule(EnergySchedule):
-    """How far the target of `TAIDEnergy` has moved, t, and how it moves.
+    """The interpolation parameter t of `TAIDEnergy` and its update.
 
-    At the k-th optimizer step (from 0) with mean energy l_k,
+    At optimizer step k (from 0) with mean energy l_k,
 
         m = momentum * m + (1 - momentum) * (l_{k-1} - l_k) / l_{k-1}
         t = min(end, max(start + (end - start) * k / total_steps,
                          t + rate * sigmoid(m) * (1 - t)))
 
-    so that t follows a straight line and runs ahead of it while the energy falls. The
-    first step only notes its energy. A step without a supervised token, or whose energy
-    is not finite, moves t along the line alone. `rate=0` is the line.
+    so that t is at least on the straight line from `start` to `end` and runs ahead of
+    it while the energy falls. The first step only stores its energy. At a step without
+    a supervised token, or whose energy is not finite, t follows the line alone.
+    `rate=0` is the line.
 
     Args:
         start, end, total_steps, rate, momentum: see `TAIDEnergy`.
@@ -92,36 +94,37 @@ class TAIDSchedule(EnergySchedule):
 class TAIDEnergy(ForwardDivergenceEnergy):
     """Temporally adaptive interpolated distillation (TAID).
 
-    Use it where the teacher is so much larger that its answers overwhelm the student:
-    the target starts near the student's own output and moves to the teacher's.
+    Use it where the teacher is so much larger that the student cannot fit its outputs
+    from the start: the target begins near the student's own output and moves to the
+    teacher's.
 
         l = KL(p_t || q),   p_t = softmax((1 - t) z_s + t z_t)
 
     with z_t = y_true / temperature, z_s = y_pred / temperature, q = softmax(z_s), and
-    p_t a constant to the gradient. Near agreement l = t^2 KL(p || q), so a learned
-    weight starts 1 / t^2 higher and comes down as t rises.
+    no gradient through p_t. Near agreement l = t^2 KL(p || q), so a learned weight
+    starts 1 / t^2 times higher and falls as t rises.
 
     t goes from `start` to `end` in `total_steps` optimizer steps, see `TAIDSchedule`.
-    It is a Keras variable: a `BetaKDDistiller` advances it once an optimizer step
-    (never in `evaluate`), saves it with its weights and shows it as `<name>_t`.
-    Elsewhere call `energy.schedule.update(l)` after each step.
+    It is a Keras variable: a `BetaKDDistiller` updates it once an optimizer step (never
+    in `evaluate`), saves it with its weights and reports it as `<name>_t`. Elsewhere
+    call `energy.schedule.update(l)` after each step.
 
     Shapes: `y_true` and `y_pred` are `(..., V)`; `call` returns `(...)`, in nats per
     token. A class that either model excludes (logit -inf) is no part of p_t, except
     that at t = 1 the target is the teacher's and the energy that of `ForwardKLEnergy`;
     +inf if the models allow no class in common.
 
-    Masking, temperature and its T^2 factor, and what they do to beta* = d / (2 l):
-    see `ProbabilityEnergy` and `Energy`.
+    Masking: see `Energy`. Temperature, its T^2 factor and their effect on
+    beta* = d / (2 l): see `ProbabilityEnergy`.
 
     Args:
         total_steps: positive integer, optimizer steps of the whole training.
-        start: t at first, between 0 and 1. Defaults to 0.4.
-        end: t at last, above `start`, at most 1. Defaults to 1.
+        start: initial t, at least 0. Defaults to 0.4.
+        end: final t, above `start`, at most 1. Defaults to 1.
         rate: how fast t runs ahead of the straight line while the energy falls, alpha
             in the paper. 0 for the line alone. Defaults to 5e-4.
-        momentum: of the running mean of the energy's fall, beta in the paper, at least
-            0 and below 1. Defaults to 0.99.
+        momentum: momentum of the running mean m of the energy's relative fall, beta in
+            the paper, at least 0 and below 1. Defaults to 0.99.
         form: `"divergence"` (default), or `"cross_entropy"` to add the entropy of p_t;
             see `keras_betakd.energies.forward_divergence` for what that does to beta.
         temperature, scale_by_t2, from_logits: See `ProbabilityEnergy`.

@@ -1,4 +1,4 @@
-"""Universal logit distillation: models with different tokenizers."""
+"""Universal logit distillation, for models with different tokenizers."""
 
 import math
 
@@ -12,28 +12,31 @@ class ULDEnergy(ProbabilityEnergy):
 
         l = sum_i |p_(i) - q_(i)|
 
-    with p_(1) >= p_(2) >= ... the teacher's probabilities in falling order (of
-    `y_true`), q_(1) >= q_(2) >= ... the student's (of `y_pred`), the shorter of the two
-    filled up with zeros. No class of one is compared with its namesake of the other, so
-    their vocabularies need nothing in common. It is the Wasserstein distance between
-    the two under a cost of 1 for any two classes, sorted for a closed form.
+    with p_(1) >= p_(2) >= ... the teacher's probabilities (of `y_true`) in descending
+    order, q_(1) >= q_(2) >= ... the student's (of `y_pred`), and zeros appended to the
+    shorter of the two. Classes are compared by rank and not by identity, so the
+    vocabularies need nothing in common. It is the Wasserstein distance of the two
+    distributions under a cost of 1 for any two classes, which sorting gives in closed
+    form.
 
-    From 0 to 2, without unit; no probability is taken to a logarithm. `beta` learns
-    from its size as from any other's.
+    Shapes: `y_true` is `(..., V_t)`, `y_pred` `(..., V_s)` with the same leading axes;
+    `call` returns `(...)`, a number between 0 and 2 per token, without unit. The energy
+    takes no logarithm of a probability.
 
-    Shapes: `y_true` `(..., V_t)`, `y_pred` `(..., V_s)` with the same leading axes.
+    In a distiller, teacher and student are compared at the tokens before which both
+    have produced the same text (`DistillationPreprocessor(cross_tokenizer=True)`, which
+    the distiller creates itself if every energy takes different vocabularies), and the
+    cross-entropy runs over all of the student's own tokens.
 
-    In a distiller, teacher and student are compared where both are about to continue
-    the same text (`DistillationPreprocessor(cross_tokenizer=True)`, which it makes by
-    itself where every energy crosses vocabularies), and cross-entropy runs over all of
-    the student's own tokens.
+    Masking: see `Energy`. Temperature, its T^2 factor and their effect on
+    beta* = d / (2 l): see `ProbabilityEnergy`.
 
     Args:
-        temperature: divides both logits. Defaults to 1.
-        **kwargs: as for `keras_betakd.Energy`.
+        temperature: Positive number T. Defaults to 1.
+        **kwargs: See `ProbabilityEnergy` and `Energy`.
 
     Raises:
-        ValueError: if the leading axes differ.
+        ValueError: for an invalid argument, or if the leading axes differ.
 
     Example:
 
@@ -47,7 +50,7 @@ class ULDEnergy(ProbabilityEnergy):
     """
 
     crosses_vocabularies = True
-    fuses = False  # a tile of rows has the classes of one vocabulary
+    fuses = False  # a tile of the fused head has the classes of one vocabulary
 
     def check_shapes(self, teacher, student):
         leading = tuple(teacher.shape[:-1]), tuple(student.shape[:-1])
@@ -66,7 +69,7 @@ class ULDEnergy(ProbabilityEnergy):
 
 
 def _filled(ascending, size):
-    """With classes of probability zero in front, to `size`."""
+    """Prepends classes of probability 0 to log-probabilities, up to `size` classes."""
     missing = size - ascending.shape[-1]
     widths = [(0, 0)] * (len(ascending.shape) - 1) + [(missing, 0)]
     return ops.pad(ascending, widths, constant_values=-math.inf)

@@ -1,3 +1,3 @@
-"""The LM head, the cross-entropy and the energies, computed in one place."""
+"""LM head, cross-entropy and energies, fused into one operation or from full logits."""
 
-from keras_betakd.head_loss.fused import fused_head_loss
+from keras_betakd.head_loss.fused import HeadLoss, fused_head_loss

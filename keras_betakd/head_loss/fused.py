@@ -1,23 +1,26 @@
-"""LM head, cross-entropy and energies in one operation, without (N, V) logits.
+"""LM head, cross-entropy and energies in one operation, without the full logits.
 
-With a vocabulary of 262,144 classes the logits of teacher and student, their softmaxes
-and their gradients are what runs a user out of memory. Here the heads run on tiles of
-a few rows; value and gradient of a tile are taken at once and the tile is forgotten:
+With a vocabulary of 262,144 classes most memory of a training step goes to the logits
+of teacher and student, their softmaxes and their gradients. Here the heads are applied
+to tiles of a few rows. Value and gradient of a tile are computed together, and then its
+logits are freed:
 
     total = sum_n [ c_0n CE_n + sum_k c_kn l_kn ]
 
-The coefficients c (row weight times exp(log beta)) rest on features of the teacher and
-not on logits, so they are known before the head runs. Hence the gradient can be taken
-in the forward pass and nothing is computed twice: d total / d logits of a tile is
-summed into the gradients of the hidden states and of the head, and the gradient
-towards c, from which the betas learn, is the values themselves, exactly. The backward
-pass only scales; where one tile holds all rows, it multiplies the scaled hidden states
-with the tile's slope, since a pass over the head's gradient would cost as much as the
-product. (Recomputing tiles by remat costs the head's products once more.)
+The coefficients c, row weight times beta, do not depend on the logits (a predicted beta
+depends on features of the teacher), so they are known before the head runs. Therefore
+the gradient can be computed in the forward pass, and nothing is computed twice:
+d total / d logits of a tile is multiplied into the gradients of the hidden states and
+of the head, and the gradient with respect to c, from which betas are learned, is equal
+to the values. The backward pass only multiplies by the upstream gradient. Where one
+tile holds all rows, the head's gradient is not computed until then: it is the product
+of the gradient with respect to the logits and the scaled hidden states, which costs as
+much as scaling the head's gradient would. (Recomputing tiles in the backward pass, as
+remat does, would compute the head's products once more.)
 
-Rows without weight are sorted behind the others and their tiles never run. Tiles are
-of rows only: energies need whole rows, so tiles of the vocabulary would have to compute
-the logits again for each pass over them.
+Rows without weight are sorted behind the others, and tiles of such rows do not run.
+Only rows are tiled: the energies need all classes of a row, so with tiles of classes
+the logits would have to be computed again for each pass over them.
 """
 
 import dataclasses
@@ -29,17 +32,20 @@ from keras import ops
 from keras_betakd.backends import add_outer, runs_eagerly
 from keras_betakd.distribution.devices import parts_of_batch, spread_by_part
 from keras_betakd.head_loss.tiles import HeadTiles, rows_per_tile
+from keras_betakd.models.heads import HeadMatrix
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadLoss:
-    """What `fused_head_loss` returns.
+    """The result of `fused_head_loss`. Only `total` is differentiable.
 
     Attributes:
-        total: scalar, the weighted sum; what is differentiated.
-        task: (N,), cross-entropy of each row in nats; 0 where the weight is 0.
-        energies: dict of (N,), each energy at each row; 0 where the weight is 0.
-        correct: (N,), 1 where the label has the student's largest logit.
+        total: scalar, the weighted sum of all terms.
+        task: (N,), the cross-entropy of each row in nats per token; 0 for rows that are
+            not supervised.
+        energies: dict of (N,), each energy of each row in its units (nats per token for
+            a divergence); 0 for rows that are not supervised.
+        correct: (N,), 1 where the label has the student's largest logit, else 0.
     """
 
     total: Any
@@ -59,27 +65,136 @@ def fused_head_loss(
     tile_rows=None,
     gradients=True,
 ):
-    """Cross-entropy and energies of rows of hidden states, and their weighted sum.
+    """Distillation loss of an LM head, computed without the logits of all tokens.
 
-    The same numbers as computing the logits whole, to rounding; see the module.
+    Use it to train a student language model on labels and on a teacher's predictions
+    where logits of shape (N, V) do not fit into memory: V classes at each of N tokens.
+    It takes the last hidden states and the head matrices of both models instead of
+    logits, any of the energies of `keras_betakd.energies` that compare logits, and
+    weights that may be learned:
+
+        total = sum_n [ c_0n CE(y_n, z_n) + sum_k c_kn l_k(z_n; t_n) ]
+
+        z_n = student_rows[n] @ W_s^T      the student's logits, (V,)
+        t_n = teacher_rows[n] @ W_t^T      the teacher's logits, (V,)
+        CE(y_n, z_n) = -log softmax(z_n)[y_n],   y = labels
+        c = coefficients
+
+    with W_s and W_t the kernels of `student_head` and `teacher_head`, and l_k the k-th
+    of the `energies`, counted from 1 (0 is the cross-entropy). Cross-entropy and
+    divergences are in nats per token. The numbers are those of the full logits up to
+    rounding.
+
+    **Memory.** At any time the logits of about `tile_rows` rows exist, with their
+    softmaxes and gradients: O(tile_rows * V) in place of several float32 arrays (N, V)
+    for each model. What remains are inputs, their gradients, and values of shape (N,).
+    If one tile holds all rows, the gradient with respect to its logits is kept for the
+    backward pass; otherwise the gradient of the head, (V, H_s) in float32, which
+    training needs anyway. `benchmarks/head_loss.py` measures time and memory.
+
+    **Gradients** are computed in the forward pass, tile by tile, so that logits need
+    neither be kept nor computed again for the backward pass. From `total` they reach
+
+    - `student_rows`;
+    - the student's head: its kernel (if trainable), bias and LoRA factors;
+    - `coefficients`, whose gradient is the value of each term: d total / d c_kn =
+      l_k(z_n; t_n), and CE(y_n, z_n) for k = 0. Weights are learned through them: with
+      c_kn = w_n exp(log_beta), log_beta receives sum_n c_kn l_k(z_n; t_n). The term
+      -(d / 2) log_beta that keeps a learned weight from going to 0 is not part of
+      `total`; add it (`keras_betakd.objective.log_beta_penalty`, or a layer of
+      `keras_betakd.betas`);
+    - the learned `parameter` of an energy, such as that of the temperature of
+      `CTKDEnergy`.
+
+    No gradient reaches the teacher's rows and head, and second derivatives are not
+    available. Logits, and products with a head in the gradient, are computed in the
+    head's dtype, all else in float32.
+
+    **Masking.** A row whose coefficients are all 0 is not supervised and has no
+    influence: its hidden states may hold NaN, and its label may be any integer (such as
+    -100). Its values are 0 and its gradients exactly 0. Tiles of such rows are skipped.
+    On a supervised row, a term with a coefficient of 0 adds 0 to `total`, even if its
+    value is infinite.
 
     Args:
-        student_rows: (N, H_s), hidden states where a label is predicted.
-        student_head: a `keras_betakd.models.HeadMatrix` over V classes.
-        teacher_rows: (N, H_t); nothing flows back through it.
-        teacher_head: a `HeadMatrix`, too, or any callable, (n, H_t) to logits (n, V).
-        labels: (N,) class ids, any where all coefficients are 0.
-        coefficients: (1 + E, N) float32: the weight of the cross-entropy and of each
-            energy at each row. A row whose coefficients are all 0 is not supervised:
-            whatever its hidden states hold, it changes nothing.
-        energies: dict of E energies, in the order of the coefficients.
-        tile_rows: rows of logits to hold at a time; by `rows_per_tile` if `None`.
-        gradients: whether `total` will be differentiated.
+        student_rows: (N, H_s), hidden states at the positions that predict a label;
+            reshape (B, T, H_s) to (B * T, H_s).
+        student_head: (V, H_s) kernel, whose products are computed in its own dtype; or
+            a `keras_betakd.models.HeadMatrix`, which adds a dtype of the products, a
+            bias, a soft cap, LoRA factors, or a frozen kernel.
+        teacher_rows: (N, H_t), the teacher's hidden states at the same positions; or
+            whatever a callable `teacher_head` takes, such as its logits (N, V).
+        teacher_head: (V, H_t) kernel, a `HeadMatrix`, or a callable that takes n of the
+            rows and returns their logits (n, V).
+        labels: (N,) integer class ids.
+        coefficients: (1 + E, N) float32, the weight of the cross-entropy (first) and of
+            each energy at each row. For a mean over tokens they contain the division,
+            see `keras_betakd.objective.row_weights`.
+        energies: dict of E energies by name, in the order of the coefficients; may be
+            empty. They apply their own temperature; their `reduction` is not used.
+        tile_rows: the number of rows whose logits are held at a time. Defaults to
+            `None`: chosen by the size of the head and the device.
+        gradients: whether `total` will be differentiated. `False` saves the time and
+            memory of the gradients, for evaluation. Defaults to `True`.
 
     Returns:
-        A `HeadLoss`. Only `total` carries gradients: towards `student_rows`, the
-        head's kernel, bias and LoRA factors, `coefficients`, and what energies learn.
+        A `HeadLoss` with the scalar `total`, and the values of each row without
+        gradient: `task` (the cross-entropy), `energies` by name, and `correct`.
+
+    Raises:
+        ValueError: if `coefficients` has another number of rows than 1 + E, if an
+            energy cannot be fused (its attribute `fuses` is false), or if the two
+            kernels have different numbers of classes.
+
+    Example:
+
+    >>> from keras import ops
+    >>> from keras_betakd import ForwardKLEnergy
+    >>> from keras_betakd.head_loss import fused_head_loss
+    >>> kernel = ops.array([[2.0, 0.0], [0.0, 2.0], [0.0, 0.0]])  # V = 3, H = 2
+    >>> teacher_kernel = ops.array([[3.0], [0.0], [1.0]])
+    >>> rows = ops.array([[1.0, 0.0], [0.0, 1.0], [float("nan"), 0.0]])
+    >>> teacher_rows = ops.array([[1.0], [-1.0], [0.0]])
+    >>> labels = ops.array([0, 1, -100])
+    >>> weights = ops.array([0.5, 0.5, 0.0])  # a mean; the last row is padding
+    >>> beta = 2.0
+    >>> loss = fused_head_loss(
+    ...     rows,
+    ...     kernel,
+    ...     teacher_rows,
+    ...     teacher_kernel,
+    ...     labels,
+    ...     ops.stack([weights, beta * weights]),
+    ...     {"kl": ForwardKLEnergy()},
+    ... )
+    >>> [round(float(x), 4) for x in loss.task]
+    [0.2395, 0.2395, 0.0]
+    >>> [round(float(x), 4) for x in loss.energies["kl"]]
+    [0.0277, 0.1149, 0.0]
+    >>> round(float(loss.total), 4)  # mean of task + beta * mean of kl
+    0.3821
+
+    With a learned weight, inside of what the backend differentiates:
+
+    ```python
+    beta = ops.exp(log_beta)  # log_beta: a trainable variable
+    coefficients = ops.stack([weights, beta * weights])
+    loss = fused_head_loss(..., coefficients, {"kl": ForwardKLEnergy()})
+    objective = loss.total - 0.5 * log_beta  # d = 1; beta converges to 1 / (2 KL)
+    ```
+
+    Reference: gradients computed in the forward pass over chunks of rows, for the
+    cross-entropy: Liger Kernel, Hsu et al. 2024 (arXiv:2410.10989); cross-entropy
+    without logits in memory: Cut Cross-Entropy, Wijmans et al. 2024 (arXiv:2411.09009);
+    learned weights: Beta-KD 2026 (arXiv:2603.21426).
     """
+    student_head = _as_matrix(student_head)
+    if not callable(teacher_head):
+        teacher_head = _as_matrix(teacher_head)
+    student_rows, teacher_rows, coefficients = map(
+        ops.convert_to_tensor, (student_rows, teacher_rows, coefficients)
+    )
+    _expect_fitting(student_head, teacher_head, coefficients, energies)
     kernel = student_head.kernel
     if tile_rows is None:
         tile_rows = rows_per_tile(*kernel.shape, student_rows.shape[0])
@@ -129,8 +244,41 @@ def fused_head_loss(
     )
 
 
+def _as_matrix(head):
+    """The `HeadMatrix` of a kernel; a `HeadMatrix` unchanged."""
+    if isinstance(head, HeadMatrix):
+        return head
+    kernel = ops.convert_to_tensor(head)
+    return HeadMatrix(kernel, dtype=keras.backend.standardize_dtype(kernel.dtype))
+
+
+def _expect_fitting(student_head, teacher_head, coefficients, energies):
+    """Raises if the arguments of `fused_head_loss` do not fit together."""
+    terms = 1 + len(energies)
+    if coefficients.shape[0] not in (None, terms):
+        raise ValueError(
+            "`coefficients` must have a row for the cross-entropy and for each energy, "
+            f"(1 + E, N). Received: coefficients.shape={tuple(coefficients.shape)}, "
+            f"energies={list(energies)}"
+        )
+    others = [name for name, energy in energies.items() if not energy.fuses]
+    if others:
+        raise ValueError(
+            f"These energies need the full logits and cannot be fused: {others}. Call "
+            "them on the logits instead"
+        )
+    classes = student_head.kernel.shape[0]
+    if isinstance(teacher_head, HeadMatrix):
+        if teacher_head.kernel.shape[0] != classes:
+            raise ValueError(
+                "The two heads must be over the same classes. Received: "
+                f"student_head with {classes}, teacher_head with "
+                f"{teacher_head.kernel.shape[0]}"
+            )
+
+
 def _parameter_gradients(energies, coefficients, derivatives):
-    """What the energies learn, with the gradient of the weighted sum towards it."""
+    """Pairs of an energy's learned parameter and the gradient of the total in it."""
     learned = [
         (k, e) for k, e in enumerate(energies.values(), 1) if e.parameter is not None
     ]
@@ -144,7 +292,7 @@ def _parameter_gradients(energies, coefficients, derivatives):
 
 
 def _cleared(data, supervised):
-    """`data` with zeros where nothing is supervised."""
+    """`data` with zeros in the rows that are not supervised."""
 
     def clear(x):
         chosen = ops.reshape(supervised, (-1, *[1] * (len(x.shape) - 1)))
@@ -154,7 +302,7 @@ def _cleared(data, supervised):
 
 
 def _low_rank_rows(rows, head):
-    """scale * rows @ B^T, through which only B learns; `None` without LoRA."""
+    """scale * rows @ B^T, differentiable in B only, (N, r); `None` without LoRA."""
     if head.low_rank is None:
         return None
     _, down, scale = head.low_rank
@@ -164,14 +312,14 @@ def _low_rank_rows(rows, head):
 
 @dataclasses.dataclass(frozen=True)
 class _Product:
-    """left^T right, computed when it is asked for."""
+    """The product left^T @ right, computed when it is needed."""
 
     left: Any
     right: Any
 
     def scaled(self, factor):
-        # The small one of the two is scaled, not the (V, H) that they make; but a
-        # factor for losses in float16 could take it beyond what float16 holds.
+        # The smaller factor is scaled and not the (V, H) product. In float16 it could
+        # overflow if the loss is scaled, so the product is.
         if keras.backend.standardize_dtype(self.right.dtype) == "float32":
             return add_outer(None, self.left, factor * self.right)
         return factor * add_outer(None, self.left, self.right)
@@ -184,7 +332,12 @@ def _scaled(gradient, factor):
 
 
 def _with_gradients(total, pairs):
-    """`total`, with gradients that are known already, but for a factor."""
+    """`total`, with given gradients.
+
+    Args:
+        total: scalar.
+        pairs: of an input and d total / d input, an array or a `_Product`.
+    """
     inputs, gradients = zip(*pairs, strict=True)
 
     @ops.custom_gradient
@@ -202,9 +355,9 @@ def _with_gradients(total, pairs):
 
 
 def _run_in_parts(job, data, supervised, tile_rows):
-    """As `_run`; where a batch is spread over devices, each works on its own rows.
+    """As `_run`; where a batch is spread over devices, each computes its own rows.
 
-    Tiles of the whole batch would be worked on by all of them.
+    Tiles of the global batch would be computed by all devices.
     """
     count, parts = ops.shape(data["student"])[0], parts_of_batch()
     if parts == 1 or count % parts:
@@ -214,7 +367,7 @@ def _run_in_parts(job, data, supervised, tile_rows):
         return spread_by_part(ops.reshape(x, (parts, count // parts, *x.shape[1:])))
 
     data, supervised = {k: cut(v) for k, v in data.items()}, cut(supervised)
-    # The same number of tiles for all, so that none waits within the loop.
+    # The same number of tiles for each device, so that none waits inside the loop.
     most = ops.max(ops.sum(ops.cast(supervised, "int32"), axis=1))
     rows, sums, factors = ops.vectorized_map(
         lambda part: _run(job, *part, tile_rows, most), (data, supervised)
@@ -226,17 +379,17 @@ def _run_in_parts(job, data, supervised, tile_rows):
 
 
 def _run(job, data, supervised, tile_rows, most=None):
-    """As `HeadTiles.tile`, of all rows, in their own order.
+    """As `HeadTiles.tile`, for all rows, in their order.
 
     Args:
-        most: how many rows to compute at least; those that are supervised if `None`.
+        most: the number of rows to compute; that of supervised rows if `None`.
     """
     count = ops.shape(data["student"])[0]
     known = isinstance(count, int)  # TensorFlow may trace without the batch size
     fits = known and count <= tile_rows
     if runs_eagerly() and not fits:
         return _run_chosen(job, data, supervised, tile_rows)
-    # Of a small batch a full tile would be mostly padding.
+    # A small batch in a tile of full height would be mostly padding.
     height = min(count, tile_rows) if known else ops.clip(count, 1, tile_rows)
     block, height = _whole_blocks(height, job.block_rows(tile_rows))
     if fits:
@@ -261,7 +414,7 @@ def _run(job, data, supervised, tile_rows, most=None):
         rows = {k: _set_tile(rows[k], i, v) for k, v in new_rows.items()}
         return i + 1, rows, sums
 
-    # The first tile before the loop: a sum need not start from zeros.
+    # The first tile runs before the loop, so that no sum has to start from zeros.
     rows, sums, _ = tile(0, {})
     rows = {k: _padded(ops.expand_dims(v, 0), tiles) for k, v in rows.items()}
     start = ops.convert_to_tensor(1, "int32")
@@ -272,7 +425,7 @@ def _run(job, data, supervised, tile_rows, most=None):
 
 
 def _run_chosen(job, data, supervised, tile_rows):
-    """As `_run`, on the supervised rows alone: shapes may differ from call to call."""
+    """As `_run`, on the supervised rows alone, whose number varies between calls."""
     count, chosen = supervised.shape[0], ops.nonzero(supervised)[0]
     if not chosen.shape[0]:  # a row of zeros gives gradients of zeros
         chosen, data = ops.arange(1), _cleared(data, supervised)
@@ -291,7 +444,7 @@ def _run_chosen(job, data, supervised, tile_rows):
 
 
 def _whole_blocks(height, block):
-    """`block` and `height` such that a tile is so many whole blocks."""
+    """Adjusts `block` and `height` so that a tile is a number of full blocks."""
     if block is None:
         return None, height
     if isinstance(height, int):
@@ -303,7 +456,7 @@ def _whole_blocks(height, block):
 
 
 def _padded(x, length):
-    """(N, ...) followed by zeros up to `length`; itself if known to be no shorter."""
+    """(N, ...) padded with zeros to `length`; unchanged if known not to be shorter."""
     rows, *rest = ops.shape(x)
     if isinstance(rows, int) and isinstance(length, int) and rows >= length:
         return x
@@ -312,7 +465,7 @@ def _padded(x, length):
 
 
 def _in_tiles(x, tiles, height):
-    """(N, ...) followed by zeros and cut into (tiles, height, ...)."""
+    """(N, ...) padded with zeros and reshaped to (tiles, height, ...)."""
     x = _padded(x, tiles * height)
     return ops.reshape(x, (tiles, height, *x.shape[1:]))
 

@@ -1,4 +1,4 @@
-"""One tile of the fused head: logits of some rows, their values and their gradients."""
+"""One tile of the fused head: logits of some rows, their losses and gradients."""
 
 import dataclasses
 
@@ -16,37 +16,38 @@ from keras_betakd.backends import (
 from keras_betakd.energies.logit_rows import LogitRows
 from keras_betakd.models.heads import HeadMatrix
 
-# Live float32 copies of a tile: both models' logits, the slope, and, for what is worked
-# on together, their logs and probabilities and what an energy needs.
+# Float32 arrays that are alive at a time: of the size of a tile (the logits of both
+# models and the gradient) and of the size of a block (their logs, probabilities and the
+# intermediate results of an energy).
 _COPIES_OF_TILE, _COPIES_OF_BLOCK = 3, 8
 _LEAST_BUDGET, _LEAST_BUDGET_ON_ACCELERATOR = 2**27, 2**30
-# Beyond both of these a larger tile saves nothing: so many rows keep a product busy, so
-# many logits the rest.
+# A tile with more rows and more logits than these saves no time: so many rows saturate
+# the matrix products, so many logits the elementwise operations.
 _ENOUGH_ROWS, _ENOUGH_LOGITS = 256, 2**22
-# A processor makes its many elementwise passes over blocks of so many bytes, which stay
-# in its cache, several times faster than over a whole tile. But its threads share out
-# rows, so that a block needs some; and where operations run one by one, each costs some
-# ten microseconds besides.
+# A CPU makes the many elementwise passes several times faster over blocks of this size,
+# which stay in its cache, than over a whole tile. A block has a minimum number of rows,
+# since the threads divide the rows among them, and is larger where operations run one
+# by one, each of which costs another ten microseconds or so.
 _BLOCK_BYTES, _EAGER_BLOCK_BYTES, _BLOCK_ROWS = 2**20, 2**22, 4
 
 
 def rows_per_tile(classes, width, count=None, memory_budget=None):
-    """How many rows of logits to hold at a time.
+    """The number of rows of a tile, whose logits are held at a time.
 
     Args:
         classes: V.
         width: H, the width of the student's hidden states.
-        count: how many rows there are; any number if `None`.
-        memory_budget: bytes that the tiles of all stages may take together. Defaults
-            to twice the size of the head's gradient, (V, H) in float32, which training
-            needs anyway, if one tile of that size holds all rows, and otherwise to
-            once, since the tiles of a loop stand beside that gradient; but to at least
-            128 MiB, on an accelerator 1 GiB: fewer rows save little and starve the
-            device, since every tile reads the whole head.
+        count: the number of rows of the batch; `None` if unknown.
+        memory_budget: bytes that all arrays of a tile may take together. The default
+            is the size of the head's gradient, (V, H) in float32, which training needs
+            anyway; twice that if all `count` rows then fit into one tile, since the
+            tiles of a loop are held beside that gradient; and in any case at least
+            128 MiB, on an accelerator 1 GiB, since smaller tiles save little memory and
+            do not saturate the device: every tile reads the whole head.
 
     Returns:
-        At most 256 rows, or as many as make four million logits: a larger tile
-        saves nothing, and the last one would compute more rows that nobody needs.
+        At most 256 rows, or as many as give four million logits if that is more: a
+        larger tile saves no time, and the last one would be padded with more rows.
     """
     if memory_budget is None:
         on_accelerator = not runs_on_processor()
@@ -69,69 +70,90 @@ def _rows_per_block(classes):
 
 
 class HeadTiles:
-    """The computation of one tile."""
+    """Computes the losses and gradients of the rows of one tile.
+
+    Args:
+        head: the student's `HeadMatrix`.
+        teacher_head: the teacher's `HeadMatrix`, or a callable that returns logits.
+        energies: dict of energies by name.
+        gradients: whether gradients are computed.
+    """
 
     def __init__(self, head, teacher_head, energies, gradients):
-        self.head = _cut_off(head)
+        self.head = _without_gradients(head)
         if isinstance(teacher_head, HeadMatrix):
-            teacher_head = _cut_off(teacher_head)
+            teacher_head = _without_gradients(teacher_head)
         self.teacher_head = teacher_head
         self.energies = energies
         self.gradients = gradients
         learned = sum(e.parameter is not None for e in energies.values())
-        self.columns = 2 + len(energies) + learned  # of the values of a row
+        self.columns = 2 + len(energies) + learned  # of `_values_and_gradient`
 
     def block_rows(self, tile_rows):
-        """How many rows to work on together between the products; `None` for all."""
+        """The rows of a block, in which the logits of a tile are processed.
+
+        `None` if the whole tile is processed at once.
+        """
         if not runs_on_processor():
             return None
         return min(tile_rows, _rows_per_block(self.head.kernel.shape[0]))
 
     def tile(self, data, block, sums):
-        """Values of some rows, and, of their weighted sum, the gradients.
+        """The values of some rows, and the gradients of their weighted sum.
 
         Args:
-            sums: gradients summed over earlier tiles, by name; `None` if there is no
-                other tile.
+            data: dict of the rows' arrays: `"student"` (n, H_s), `"teacher"` (n, H_t),
+                `"labels"` (n,), `"coefficients"` (n, 1 + E) and, for a head with LoRA,
+                `"low_rank"` (n, r).
+            block: the rows of a block, see `block_rows`.
+            sums: gradients summed over the tiles before, by name; `None` if this is the
+                only tile.
 
         Returns:
-            Dicts by name: of what each row has, of sums over the rows, and, if there
-            is no other tile, of pairs (n, V) and (n, .) in the place of their product,
-            which is a sum.
+            `(rows, sums, factors)`, dicts by name. `rows` holds what each row has of
+            its own: values and the gradients of hidden states. `sums` holds gradients
+            summed over this tile and those before. If this is the only tile, `factors`
+            holds pairs (n, V) and (n, .) whose product left^T @ right is a gradient.
         """
-        # Before the student's: those are needed first, and in a processor's cache then.
+        # Before the student's logits, which are read first and then still in the cache.
         teacher = ops.cast(self.teacher_head(data["teacher"]), "float32")
         capped = self.head.without_bias(data["student"])
         bias = self.head.bias
         if bias is not None:
             logits = capped + bias
-        else:  # a soft cap needs them once more, and PyTorch will have changed them
+        else:  # the soft cap's gradient reads them later, and PyTorch changes logits
             logits = capped if self.head.soft_cap is None else ops.copy(capped)
         inputs = logits, teacher, data["labels"], data["coefficients"]
-        work = self._values_and_slope
-        values, slopes = _by_blocks(work, inputs, block, self.columns)
+        work = self._values_and_gradient
+        values, gradient = _by_blocks(work, inputs, block, self.columns)
         rows = {"values": values}
         if not self.gradients:
             return rows, {}, {}
-        slopes = add_at(slopes, data["labels"], -data["coefficients"][:, 0])
-        return self._gradients(rows, slopes, capped, data, sums)
+        gradient = add_at(gradient, data["labels"], -data["coefficients"][:, 0])
+        return self._gradients(rows, gradient, capped, data, sums)
 
-    def _values_and_slope(self, student, teacher, labels, coefficients):
-        """Values, and the slope of their weighted sum in the logits, all but one part.
+    def _values_and_gradient(self, student, teacher, labels, coefficients):
+        """The values of a block, and the gradient of their weighted sum in the logits.
 
-        PyTorch writes the slope over the student's logits.
+        The gradient lacks the term of the cross-entropy at the label's logit, minus its
+        coefficient, which costs less to add for a whole tile.
 
-        What is left out, since it costs less for a whole tile, is the cross-entropy's
-        derivative through the label's own logit, minus its coefficient.
+        Args:
+            student, teacher: (n, V) logits; PyTorch writes the gradient over the
+                student's.
+            labels: (n,).
+            coefficients: (n, 1 + E).
 
-        The values are (n, 2 + E + P): correctness, cross-entropy, E energies, and the
-        derivatives of those of them that learn a parameter.
+        Returns:
+            `(values, gradient)`, (n, 2 + E + P) and (n, V). The values are correctness,
+            cross-entropy, E energies, and the derivatives of the P energies that learn
+            a parameter.
         """
         correct = is_argmax(student, labels)
         student, teacher = LogitRows(student, labels), LogitRows(teacher)
         task = -student.log_probability_of(labels)
-        values, derivatives, slope = [ops.cast(correct, "float32"), task], [], None
-        q, times_q = student.probabilities(), coefficients[:, :1]
+        values, derivatives = [ops.cast(correct, "float32"), task], []
+        q, times_q, gradient = student.probabilities(), coefficients[:, :1], None
         for k, energy in enumerate(self.energies.values(), start=1):
             if energy.parameter is None:
                 value, parts = energy.value_and_gradient(teacher, student)
@@ -144,34 +166,35 @@ class HeadTiles:
                 if x is q:
                     times_q = times_q + factor
                 else:
-                    slope = add_scaled(slope, factor, x)
-        slope = add_scaled(slope, times_q, q, memory=student.logits)
-        return ops.stack(values + derivatives, axis=-1), slope
+                    gradient = add_scaled(gradient, factor, x)
+        gradient = add_scaled(gradient, times_q, q, memory=student.logits)
+        return ops.stack(values + derivatives, axis=-1), gradient
 
-    def _gradients(self, rows, slope, capped, data, sums):
-        head, alone = self.head, sums is None
+    def _gradients(self, rows, gradient, capped, data, sums):
+        """As `tile`, from the gradient with respect to the logits, (n, V)."""
+        head, is_only_tile = self.head, sums is None
         before, sums, factors = sums or {}, {}, {}
         if head.bias is not None:
-            sums["bias"] = ops.sum(slope, axis=0) + before.get("bias", 0.0)
+            sums["bias"] = ops.sum(gradient, axis=0) + before.get("bias", 0.0)
         if head.soft_cap is not None:
-            slope = slope * (1.0 - ops.square(capped / head.soft_cap))
+            gradient = gradient * (1.0 - ops.square(capped / head.soft_cap))
         if head.low_rank is not None:
             up = ops.cast(head.low_rank[0], "float32")
-            rows["low_rank"] = ops.matmul(slope, up)
-            factors["low_rank_kernel"] = slope, data["low_rank"]
-        low = ops.cast(slope, head.dtype)
+            rows["low_rank"] = ops.matmul(gradient, up)
+            factors["low_rank_kernel"] = gradient, data["low_rank"]
+        low = ops.cast(gradient, head.dtype)  # the precision of the head's products
         rows["student"] = ops.cast(ops.matmul(low, head.kernel), "float32")
         if head.trainable:
             factors["kernel"] = low, ops.cast(data["student"], head.dtype)
-        if alone:
+        if is_only_tile:
             return rows, sums, factors
         for name, (left, right) in factors.items():
             sums[name] = add_outer(before.get(name), left, right)
         return rows, sums, {}
 
 
-def _cut_off(head):
-    """`head` without gradients: what is computed here are the gradients themselves."""
+def _without_gradients(head):
+    """`head` without gradients, since they are computed here and not by autodiff."""
     cut = ops.stop_gradient
     return dataclasses.replace(
         head,
@@ -182,11 +205,16 @@ def _cut_off(head):
 
 
 def _by_blocks(function, inputs, block, columns):
-    """`function(*inputs)`, (n, columns) and (n, V), computed `block` rows at a time."""
+    """`function(*inputs)` computed `block` rows at a time.
+
+    Args:
+        function: takes the inputs' rows and returns (n, columns) and (n, V).
+        inputs: the student's logits (n, V) and other arrays (n, ...).
+    """
     first, *others = inputs
     if block in (None, first.shape[0]):
         return function(*inputs)
-    if runs_eagerly():  # and writes the second result over the first input
+    if runs_eagerly():  # `function` writes its second result over the first input
         blocks = zip(*(x.split(block) for x in inputs), strict=True)
         values = [function(*rows)[0] for rows in blocks]
         return ops.concatenate(values, axis=0), first
@@ -202,7 +230,7 @@ def _by_blocks(function, inputs, block, columns):
         pairs = zip(outputs, found, strict=True)
         return tuple(ops.slice_update(x, (i * block, 0), part) for x, part in pairs)
 
-    # Fresh memory costs a processor as much time as several passes over it.
-    slopes = first if in_place else ops.zeros_like(first)
+    # On a CPU new memory costs as much time as several passes over it.
+    gradient = first if in_place else ops.zeros_like(first)
     values = ops.zeros((rows, columns), dtype="float32")
-    return ops.fori_loop(0, rows // block, work, (values, slopes))
+    return ops.fori_loop(0, rows // block, work, (values, gradient))
