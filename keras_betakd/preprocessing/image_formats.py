@@ -10,7 +10,7 @@ from keras_betakd.preprocessing.text_format import TextFormat, packed
 class MarkedFormat(TextFormat):
     """Several pictures a record, each where the prompt has a mark: Gemma 3 and 3n."""
 
-    picture_keys = ("images",)
+    image_keys = ("images",)
 
     @property
     def mark(self):
@@ -33,7 +33,7 @@ class MarkedFormat(TextFormat):
 class PatchFormat(MarkedFormat):
     """Gemma 4: as many patches as a picture's shape gives, filled up to a maximum."""
 
-    picture_keys = ("pixel_values", "pixel_position_ids")
+    image_keys = ("pixel_values", "pixel_position_ids")
     mark = "<|image|>"
 
     def _pictures(self, images, limit):
@@ -59,13 +59,13 @@ class PatchFormat(MarkedFormat):
                 places[i, j] = parts["pixel_position_ids"][0]
         return {"pixel_values": values, "pixel_position_ids": places}
 
-    def picture_form(self):
+    def image_form(self):
         converter = self.preprocessor.image_converter
         if converter is None:
             return None
         # Not part of the converter's config.
         sizes = converter.max_soft_tokens, converter.pooling_kernel_size
-        return *super().picture_form(), *sizes
+        return *super().image_form(), *sizes
 
     def training(self, inputs, sequence_length=None):
         x, y, weight = super().training(inputs, sequence_length)
@@ -78,7 +78,7 @@ class PatchFormat(MarkedFormat):
 class PrefixFormat(TextFormat):
     """One picture a record, at a fixed place: the prompt carries no mark. PaliGemma."""
 
-    picture_keys = ("images",)
+    image_keys = ("images",)
     sees_whole_prompt = True
 
     def prepared(self, prompts, images, ids):

@@ -16,23 +16,17 @@ response: nothing is shifted again here.
 
 import numpy as np
 
-from keras_betakd.preprocessing.checks import (
-    check_lengths,
-    check_same_answers,
-    check_same_vocabulary,
-)
+from keras_betakd.preprocessing.checks import check_same_answers
+from keras_betakd.preprocessing.encoding import Encoder, ModelEncoder
 from keras_betakd.preprocessing.image_formats import format_of
 from keras_betakd.preprocessing.image_inputs import drop_mark
-from keras_betakd.preprocessing.model_inputs import model_inputs, training_inputs
 from keras_betakd.preprocessing.records import (
     as_text,
     as_turns,
     encoded_ids,
     record_ids,
-    to_numpy,
 )
 from keras_betakd.preprocessing.token_alignment import aligned_slots
-from keras_betakd.teacher_cache.outputs import CachedOutputs
 
 
 class DistillationPreprocessor:
@@ -104,139 +98,94 @@ class DistillationPreprocessor:
         self.blind_student = blind_student
         self.cross_tokenizer = cross_tokenizer
         self._vocabularies_checked = False
-        self._teacher_is_cached = isinstance(teacher_preprocessor, CachedOutputs)
-        if self._teacher_is_cached and cross_tokenizer:
+        if cross_tokenizer and self._teacher.tokenizer is None:
             raise ValueError(
                 "A cached teacher has the answer tokens of its own tokenizer only. For "
                 "different tokenizers (`ULDEnergy`) give the teacher itself."
             )
 
+    @property
+    def _teacher(self):
+        found = self.teacher_preprocessor
+        return found if isinstance(found, Encoder) else ModelEncoder(found, "teacher")
+
+    @property
+    def _student(self):
+        return ModelEncoder(self.student_preprocessor, "student")
+
     def __call__(self, records):
-        self._check_records(records)
+        _check_records(records)
         if not self.cross_tokenizer:
             self._check_vocabularies()
         ids = record_ids(records, len(records["prompts"]))
-        seen = _without_pictures(records) if self.blind_student else records
-        student = self._encode(self.student_preprocessor, seen, ids, "student")
+        length = self.max_response_length
+        shown = _without_images(records) if self.blind_student else records
+        student = self._student.encode(shown, ids, length)
         if self.teacher_preprocessor is self.student_preprocessor:
             teacher = student
-        elif self._teacher_is_cached:
-            length = self.max_response_length
-            teacher = self.teacher_preprocessor.encoded(records, length)
         else:
-            teacher = self._encode(self.teacher_preprocessor, records, ids, "teacher")
+            teacher = self._teacher.encode(records, ids, length)
         x = {
-            "student": student["x"],
-            "teacher": self._without_same_pictures(teacher["x"]),
-            "student_positions": student["positions"],
+            "student": student.inputs,
+            "teacher": self._without_shared_images(teacher.inputs),
+            "student_positions": student.positions,
         }
         if self.cross_tokenizer:
             x.update(self._aligned(teacher, student))
         else:
-            check_same_answers(teacher["y"], student["y"], ids)
-            x["teacher_positions"] = teacher["positions"]
+            check_same_answers(teacher.labels, student.labels, ids)
+            x["teacher_positions"] = teacher.positions
         if records.get("ids") is not None:
             x["ids"] = encoded_ids([as_text(i) for i in records["ids"]])
-        return x, student["y"], student["sample_weight"]
-
-    def _aligned(self, teacher, student):
-        """The teacher's positions at the student's answer tokens, where it has one."""
-        positions = np.zeros_like(teacher["positions"])
-        aligned = np.zeros_like(student["sample_weight"])
-        for i in range(len(positions)):
-            answers = [m["y"][i][m["sample_weight"][i] > 0] for m in (teacher, student)]
-            slots = aligned_slots(
-                self.teacher_preprocessor.tokenizer,
-                self.student_preprocessor.tokenizer,
-                *answers,
-            )
-            found = np.flatnonzero(slots >= 0)
-            positions[i, found] = teacher["positions"][i, slots[found]]
-            aligned[i, found] = 1.0
-        return {"teacher_positions": positions, "aligned": aligned}
-
-    def _without_same_pictures(self, x):
-        """The distiller gives the teacher the student's pictures, where it has none."""
-        cached = self._teacher_is_cached
-        if cached or not _same_pictures(
-            self.teacher_preprocessor, self.student_preprocessor
-        ):
-            return x
-        shared = format_of(self.student_preprocessor).picture_keys
-        return {name: value for name, value in x.items() if name not in shared}
-
-    def _encode(self, preprocessor, records, ids, role):
-        inputs = model_inputs(preprocessor, records)
-        x, y, weight = to_numpy(training_inputs(preprocessor, inputs))
-        check_lengths(preprocessor, inputs, (x, weight), ids, role)
-        positions, weights = self._answer_slots(weight, ids)
-        return {
-            "x": x,
-            "y": np.where(weights > 0, np.take_along_axis(y, positions, 1), 0),
-            "positions": positions,
-            "sample_weight": weights,
-        }
-
-    def _answer_slots(self, weight, ids):
-        """The positions of the supervised tokens, moved to the front of K slots."""
-        size = self.max_response_length
-        positions = np.zeros((len(weight), size), dtype="int32")
-        weights = np.zeros((len(weight), size), dtype="float32")
-        for i, row in enumerate(weight):
-            found = np.flatnonzero(row)
-            if len(found) > size:
-                raise ValueError(
-                    f"The answer of record {ids[i]} has {len(found)} tokens with its "
-                    f"end mark, more than max_response_length={size}. Raise "
-                    "`max_response_length`, or leave the record out."
-                )
-            positions[i, : len(found)] = found
-            weights[i, : len(found)] = row[found]
-        return positions, weights
-
-    def _check_records(self, records):
-        missing = [k for k in ("prompts", "responses") if k not in records]
-        if missing:
-            raise ValueError(
-                f"Raw records need {missing} beside what they have. Expected a dict "
-                'with "prompts", "responses" and, for models that see, "images". '
-                f"Received: keys={sorted(records)}"
-            )
-        sizes = {key: len(records[key]) for key in ("prompts", "responses")}
-        if len(set(sizes.values())) > 1:
-            raise ValueError(
-                f"Every prompt needs one response. Received: {sizes} entries."
-            )
+        return x, student.labels, student.weights
 
     def _check_vocabularies(self):
         # Not in the constructor: a model that is being loaded gets its vocabulary
         # after it is made.
-        if self._vocabularies_checked:
-            return
-        teacher, student = self.teacher_preprocessor, self.student_preprocessor
-        if self._teacher_is_cached:
-            teacher.check_vocabulary(student)
+        if not self._vocabularies_checked:
+            self._teacher.check_vocabulary(self.student_preprocessor)
             self._vocabularies_checked = True
-            return
-        if teacher.tokenizer is not student.tokenizer:
-            check_same_vocabulary(teacher.tokenizer, student.tokenizer)
-        # Flan-T5's has no such setting: it always ends them.
-        ends = [getattr(p, "add_end_token", True) for p in (teacher, student)]
-        if ends[0] != ends[1]:
-            raise ValueError(
-                "Teacher and student must both end their answers, or both not. "
-                f"Received: teacher add_end_token={ends[0]}, student "
-                f"add_end_token={ends[1]}"
+
+    def _aligned(self, teacher, student):
+        """The teacher's positions at the student's answer tokens, where it has one."""
+        positions = np.zeros_like(teacher.positions)
+        aligned = np.zeros_like(student.weights)
+        for i in range(len(positions)):
+            answers = [m.labels[i][m.weights[i] > 0] for m in (teacher, student)]
+            slots = aligned_slots(
+                self._teacher.tokenizer, self._student.tokenizer, *answers
             )
-        self._vocabularies_checked = True
+            found = np.flatnonzero(slots >= 0)
+            positions[i, found] = teacher.positions[i, slots[found]]
+            aligned[i, found] = 1.0
+        return {"teacher_positions": positions, "aligned": aligned}
+
+    def _without_shared_images(self, inputs):
+        """The teacher's inputs without images that equal the student's.
+
+        The distiller hands the student's images to a teacher that has none.
+        """
+        form = self._teacher.image_form()
+        if form is None or form != self._student.image_form():
+            return inputs
+        shared = format_of(self.student_preprocessor).image_keys
+        return {name: value for name, value in inputs.items() if name not in shared}
 
 
-def _without_pictures(records):
+def _check_records(records):
+    missing = [k for k in ("prompts", "responses") if k not in records]
+    if missing:
+        raise ValueError(
+            f"Raw records need {missing} beside what they have. Expected a dict "
+            'with "prompts", "responses" and, for models that see, "images". '
+            f"Received: keys={sorted(records)}"
+        )
+    sizes = {key: len(records[key]) for key in ("prompts", "responses")}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"Every prompt needs one response. Received: {sizes} entries.")
+
+
+def _without_images(records):
     prompts = [[drop_mark(t) for t in as_turns(p)] for p in records["prompts"]]
     rest = {key: value for key, value in records.items() if key != "images"}
     return {**rest, "prompts": prompts}
-
-
-def _same_pictures(teacher, student):
-    """Whether two preprocessors make the same array of the same pictures."""
-    return format_of(teacher).picture_form() == format_of(student).picture_form()

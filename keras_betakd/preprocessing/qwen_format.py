@@ -21,7 +21,7 @@ class Qwen3_5Format(TextFormat):
     of Qwen's M-RoPE, with the temporal one first and second.
     """
 
-    picture_keys = ("pixel_values", "image_grid_thw")
+    image_keys = ("pixel_values", "image_grid_thw")
     decodes_cached = False
 
     def prompt_lengths(self, inputs, limit):

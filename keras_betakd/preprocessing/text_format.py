@@ -17,7 +17,7 @@ class TextFormat:
         preprocessor: the family's keras-hub preprocessor.
 
     Attributes:
-        picture_keys: the inputs that hold pictures.
+        image_keys: the inputs that hold pictures.
         mark: the text that announces a picture, if the family has one.
         sees_whole_prompt: whether prompt tokens see each other both ways.
         answer_length: the preprocessor's attribute that limits what is decoded.
@@ -25,7 +25,7 @@ class TextFormat:
         takes_turns: whether a record may be a conversation of several turns.
     """
 
-    picture_keys = ()
+    image_keys = ()
     mark = None
     sees_whole_prompt = False
     answer_length = "sequence_length"
@@ -40,7 +40,7 @@ class TextFormat:
         image_inputs.expect_no_images(images, ids)
         return {"prompts": prompts}
 
-    def picture_form(self):
+    def image_form(self):
         """Two formats of one form make the same arrays of the same pictures."""
         converter = getattr(self.preprocessor, "image_converter", None)
         if converter is None:
@@ -62,7 +62,7 @@ class TextFormat:
 
     def generation(self, inputs):
         """What `generate` and `generate_preprocess` take."""
-        pictures_in = {k: inputs[k] for k in self.picture_keys if k in inputs}
+        pictures_in = {k: inputs[k] for k in self.image_keys if k in inputs}
         if not pictures_in:
             return inputs["prompts"]
         return {"prompts": inputs["prompts"], **pictures_in}

@@ -1,11 +1,13 @@
 """`cache_teacher`: runs a teacher once over a data set and keeps what it made."""
 
+import dataclasses
+
 import keras
 import numpy as np
 
 from keras_betakd.preprocessing.adapters import as_dataset
 from keras_betakd.teacher_cache import fingerprints
-from keras_betakd.teacher_cache.files import CacheFolder
+from keras_betakd.teacher_cache.files import CachedRecord, CacheFolder
 from keras_betakd.teacher_cache.outputs import ids_of
 from keras_betakd.teacher_cache.source import TeacherSource, small
 from keras_betakd.teacher_cache.teacher import CachedTeacher
@@ -113,17 +115,18 @@ def _record_files(folder, batches, source, verbose):
 
 def _expect_same(folder, settings):
     """Writes the settings of a new cache, or compares those of one begun before."""
-    before = folder.settings()
+    before, settings = folder.settings(), dataclasses.asdict(settings)
     if before is None:
         folder.write_json("settings.json", settings)
         return
-    differing = sorted(k for k in settings if settings[k] != before.get(k))
+    before = dataclasses.asdict(before)
+    differing = sorted(k for k in settings if settings[k] != before[k])
     if differing:
         raise ValueError(
             f"The teacher cache in '{folder.path}' was begun with another "
             f"{' and another '.join(differing)}. Received: "
             f"{ {k: settings[k] for k in differing} }, there: "
-            f"{ {k: before.get(k) for k in differing} }. Use another directory, or "
+            f"{ {k: before[k] for k in differing} }. Use another directory, or "
             "delete that one."
         )
 
@@ -149,11 +152,11 @@ class _File:
 
     def add(self, ids, batch):
         digests = fingerprints.of_records(batch)
-        self.records += map(list, zip(ids, digests, strict=True))
+        self.records += zip(ids, digests, strict=True)
         if self.found is None:
             self.parts.append(self.source.outputs(batch))
             return
-        before = [record[:2] for record in self.found.records[: len(self.records)]]
+        before = [(r.id, r.digest) for r in self.found.records[: len(self.records)]]
         if before != self.records:
             raise ValueError(
                 f"The file '{self.folder.path / self.name}' of the teacher cache holds "
@@ -179,7 +182,10 @@ class _File:
             name: small(np.concatenate([p[name] for p in self.parts]))
             for name in self.parts[0]
         }
-        records = [[*r, n] for r, n in zip(self.records, tokens, strict=True)]
+        records = [
+            CachedRecord(*record, number)
+            for record, number in zip(self.records, tokens, strict=True)
+        ]
         return self.folder.write_shard(self.name, arrays, records)
 
 

@@ -6,8 +6,10 @@ head.safetensors    the teacher's LM head, where rows of hidden states are store
 index.json          the digests of all files; written last, so it marks a whole cache
 """
 
+import dataclasses
 import json
 import pathlib
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +17,50 @@ from keras_betakd.files import atomic_write
 from keras_betakd.teacher_cache import fingerprints
 
 FORMAT = 1
+
+
+@dataclasses.dataclass
+class CacheSettings:
+    """The content of settings.json: what a cache was made with, under the file's keys.
+
+    A key that the file lacks is `None`.
+
+    Attributes:
+        format: version of the files.
+        teacher: digest of the teacher's weights.
+        preprocessor: digest of its preprocessor.
+        vocabulary: digest of its tokens.
+        add_end_token: whether its answers have an end mark.
+        kind: what is stored of each answer token: `"hidden"` states, `"top_k"`
+            classes or all `"logits"`.
+        top_k: how many classes; `None` for all.
+        arrays: the names of the stored arrays, sorted.
+        vocabulary_size: V, the number of classes.
+        hidden_dim: H, the width of its hidden states.
+        head_dtype: the precision in which its LM head computes; `None` without a head.
+        soft_cap: of its logits; `None` if there is none.
+    """
+
+    format: int | None = None
+    teacher: str | None = None
+    preprocessor: str | None = None
+    vocabulary: str | None = None
+    add_end_token: bool | None = None
+    kind: str | None = None
+    top_k: int | None = None
+    arrays: list[str] | None = None
+    vocabulary_size: int | None = None
+    hidden_dim: int | None = None
+    head_dtype: str | None = None
+    soft_cap: float | None = None
+
+
+class CachedRecord(NamedTuple):
+    """A record in the metadata of a file: its id, its digest, its answer tokens."""
+
+    id: str
+    digest: str
+    tokens: int
 
 
 class CacheFolder:
@@ -32,8 +78,12 @@ class CacheFolder:
         self.path = pathlib.Path(path)
 
     def settings(self):
-        """What the cache was made with, a dict; `None` if there is no cache."""
-        return self._json("settings.json")
+        """The `CacheSettings`; `None` if there is no cache."""
+        found = self._json("settings.json")
+        if found is None:
+            return None
+        names = [field.name for field in dataclasses.fields(CacheSettings)]
+        return CacheSettings(**{name: found.get(name) for name in names})
 
     def index(self):
         """Dict of file name to digest; `None` if the cache is not whole."""
@@ -49,7 +99,7 @@ class CacheFolder:
         Args:
             name: its name.
             arrays: dict of its arrays.
-            records: of each record in it, `[id, digest, tokens]`.
+            records: the `CachedRecord`s in it.
         """
         # The library writes a transposed array as if it were not.
         arrays = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
@@ -100,7 +150,7 @@ class Shard:
     """One file, read from disk as its arrays are asked for.
 
     Attributes:
-        records: of each record in it, `[id, digest, tokens]`.
+        records: list of the `CachedRecord`s in it.
         digest: of all its content, as it says itself.
     """
 
@@ -108,7 +158,7 @@ class Shard:
         self._path, self._file = path, file
         metadata = json.loads(file.metadata()["cache"])
         self._text, self.digest = metadata["records"], metadata["digest"]
-        self.records = json.loads(self._text)
+        self.records = [CachedRecord(*r) for r in json.loads(self._text)]
         self._slices = {name: file.get_slice(name) for name in file.keys()}
 
     def verify(self, digest):

@@ -1,7 +1,10 @@
 """A teacher's stored outputs, found again by the ids of the records."""
 
+from typing import NamedTuple
+
 import numpy as np
 
+from keras_betakd.preprocessing.encoding import Encoded, Encoder
 from keras_betakd.preprocessing.records import as_text
 from keras_betakd.teacher_cache import fingerprints
 from keras_betakd.teacher_cache.files import FORMAT, CacheFolder
@@ -10,14 +13,27 @@ from keras_betakd.teacher_cache.files import FORMAT, CacheFolder
 BY_TOKEN = ("labels", "rows", "packed", "attention")
 
 
-class CachedOutputs:
+class Place(NamedTuple):
+    """Where a record stands: its file, its row there, and its answer tokens' rows.
+
+    `digest` is that of the record.
+    """
+
+    file: str
+    row: int
+    start: int
+    stop: int
+    digest: str
+
+
+class CachedOutputs(Encoder):
     """Stands where a teacher's preprocessor would: gives what is stored, not tokens.
 
     Args:
         directory: folder of a whole cache.
 
     Attributes:
-        settings: what the cache was made with.
+        settings: what the cache was made with, a `CacheSettings`.
 
     Raises:
         FileNotFoundError: there is no cache, or not all of it.
@@ -35,10 +51,10 @@ class CachedOutputs:
                 f"There is {state} teacher cache in '{directory}'. Run `cache_teacher` "
                 "to its end first; it goes on where it was stopped."
             )
-        if self.settings["format"] != FORMAT:
+        if self.settings.format != FORMAT:
             raise ValueError(
                 f"The teacher cache in '{directory}' has format "
-                f"{self.settings['format']}; this version reads {FORMAT}. Build it "
+                f"{self.settings.format}; this version reads {FORMAT}. Build it "
                 "anew."
             )
         self._verified = {}
@@ -56,64 +72,63 @@ class CachedOutputs:
             return {}
         return self._open("head.safetensors").arrays()
 
-    def check_vocabulary(self, preprocessor):
-        """Raises unless the student's preprocessor has the teacher's tokens."""
-        ours = fingerprints.of_vocabulary(preprocessor.tokenizer)
-        if ours != self.settings["vocabulary"]:
+    def check_vocabulary(self, student_preprocessor):
+        tokenizer = student_preprocessor.tokenizer
+        ours = fingerprints.of_vocabulary(tokenizer)
+        if ours != self.settings.vocabulary:
             raise ValueError(
                 f"The teacher cache in '{self.folder.path}' was made with another "
-                f"vocabulary than the student's {type(preprocessor.tokenizer).__name__}"
-                ". Teacher and student must have the same."
+                f"vocabulary than the student's {type(tokenizer).__name__}. Teacher "
+                "and student must have the same."
             )
-        ends = getattr(preprocessor, "add_end_token", True)
-        if ends != self.settings["add_end_token"]:
+        ends = getattr(student_preprocessor, "add_end_token", True)
+        if ends != self.settings.add_end_token:
             raise ValueError(
                 "Teacher and student must both end their answers, or both not. "
                 f"Received: a teacher cache with add_end_token={not ends}, a student "
                 f"with add_end_token={ends}"
             )
 
-    def encoded(self, records, max_response_length):
-        """The teacher's side of a batch, as `DistillationPreprocessor` hands it on.
+    def encode(self, records, ids, max_response_length):
+        """The teacher's side of a batch, out of the cache.
 
         Args:
             records: dict of raw records with `"ids"`.
+            ids: how to name each record in an error.
             max_response_length: K.
 
         Returns:
-            Dict of `"x"`, a dict of float32 arrays (B, K, ...) and (B, ...); `"y"`,
-            the labels (B, K); and `"positions"`, (B, K).
+            An `Encoded`, whose inputs are float32 arrays (B, K, ...) and (B, ...).
 
         Raises:
             ValueError: records without ids, one that is not in the cache, or one that
                 is not what it was.
         """
-        found = [self._record(*place) for place in self._places_of(records)]
-        size = len(found)
-        x = {}
+        found = [self._record(place) for place in self._places_of(records, ids)]
+        inputs = {}
         for name in found[0]:
             rows = [record[name] for record in found]
             if name in BY_TOKEN:
                 rows = [_filled_up(row, max_response_length) for row in rows]
-            x[name] = np.stack(rows)
-        y = x.pop("labels")
+            inputs[name] = np.stack(rows)
+        labels = inputs.pop("labels")
         positions = np.arange(max_response_length, dtype="int32")
-        return {"x": x, "y": y, "positions": np.tile(positions, (size, 1))}
+        return Encoded(inputs, labels, np.tile(positions, (len(found), 1)))
 
-    def _places_of(self, records):
-        ids = ids_of(records)
+    def _places_of(self, records, ids):
+        keys, digests = ids_of(records), fingerprints.of_records(records)
         places = []
-        for name, digest in zip(ids, fingerprints.of_records(records), strict=True):
-            if name not in self._places:
+        for key, digest, name in zip(keys, digests, ids, strict=True):
+            if key not in self._places:
                 raise ValueError(
-                    f"Record '{name}' is not in the teacher cache '{self.folder.path}' "
+                    f"Record {name} is not in the teacher cache '{self.folder.path}' "
                     f"of {len(self)} records. Build one of all records that are "
                     "trained or evaluated on."
                 )
-            *place, cached = self._places[name]
-            if digest != cached:
+            place = self._places[key]
+            if digest != place.digest:
                 raise ValueError(
-                    f"Record '{name}' is not what it was when its teacher ran: prompt, "
+                    f"Record {name} is not what it was when its teacher ran: prompt, "
                     "response or pictures differ from those in the teacher cache "
                     f"'{self.folder.path}' (changed data, augmentation, or an id that "
                     "two records have). Build the cache of the records as they are now."
@@ -121,14 +136,14 @@ class CachedOutputs:
             places.append(place)
         return places
 
-    def _record(self, shard, row, start, stop):
-        shard = self._open(shard)
+    def _record(self, place):
+        shard = self._open(place.file)
         found = {}
         for name in shard.names:
             if name in BY_TOKEN:
-                value = shard.rows(name, start, stop)
+                value = shard.rows(name, place.start, place.stop)
             else:
-                value = shard.rows(name, row, row + 1)[0]
+                value = shard.rows(name, place.row, place.row + 1)[0]
             whole = name == "labels" or value.dtype == bool
             found[name] = value if whole else value.astype("float32")
         return found
@@ -141,13 +156,14 @@ class CachedOutputs:
         return self._verified[name]
 
     def _find_records(self):
-        """Dict of id to file, row, first and last token, and digest of the record."""
+        """Dict of id to `Place`."""
         places = {}
         for name in sorted(set(self._digests) - {"head.safetensors"}):
             start = 0
-            for row, (key, digest, tokens) in enumerate(self.folder.open(name).records):
-                places[key] = name, row, start, start + tokens, digest
-                start += tokens
+            for row, record in enumerate(self.folder.open(name).records):
+                stop = start + record.tokens
+                places[record.id] = Place(name, row, start, stop, record.digest)
+                start = stop
         return places
 
 

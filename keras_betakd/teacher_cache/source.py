@@ -11,7 +11,7 @@ from keras_betakd.distillation.distiller import BetaKDDistiller
 from keras_betakd.models.views import view_of
 from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
 from keras_betakd.teacher_cache import fingerprints
-from keras_betakd.teacher_cache.files import FORMAT
+from keras_betakd.teacher_cache.files import FORMAT, CacheSettings
 from keras_betakd.teacher_cache.outputs import BY_TOKEN, CachedOutputs
 
 
@@ -58,21 +58,21 @@ class TeacherSource:
 
     def settings(self):
         matrix = self.view.head.matrix() if self.kind == "hidden" else None
-        tokenizer = self.preprocessor.teacher_preprocessor
-        return {
-            "format": FORMAT,
-            "teacher": fingerprints.of_weights(self.view.model),
-            "preprocessor": fingerprints.of_preprocessor(tokenizer),
-            "vocabulary": fingerprints.of_vocabulary(tokenizer.tokenizer),
-            "add_end_token": getattr(tokenizer, "add_end_token", True),
-            "kind": self.kind,
-            "top_k": self.top_k,
-            "arrays": sorted(self._stored),
-            "vocabulary_size": self.classes,
-            "hidden_dim": self.view.hidden_dim,
-            "head_dtype": matrix and matrix.dtype,
-            "soft_cap": matrix and matrix.soft_cap,
-        }
+        preprocessor = self.preprocessor.teacher_preprocessor
+        return CacheSettings(
+            format=FORMAT,
+            teacher=fingerprints.of_weights(self.view.model),
+            preprocessor=fingerprints.of_preprocessor(preprocessor),
+            vocabulary=fingerprints.of_vocabulary(preprocessor.tokenizer),
+            add_end_token=getattr(preprocessor, "add_end_token", True),
+            kind=self.kind,
+            top_k=self.top_k,
+            arrays=sorted(self._stored),
+            vocabulary_size=self.classes,
+            hidden_dim=self.view.hidden_dim,
+            head_dtype=matrix and matrix.dtype,
+            soft_cap=matrix and matrix.soft_cap,
+        )
 
     def head(self):
         """The LM head as arrays, if hidden states are kept."""

@@ -49,8 +49,7 @@ class CachedTeacher(keras.Model):
         super().__init__(name=name, **kwargs)
         self.directory = str(directory)
         self.preprocessor = CachedOutputs(directory)
-        settings = self.preprocessor.settings
-        self.kind = settings["kind"]
+        self.kind = self.preprocessor.settings.kind
         self.head_arrays = {
             key: self._constant(key, value)
             for key, value in self.preprocessor.head().items()
@@ -83,10 +82,10 @@ class CachedTeacherView(ModelView):
         super().__init__(model)
         settings = model.preprocessor.settings
         self.sees_hidden_states = True
-        self.hidden_dim = settings["hidden_dim"]
-        self.vocabulary_size = settings["vocabulary_size"]
-        self.stored = set(settings["arrays"])
-        self.head = _HEADS[settings["kind"]](model)
+        self.hidden_dim = settings.hidden_dim
+        self.vocabulary_size = settings.vocabulary_size
+        self.stored = set(settings.arrays)
+        self.head = _HEADS[settings.kind](model)
 
     def logits(self, inputs, training=None):
         raise ValueError(NEEDS_RECORDS)
@@ -138,8 +137,8 @@ class _StoredHead(LMHead):
     def __init__(self, model):
         super().__init__(lambda rows: self.matrix()(rows))
         self.arrays = model.head_arrays
-        self.dtype = model.preprocessor.settings["head_dtype"]
-        self.soft_cap = model.preprocessor.settings["soft_cap"]
+        self.dtype = model.preprocessor.settings.head_dtype
+        self.soft_cap = model.preprocessor.settings.soft_cap
 
     has_matrix = True
 
@@ -156,7 +155,7 @@ class _TopClassesHead(LMHead):
 
     def __init__(self, model):
         settings = model.preprocessor.settings
-        sizes = settings["top_k"], settings["vocabulary_size"]
+        sizes = settings.top_k, settings.vocabulary_size
         super().__init__(lambda rows: top_classes_logits(rows, *sizes))
 
 
