@@ -1,4 +1,4 @@
-"""`Encoder`: turns raw records into one model's side of a batch."""
+"""`Encoder`: encodes raw records for one model of a pair."""
 
 import dataclasses
 from typing import Any
@@ -30,10 +30,11 @@ class Encoded:
 
 
 class Encoder:
-    """Base class of what encodes raw records for one model of a pair.
+    """Base class: encodes raw records for one model of a pair.
 
     Attributes:
-        tokenizer: the tokenizer of the answers; `None` if there is none at hand.
+        tokenizer: the model's tokenizer; `None` if it is not available, so that the
+            answers cannot be aligned with those of another tokenizer.
     """
 
     tokenizer = None
@@ -43,25 +44,29 @@ class Encoder:
 
         Args:
             records: dict of raw records.
-            ids: how to name each record in an error.
-            max_response_length: K, the most answer tokens of a record.
+            ids: B strings that name the records in errors.
+            max_response_length: K, the maximum number of answer tokens of a record.
 
         Returns:
             An `Encoded`.
 
         Raises:
-            ValueError: a record that does not fit. The message names it.
+            ValueError: a record that cannot be encoded. The message names it.
         """
         raise NotImplementedError
 
     def check_vocabulary(self, student_preprocessor):
-        """Raises a `ValueError` unless the student has this vocabulary and end mark."""
+        """Checks that the student's tokens and end mark are this model's.
+
+        Raises:
+            ValueError: they are not.
+        """
         raise NotImplementedError
 
     def image_form(self):
-        """What the arrays made of images depend on, comparable by `==`.
+        """A value that is equal for encoders that make equal arrays of equal images.
 
-        `None` where no images are encoded.
+        `None` if there are no images to be shared with another model.
         """
         return None
 
@@ -71,7 +76,7 @@ class ModelEncoder(Encoder):
 
     Args:
         preprocessor: a keras-hub preprocessor of a `CausalLM` or `Seq2SeqLM`.
-        role: `"teacher"` or `"student"`, for errors.
+        role: `"teacher"` or `"student"`; errors name it.
     """
 
     def __init__(self, preprocessor, role):
@@ -108,15 +113,12 @@ class ModelEncoder(Encoder):
 
 
 def _answer_slots(weight, size, ids):
-    """The supervised tokens, moved to the front of K slots.
+    """The positions and weights, (B, K) each, of the tokens with weight, K = `size`.
 
     Args:
         weight: (B, T), the weights of all tokens.
-        size: K.
-        ids: how to name each record in an error.
-
-    Returns:
-        Their positions and weights, each (B, K).
+        size: K, the maximum number of tokens with weight in a row.
+        ids: B strings that name the records in errors.
     """
     positions = np.zeros((len(weight), size), dtype="int32")
     weights = np.zeros((len(weight), size), dtype="float32")

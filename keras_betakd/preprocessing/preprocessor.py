@@ -1,17 +1,10 @@
-"""From raw records to the answer-position form that the distiller trains on.
+"""`DistillationPreprocessor`: raw records to the distiller's form of a batch.
 
-Logits are needed only where an answer token is predicted, and the two models may
-place that token differently (another number of image tokens, another length). So
-each model's own keras-hub preprocessor runs on the records, and the positions of
-its answer tokens are written down:
-
-    x = {"student": {...}, "teacher": {...},
-         "student_positions": (B, K), "teacher_positions": (B, K)}
-    y = (B, K) token ids
-    sample_weight = (B, K), 0 in unused slots
-
-keras-hub hands out labels that are shifted by one already, and weights that mark the
-response: nothing is shifted again here.
+Logits are needed only at the positions that predict an answer token, and these differ
+between the two models (another number of image tokens, another length). So each model's
+keras-hub preprocessor encodes the records, and the positions of its answer tokens are
+recorded. keras-hub returns labels that are already shifted by one, and weights that
+mark the response, so nothing is shifted here.
 """
 
 import numpy as np
@@ -35,33 +28,37 @@ class DistillationPreprocessor:
     Args:
         teacher_preprocessor: the teacher's keras-hub `CausalLMPreprocessor`, or that
             of a `CachedTeacher`.
-        student_preprocessor: the student's. Both must share one vocabulary.
-        max_response_length: K, the most answer tokens of a record, its end mark
-            included. Static, so that XLA compiles once; every slot costs a row of
-            logits in both models. Defaults to 64.
-        blind_student: whether the student, a model for text alone, is to answer
-            without the pictures that the teacher sees; marks are taken out of its
-            prompts. Defaults to `False`: pictures that it cannot see are an error.
+        student_preprocessor: the student's. Unless `cross_tokenizer`, both must have
+            the same vocabulary.
+        max_response_length: K, the maximum number of answer tokens of a record, its end
+            mark included. It is static, so that XLA compiles once; each of the K
+            positions costs a row of logits in both models. Defaults to 64.
+        blind_student: whether the student, a text model, answers without the images
+            that the teacher takes; image marks are removed from its prompts. Defaults
+            to `False`: images are an error for a model that takes none.
         cross_tokenizer: whether the two have different tokenizers. Each answer token of
-            the student is then paired with the teacher's that continues the same text;
-            `x["aligned"]`, (B, K), is 1 where there is one and 0 elsewhere. Only
+            the student is then paired with the teacher's token that continues the same
+            text; `x["aligned"]`, (B, K), is 1 where there is one and 0 elsewhere. Only
             `ULDEnergy` and energies of features compare such models.
 
     Call arguments:
-        records: dict of lists or arrays with `"prompts"`, `"responses"`, and where the
-            models see, `"images"`; as keras-hub takes them. A prompt marks each picture
-            with `<image>` or with the model's own mark. Optional `"ids"` are named in
-            errors and warnings; `x["ids"]`, (B, 64), holds them as bytes.
+        records: dict of lists or arrays with `"prompts"`, `"responses"` and, for models
+            that take images, `"images"`, as keras-hub takes them. A prompt marks each
+            image with `<image>` or with the model's own mark. Optional `"ids"` are
+            named in errors and warnings.
 
     Returns:
-        `(x, y, sample_weight)` as NumPy arrays, in the form above. Where both models
-        take a picture in the same form, it stands in `x["student"]` alone.
+        `(x, y, sample_weight)` as NumPy arrays. `x` is a dict of the inputs of both
+        models, the positions that predict their answer tokens, and the records' ids;
+        `keras_betakd.preprocessing.batches` describes each of its keys. `y`, (B, K),
+        holds the token ids of the student's answers and `sample_weight`, (B, K), their
+        weights; both are 0 in unused slots.
 
     Raises:
         ValueError: different vocabularies; a record that does not fit in a sequence
-            (it would be cut: the text, the answer or the image tokens) or whose answer
-            does not fit in K; pictures and marks that do not agree. The message
-            names the record, the limit and the length needed.
+            (its text, answer or image tokens would be cut) or whose answer has more
+            than K tokens; a number of images that differs from that of the marks. The
+            message names the record, the limit and the length needed.
 
     Example:
 
@@ -71,7 +68,7 @@ class DistillationPreprocessor:
     )
     x, y, sample_weight = preprocessor(
         {
-            "images": [picture],
+            "images": [image],
             "prompts": ["<image>\\nwhat color is the shape?"],
             "responses": ["teal"],
         }
@@ -147,7 +144,7 @@ class DistillationPreprocessor:
             self._vocabularies_checked = True
 
     def _aligned(self, teacher, student):
-        """The teacher's positions at the student's answer tokens, where it has one."""
+        """The teacher's positions for the student's answer tokens, as a part of `x`."""
         positions = np.zeros_like(teacher.positions)
         aligned = np.zeros_like(student.weights)
         for i in range(len(positions)):

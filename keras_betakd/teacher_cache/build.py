@@ -1,4 +1,4 @@
-"""`cache_teacher`: runs a teacher once over a data set and keeps what it made."""
+"""`cache_teacher`: runs a teacher once over a data set and stores its outputs."""
 
 import dataclasses
 
@@ -9,10 +9,10 @@ from keras_betakd.preprocessing.adapters import as_dataset
 from keras_betakd.teacher_cache import fingerprints
 from keras_betakd.teacher_cache.files import CachedRecord, CacheFolder
 from keras_betakd.teacher_cache.outputs import ids_of
-from keras_betakd.teacher_cache.source import TeacherSource, small
+from keras_betakd.teacher_cache.source import TeacherSource, compacted
 from keras_betakd.teacher_cache.teacher import CachedTeacher
 
-# A file holds so many records, or fewer if they are large.
+# A file is closed when it has this many records or bytes.
 FILE_RECORDS = 512
 FILE_BYTES = 2**28
 
@@ -26,46 +26,48 @@ def cache_teacher(
     max_response_length=64,
     verbose=1,
 ):
-    """Runs a teacher once over a data set and writes what it made to disk.
+    """Runs a teacher once over a data set and writes its outputs to disk.
 
-    For each answer token either the last hidden state h is kept, from which the
-    teacher's LM head (kept once) makes the logits again: H numbers instead of V, and
-    the losses are those of the live teacher. Or, with `top_k`, the log-probabilities of
-    its k best classes and the probability r that is left, which the other V - k
-    classes then share alike,
+    By default the last hidden state of each answer token is stored, and once the
+    teacher's LM head, which computes the logits from it: H numbers per token instead of
+    V (hidden width and number of classes), and the losses are those of the live
+    teacher. The logits themselves are stored for a head without a matrix that could be
+    stored (a quantized teacher). With `top_k`, the log-probabilities log p_i of the k
+    best classes and the remaining probability r are stored. The other V - k classes
+    then share r equally:
 
         log p_i  for i among the k best,   log(r / (V - k))  for every other i.
 
-    That needs no head, but changes what the energies are (by how much:
-    `benchmarks/teacher_cache.py`). Besides, for each record, what betas and energies
-    read: the mean hidden state, and, for a distiller whose energies compare features,
-    those of the pictures.
+    This needs no head, but changes the values of the energies (by how much:
+    `benchmarks/teacher_cache.py`). For each record also what betas and energies read is
+    stored: the mean hidden state, and, for a distiller whose energies compare features,
+    those of the images.
 
-    A run that is stopped goes on where it was when it is called again, and ends with
-    the same files to the bit.
+    A run that was interrupted continues where it stopped when it is called again, and
+    ends with the same files, byte for byte.
 
     Args:
-        distiller_or_teacher: a `BetaKDDistiller`, of which the energies and betas say
-            what to keep; or a teacher alone, a keras-hub `CausalLM`.
+        distiller_or_teacher: a `BetaKDDistiller`, whose energies and betas determine
+            what is stored, or a teacher, a keras-hub `CausalLM`.
         dataset: raw records with ids, {"ids", "prompts", "responses", "images"}, as a
             dict of lists or in batches (`PyDataset`, `tf.data.Dataset`, torch
-            `DataLoader`), in an order that is the same each time.
+            `DataLoader`), in the same order each time.
         directory: folder to write to.
-        top_k: how many classes to keep; `None` (default) keeps all.
-        batch_size: records a batch, where they come as a dict of lists.
-        max_response_length: the most answer tokens of a record, for a teacher alone; a
-            distiller's preprocessor has its own.
+        top_k: k, the number of classes to store; `None` (default) stores all.
+        batch_size: records per batch, for a dict of lists.
+        max_response_length: the maximum number of answer tokens of a record, for a
+            teacher; a distiller's preprocessor has its own.
         verbose: 1 for a progress bar, 0 for none.
 
     Returns:
-        A `CachedTeacher`, to be given to a distiller in the teacher's place.
+        A `CachedTeacher`, which takes the teacher's place in a distiller.
 
     Raises:
-        ValueError: records without ids or with one twice; a cache in `directory` that
-            was made with another teacher, preprocessor, or settings, or of other
+        ValueError: records without ids, or two with the same id; a cache in `directory`
+            that was made with another teacher, preprocessor or setting, or of other
             records; a damaged file.
-        OSError: the disk is full or the folder cannot be written; what was written
-            before is whole.
+        OSError: the disk is full or the folder cannot be written; the files that were
+            written before are complete.
         ImportError: the package safetensors is missing.
 
     Example:
@@ -87,16 +89,16 @@ def cache_teacher(
         )
     _expect_same(folder, source.settings())
     digests = {}
-    head = source.head()
+    head, name = source.head(), "head.safetensors"
     if head:
-        digests["head.safetensors"] = _kept(folder, "head.safetensors", head)
+        digests[name] = _written_or_verified(folder, name, head)
     digests.update(_record_files(folder, batches, source, verbose))
     folder.write_json("index.json", digests)
     return CachedTeacher(directory)
 
 
 def _record_files(folder, batches, source, verbose):
-    """Makes the files of records that are not there; returns the digests of all."""
+    """Writes the files of records that are missing; returns the digests of all."""
     digests, seen = {}, set()
     progress = keras.utils.Progbar(batches.num_batches, verbose=verbose)
     batches.on_epoch_begin()
@@ -114,7 +116,7 @@ def _record_files(folder, batches, source, verbose):
 
 
 def _expect_same(folder, settings):
-    """Writes the settings of a new cache, or compares those of one begun before."""
+    """Writes the settings of a new cache, or checks those of one begun before."""
     before, settings = folder.settings(), dataclasses.asdict(settings)
     if before is None:
         folder.write_json("settings.json", settings)
@@ -131,8 +133,8 @@ def _expect_same(folder, settings):
         )
 
 
-def _kept(folder, name, arrays):
-    """The digest of a file that is there, or is now written."""
+def _written_or_verified(folder, name, arrays):
+    """Writes a file, or verifies it if it exists; returns its digest."""
     digest = fingerprints.of_arrays(arrays, "[]")
     if not (folder.path / name).exists():
         return folder.write_shard(name, arrays)
@@ -141,7 +143,7 @@ def _kept(folder, name, arrays):
 
 
 class _File:
-    """The next file of the cache: made, or, if it is there already, compared."""
+    """The next file of records: written, or compared if it exists already."""
 
     def __init__(self, folder, number, source):
         self.folder, self.source = folder, source
@@ -173,13 +175,13 @@ class _File:
         return size >= FILE_BYTES or len(self.records) >= FILE_RECORDS
 
     def close(self):
-        """Writes what was added; returns the digest."""
+        """Writes, or verifies, the file; returns its digest."""
         if self.found is not None:
             self.found.verify(self.found.digest)
             return self.found.digest
         tokens = [int(n) for part in self.parts for n in part.pop("tokens")]
         arrays = {
-            name: small(np.concatenate([p[name] for p in self.parts]))
+            name: compacted(np.concatenate([p[name] for p in self.parts]))
             for name in self.parts[0]
         }
         records = [
@@ -190,6 +192,7 @@ class _File:
 
 
 def _expect_once(keys, seen):
+    """Adds ids to the set of those that were seen; raises if one is in it."""
     for key in keys:
         if key in seen:
             raise ValueError(

@@ -1,9 +1,9 @@
-"""The files of a cache: written whole or not at all, and verified when they are read.
+"""The files of a teacher cache: written atomically, and verified when they are read.
 
 settings.json       what the cache depends on; written first
-head.safetensors    the teacher's LM head, where rows of hidden states are stored
-00000.safetensors   records; each file carries the digest of its own content
-index.json          the digests of all files; written last, so it marks a whole cache
+head.safetensors    the teacher's LM head, if hidden states are stored
+00000.safetensors   records; each file holds the digest of its own content
+index.json          the digests of all files; written last, so it marks a complete cache
 """
 
 import dataclasses
@@ -21,24 +21,22 @@ FORMAT = 1
 
 @dataclasses.dataclass
 class CacheSettings:
-    """The content of settings.json: what a cache was made with, under the file's keys.
-
-    A key that the file lacks is `None`.
+    """The content of settings.json, by its keys; `None` for a key that is missing.
 
     Attributes:
         format: version of the files.
-        teacher: digest of the teacher's weights.
-        preprocessor: digest of its preprocessor.
-        vocabulary: digest of its tokens.
+        teacher: digest of the teacher's class and weights.
+        preprocessor: digest of the teacher's preprocessor.
+        vocabulary: digest of the tokens of its tokenizer.
         add_end_token: whether its answers have an end mark.
-        kind: what is stored of each answer token: `"hidden"` states, `"top_k"`
-            classes or all `"logits"`.
-        top_k: how many classes; `None` for all.
-        arrays: the names of the stored arrays, sorted.
-        vocabulary_size: V, the number of classes.
-        hidden_dim: H, the width of its hidden states.
-        head_dtype: the precision in which its LM head computes; `None` without a head.
-        soft_cap: of its logits; `None` if there is none.
+        kind: what is stored for each answer token: `"hidden"`, its hidden state,
+            `"top_k"`, the k best classes, or `"logits"`.
+        top_k: k, the number of classes stored; `None` for all.
+        arrays: sorted names of the stored arrays.
+        vocabulary_size: V, the number of classes of the teacher's logits.
+        hidden_dim: H, the width of the teacher's hidden states.
+        head_dtype: precision in which the stored LM head computes; `None` without one.
+        soft_cap: soft cap of its logits; `None` without one.
     """
 
     format: int | None = None
@@ -56,7 +54,7 @@ class CacheSettings:
 
 
 class CachedRecord(NamedTuple):
-    """A record in the metadata of a file: its id, its digest, its answer tokens."""
+    """A record in the metadata of a file: id, digest, number of answer tokens."""
 
     id: str
     digest: str
@@ -64,10 +62,10 @@ class CachedRecord(NamedTuple):
 
 
 class CacheFolder:
-    """The folder of a cache.
+    """Reads and writes the files of a cache.
 
     Args:
-        path: the folder.
+        path: the cache's folder.
 
     Raises:
         ImportError: the package safetensors is missing.
@@ -86,7 +84,7 @@ class CacheFolder:
         return CacheSettings(**{name: found.get(name) for name in names})
 
     def index(self):
-        """Dict of file name to digest; `None` if the cache is not whole."""
+        """Dict of file name to digest; `None` if the cache is not complete."""
         return self._json("index.json")
 
     def write_json(self, name, content):
@@ -94,27 +92,28 @@ class CacheFolder:
         self._write(name, text.encode())
 
     def write_shard(self, name, arrays, records=()):
-        """Writes a file; returns its digest.
+        """Writes a safetensors file; returns its digest.
 
         Args:
-            name: its name.
+            name: name of the file.
             arrays: dict of its arrays.
             records: the `CachedRecord`s in it.
         """
-        # The library writes a transposed array as if it were not.
+        # safetensors writes the memory of a transposed array as if it were contiguous.
         arrays = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
         records = json.dumps(list(records))
         digest = fingerprints.of_arrays(arrays, records)
-        # One entry: it writes several in any order, and files are equal to the bit.
+        # A single entry: safetensors writes several in random order, and the files of
+        # two runs are to be equal, byte for byte.
         metadata = {"cache": json.dumps({"records": records, "digest": digest})}
         self._write(name, _safetensors().numpy.save(arrays, metadata))
         return digest
 
     def open(self, name):
-        """A file as a `Shard`, its arrays not verified yet.
+        """Opens a file as a `Shard`; its arrays are not verified yet.
 
         Raises:
-            FileNotFoundError: it is not there.
+            FileNotFoundError: it does not exist.
             ValueError: it is damaged.
         """
         path = self.path / name
@@ -125,7 +124,7 @@ class CacheFolder:
             )
         try:
             return Shard(path, _safetensors().safe_open(path, framework="numpy"))
-        except Exception as error:  # the library has kinds of its own
+        except Exception as error:  # safetensors has classes of its own
             raise _damaged(path, f"{type(error).__name__}: {error}") from error
 
     def _json(self, name):
@@ -147,11 +146,11 @@ class CacheFolder:
 
 
 class Shard:
-    """One file, read from disk as its arrays are asked for.
+    """One safetensors file, whose arrays are read from disk when they are used.
 
     Attributes:
         records: list of the `CachedRecord`s in it.
-        digest: of all its content, as it says itself.
+        digest: the digest of all its content that it holds.
     """
 
     def __init__(self, path, file):
@@ -162,7 +161,7 @@ class Shard:
         self._slices = {name: file.get_slice(name) for name in file.keys()}
 
     def verify(self, digest):
-        """Itself, if what it holds has this digest.
+        """Returns the shard if its content has this digest.
 
         Raises:
             ValueError: it is damaged, or belongs to another cache.
@@ -177,6 +176,7 @@ class Shard:
         return {name: self._file.get_tensor(name) for name in self._slices}
 
     def rows(self, name, start, stop):
+        """The rows `start` to `stop` (excluded) of an array, without reading others."""
         return np.asarray(self._slices[name][start:stop])
 
     @property

@@ -1,4 +1,4 @@
-"""A teacher's stored outputs, found again by the ids of the records."""
+"""`CachedOutputs`: a teacher's stored outputs, found by the ids of the records."""
 
 from typing import NamedTuple
 
@@ -9,14 +9,18 @@ from keras_betakd.preprocessing.records import as_text
 from keras_betakd.teacher_cache import fingerprints
 from keras_betakd.teacher_cache.files import FORMAT, CacheFolder
 
-# What has one entry for each answer token of a record; all else has one a record.
+# Arrays with one entry for each answer token; all others have one for each record.
 BY_TOKEN = ("labels", "rows", "packed", "attention")
 
 
 class Place(NamedTuple):
-    """Where a record stands: its file, its row there, and its answer tokens' rows.
+    """Where a record is stored.
 
-    `digest` is that of the record.
+    Attributes:
+        file: the name of its file.
+        row: its number in the file.
+        start, stop: the range of its answer tokens among those of the file.
+        digest: the digest of the record.
     """
 
     file: str
@@ -27,19 +31,18 @@ class Place(NamedTuple):
 
 
 class CachedOutputs(Encoder):
-    """Stands where a teacher's preprocessor would: gives what is stored, not tokens.
+    """The preprocessor of a cached teacher: encodes records as its stored outputs.
 
     Args:
-        directory: folder of a whole cache.
+        directory: folder of a complete cache.
 
     Attributes:
-        settings: what the cache was made with, a `CacheSettings`.
+        settings: the `CacheSettings`.
 
     Raises:
-        FileNotFoundError: there is no cache, or not all of it.
+        FileNotFoundError: there is no cache, or it is not complete.
+        ValueError: the cache has another format, or a file is damaged.
     """
-
-    tokenizer = None  # gone with the teacher
 
     def __init__(self, directory):
         self.folder = CacheFolder(directory)
@@ -63,11 +66,11 @@ class CachedOutputs(Encoder):
     def __len__(self):
         return len(self._places)
 
-    def __getstate__(self):  # open files do not go to other processes
+    def __getstate__(self):  # open files cannot be sent to other processes
         return {**self.__dict__, "_verified": {}}
 
     def head(self):
-        """The teacher's LM head as arrays; empty where logits themselves are stored."""
+        """The arrays of the teacher's LM head; empty if no hidden states are stored."""
         if "head.safetensors" not in self._digests:
             return {}
         return self._open("head.safetensors").arrays()
@@ -90,32 +93,34 @@ class CachedOutputs(Encoder):
             )
 
     def encode(self, records, ids, max_response_length):
-        """The teacher's side of a batch, out of the cache.
+        """The teacher's side of a batch, read from the cache.
 
         Args:
             records: dict of raw records with `"ids"`.
-            ids: how to name each record in an error.
-            max_response_length: K.
+            ids: B strings that name the records in errors.
+            max_response_length: K, the maximum number of answer tokens of a record.
 
         Returns:
-            An `Encoded`, whose inputs are float32 arrays (B, K, ...) and (B, ...).
+            An `Encoded` without weights. Its inputs are the stored arrays, (B, K, ...)
+            or (B, ...), in float32 (bool for masks).
 
         Raises:
-            ValueError: records without ids, one that is not in the cache, or one that
-                is not what it was.
+            ValueError: records without ids, a record that is not in the cache or has
+                changed since, or an answer of more than K tokens.
         """
         found = [self._record(place) for place in self._places_of(records, ids)]
         inputs = {}
         for name in found[0]:
             rows = [record[name] for record in found]
             if name in BY_TOKEN:
-                rows = [_filled_up(row, max_response_length) for row in rows]
+                rows = [_padded(row, max_response_length) for row in rows]
             inputs[name] = np.stack(rows)
         labels = inputs.pop("labels")
         positions = np.arange(max_response_length, dtype="int32")
         return Encoded(inputs, labels, np.tile(positions, (len(found), 1)))
 
     def _places_of(self, records, ids):
+        """The `Place` of each record, which must be unchanged."""
         keys, digests = ids_of(records), fingerprints.of_records(records)
         places = []
         for key, digest, name in zip(keys, digests, ids, strict=True):
@@ -129,7 +134,7 @@ class CachedOutputs(Encoder):
             if digest != place.digest:
                 raise ValueError(
                     f"Record {name} is not what it was when its teacher ran: prompt, "
-                    "response or pictures differ from those in the teacher cache "
+                    "response or images differ from those in the teacher cache "
                     f"'{self.folder.path}' (changed data, augmentation, or an id that "
                     "two records have). Build the cache of the records as they are now."
                 )
@@ -137,6 +142,7 @@ class CachedOutputs(Encoder):
         return places
 
     def _record(self, place):
+        """Dict of the stored arrays of one record."""
         shard = self._open(place.file)
         found = {}
         for name in shard.names:
@@ -144,19 +150,19 @@ class CachedOutputs(Encoder):
                 value = shard.rows(name, place.start, place.stop)
             else:
                 value = shard.rows(name, place.row, place.row + 1)[0]
-            whole = name == "labels" or value.dtype == bool
-            found[name] = value if whole else value.astype("float32")
+            is_float = name != "labels" and value.dtype != bool
+            found[name] = value.astype("float32") if is_float else value
         return found
 
     def _open(self, name):
-        """A file, verified the first time that it is needed."""
+        """A file, verified when it is opened for the first time."""
         if name not in self._verified:
             shard = self.folder.open(name)
             self._verified[name] = shard.verify(self._digests[name])
         return self._verified[name]
 
     def _find_records(self):
-        """Dict of id to `Place`."""
+        """Dict of the id of each record to its `Place`."""
         places = {}
         for name in sorted(set(self._digests) - {"head.safetensors"}):
             start = 0
@@ -168,7 +174,7 @@ class CachedOutputs(Encoder):
 
 
 def ids_of(records):
-    """The ids of raw records, as text."""
+    """The ids of raw records as strings; raises a `ValueError` if there are none."""
     if records.get("ids") is None:
         raise ValueError(
             "A teacher cache finds records by their ids, and these have none. Give "
@@ -177,8 +183,8 @@ def ids_of(records):
     return [as_text(i) for i in records["ids"]]
 
 
-def _filled_up(rows, size):
-    """(n, ...) followed by zeros up to `size`."""
+def _padded(rows, size):
+    """Rows (n, ...) padded with zeros to (size, ...)."""
     if len(rows) > size:
         raise ValueError(
             f"An answer in the teacher cache has {len(rows)} tokens, more than "
