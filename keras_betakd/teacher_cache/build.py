@@ -29,19 +29,21 @@ def cache_teacher(
     """Runs a teacher once over a data set and writes its outputs to disk.
 
     By default the last hidden state of each answer token is stored, and once the
-    teacher's LM head, which computes the logits from it: H numbers per token instead of
-    V (hidden width and number of classes), and the losses are those of the live
-    teacher. The logits themselves are stored for a head without a matrix that could be
-    stored (a quantized teacher). With `top_k`, the log-probabilities log p_i of the k
-    best classes and the remaining probability r are stored. The other V - k classes
-    then share r equally:
+    teacher's LM head, which computes the logits from it. This takes H numbers per token
+    (the hidden width) instead of V (the number of classes), and the losses are those of
+    the live teacher. Where the head has no matrix that could be stored, as in a
+    quantized teacher, the logits are stored instead.
+
+    With `top_k`, the log-probabilities log p_i of the k best classes and the remaining
+    probability r are stored; the other V - k classes share r equally:
 
         log p_i  for i among the k best,   log(r / (V - k))  for every other i.
 
     This needs no head, but changes the values of the energies (by how much:
-    `benchmarks/teacher_cache.py`). For each record also what betas and energies read is
-    stored: the mean hidden state, and, for a distiller whose energies compare features,
-    those of the images.
+    `benchmarks/teacher_cache.py`).
+
+    In all cases what betas and energies read of each record is stored too: the mean
+    hidden state, and, for a distiller whose energies compare features, those features.
 
     A run that was interrupted continues where it stopped when it is called again, and
     ends with the same files, byte for byte.

@@ -88,6 +88,7 @@ class CacheFolder:
         return self._json("index.json")
 
     def write_json(self, name, content):
+        """Writes a JSON file with sorted keys."""
         text = json.dumps(content, indent=1, sort_keys=True) + "\n"
         self._write(name, text.encode())
 
@@ -150,7 +151,7 @@ class Shard:
 
     Attributes:
         records: list of the `CachedRecord`s in it.
-        digest: the digest of all its content that it holds.
+        digest: the digest of its content, as stored in the file.
     """
 
     def __init__(self, path, file):
@@ -173,6 +174,7 @@ class Shard:
         return self
 
     def arrays(self):
+        """Dict of all arrays, read from disk."""
         return {name: self._file.get_tensor(name) for name in self._slices}
 
     def rows(self, name, start, stop):
