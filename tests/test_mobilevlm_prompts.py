@@ -147,8 +147,8 @@ def test_text_of_answers_has_no_pictures_and_marks():
         ({"responses": [["a", "b"]]}, "1 prompts, 2 responses"),
         ({"prompts": [[""]], "images": [[]]}, "empty prompt"),
         ({"prompts": [["say </s>"]], "images": [[]]}, "has '</s>' in its text"),
-        ({"images": [[]]}, r"0 picture\(s\) and 1 image mark"),
-        ({"images": [[picture(0)] * 2]}, r"2 picture\(s\) and 1 image mark"),
+        ({"images": [[]]}, r"0 image\(s\) and 1 image mark"),
+        ({"images": [[picture(0)] * 2]}, r"2 image\(s\) and 1 image mark"),
         ({"responses": [["word " * 200]]}, "sequence_length of .* more than 160"),
     ],
 )

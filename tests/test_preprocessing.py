@@ -125,11 +125,11 @@ def long_answer(records):
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        (no_picture, r"'q1' has 0 picture\(s\) and 1 image mark"),
-        (two_marks, r"'q1' has 1 picture\(s\) and 2 image mark"),
-        (no_mark, r"'q1' has 1 picture\(s\) and 0 image mark"),
-        (two_pictures, "'q1' has 2 pictures.* max_images_per_prompt=1"),
-        (grey_picture, r"'q1': a picture must be .* Received: shape=\(8, 8\)"),
+        (no_picture, r"'q1' has 0 image\(s\) and 1 image mark"),
+        (two_marks, r"'q1' has 1 image\(s\) and 2 image mark"),
+        (no_mark, r"'q1' has 1 image\(s\) and 0 image mark"),
+        (two_pictures, "'q1' has 2 images.* max_images_per_prompt=1"),
+        (grey_picture, r"'q1': an image must be .* Received: shape=\(8, 8\)"),
         (long_answer, "record 'q1' has .* more than max_response_length=6"),
     ],
     ids=lambda x: getattr(x, "__name__", ""),
@@ -145,7 +145,7 @@ def test_pali_gemma_takes_exactly_one_picture():
     preprocessor = tiny_pali_gemma().preprocessor
     records = vqa_records(2)
     no_picture(records)
-    with pytest.raises(ValueError, match="'q1' has 0 pictures.* exactly one"):
+    with pytest.raises(ValueError, match="'q1' has 0 images.* exactly one"):
         DistillationPreprocessor(preprocessor, preprocessor, 6)(records)
 
 

@@ -68,14 +68,109 @@ def test_the_library_does_not_print(path):
     assert "print" not in [f.id for f in calls if isinstance(f, ast.Name)]
 
 
-def test_data_and_evaluation_know_nothing_of_the_distiller():
-    below = {
-        "keras_betakd.distillation",
-        "keras_betakd.betas",
-        "keras_betakd.preprocessing.preprocessor",
-    }
-    for path in sources("keras_betakd/data", "keras_betakd/evaluation"):
-        assert not below & set(imported_modules(path)), path
+# What each part of keras_betakd (a folder or a file) may import of the others, at the
+# top or inside a function. Each part names only parts above it; `__init__` imports all.
+MAY_IMPORT = {
+    "backends": (),
+    "files": (),
+    "version": (),
+    "distribution": (),
+    "objective": ("distribution",),
+    "data": ("files",),
+    "energies": ("backends", "objective"),
+    "betas": ("objective",),
+    "preprocessing": ("distribution", "data"),
+    "mobilevlm": ("data", "preprocessing"),
+    "released": ("energies", "betas"),
+    "models": ("backends", "mobilevlm"),
+    "head_loss": ("backends", "distribution", "objective", "energies", "models"),
+    "evaluation": ("files", "version", "data", "preprocessing", "models"),
+    "distillation": (
+        *("backends", "files", "version", "distribution", "objective", "energies"),
+        *("betas", "preprocessing", "mobilevlm", "models", "head_loss"),
+    ),
+    "evaluate": ("evaluation",),
+    "teacher_cache": (
+        *("backends", "files", "betas", "preprocessing", "models", "distillation"),
+    ),
+    "callbacks": ("files", "distillation"),
+}
+
+
+def own_imports(*folders):
+    """Yields each file and the full name of what it imports of keras_betakd."""
+    for path in sources(*folders):
+        with open(os.path.join(ROOT, path)) as file:
+            nodes = ast.walk(ast.parse(file.read()))
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path} has a relative import"
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            else:
+                continue
+            yield from ((path, n) for n in names if n.startswith("keras_betakd."))
+
+
+def test_imports_run_one_way():
+    parts = list(MAY_IMPORT)
+    for i, part in enumerate(parts):
+        assert set(MAY_IMPORT[part]) <= set(parts[:i]), f"{part} names a part below it"
+    wrong = []
+    for path, name in own_imports("keras_betakd"):
+        part = path.split(os.sep)[1].removesuffix(".py")
+        if part != "__init__" and name.split(".")[1] not in (part, *MAY_IMPORT[part]):
+            allowed = ", ".join(MAY_IMPORT[part]) or "nothing"
+            wrong.append(f"{path} imports {name}; {part} may import: {allowed}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_evaluation_knows_nothing_of_the_distiller():
+    """Nor of what prepares its batches. Other packages are checked above."""
+    below = ("preprocessor", "batches", "DistillationPreprocessor", "ProcessShare")
+    below = tuple(f"keras_betakd.preprocessing.{name}" for name in below)
+    imports = own_imports("keras_betakd/evaluation")
+    assert [pair for pair in imports if pair[1].startswith(below)] == []
+
+
+def test_models_import_mobilevlm_in_one_function():
+    """Only where a preset of its own is loaded: it imports keras-hub at the top."""
+    mobilevlm = "keras_betakd.mobilevlm"
+    imports = own_imports("keras_betakd/models")
+    found = [path for path, name in imports if name.startswith(mobilevlm)]
+    assert len(found) == 1
+    at_the_top = imported_modules(found[0], top_level_only=True)
+    assert not [name for name in at_the_top if name.startswith(mobilevlm)]
+
+
+@pytest.mark.once
+def test_every_module_can_be_imported_first():
+    """No module needs that another one was imported before it.
+
+    `keras_betakd/__init__.py`, which imports all, is replaced by an empty package.
+    """
+    code = """
+import importlib, sys, types
+
+for name in sys.argv[1:]:
+    for old in [m for m in sys.modules if m.split(".")[0] == "keras_betakd"]:
+        del sys.modules[old]
+    package = types.ModuleType("keras_betakd")
+    package.__path__ = ["keras_betakd"]
+    sys.modules["keras_betakd"] = package
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        print(f"{name}: {error}")
+"""
+    paths = sorted(set(sources("keras_betakd")) - {"keras_betakd/__init__.py"})
+    names = [p.removesuffix(".py").replace(os.sep, ".") for p in paths]
+    names = [name.removesuffix(".__init__") for name in names]
+    result = subprocess.run(
+        [sys.executable, "-c", code, *names], capture_output=True, text=True, cwd=ROOT
+    )
+    assert (result.returncode, result.stdout) == (0, ""), result.stderr
 
 
 def test_importing_an_energy_costs_no_more_than_keras():

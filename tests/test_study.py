@@ -179,16 +179,16 @@ def test_runs_side_by_side_are_those_of_fit(tmp_path):
     cached = keras_betakd.cache_teacher(
         teacher, records, tmp_path, batch_size=8, max_response_length=4, verbose=0
     )
-    encoded = cached.preprocessor.encoded(records, 4)
+    encoded = cached.preprocessor.encode(records, records["ids"], 4)
     rng = np.random.default_rng(0)
-    classes = cached.preprocessor.settings["vocabulary_size"]
-    labels = encoded["y"][:, :1]
+    classes = cached.preprocessor.settings.vocabulary_size
+    labels = encoded.labels[:, :1]
     split = Split(
         student={
             "tokens": rng.integers(1, 9, (8, 3)).astype("int32"),
             "pictures": rng.normal(size=(8, 2, 4)).astype("float32"),
         },
-        teacher={**encoded["x"], "rows": encoded["x"]["rows"][:, :1]},
+        teacher={**encoded.inputs, "rows": encoded.inputs["rows"][:, :1]},
         labels=labels,
         right=labels[:, 0],
         choices=np.unique(labels)[None].repeat(8, axis=0),

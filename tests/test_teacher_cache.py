@@ -1,5 +1,7 @@
 """A cached teacher gives the losses of the live one, and never another record's."""
 
+import dataclasses
+import json
 import os
 import pathlib
 import pickle
@@ -419,10 +421,11 @@ def test_disk_that_is_full(tmp_path):
 def test_goes_to_other_processes(text_cache):
     """Workers of a data set get a copy; open files cannot be copied."""
     teacher = CachedTeacher(text_cache).preprocessor
-    expected = teacher.encoded(rows_of("Llama"), K)
-    copy = pickle.loads(pickle.dumps(teacher)).encoded(rows_of("Llama"), K)
-    for name, value in expected["x"].items():
-        np.testing.assert_array_equal(copy["x"][name], value)
+    data = rows_of("Llama")
+    expected = teacher.encode(data, data["ids"], K).inputs
+    copy = pickle.loads(pickle.dumps(teacher)).encode(data, data["ids"], K).inputs
+    for name, value in expected.items():
+        np.testing.assert_array_equal(copy[name], value)
 
 
 def test_another_vocabulary_is_refused(text_cache):
@@ -430,6 +433,23 @@ def test_another_vocabulary_is_refused(text_cache):
     student = model_of("Qwen", 0).preprocessor
     with pytest.raises(ValueError, match="another vocabulary"):
         DistillationPreprocessor(teacher, student, K)(rows_of("Qwen"))
+
+
+def test_another_tokenizer_is_refused(text_cache):
+    teacher = CachedTeacher(text_cache).preprocessor
+    student = model_of("Qwen", 0).preprocessor
+    with pytest.raises(ValueError, match="answer tokens of its own tokenizer only"):
+        DistillationPreprocessor(teacher, student, K, cross_tokenizer=True)
+
+
+def test_settings_are_those_of_the_file(cache):
+    path = cache / "settings.json"
+    found = json.loads(path.read_text())
+    settings = CachedTeacher(cache).preprocessor.settings
+    assert dataclasses.asdict(settings) == found
+    path.write_text(json.dumps({"format": 2, "new": 1}))
+    with pytest.raises(ValueError, match="has format 2; this version reads 1"):
+        CachedTeacher(cache)
 
 
 def test_feature_that_is_not_in_the_cache(tmp_path):

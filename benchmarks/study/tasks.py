@@ -85,7 +85,7 @@ def load_tasks(folder, data="drawn"):
         splits, cached = found[teacher]
         train = splits["train"].first_rows(count)
         train.labels = noisy_labels(train, share)
-        vocabulary = cached.preprocessor.settings["vocabulary_size"]
+        vocabulary = cached.preprocessor.settings.vocabulary_size
         held_out = splits["validation"], splits["test"]
         tasks[setting] = Task(train, *held_out, cached, vocabulary)
     return tasks
@@ -102,7 +102,7 @@ def teacher_splits(teacher, tower_of, problems, folder, name):
         batch_size=300,
         max_response_length=1,
     )
-    outputs = cached.preprocessor.encoded(records, 1)["x"]
+    outputs = cached.preprocessor.encode(records, records["ids"], 1).inputs
     tokenizer = teacher.preprocessor.tokenizer
     choices = choices_as_tokens(tokenizer, everything)
     head = cached.preprocessor.head()["kernel"].astype("float32")

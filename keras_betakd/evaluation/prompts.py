@@ -92,7 +92,7 @@ class PromptReader:
         lengths = self._lengths(inputs, ids)
         for i, (name, length) in enumerate(zip(ids, lengths, strict=True)):
             row = {key: value[i] for key, value in inputs.items()}
-            kind = length if self._format.sees_whole_prompt else None
+            kind = length if self._format.bidirectional_prompt else None
             yield Prompt(name, row, length, self.limit - length, kind, size)
 
     def _new_ids(self, batch, size):

@@ -1,4 +1,4 @@
-"""Raw records to the batches that a distiller computes on."""
+"""Converts raw records to the batches that a distiller computes on."""
 
 from keras_betakd.preprocessing.image_formats import format_of
 from keras_betakd.preprocessing.model_inputs import model_inputs

@@ -1,4 +1,4 @@
-"""`PyDataset`, `tf.data`, `DataLoader` or records, as batches of raw records."""
+"""Adapts `PyDataset`, `tf.data`, `DataLoader` or raw records to a `PyDataset`."""
 
 import math
 
@@ -7,20 +7,58 @@ import numpy as np
 from keras import tree
 
 
+def as_dataset(x, batch_size, shuffle=False):
+    """A `PyDataset` of the batches of `x`, or `None` if `x` is arrays.
+
+    Args:
+        x: a dict of raw records, a `PyDataset`, a `tf.data.Dataset`, a torch
+            `DataLoader`, or arrays.
+        batch_size: records per batch of a dict of raw records; 32 if `None`.
+        shuffle: whether to shuffle a dict of raw records in each epoch.
+
+    Raises:
+        ValueError: `x` is none of these.
+    """
+    if isinstance(x, keras.utils.PyDataset):
+        return x
+    if is_raw_records(x):
+        return RecordBatches(x, batch_size or 32, shuffle)
+    if hasattr(x, "as_numpy_iterator"):  # tf.data.Dataset
+        return _from_tf_dataset(x)
+    if hasattr(x, "batch_sampler"):  # torch.utils.data.DataLoader
+        return IterableBatches(_Converted(x, _torch_to_numpy), len(x))
+    leaves = tree.flatten(x)
+    if leaves and all(hasattr(leaf, "shape") for leaf in leaves):
+        return None
+    raise ValueError(
+        "`x` must be raw records (a dict of lists or arrays), arrays, a "
+        "`keras.utils.PyDataset`, a `tf.data.Dataset` or a torch `DataLoader`. A "
+        "generator cannot be started again for a second epoch. Received: "
+        f"x of type {type(x)}"
+    )
+
+
 def is_raw_records(x):
-    """Whether x is a dict of raw records, for a preprocessor to turn into tensors."""
+    """Whether `x` is a dict of raw records, which a preprocessor turns into arrays."""
     return isinstance(x, dict) and "prompts" in x
 
 
+# Records in memory
+
+
 class RecordBatches(keras.utils.PyDataset):
-    """Batches of a dict of arrays or lists, all of one length.
+    """Batches of raw records that are in memory.
 
     Args:
-        records: dict of arrays or lists.
-        batch_size: how many records a batch.
-        shuffle: whether to deal the records anew each epoch, in an order that rests on
-            NumPy's global generator now (`keras.utils.set_random_seed` makes it
-            repeatable) and on the epoch's number.
+        records: dict of arrays or lists of one length.
+        batch_size: records per batch.
+        shuffle: whether to shuffle the records in each epoch. The order depends on the
+            state of NumPy's global generator when the data set is made
+            (`keras.utils.set_random_seed` makes it repeatable) and on the number of
+            the epoch.
+
+    Raises:
+        ValueError: the entries differ in length.
     """
 
     def __init__(self, records, batch_size=32, shuffle=False):
@@ -46,7 +84,7 @@ class RecordBatches(keras.utils.PyDataset):
         return take_records(self.records, self.order[start : start + self.batch_size])
 
     def start_epoch(self, epoch):
-        """Deals the records of the epoch of this number."""
+        """Sets the order of the records to that of epoch number `epoch`."""
         self.epoch = epoch
         self.order = np.arange(self.size)
         if self.seed is not None:
@@ -57,15 +95,45 @@ class RecordBatches(keras.utils.PyDataset):
 
 
 def drawn_seed():
+    """A seed drawn from NumPy's global generator."""
     return int(np.random.randint(2**31))
 
 
-class IterableBatches(keras.utils.PyDataset):
-    """Batches of any iterable that can be started again, in its own order.
+def take_records(records, rows):
+    """The raw records at `rows`, a sequence of indices."""
+    return {k: v if v is None else [v[i] for i in rows] for k, v in records.items()}
+
+
+def split_records(records, validation_split):
+    """Splits raw records in two dicts: the first part, and the last part.
 
     Args:
-        iterable: a `torch` `DataLoader` or a `tf.data.Dataset`.
-        num_batches: how many there are, `None` when endless.
+        records: dict of raw records.
+        validation_split: the fraction of the records in the last part.
+
+    Raises:
+        ValueError: one part would be empty.
+    """
+    size = len(records["prompts"])
+    first = size - int(size * validation_split)
+    if not 0 < first < size:
+        raise ValueError(
+            f"`validation_split` leaves a part of the {size} records empty. "
+            f"Received: validation_split={validation_split}"
+        )
+    rows = np.arange(size)
+    return take_records(records, rows[:first]), take_records(records, rows[first:])
+
+
+# Batches of tf.data and PyTorch
+
+
+class IterableBatches(keras.utils.PyDataset):
+    """Batches of an iterable that can be iterated over repeatedly, in its own order.
+
+    Args:
+        iterable: the batches.
+        num_batches: how many there are, `None` if infinitely many.
     """
 
     def __init__(self, iterable, num_batches):
@@ -88,55 +156,8 @@ class IterableBatches(keras.utils.PyDataset):
             return next(self._iterator)
 
 
-def take_records(records, rows):
-    """The rows (indices) of a dict of raw records."""
-    return {k: v if v is None else [v[i] for i in rows] for k, v in records.items()}
-
-
-def split_records(records, validation_split):
-    """Two dicts of raw records: the first part, and the last `validation_split`."""
-    size = len(records["prompts"])
-    first = size - int(size * validation_split)
-    if not 0 < first < size:
-        raise ValueError(
-            f"`validation_split` leaves a part of the {size} records empty. "
-            f"Received: validation_split={validation_split}"
-        )
-    rows = np.arange(size)
-    return take_records(records, rows[:first]), take_records(records, rows[first:])
-
-
-def as_dataset(x, batch_size, shuffle=False):
-    """A `PyDataset` of the batches of x, or `None` if x is arrays already."""
-    if isinstance(x, keras.utils.PyDataset):
-        return x
-    if is_raw_records(x):
-        return RecordBatches(x, batch_size or 32, shuffle)
-    if hasattr(x, "as_numpy_iterator"):  # tf.data.Dataset
-        return _from_tf_dataset(x)
-    if hasattr(x, "batch_sampler"):  # torch.utils.data.DataLoader
-        return IterableBatches(_Converted(x, _torch_to_numpy), len(x))
-    leaves = tree.flatten(x)
-    if leaves and all(hasattr(leaf, "shape") for leaf in leaves):
-        return None
-    raise ValueError(
-        "`x` must be raw records (a dict of lists or arrays), arrays, a "
-        "`keras.utils.PyDataset`, a `tf.data.Dataset` or a torch `DataLoader`. A "
-        "generator cannot be started again for a second epoch. Received: "
-        f"x of type {type(x)}"
-    )
-
-
-def _from_tf_dataset(dataset):
-    count = int(dataset.cardinality())
-    if count == -2:  # unknown: a filter or a generator is in the pipeline
-        count = sum(1 for _ in dataset)
-    batches = _Converted(dataset, _tf_to_numpy)
-    return IterableBatches(batches, None if count == -1 else count)
-
-
 class _Converted:
-    """The batches of an iterable, every leaf converted; can be started again."""
+    """The batches of an iterable with `convert` applied to every leaf."""
 
     def __init__(self, iterable, convert):
         self.iterable = iterable
@@ -145,6 +166,14 @@ class _Converted:
     def __iter__(self):
         for batch in self.iterable:
             yield tree.map_structure(self.convert, batch)
+
+
+def _from_tf_dataset(dataset):
+    count = int(dataset.cardinality())
+    if count == -2:  # unknown: a filter or a generator is in the pipeline
+        count = sum(1 for _ in dataset)
+    batches = _Converted(dataset, _tf_to_numpy)
+    return IterableBatches(batches, None if count == -1 else count)
 
 
 def _tf_to_numpy(value):

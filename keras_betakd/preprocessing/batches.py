@@ -1,11 +1,16 @@
-"""Brings what Keras users pass to `fit` into the one form the distiller computes on.
+"""Converts the data that `fit` takes to the distiller's form of a batch.
 
-    x = {"student": ..., "teacher": ..., "sample_weight": (B, K),
-         "student_positions": (B, K), "teacher_positions": (B, K)}
+That is `(x, y, sample_weight)`: labels y (B, K), their weights (B, K), and a dict x:
 
-The positions are there for models whose hidden states are gathered. The sample
-weight travels in x because the beta layers run inside the distiller's `call`, where
-Keras passes x alone, and must leave out the rows that are not supervised.
+    student, teacher    The inputs of each model. Images that both take in the same form
+                        are among the student's only.
+    sample_weight       (B, K): the weights again. Keras passes x alone to `call`, where
+                        the betas leave out labels of weight 0.
+    student_positions,  (B, K): the positions in each model's sequence that predict the
+    teacher_positions   labels. Absent where the labels are those of all positions.
+    aligned             (B, K): 1 where teacher and student predict after the same text,
+                        0 elsewhere. Only for models with different tokenizers.
+    ids                 (B, 64): the ids of the records as bytes. Only if they have ids.
 """
 
 import keras
@@ -21,21 +26,21 @@ from keras_betakd.preprocessing.adapters import (
 
 
 def by_model(x):
-    """Inputs for each of the two models: x itself, unless it names them."""
+    """`x` if it names the inputs of each model, else the same inputs for both."""
     if isinstance(x, dict) and {"student", "teacher"} <= set(x):
         return x
     return {"student": x, "teacher": x}
 
 
 class BatchFormatter:
-    """Callable that brings one batch into the distiller's form.
+    """Callable that converts one batch to the distiller's form.
 
     Args:
         preprocessor: a `DistillationPreprocessor`, or `None` for models that take
-            their inputs as they come.
-        batch_size: the size that Keras will cut batches to, where the whole data comes
-            at once.
-        parts: into how many parts of one size a batch must be divisible.
+            the batches' own inputs.
+        batch_size: the batch size that Keras splits the data into, if the whole data
+            is given as one batch.
+        parts: the number of equal parts that a batch is split into.
     """
 
     def __init__(self, preprocessor=None, batch_size=None, parts=1):
@@ -59,7 +64,7 @@ class BatchFormatter:
         sample_weight = _per_label(sample_weight, y)
         _check_labels(y, sample_weight)
         x = {**x, "sample_weight": sample_weight}
-        return filled_up(x, y, sample_weight, self.parts, self.batch_size)
+        return padded_to_parts(x, y, sample_weight, self.parts, self.batch_size)
 
     def _preprocess(self, records):
         if self.preprocessor is None:
@@ -73,7 +78,7 @@ class BatchFormatter:
 
 
 def _per_label(sample_weight, y):
-    """One weight for each label: weights (B,) or (B, 1) are those of all K labels."""
+    """One weight per label; weights (B,) or (B, 1) are repeated for all K labels."""
     weight = ops.convert_to_numpy(sample_weight).astype("float32")
     shape = np.shape(y)
     if weight.ndim < len(shape):
@@ -105,13 +110,13 @@ def _check_labels(y, sample_weight):
 
 
 class FormattedDataset(keras.utils.PyDataset):
-    """A `PyDataset` whose batches are formatted as they are read.
+    """A `PyDataset` that formats each batch when it is read.
 
     Args:
-        dataset: a `PyDataset`. If it has a method `start_epoch` and an attribute
-            `epoch`, it is told an epoch's number.
-        formatter: what is called on each batch.
-        shuffle: whether to deal the batches in another order each epoch.
+        dataset: a `PyDataset`. If it has an attribute `epoch` and a method
+            `start_epoch(number)`, it is set to each epoch by its number.
+        formatter: callable that is applied to each batch.
+        shuffle: whether to shuffle the order of the batches in each epoch.
     """
 
     def __init__(self, dataset, formatter, shuffle=False):
@@ -130,7 +135,7 @@ class FormattedDataset(keras.utils.PyDataset):
         return self.dataset.num_batches
 
     def start_epoch(self, epoch):
-        """Deals the batches of the epoch of this number."""
+        """Sets the order of the batches to that of epoch number `epoch`."""
         self.epoch = epoch
         if getattr(self.dataset, "epoch", epoch) != epoch:
             self.dataset.start_epoch(epoch)
@@ -160,18 +165,23 @@ def formatted(
     preprocessor=None,
     parts=1,
 ):
-    """Whatever `fit` was given, in the distiller's form.
+    """The arguments of `fit` with the data in the distiller's form.
 
     Args:
         x, y, sample_weight: as for `keras.Model.fit`.
-        batch_size: for raw records given as arrays; defaults to 32.
-        shuffle: for raw records given as arrays, and for the order of batches.
+        batch_size: for arrays and a dict of raw records; defaults to 32.
+        shuffle: whether to shuffle a dict of raw records, or else the order of batches,
+            in each epoch.
         preprocessor: a `DistillationPreprocessor` or `None`.
-        parts: into how many parts of one size each batch must be divisible.
+        parts: the number of equal parts that each batch is split into.
 
     Returns:
-        `(x, y, sample_weight)`; a `PyDataset` and two `None` where the data comes in
-        batches of its own.
+        `(x, y, sample_weight)`; where the data comes in batches, a `FormattedDataset`
+        and two `None`.
+
+    Raises:
+        ValueError: labels or weights beside data that has its own, or labels or
+            weights that cannot be used.
     """
     formatter = BatchFormatter(preprocessor, parts=parts)
     if isinstance(x, FormattedDataset):
@@ -185,63 +195,66 @@ def formatted(
             "Raw records and data sets carry their labels and weights themselves. "
             f"Received: `y` or `sample_weight` beside x of type {type(x)}"
         )
-    # What has an order of its own is not dealt once more.
-    dealt = hasattr(dataset, "start_epoch") or isinstance(dataset, IterableBatches)
-    return FormattedDataset(dataset, formatter, shuffle and not dealt), None, None
+    # A dataset that shuffles itself is not shuffled a second time.
+    has_order = hasattr(dataset, "start_epoch") or isinstance(dataset, IterableBatches)
+    return FormattedDataset(dataset, formatter, shuffle and not has_order), None, None
 
 
-def filled_up(x, y, sample_weight, parts, batch_size=None):
-    """The batches, with copies of the last example of weight 0 behind the last one.
+def padded_to_parts(x, y, sample_weight, parts, batch_size=None):
+    """Pads the last batch so that it divides into equal parts, one for each device.
 
-    A part of a batch for each device must be of one size. An example without weight
-    changes no number.
+    It is padded with copies of the last example that have weight 0, which change no
+    loss and no gradient.
 
     Args:
-        x: dict of arrays, nested.
+        x: nested dict of (N, ...) arrays.
         y, sample_weight: (N, ...) arrays.
-        parts: what every batch must be divisible by.
-        batch_size: the size that Keras will cut batches to; N if `None`.
+        parts: the number of parts.
+        batch_size: the batch size that Keras splits the data into; N if `None`.
 
     Returns:
         `(x, y, sample_weight)`.
     """
     if parts > 1:
-        x = tree.map_structure(_no_bool, x)
+        x = tree.map_structure(_bool_as_int, x)
     size = len(y)
     last = size % batch_size if batch_size else size
     missing = -last % parts
     if not missing:
         return x, y, sample_weight
 
-    def fill(value):
+    def pad(value):
         value = ops.convert_to_numpy(value)
         return np.concatenate([value, np.repeat(value[-1:], missing, axis=0)])
 
-    x, y, weight = tree.map_structure(fill, (x, y, sample_weight))
+    x, y, weight = tree.map_structure(pad, (x, y, sample_weight))
     weight[size:] = 0
     return {**x, "sample_weight": weight}, y, weight
 
 
-def _no_bool(value):
-    """Masks as numbers: Keras takes the mean of a first batch over TensorFlow's
-    replicas, which truth values do not have."""
+def _bool_as_int(value):
+    """Masks as int32: Keras takes the mean of a first batch over TensorFlow's replicas,
+    which fails for bool."""
     value = ops.convert_to_numpy(value)
     return value.astype("int32") if value.dtype == bool else value
 
 
 class EpochOrder(keras.callbacks.Callback):
-    """Starts each epoch's data at its number, also after a training was broken off.
+    """Sets the data's order at the start of each epoch by the epoch's number.
+
+    A training that is resumed then reads the data in the order of one that was never
+    interrupted.
 
     Args:
-        dataset: has `epoch`, the number of the epoch it would deal next, and
+        dataset: a `FormattedDataset`: has `epoch`, the number of its next epoch, and
             `start_epoch(number)`.
-        initial_epoch: that of `fit`.
+        initial_epoch: `initial_epoch` of `fit`.
     """
 
     def __init__(self, dataset, initial_epoch):
         super().__init__()
         self.dataset = dataset
-        # A data set that was used before goes on, instead of repeating its first epoch.
+        # A data set that was used before goes on instead of repeating its first epoch.
         self.ahead = max(0, dataset.epoch - initial_epoch)
 
     def on_epoch_begin(self, epoch, logs=None):

@@ -1,23 +1,31 @@
-"""What teacher, student and records must agree on: lengths, vocabularies, answers."""
+"""Checks that records fit in a sequence and that teacher and student tokenize alike."""
 
 import numpy as np
 
 from keras_betakd.preprocessing.image_formats import format_of
 from keras_betakd.preprocessing.model_inputs import training_inputs
-from keras_betakd.preprocessing.records import (
-    to_numpy,
-)
+from keras_betakd.preprocessing.records import to_numpy
 
-# How far to look for the true length of a record that fills its sequence.
+# How often the sequence is doubled to find the length of a record that fills it.
 MAX_DOUBLINGS = 12
 
 
 def check_lengths(preprocessor, inputs, batch, ids, role):
-    """Raises for the records that a packer has cut in silence.
+    """Checks that keras-hub's packers have cut no record, which they do silently.
 
-    A full sequence looks the same whether it fits exactly or was cut, so the records
-    are packed again with more and more room until none fills it. The answer with its
-    end mark comes last, and a packer cuts the prompt as well as it.
+    A sequence that is full may fit exactly or have been cut, so the records are packed
+    again in longer and longer sequences until none is full. The answer and its end mark
+    come last, and packers cut prompts and answers alike.
+
+    Args:
+        preprocessor: a keras-hub preprocessor.
+        inputs: the records as `model_inputs` returns them.
+        batch: `(x, sample_weight)`, the records as packed by the preprocessor.
+        ids: B strings that name the records in errors.
+        role: `"teacher"` or `"student"`; errors name it.
+
+    Raises:
+        ValueError: a record was cut. The message says which length it needs.
     """
     family = format_of(preprocessor)
     used = family.lengths(*batch)
@@ -43,11 +51,12 @@ def check_lengths(preprocessor, inputs, batch, ids, role):
 
 
 def _are_full(used):
-    """Whether some record reaches the end of a sequence, so may have been cut."""
+    """Whether a record reaches the end of a sequence, and so may have been cut."""
     return any((sizes >= limit).any() for sizes, limit in used.values())
 
 
 def check_same_vocabulary(teacher, student):
+    """Raises a `ValueError` unless two tokenizers have the same tokens in order."""
     ours, theirs = student.get_vocabulary(), teacher.get_vocabulary()
     if list(ours) == list(theirs):
         return
@@ -68,6 +77,7 @@ def check_same_vocabulary(teacher, student):
 
 
 def check_same_answers(teacher, student, ids):
+    """Raises a `ValueError` unless the labels (B, K) of both models are equal."""
     for i, name in enumerate(ids):
         if not np.array_equal(teacher[i], student[i]):
             raise ValueError(

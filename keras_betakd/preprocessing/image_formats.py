@@ -1,16 +1,20 @@
-"""How each family of keras-hub wants its records: marks, pictures, packing."""
+"""The record formats of keras-hub's image-text families: marks, images, packing.
+
+`format_of` finds the format of a preprocessor.
+"""
 
 import numpy as np
 
 from keras_betakd.data.images import IMAGE_MARK
 from keras_betakd.preprocessing import image_inputs
+from keras_betakd.preprocessing.qwen_format import Qwen3_5Format
 from keras_betakd.preprocessing.text_format import TextFormat, packed
 
 
 class MarkedFormat(TextFormat):
-    """Several pictures a record, each where the prompt has a mark: Gemma 3 and 3n."""
+    """Several images per record, each at its mark in the prompt: Gemma 3 and 3n."""
 
-    picture_keys = ("images",)
+    image_keys = ("images",)
 
     @property
     def mark(self):
@@ -22,21 +26,25 @@ class MarkedFormat(TextFormat):
         prompts = [p.replace(IMAGE_MARK, self.mark) for p in prompts]
         limit = self.preprocessor.max_images_per_prompt
         image_inputs.check_marks(prompts, images, self.mark, limit, ids)
-        return {"prompts": prompts, **self._pictures(images, limit)}
+        return {"prompts": prompts, **self._image_inputs(images, limit)}
 
-    def _pictures(self, images, limit):
+    def _image_inputs(self, images, limit):
+        """The model inputs of the images of all records, up to `limit` per record."""
         converter = self.preprocessor.image_converter
         size = (limit, *converter.image_size, 3)
         return {"images": image_inputs.stack_padded(images, converter, size)}
 
 
 class PatchFormat(MarkedFormat):
-    """Gemma 4: as many patches as a picture's shape gives, filled up to a maximum."""
+    """Gemma 4: the number of patches depends on the image's shape, up to a maximum.
 
-    picture_keys = ("pixel_values", "pixel_position_ids")
+    Missing images are zeros, whose patches have position -1.
+    """
+
+    image_keys = ("pixel_values", "pixel_position_ids")
     mark = "<|image|>"
 
-    def _pictures(self, images, limit):
+    def _image_inputs(self, images, limit):
         converter = self.preprocessor.image_converter
         tokens = self.preprocessor.num_vision_tokens_per_image
         if converter.max_soft_tokens != tokens:
@@ -59,27 +67,27 @@ class PatchFormat(MarkedFormat):
                 places[i, j] = parts["pixel_position_ids"][0]
         return {"pixel_values": values, "pixel_position_ids": places}
 
-    def picture_form(self):
+    def image_form(self):
         converter = self.preprocessor.image_converter
         if converter is None:
             return None
-        # Not part of the converter's config.
+        # These are not part of the converter's config.
         sizes = converter.max_soft_tokens, converter.pooling_kernel_size
-        return *super().picture_form(), *sizes
+        return *super().image_form(), *sizes
 
     def training(self, inputs, sequence_length=None):
         x, y, weight = super().training(inputs, sequence_length)
         if self.preprocessor.audio_converter is None:
-            # Empty inputs of a model that listens, which this one does not have.
+            # Empty inputs for the audio encoder, which this model does not have.
             x = {k: v for k, v in x.items() if not k.startswith("audio_")}
         return x, y, weight
 
 
 class PrefixFormat(TextFormat):
-    """One picture a record, at a fixed place: the prompt carries no mark. PaliGemma."""
+    """PaliGemma: one image per record, at a fixed place; prompts have no mark."""
 
-    picture_keys = ("images",)
-    sees_whole_prompt = True
+    image_keys = ("images",)
+    bidirectional_prompt = True
 
     def prepared(self, prompts, images, ids):
         converter = self.preprocessor.image_converter
@@ -93,9 +101,9 @@ class PrefixFormat(TextFormat):
 
 
 class BLIP2Format(PrefixFormat):
-    """BLIP-2 with OPT, whose preprocessor takes one text and weighs all of it."""
+    """BLIP-2 with OPT, whose preprocessor takes one text and gives all of it weight."""
 
-    sees_whole_prompt = False
+    bidirectional_prompt = False
 
     def training(self, inputs, sequence_length=None):
         tokenizer = self.preprocessor.tokenizer
@@ -114,9 +122,9 @@ class BLIP2Format(PrefixFormat):
 
 
 class BLIP2Seq2SeqFormat(PrefixFormat):
-    """BLIP-2 with Flan-T5: the prompt is read by an encoder, the response decoded."""
+    """BLIP-2 with Flan-T5: prompts go to its encoder, responses to its decoder."""
 
-    sees_whole_prompt = False
+    bidirectional_prompt = False
     answer_length = "decoder_sequence_length"
 
     def prompt_lengths(self, inputs, limit):
@@ -151,9 +159,10 @@ class BLIP2Seq2SeqFormat(PrefixFormat):
 
 
 class MobileVLMFormat(MarkedFormat):
-    """MobileVLM V2 and LLaVA-1.5: conversations, and a preprocessor that does it all.
+    """MobileVLM V2 and LLaVA-1.5: records may be conversations.
 
-    It counts pictures and marks, resizes pictures, and cuts nothing.
+    Their preprocessor checks the number of images and marks, resizes the images, and
+    cuts nothing, so records are passed on unchanged.
     """
 
     takes_turns = True
@@ -166,21 +175,31 @@ class MobileVLMFormat(MarkedFormat):
         return {self.answer_length: self.preprocessor.prompt_lengths(inputs)}
 
 
-def format_of(preprocessor):
-    """The format of a preprocessor's family, by the name of its class."""
-    from keras_betakd.preprocessing.qwen_format import Qwen3_5Format
+_FORMATS = {
+    "BLIP2CausalLMPreprocessor": BLIP2Format,
+    "BLIP2Seq2SeqLMPreprocessor": BLIP2Seq2SeqFormat,
+    "Gemma4CausalLMPreprocessor": PatchFormat,
+    "MobileVLMCausalLMPreprocessor": MobileVLMFormat,
+    "Qwen3_5CausalLMPreprocessor": Qwen3_5Format,
+    "Qwen3_5MoeCausalLMPreprocessor": Qwen3_5Format,
+}
 
-    formats = {
-        "BLIP2CausalLMPreprocessor": BLIP2Format,
-        "BLIP2Seq2SeqLMPreprocessor": BLIP2Seq2SeqFormat,
-        "Gemma4CausalLMPreprocessor": PatchFormat,
-        "MobileVLMCausalLMPreprocessor": MobileVLMFormat,
-        "Qwen3_5CausalLMPreprocessor": Qwen3_5Format,
-        "Qwen3_5MoeCausalLMPreprocessor": Qwen3_5Format,
-    }
+
+def format_of(preprocessor):
+    """The record format of a keras-hub preprocessor's family.
+
+    It is found by the name of the preprocessor's class or of one of its bases, and for
+    other classes by whether, and how many, images they take.
+
+    Args:
+        preprocessor: a keras-hub preprocessor of a `CausalLM` or `Seq2SeqLM`.
+
+    Returns:
+        A `keras_betakd.preprocessing.text_format.TextFormat`.
+    """
     for base in type(preprocessor).__mro__:
-        if base.__name__ in formats:
-            return formats[base.__name__](preprocessor)
+        if base.__name__ in _FORMATS:
+            return _FORMATS[base.__name__](preprocessor)
     if getattr(preprocessor, "image_converter", None) is None:
         return TextFormat(preprocessor)
     if hasattr(preprocessor, "max_images_per_prompt"):

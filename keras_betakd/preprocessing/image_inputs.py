@@ -1,9 +1,8 @@
-"""Pictures of raw records: read, counted against their marks, resized, stacked.
+"""Reads the images of raw records, checks their marks, resizes and stacks them.
 
-keras-hub's preprocessors would do it, but for two traps that this module steps around:
-lists of pictures go through a very slow conversion, and pictures of different size are
-padded to the largest of the batch before they are resized, so that a record would
-depend on its neighbours.
+keras-hub's preprocessors do this too, but convert lists of images very slowly, and pad
+images of different size to the largest of the batch before they resize them, so that a
+record would depend on the others of its batch.
 """
 
 import functools
@@ -14,6 +13,17 @@ from keras_betakd.data.images import IMAGE_MARK
 
 
 def images_by_record(images, size, ids):
+    """The images of raw records as one list of (H, W, 3) arrays per record.
+
+    Args:
+        images: `None`, a (B, H, W, 3) array, a ragged tensor, or for each record an
+            image, a sequence of images, or `None`.
+        size: B.
+        ids: B strings that name the records in errors.
+
+    Raises:
+        ValueError: another number of entries than B, or an image of another shape.
+    """
     if images is None:
         return [[] for _ in range(size)]
     if hasattr(images, "to_list"):  # tf.RaggedTensor
@@ -21,7 +31,7 @@ def images_by_record(images, size, ids):
     if len(images) != size:
         raise ValueError(
             f"`images` must have one entry for each of the {size} prompts (an "
-            f"empty list for a record without picture). Received: {len(images)}"
+            f"empty list for a record without image). Received: {len(images)}"
         )
     return [_images_of_record(i, name) for i, name in zip(images, ids, strict=True)]
 
@@ -36,7 +46,7 @@ def _images_of_record(images, name):
     for image in images:
         if image.ndim != 3 or image.shape[-1] != 3:
             raise ValueError(
-                f"Record {name}: a picture must be a (height, width, 3) array with "
+                f"Record {name}: an image must be a (height, width, 3) array with "
                 "values from 0 to 255; `keras_betakd.data.load_image` makes one of "
                 f"any file. Received: shape={image.shape}, dtype={image.dtype}"
             )
@@ -44,14 +54,16 @@ def _images_of_record(images, name):
 
 
 def drop_mark(prompt):
+    """The prompt without image marks, each removed with a line break after it."""
     return prompt.replace(IMAGE_MARK + "\n", "").replace(IMAGE_MARK, "")
 
 
 def expect_no_images(images, ids):
+    """Raises a `ValueError` if a record has images."""
     for found, name in zip(images, ids, strict=True):
         if found:
             raise ValueError(
-                f"Record {name} has {len(found)} picture(s), but this model's "
+                f"Record {name} has {len(found)} image(s), but this model's "
                 "preprocessor has no `image_converter`: it would never see them. "
                 "Use a model that takes images, records without, or, for a student "
                 "that is to answer without them, "
@@ -60,51 +72,69 @@ def expect_no_images(images, ids):
 
 
 def expect_one_image(prompts, images, ids):
+    """Raises a `ValueError` unless each record has one image and at most one mark."""
     for prompt, found, name in zip(prompts, images, ids, strict=True):
         if len(found) != 1:
             raise ValueError(
-                f"Record {name} has {len(found)} pictures, but this model takes "
+                f"Record {name} has {len(found)} images, but this model takes "
                 "exactly one with every prompt. Leave the record out, or use a "
                 "family that also takes text alone (for example Gemma 3)."
             )
         if prompt.count(IMAGE_MARK) > 1:
             raise ValueError(
-                f"Record {name} has 1 picture and {prompt.count(IMAGE_MARK)} image "
+                f"Record {name} has 1 image and {prompt.count(IMAGE_MARK)} image "
                 "marks in its prompt. Put one or none: this model has a fixed place "
-                f"for its picture. Received: prompt={prompt!r}"
+                f"for its image. Received: prompt={prompt!r}"
             )
 
 
 def check_marks(prompts, images, mark, limit, ids):
+    """Raises a `ValueError` unless each prompt has one mark for each of its images.
+
+    Args:
+        prompts: B strings.
+        images: list of images of each record.
+        mark: the text that marks an image in a prompt.
+        limit: the maximum number of images per record; `None` for any number.
+        ids: B strings that name the records in errors.
+    """
     for prompt, found, name in zip(prompts, images, ids, strict=True):
         marks = prompt.count(mark)
         if marks != len(found):
             raise ValueError(
-                f"Record {name} has {len(found)} picture(s) and {marks} image "
+                f"Record {name} has {len(found)} image(s) and {marks} image "
                 f"mark(s) in its prompt. Put one '{IMAGE_MARK}' (or the model's "
-                f"own '{mark}') where each picture belongs. Received: "
+                f"own '{mark}') where each image belongs. Received: "
                 f"prompt={prompt!r}"
             )
         if limit is not None and len(found) > limit:
             raise ValueError(
-                f"Record {name} has {len(found)} pictures, but the preprocessor "
+                f"Record {name} has {len(found)} images, but the preprocessor "
                 f"takes at most max_images_per_prompt={limit}."
             )
 
 
 def expect_no_mark_in(responses, mark, ids):
+    """Raises a `ValueError` if a response has an image mark."""
     for response, name in zip(responses, ids, strict=True):
         # A string, or for a conversation a list of them.
         if any(mark in text for text in np.atleast_1d(response)):
             raise ValueError(
                 f"Record {name} has the image mark '{mark}' in its response, where no "
-                "picture can stand: the model would learn to answer with one. "
+                "image can stand: the model would learn to answer with one. "
                 "`keras_betakd.data.neutralize_image_marks` takes its meaning away. "
                 f"Received: response={response!r}"
             )
 
 
 def stack_padded(images, converter, size):
+    """Resizes and stacks the images of B records, padded with zeros: (B, *size).
+
+    Args:
+        images: list of images of each record.
+        converter: a keras-hub `ImageConverter`.
+        size: (N, H, W, 3) for up to N images per record.
+    """
     stacked = np.zeros((len(images), *size), dtype="float32")
     for i, found in enumerate(images):
         for j, image in enumerate(found):
@@ -113,7 +143,7 @@ def stack_padded(images, converter, size):
 
 
 def resized(image, converter):
-    """A picture in the model's size, not yet scaled: float32, 0 to 255."""
+    """An image resized to a converter's size, not scaled: float32, 0 to 255."""
     if image.shape[:2] == tuple(converter.image_size):
         return image.astype("float32")
     resize = _resizer(
@@ -129,9 +159,9 @@ def resized(image, converter):
 
 @functools.lru_cache
 def _resizer(cls, image_size, interpolation, antialias, crop, pad):
-    """The family's own way of resizing, as one graph for pictures of any size.
+    """A converter's own resizing as a TensorFlow graph for images of any size.
 
-    keras-hub depends on TensorFlow for its preprocessing; a graph with free height
+    keras-hub depends on TensorFlow for its preprocessing. A graph with unknown height
     and width is traced once, where `keras.ops` would compile again for each size.
     """
     import tensorflow as tf
@@ -154,11 +184,12 @@ def _resizer(cls, image_size, interpolation, antialias, crop, pad):
 
 
 def converted(image, converter):
-    """What a converter makes that gives more than a resized picture.
+    """Applies a converter that returns several arrays, such as patches and positions.
 
     Args:
         image: (H, W, 3) or (B, H, W, 3), 0 to 255.
-        converter: a keras-hub `ImageConverter` whose result depends on the shape.
+        converter: a keras-hub `ImageConverter` whose result depends on the image's
+            shape.
 
     Returns:
         Dict of NumPy arrays.
@@ -182,7 +213,7 @@ def _graph_of(converter, rank, _settings):
 
 
 def layer_settings(layer):
-    """The config of a layer, but for what says nothing of what it computes."""
+    """The config of a layer without `name` and `trainable`, which change no output."""
     return {
         k: v for k, v in layer.get_config().items() if k not in ("name", "trainable")
     }

@@ -1,8 +1,7 @@
-"""Turns neutral records into what one model's own preprocessor takes.
+"""Converts raw records to what a model's own keras-hub preprocessor takes.
 
-A record is neutral: its pictures have any size, and a picture's place in the prompt is
-marked `<image>`. Each family wants its own mark, its own picture size and its own
-container (`keras_betakd.preprocessing.image_formats`).
+Images of raw records have any size and are marked `<image>` in the prompt. Each family
+has its own mark, image size and container (`keras_betakd.preprocessing.image_formats`).
 """
 
 from keras_betakd.preprocessing.image_formats import format_of
@@ -11,26 +10,35 @@ from keras_betakd.preprocessing.records import as_turns, record_ids
 
 
 def model_inputs(preprocessor, records):
-    """The records in the form of a model's family.
+    """Converts raw records to the form of a model's family.
 
     Args:
         preprocessor: a keras-hub preprocessor of a `CausalLM` or `Seq2SeqLM`.
         records: dict of `"prompts"` (B strings, or for a conversation lists of
             strings), optional `"responses"` (the same), optional `"images"` (a
-            (B, H, W, 3) array, or for each record a picture, a list of pictures, or
-            `None`) and optional `"ids"`, which errors then name.
+            (B, H, W, 3) array with values from 0 to 255, or for each record an image, a
+            list of images, or `None`) and optional `"ids"`, which are named in errors.
 
     Returns:
-        Dict with lists of strings and, for a model that sees, its pictures; for most
-        families `"images"` as one float32 array: (B, N, H, W, 3) for those with
-        several pictures a record, where missing ones are zero and unmarked,
-        (B, H, W, 3) for those with one.
+        Dict of lists of strings and, for a model that takes images, its images. For
+        most families these are one float32 array `"images"`: (B, N, H, W, 3) for
+        families with up to N images per record, where missing ones are zero and have no
+        mark, (B, H, W, 3) for those with one.
 
     Raises:
         ValueError: a conversation for a model that takes one prompt and one response;
-            pictures for a model that takes none, fewer or more pictures than marks,
-            more pictures than the model takes; a picture's mark in a response. The
-            record is named.
+            images for a model that takes none; fewer or more images than marks; more
+            images than the model takes; an image mark in a response. The message names
+            the record.
+
+    Example:
+
+    ```python
+    inputs = model_inputs(
+        model.preprocessor,
+        {"prompts": ["<image>\\nwhat color is it?"], "images": [image]},
+    )
+    ```
     """
     family = format_of(preprocessor)
     ids = record_ids(records, len(records["prompts"]))
@@ -61,13 +69,13 @@ def _texts(family, values, ids):
 
 
 def training_inputs(preprocessor, inputs, sequence_length=None):
-    """`(x, y, sample_weight)` of `model_inputs`, y shifted by one.
+    """`(x, y, sample_weight)` of records from `model_inputs`, y shifted by one.
 
-    In every family the response and its end mark are weighted, and nothing else.
+    In every family the response and its end mark have weight, and nothing else.
     """
     return format_of(preprocessor).training(inputs, sequence_length)
 
 
 def generation_inputs(preprocessor, inputs):
-    """What the model's `generate` takes, of `model_inputs`."""
+    """The argument of the model's `generate`, from `model_inputs`."""
     return format_of(preprocessor).generation(inputs)

@@ -1,38 +1,25 @@
-"""From raw records to the answer-position form that the distiller trains on.
+"""`DistillationPreprocessor`: raw records to the distiller's form of a batch.
 
-Logits are needed only where an answer token is predicted, and the two models may
-place that token differently (another number of image tokens, another length). So
-each model's own keras-hub preprocessor runs on the records, and the positions of
-its answer tokens are written down:
-
-    x = {"student": {...}, "teacher": {...},
-         "student_positions": (B, K), "teacher_positions": (B, K)}
-    y = (B, K) token ids
-    sample_weight = (B, K), 0 in unused slots
-
-keras-hub hands out labels that are shifted by one already, and weights that mark the
-response: nothing is shifted again here.
+Logits are needed only at the positions that predict an answer token, and these differ
+between the two models (another number of image tokens, another length). So each model's
+keras-hub preprocessor encodes the records, and the positions of its answer tokens are
+recorded. keras-hub returns labels that are already shifted by one, and weights that
+mark the response, so nothing is shifted here.
 """
 
 import numpy as np
 
-from keras_betakd.preprocessing.checks import (
-    check_lengths,
-    check_same_answers,
-    check_same_vocabulary,
-)
+from keras_betakd.preprocessing.checks import check_same_answers
+from keras_betakd.preprocessing.encoding import Encoder, ModelEncoder
 from keras_betakd.preprocessing.image_formats import format_of
 from keras_betakd.preprocessing.image_inputs import drop_mark
-from keras_betakd.preprocessing.model_inputs import model_inputs, training_inputs
 from keras_betakd.preprocessing.records import (
     as_text,
     as_turns,
     encoded_ids,
     record_ids,
-    to_numpy,
 )
 from keras_betakd.preprocessing.token_alignment import aligned_slots
-from keras_betakd.teacher_cache.outputs import CachedOutputs
 
 
 class DistillationPreprocessor:
@@ -41,33 +28,37 @@ class DistillationPreprocessor:
     Args:
         teacher_preprocessor: the teacher's keras-hub `CausalLMPreprocessor`, or that
             of a `CachedTeacher`.
-        student_preprocessor: the student's. Both must share one vocabulary.
-        max_response_length: K, the most answer tokens of a record, its end mark
-            included. Static, so that XLA compiles once; every slot costs a row of
-            logits in both models. Defaults to 64.
-        blind_student: whether the student, a model for text alone, is to answer
-            without the pictures that the teacher sees; marks are taken out of its
-            prompts. Defaults to `False`: pictures that it cannot see are an error.
+        student_preprocessor: the student's. Unless `cross_tokenizer`, both must have
+            the same vocabulary.
+        max_response_length: K, the maximum number of answer tokens of a record, its end
+            mark included. It is static, so that XLA compiles once; each of the K
+            positions costs a row of logits in both models. Defaults to 64.
+        blind_student: whether the student, a text model, answers without the images
+            that the teacher takes; image marks are removed from its prompts. Defaults
+            to `False`: images are an error for a model that takes none.
         cross_tokenizer: whether the two have different tokenizers. Each answer token of
-            the student is then paired with the teacher's that continues the same text;
-            `x["aligned"]`, (B, K), is 1 where there is one and 0 elsewhere. Only
+            the student is then paired with the teacher's token that continues the same
+            text; `x["aligned"]`, (B, K), is 1 where there is one and 0 elsewhere. Only
             `ULDEnergy` and energies of features compare such models.
 
     Call arguments:
-        records: dict of lists or arrays with `"prompts"`, `"responses"`, and where the
-            models see, `"images"`; as keras-hub takes them. A prompt marks each picture
-            with `<image>` or with the model's own mark. Optional `"ids"` are named in
-            errors and warnings; `x["ids"]`, (B, 64), holds them as bytes.
+        records: dict of lists or arrays with `"prompts"`, `"responses"` and, for models
+            that take images, `"images"`, as keras-hub takes them. A prompt marks each
+            image with `<image>` or with the model's own mark. Optional `"ids"` are
+            named in errors and warnings.
 
     Returns:
-        `(x, y, sample_weight)` as NumPy arrays, in the form above. Where both models
-        take a picture in the same form, it stands in `x["student"]` alone.
+        `(x, y, sample_weight)` as NumPy arrays. `x` is a dict of the inputs of both
+        models, the positions that predict their answer tokens, and the records' ids;
+        `keras_betakd.preprocessing.batches` describes each of its keys. `y`, (B, K),
+        holds the token ids of the student's answers and `sample_weight`, (B, K), their
+        weights; both are 0 in unused slots.
 
     Raises:
         ValueError: different vocabularies; a record that does not fit in a sequence
-            (it would be cut: the text, the answer or the image tokens) or whose answer
-            does not fit in K; pictures and marks that do not agree. The message
-            names the record, the limit and the length needed.
+            (its text, answer or image tokens would be cut) or whose answer has more
+            than K tokens; a number of images that differs from that of the marks. The
+            message names the record, the limit and the length needed.
 
     Example:
 
@@ -77,7 +68,7 @@ class DistillationPreprocessor:
     )
     x, y, sample_weight = preprocessor(
         {
-            "images": [picture],
+            "images": [image],
             "prompts": ["<image>\\nwhat color is the shape?"],
             "responses": ["teal"],
         }
@@ -104,139 +95,94 @@ class DistillationPreprocessor:
         self.blind_student = blind_student
         self.cross_tokenizer = cross_tokenizer
         self._vocabularies_checked = False
-        self._teacher_is_cached = isinstance(teacher_preprocessor, CachedOutputs)
-        if self._teacher_is_cached and cross_tokenizer:
+        if cross_tokenizer and self._teacher.tokenizer is None:
             raise ValueError(
                 "A cached teacher has the answer tokens of its own tokenizer only. For "
                 "different tokenizers (`ULDEnergy`) give the teacher itself."
             )
 
+    @property
+    def _teacher(self):
+        found = self.teacher_preprocessor
+        return found if isinstance(found, Encoder) else ModelEncoder(found, "teacher")
+
+    @property
+    def _student(self):
+        return ModelEncoder(self.student_preprocessor, "student")
+
     def __call__(self, records):
-        self._check_records(records)
+        _check_records(records)
         if not self.cross_tokenizer:
             self._check_vocabularies()
         ids = record_ids(records, len(records["prompts"]))
-        seen = _without_pictures(records) if self.blind_student else records
-        student = self._encode(self.student_preprocessor, seen, ids, "student")
+        length = self.max_response_length
+        shown = _without_images(records) if self.blind_student else records
+        student = self._student.encode(shown, ids, length)
         if self.teacher_preprocessor is self.student_preprocessor:
             teacher = student
-        elif self._teacher_is_cached:
-            length = self.max_response_length
-            teacher = self.teacher_preprocessor.encoded(records, length)
         else:
-            teacher = self._encode(self.teacher_preprocessor, records, ids, "teacher")
+            teacher = self._teacher.encode(records, ids, length)
         x = {
-            "student": student["x"],
-            "teacher": self._without_same_pictures(teacher["x"]),
-            "student_positions": student["positions"],
+            "student": student.inputs,
+            "teacher": self._without_shared_images(teacher.inputs),
+            "student_positions": student.positions,
         }
         if self.cross_tokenizer:
             x.update(self._aligned(teacher, student))
         else:
-            check_same_answers(teacher["y"], student["y"], ids)
-            x["teacher_positions"] = teacher["positions"]
+            check_same_answers(teacher.labels, student.labels, ids)
+            x["teacher_positions"] = teacher.positions
         if records.get("ids") is not None:
             x["ids"] = encoded_ids([as_text(i) for i in records["ids"]])
-        return x, student["y"], student["sample_weight"]
-
-    def _aligned(self, teacher, student):
-        """The teacher's positions at the student's answer tokens, where it has one."""
-        positions = np.zeros_like(teacher["positions"])
-        aligned = np.zeros_like(student["sample_weight"])
-        for i in range(len(positions)):
-            answers = [m["y"][i][m["sample_weight"][i] > 0] for m in (teacher, student)]
-            slots = aligned_slots(
-                self.teacher_preprocessor.tokenizer,
-                self.student_preprocessor.tokenizer,
-                *answers,
-            )
-            found = np.flatnonzero(slots >= 0)
-            positions[i, found] = teacher["positions"][i, slots[found]]
-            aligned[i, found] = 1.0
-        return {"teacher_positions": positions, "aligned": aligned}
-
-    def _without_same_pictures(self, x):
-        """The distiller gives the teacher the student's pictures, where it has none."""
-        cached = self._teacher_is_cached
-        if cached or not _same_pictures(
-            self.teacher_preprocessor, self.student_preprocessor
-        ):
-            return x
-        shared = format_of(self.student_preprocessor).picture_keys
-        return {name: value for name, value in x.items() if name not in shared}
-
-    def _encode(self, preprocessor, records, ids, role):
-        inputs = model_inputs(preprocessor, records)
-        x, y, weight = to_numpy(training_inputs(preprocessor, inputs))
-        check_lengths(preprocessor, inputs, (x, weight), ids, role)
-        positions, weights = self._answer_slots(weight, ids)
-        return {
-            "x": x,
-            "y": np.where(weights > 0, np.take_along_axis(y, positions, 1), 0),
-            "positions": positions,
-            "sample_weight": weights,
-        }
-
-    def _answer_slots(self, weight, ids):
-        """The positions of the supervised tokens, moved to the front of K slots."""
-        size = self.max_response_length
-        positions = np.zeros((len(weight), size), dtype="int32")
-        weights = np.zeros((len(weight), size), dtype="float32")
-        for i, row in enumerate(weight):
-            found = np.flatnonzero(row)
-            if len(found) > size:
-                raise ValueError(
-                    f"The answer of record {ids[i]} has {len(found)} tokens with its "
-                    f"end mark, more than max_response_length={size}. Raise "
-                    "`max_response_length`, or leave the record out."
-                )
-            positions[i, : len(found)] = found
-            weights[i, : len(found)] = row[found]
-        return positions, weights
-
-    def _check_records(self, records):
-        missing = [k for k in ("prompts", "responses") if k not in records]
-        if missing:
-            raise ValueError(
-                f"Raw records need {missing} beside what they have. Expected a dict "
-                'with "prompts", "responses" and, for models that see, "images". '
-                f"Received: keys={sorted(records)}"
-            )
-        sizes = {key: len(records[key]) for key in ("prompts", "responses")}
-        if len(set(sizes.values())) > 1:
-            raise ValueError(
-                f"Every prompt needs one response. Received: {sizes} entries."
-            )
+        return x, student.labels, student.weights
 
     def _check_vocabularies(self):
         # Not in the constructor: a model that is being loaded gets its vocabulary
         # after it is made.
-        if self._vocabularies_checked:
-            return
-        teacher, student = self.teacher_preprocessor, self.student_preprocessor
-        if self._teacher_is_cached:
-            teacher.check_vocabulary(student)
+        if not self._vocabularies_checked:
+            self._teacher.check_vocabulary(self.student_preprocessor)
             self._vocabularies_checked = True
-            return
-        if teacher.tokenizer is not student.tokenizer:
-            check_same_vocabulary(teacher.tokenizer, student.tokenizer)
-        # Flan-T5's has no such setting: it always ends them.
-        ends = [getattr(p, "add_end_token", True) for p in (teacher, student)]
-        if ends[0] != ends[1]:
-            raise ValueError(
-                "Teacher and student must both end their answers, or both not. "
-                f"Received: teacher add_end_token={ends[0]}, student "
-                f"add_end_token={ends[1]}"
+
+    def _aligned(self, teacher, student):
+        """The teacher's positions for the student's answer tokens, as a part of `x`."""
+        positions = np.zeros_like(teacher.positions)
+        aligned = np.zeros_like(student.weights)
+        for i in range(len(positions)):
+            answers = [m.labels[i][m.weights[i] > 0] for m in (teacher, student)]
+            slots = aligned_slots(
+                self._teacher.tokenizer, self._student.tokenizer, *answers
             )
-        self._vocabularies_checked = True
+            found = np.flatnonzero(slots >= 0)
+            positions[i, found] = teacher.positions[i, slots[found]]
+            aligned[i, found] = 1.0
+        return {"teacher_positions": positions, "aligned": aligned}
+
+    def _without_shared_images(self, inputs):
+        """The teacher's inputs without images that equal the student's.
+
+        The distiller hands the student's images to a teacher that has none.
+        """
+        form = self._teacher.image_form()
+        if form is None or form != self._student.image_form():
+            return inputs
+        shared = format_of(self.student_preprocessor).image_keys
+        return {name: value for name, value in inputs.items() if name not in shared}
 
 
-def _without_pictures(records):
+def _check_records(records):
+    missing = [k for k in ("prompts", "responses") if k not in records]
+    if missing:
+        raise ValueError(
+            f"Raw records need {missing} beside what they have. Expected a dict "
+            'with "prompts", "responses" and, for models that see, "images". '
+            f"Received: keys={sorted(records)}"
+        )
+    sizes = {key: len(records[key]) for key in ("prompts", "responses")}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"Every prompt needs one response. Received: {sizes} entries.")
+
+
+def _without_images(records):
     prompts = [[drop_mark(t) for t in as_turns(p)] for p in records["prompts"]]
     rest = {key: value for key, value in records.items() if key != "images"}
     return {**rest, "prompts": prompts}
-
-
-def _same_pictures(teacher, student):
-    """Whether two preprocessors make the same array of the same pictures."""
-    return format_of(teacher).picture_form() == format_of(student).picture_form()

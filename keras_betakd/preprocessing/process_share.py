@@ -1,4 +1,4 @@
-"""The part of each batch that one of several processes computes."""
+"""`ProcessShare`: one process's share of each batch."""
 
 import keras
 import numpy as np
@@ -14,25 +14,27 @@ class ProcessShare(keras.utils.PyDataset):
 
     For PyTorch under `torchrun`, where each process is given its own data, and for
     several JAX processes with `keras.distribution`. Every process makes the same data
-    set, with batches of the size that all of them train on together, and takes its
-    rows: the first process the first ones, and so on, as many as each other. Where the
-    rows do not divide, copies of the last one fill up, with weight 0: the losses,
-    gradients and betas are those of one process on the whole batch.
+    set, with global batches of all processes, and computes its rows of each: process 0
+    the first ones, and so on, the same number in each process. Where the rows do not
+    divide evenly, the last shares are padded with copies of the last row that have
+    weight 0, so the losses, gradients and betas are those of one process on the global
+    batch.
 
     Of the project's own data sets (`ScienceQADataset`, `LlavaDataset`) only the rows of
-    the share are read from disk; of others the whole batch is.
+    the share are read from disk, of others the whole batch.
 
     Args:
         dataset: batches of raw records or `(x, y, sample_weight)`: a `PyDataset`, a
             `tf.data.Dataset` or a torch `DataLoader`; or a dict of raw records. Must be
             the same, in the same order, in every process: seed its shuffling.
-        batch_size: records a batch, of all processes; for a dict of raw records.
+        batch_size: records per global batch, for a dict of raw records; 32 by default.
         index, count: which share of how many. By default this process's: its rank in
             `torch.distributed`, or its part of the data in `keras.distribution`; (0, 1)
-            in a process that is alone, so that one script serves for all.
+            in a single process, so that the same script runs everywhere.
 
     Raises:
-        ValueError: `index` is not below `count`, or only one of the two is given.
+        ValueError: `index` is not in 0..count - 1, or only one of the two is given;
+            or `dataset` does not come in batches.
 
     Example:
 
@@ -95,7 +97,11 @@ class ProcessShare(keras.utils.PyDataset):
         return x, y, _times(np.ones(len(rows)) if weight is None else weight, real)
 
     def _rows(self, size):
-        """The rows of this share, and which of them are no copies."""
+        """The rows of this share, and whether each is a row of the batch, not a copy.
+
+        Args:
+            size: the number of rows of the global batch.
+        """
         each = -(-size // self.count)
         rows = self.index * each + np.arange(each)
         return np.minimum(rows, size - 1), rows < size
@@ -108,12 +114,13 @@ class ProcessShare(keras.utils.PyDataset):
 
 
 def _weighted(records, real):
-    """Raw records, with a weight for each."""
+    """Raw records with their sample weights, 0 where `real` is false."""
     weight = records.get("sample_weight")
     weight = np.ones(len(real)) if weight is None else weight
     return {**records, "sample_weight": _times(weight, real)}
 
 
 def _times(weight, real):
+    """Weights (B, ...), 0 where `real`, (B,) bool, is false."""
     weight = np.asarray(weight, "float32")
     return weight * real.reshape((-1,) + (1,) * (weight.ndim - 1))

@@ -1,4 +1,4 @@
-"""Records for Qwen3.5, whose keras-hub preprocessor has no training-time image path."""
+"""The record format of Qwen3.5, whose keras-hub preprocessor trains on text only."""
 
 import re
 
@@ -13,15 +13,15 @@ SPECIAL = ("im_start", "end", "vision_start", "vision_end", "image", "video")
 
 
 class Qwen3_5Format(TextFormat):
-    """Pictures of any shape, each as many tokens as its own size gives.
+    """Images of any shape, whose number of tokens depends on their size.
 
-    Shapes are static: patches and pictures are filled up to a power of two, so that a
-    compiled step sees few of them, and each text position says which image token it is
-    (`image_sources`, -1 for text). `position_ids` are the three-axis rotary positions
-    of Qwen's M-RoPE, with the temporal one first and second.
+    The numbers of patches and of images are padded to a power of two, so that a step is
+    compiled for few shapes. `image_sources`, (B, T), is the number of the image token
+    at each position, -1 for text. `position_ids`, (B, 4, T), are the three-axis rotary
+    positions of Qwen's M-RoPE, with the temporal one first and second.
     """
 
-    picture_keys = ("pixel_values", "image_grid_thw")
+    image_keys = ("pixel_values", "image_grid_thw")
     decodes_cached = False
 
     def prompt_lengths(self, inputs, limit):
@@ -37,23 +37,23 @@ class Qwen3_5Format(TextFormat):
         return self.preprocessor.tokenizer.image_token
 
     @property
-    def _sees(self):
+    def _takes_images(self):
         return self.preprocessor.image_converter is not None
 
     def prepared(self, prompts, images, ids):
-        if not self._sees:
+        if not self._takes_images:
             return super().prepared(prompts, images, ids)
         tokenizer = self.preprocessor.tokenizer
-        whole = tokenizer.vision_start_token + self.mark + tokenizer.vision_end_token
-        prompts = [p.replace(IMAGE_MARK, whole) for p in prompts]
+        marks = tokenizer.vision_start_token + self.mark + tokenizer.vision_end_token
+        prompts = [p.replace(IMAGE_MARK, marks) for p in prompts]
         image_inputs.check_marks(prompts, images, self.mark, None, ids)
         return {"prompts": prompts, "images": images}
 
     def prompts_alone(self, inputs, sequence_length):
-        """Inputs of prompts that wait for an answer, filled up to a length."""
+        """Model inputs of the prompts without answers, padded to `sequence_length`."""
         empty = {**inputs, "responses": [""] * len(inputs["prompts"])}
         x, _, weight = self.training(empty, sequence_length)
-        # The end mark of the empty answer is what is to be predicted.
+        # Without the end mark of the empty answer, which is what is to be predicted.
         lengths = self.prompt_lengths(inputs, sequence_length)[self.answer_length]
         mask = np.arange(weight.shape[1])[None] < np.array(lengths)[:, None]
         padding = self.preprocessor.tokenizer.pad_token_id
@@ -68,7 +68,7 @@ class Qwen3_5Format(TextFormat):
         prompts = [self._tokenized(*pair) for pair in prompts]
         responses = [self._tokenized(text, []) for text in inputs["responses"]]
         x, y, weight = packed(self.preprocessor, prompts, responses, sequence_length)
-        if self._sees:
+        if self._takes_images:
             x.update(self._stacked(parts), **self._places(x["token_ids"], parts))
         return x, y, weight
 
@@ -81,13 +81,17 @@ class Qwen3_5Format(TextFormat):
         return self.preprocessor.image_converter.spatial_merge_size
 
     def _tokens(self, grid):
-        """Rows and columns of the image tokens of a picture."""
+        """The rows and columns of the tokens of an image, from its grid of patches."""
         return grid[1] // self._merge, grid[2] // self._merge
 
     def _tokenized(self, text, grids):
-        """Token ids, each image mark repeated for the tokens of its picture.
+        """The token ids of a text, with one image token for each token of its images.
 
-        Special tokens by themselves: a byte-pair tokenizer would take them to pieces.
+        Special tokens are looked up: a byte-pair tokenizer would split them.
+
+        Args:
+            text: a prompt or response.
+            grids: rows and columns of the tokens of each image, in order.
         """
         tokenizer = self.preprocessor.tokenizer
         names = [f"{name}_token" for name in SPECIAL]
@@ -106,11 +110,12 @@ class Qwen3_5Format(TextFormat):
         return ids
 
     def _patches(self, parts):
-        """Places for the patches of each picture of a batch."""
+        """The number of patches that each image of a batch is padded to."""
         sizes = [len(patches) for row in parts for patches, _ in row]
         return _power_of_two(max(sizes, default=1), least=self._merge**2)
 
     def _stacked(self, parts):
+        """The patches and grids of all images, padded: dict of two arrays."""
         count, size = _power_of_two(max(map(len, parts))), self._patches(parts)
         converter = self.preprocessor.image_converter
         patch = (converter.temporal_patch_size, *[converter.patch_size] * 2, 3)
@@ -123,7 +128,7 @@ class Qwen3_5Format(TextFormat):
         return {"pixel_values": values, "image_grid_thw": grids}
 
     def _places(self, token_ids, parts):
-        """Which image token stands where, and the M-RoPE positions."""
+        """The number of the image token at each position, and the M-RoPE positions."""
         slots = self._patches(parts) // self._merge**2
         image = self.preprocessor.tokenizer.image_token_id
         sources = np.full(token_ids.shape, -1, dtype="int32")
@@ -139,11 +144,13 @@ class Qwen3_5Format(TextFormat):
 
 
 def _rope_positions(is_image, grids):
-    """M-RoPE: (4, T) positions; a picture takes as many as its longer side.
+    """The M-RoPE positions, (4, T), of one sequence.
+
+    An image advances the position by the longer side of its grid.
 
     Args:
-        is_image: (T,) bool.
-        grids: rows and columns of the tokens of each picture, in order.
+        is_image: (T,) bool, true for image tokens.
+        grids: rows and columns of the tokens of each image, in order.
     """
     length = len(is_image)
     positions = np.zeros((4, length), dtype="int32")
@@ -164,6 +171,7 @@ def _rope_positions(is_image, grids):
 
 
 def _power_of_two(number, least=1):
+    """`least` doubled until it is at least `number`."""
     size = least
     while size < number:
         size *= 2

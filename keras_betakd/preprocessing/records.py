@@ -1,17 +1,18 @@
-"""Ids and texts of raw records; ids as bytes for compiled steps."""
+"""Ids and texts of raw records, and ids as bytes for compiled steps."""
 
 import numpy as np
 from keras import ops
 
 
 def to_numpy(batch):
+    """`(x, y, sample_weight)`, with a flat dict x, as NumPy arrays."""
     x, y, weight = batch
     x = {key: ops.convert_to_numpy(value) for key, value in x.items()}
     return x, ops.convert_to_numpy(y), ops.convert_to_numpy(weight).astype("float32")
 
 
 def as_text(value):
-    """A Python string out of a string, bytes, or a scalar array of either."""
+    """A string, bytes, or a scalar array of either as a Python string."""
     value = value.item() if hasattr(value, "item") else value
     if hasattr(value, "numpy"):
         value = value.numpy()
@@ -19,7 +20,7 @@ def as_text(value):
 
 
 def as_turns(value):
-    """A prompt or response as a list of strings, one for each turn it has."""
+    """A prompt or response as a list of strings, one per turn of a conversation."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     return [
@@ -28,18 +29,21 @@ def as_turns(value):
 
 
 def record_ids(records, size):
-    """How to name each record in a message: its id, or its place in the batch."""
+    """Strings that name the records in errors: the id, or the place in the batch."""
     if records.get("ids") is None:
         return [f"number {i} of the batch" for i in range(size)]
     return [f"'{as_text(i)}'" for i in records["ids"]]
 
 
-# How many bytes of an id a message can quote.
+# The number of bytes of an id that are kept for messages.
 ID_BYTES = 64
 
 
 def encoded_ids(ids):
-    """Ids, a list of text, as bytes (B, 64): text that a compiled step can carry."""
+    """A list of B ids as UTF-8 bytes (B, 64), which compiled steps can take.
+
+    Longer ids are cut, shorter ones padded with zeros.
+    """
     rows = np.zeros((len(ids), ID_BYTES), dtype="uint8")
     for row, name in zip(rows, ids, strict=True):
         found = np.frombuffer(name.encode()[:ID_BYTES], dtype="uint8")

@@ -1,4 +1,4 @@
-"""`TextFormat`: the record format of text families, and the base of the others."""
+"""`TextFormat`: the record format of text families, base class of the other formats."""
 
 import keras
 import numpy as np
@@ -6,28 +6,30 @@ import numpy as np
 from keras_betakd.preprocessing import image_inputs
 from keras_betakd.preprocessing.image_inputs import layer_settings
 
-# The inputs that hold pictures, of all families.
+# The model inputs that hold images, of all families.
 IMAGE_KEYS = {"images", "pixel_values", "pixel_position_ids", "image_grid_thw"}
 
 
 class TextFormat:
-    """A family that takes text alone; the base of the others.
+    """Converts records for a family that takes text only; base class of the formats.
 
     Args:
         preprocessor: the family's keras-hub preprocessor.
 
     Attributes:
-        picture_keys: the inputs that hold pictures.
-        mark: the text that announces a picture, if the family has one.
-        sees_whole_prompt: whether prompt tokens see each other both ways.
-        answer_length: the preprocessor's attribute that limits what is decoded.
-        decodes_cached: whether keras-hub's `generate` can be relied on.
+        image_keys: the names of the model inputs that hold images.
+        mark: the text that marks an image in a prompt; `None` if the family has none.
+        bidirectional_prompt: whether prompt tokens attend to later prompt tokens.
+        answer_length: the attribute of the preprocessor that limits the length of the
+            sequence that is decoded.
+        decodes_cached: whether keras-hub's `generate`, which caches keys and values,
+            is correct for the family.
         takes_turns: whether a record may be a conversation of several turns.
     """
 
-    picture_keys = ()
+    image_keys = ()
     mark = None
-    sees_whole_prompt = False
+    bidirectional_prompt = False
     answer_length = "sequence_length"
     decodes_cached = True
     takes_turns = False
@@ -36,12 +38,24 @@ class TextFormat:
         self.preprocessor = preprocessor
 
     def prepared(self, prompts, images, ids):
-        """Prompts with the family's marks, and pictures in its form."""
+        """The records as the family's keras-hub preprocessor takes them.
+
+        Args:
+            prompts: list of strings, or of lists of strings if `takes_turns`.
+            images: list with a list of (H, W, 3) arrays for each record.
+            ids: strings that name the records in errors.
+
+        Returns:
+            Dict of `"prompts"`, with the family's marks, and images in its form.
+        """
         image_inputs.expect_no_images(images, ids)
         return {"prompts": prompts}
 
-    def picture_form(self):
-        """Two formats of one form make the same arrays of the same pictures."""
+    def image_form(self):
+        """A value that is equal for formats that make equal arrays of equal images.
+
+        `None` for a preprocessor without image converter.
+        """
         converter = getattr(self.preprocessor, "image_converter", None)
         if converter is None:
             return None
@@ -49,29 +63,35 @@ class TextFormat:
         return type(self), type(converter), count, layer_settings(converter)
 
     def training(self, inputs, sequence_length=None):
-        """`(x, y, sample_weight)`: the response and its end mark are weighted."""
+        """`(x, y, sample_weight)` of records from `model_inputs`, y shifted by one.
+
+        The response and its end mark have weight, and nothing else.
+        """
         import keras_hub
 
         base = keras_hub.models.CausalLMPreprocessor
         if type(self.preprocessor).call is not base.call:
             return self.preprocessor(inputs, sequence_length=sequence_length)
-        # keras-hub's text families take one text and weigh all of it.
+        # keras-hub's text families take one text and give all of it weight.
         tokenizer = self.preprocessor.tokenizer
         pair = tokenizer(inputs["prompts"]), tokenizer(inputs["responses"])
         return packed(self.preprocessor, *pair, sequence_length)
 
     def generation(self, inputs):
-        """What `generate` and `generate_preprocess` take."""
-        pictures_in = {k: inputs[k] for k in self.picture_keys if k in inputs}
-        if not pictures_in:
+        """The argument of `generate` and `generate_preprocess`, from `model_inputs`."""
+        images = {k: inputs[k] for k in self.image_keys if k in inputs}
+        if not images:
             return inputs["prompts"]
-        return {"prompts": inputs["prompts"], **pictures_in}
+        return {"prompts": inputs["prompts"], **images}
 
     def prompt_lengths(self, inputs, limit):
-        """Tokens of each prompt: dict of attribute that limits them to B ints.
+        """The number of tokens of each prompt.
 
-        keras-hub's packers cut in silence, so the prompts are packed with more and
-        more space, from `limit` on, until none fills it.
+        keras-hub's packers cut silently, so the prompts are packed in longer and longer
+        sequences, from `limit` on, until none is full.
+
+        Returns:
+            Dict of the preprocessor's attribute that limits the number to B ints.
         """
         length = limit + 1
         while True:
@@ -85,23 +105,26 @@ class TextFormat:
             length *= 2
 
     def lengths(self, x, weight):
-        """How much of each limit the records fill.
+        """The number of tokens of each packed record, end mark included.
+
+        Args:
+            x, weight: inputs and sample weights as `training` returns them.
 
         Returns:
-            Dict of attribute of the preprocessor to `(tokens, limit)`: int (B,), and
-            the length of the sequences as they are.
+            Dict of the preprocessor's attribute that limits the number to
+            `(tokens, limit)`: int (B,), and the length of the packed sequences.
         """
         end = weight.shape[1] - np.argmax(weight[:, ::-1] > 0, axis=1)
         return {"sequence_length": (end * (weight > 0).any(axis=1), weight.shape[1])}
 
 
 def packed(preprocessor, prompts, responses, sequence_length=None):
-    """Tokens of prompts and responses as `(x, y, sample_weight)`, y shifted by one.
+    """Packs prompts and responses to `(x, y, sample_weight)`, y shifted by one.
 
     Args:
-        preprocessor: whose special tokens and lengths to use.
-        prompts, responses: token ids, one list each a record.
-        sequence_length: the preprocessor's if `None`.
+        preprocessor: keras-hub preprocessor with the special tokens and lengths to use.
+        prompts, responses: lists of token ids, one for each record.
+        sequence_length: length of the sequences; the preprocessor's if `None`.
     """
     import keras_hub
 
@@ -122,8 +145,8 @@ def packed(preprocessor, prompts, responses, sequence_length=None):
     )
     token_ids = keras.ops.convert_to_numpy(token_ids)
     is_response = keras.ops.convert_to_numpy(segment_ids) == 1
-    # Up to the last token of the response: the id that pads (GPT-2's is that of "!")
-    # may be a token of the text as well.
+    # Up to the last token of the response, not by the id that pads, which may be that
+    # of a token of the text as well (GPT-2's is that of "!").
     padding_mask = np.maximum.accumulate(is_response[:, ::-1], axis=1)[:, ::-1]
     x = {"token_ids": token_ids[:, :-1], "padding_mask": padding_mask[:, :-1]}
     return x, token_ids[:, 1:], is_response[:, 1:]

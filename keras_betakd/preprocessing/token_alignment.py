@@ -1,35 +1,39 @@
-"""Where two tokenizers are about to continue the same text."""
+"""Aligns the answer tokens of two tokenizers.
+
+Pairs the tokens before which both have produced the same text.
+"""
 
 import numpy as np
 
 
 def aligned_slots(teacher, student, teacher_ids, student_ids):
-    """Pairs each token of the student with the teacher's that starts at the same place.
+    """Pairs each student token with the teacher token that continues the same text.
 
-    The prediction of a token is made after all tokens before it. Two predictions are
-    comparable where the text of those before is the same in both tokenizers; the first
-    (nothing before) and that of the end mark (the whole answer before) always are.
+    A token is predicted from all tokens before it, so two predictions are comparable
+    where the text of the tokens before is the same in both tokenizers. Those of the
+    first token (no text before) and of the end mark (the whole answer before) always
+    are.
 
     Args:
         teacher, student: the two keras-hub tokenizers.
-        teacher_ids, student_ids: the ids of one answer, end mark included.
+        teacher_ids, student_ids: the token ids of one answer, end mark included.
 
     Returns:
-        For each of `student_ids` the index of the teacher's token, or -1.
+        (N,) int32: for each of the N `student_ids` the index in `teacher_ids`, or -1.
     """
-    theirs, ours = (
-        # Several tokens may add no text (a lone space): the last of them counts.
+    of_teacher, of_student = (
+        # Of several tokens after the same text (one may add none) the last is paired.
         {text: i for i, text in enumerate(_texts_before(*pair)) if text is not None}
         for pair in ((teacher, teacher_ids), (student, student_ids))
     )
     slots = np.full(len(student_ids), -1, dtype="int32")
-    for text, i in ours.items():
-        slots[i] = theirs.get(text, -1)
+    for text, i in of_student.items():
+        slots[i] = of_teacher.get(text, -1)
     return slots
 
 
 def _texts_before(tokenizer, ids):
-    """The text of the tokens before each token; half a character is no text."""
+    """The text before each token; `None` if it ends within a character."""
     ids = [int(i) for i in ids]
     texts = [""]
     texts += [str(tokenizer.detokenize(ids[:end])) for end in range(1, len(ids))]

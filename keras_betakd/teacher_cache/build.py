@@ -1,16 +1,18 @@
-"""`cache_teacher`: runs a teacher once over a data set and keeps what it made."""
+"""`cache_teacher`: runs a teacher once over a data set and stores its outputs."""
+
+import dataclasses
 
 import keras
 import numpy as np
 
 from keras_betakd.preprocessing.adapters import as_dataset
 from keras_betakd.teacher_cache import fingerprints
-from keras_betakd.teacher_cache.files import CacheFolder
+from keras_betakd.teacher_cache.files import CachedRecord, CacheFolder
 from keras_betakd.teacher_cache.outputs import ids_of
-from keras_betakd.teacher_cache.source import TeacherSource, small
+from keras_betakd.teacher_cache.source import TeacherSource, compacted
 from keras_betakd.teacher_cache.teacher import CachedTeacher
 
-# A file holds so many records, or fewer if they are large.
+# A file is closed when it has this many records or bytes.
 FILE_RECORDS = 512
 FILE_BYTES = 2**28
 
@@ -24,46 +26,50 @@ def cache_teacher(
     max_response_length=64,
     verbose=1,
 ):
-    """Runs a teacher once over a data set and writes what it made to disk.
+    """Runs a teacher once over a data set and writes its outputs to disk.
 
-    For each answer token either the last hidden state h is kept, from which the
-    teacher's LM head (kept once) makes the logits again: H numbers instead of V, and
-    the losses are those of the live teacher. Or, with `top_k`, the log-probabilities of
-    its k best classes and the probability r that is left, which the other V - k
-    classes then share alike,
+    By default the last hidden state of each answer token is stored, and once the
+    teacher's LM head, which computes the logits from it. This takes H numbers per token
+    (the hidden width) instead of V (the number of classes), and the losses are those of
+    the live teacher. Where the head has no matrix that could be stored, as in a
+    quantized teacher, the logits are stored instead.
+
+    With `top_k`, the log-probabilities log p_i of the k best classes and the remaining
+    probability r are stored; the other V - k classes share r equally:
 
         log p_i  for i among the k best,   log(r / (V - k))  for every other i.
 
-    That needs no head, but changes what the energies are (by how much:
-    `benchmarks/teacher_cache.py`). Besides, for each record, what betas and energies
-    read: the mean hidden state, and, for a distiller whose energies compare features,
-    those of the pictures.
+    This needs no head, but changes the values of the energies (by how much:
+    `benchmarks/teacher_cache.py`).
 
-    A run that is stopped goes on where it was when it is called again, and ends with
-    the same files to the bit.
+    In all cases what betas and energies read of each record is stored too: the mean
+    hidden state, and, for a distiller whose energies compare features, those features.
+
+    A run that was interrupted continues where it stopped when it is called again, and
+    ends with the same files, byte for byte.
 
     Args:
-        distiller_or_teacher: a `BetaKDDistiller`, of which the energies and betas say
-            what to keep; or a teacher alone, a keras-hub `CausalLM`.
+        distiller_or_teacher: a `BetaKDDistiller`, whose energies and betas determine
+            what is stored, or a teacher, a keras-hub `CausalLM`.
         dataset: raw records with ids, {"ids", "prompts", "responses", "images"}, as a
             dict of lists or in batches (`PyDataset`, `tf.data.Dataset`, torch
-            `DataLoader`), in an order that is the same each time.
+            `DataLoader`), in the same order each time.
         directory: folder to write to.
-        top_k: how many classes to keep; `None` (default) keeps all.
-        batch_size: records a batch, where they come as a dict of lists.
-        max_response_length: the most answer tokens of a record, for a teacher alone; a
-            distiller's preprocessor has its own.
+        top_k: k, the number of classes to store; `None` (default) stores all.
+        batch_size: records per batch, for a dict of lists.
+        max_response_length: the maximum number of answer tokens of a record, for a
+            teacher; a distiller's preprocessor has its own.
         verbose: 1 for a progress bar, 0 for none.
 
     Returns:
-        A `CachedTeacher`, to be given to a distiller in the teacher's place.
+        A `CachedTeacher`, which takes the teacher's place in a distiller.
 
     Raises:
-        ValueError: records without ids or with one twice; a cache in `directory` that
-            was made with another teacher, preprocessor, or settings, or of other
+        ValueError: records without ids, or two with the same id; a cache in `directory`
+            that was made with another teacher, preprocessor or setting, or of other
             records; a damaged file.
-        OSError: the disk is full or the folder cannot be written; what was written
-            before is whole.
+        OSError: the disk is full or the folder cannot be written; the files that were
+            written before are complete.
         ImportError: the package safetensors is missing.
 
     Example:
@@ -85,16 +91,16 @@ def cache_teacher(
         )
     _expect_same(folder, source.settings())
     digests = {}
-    head = source.head()
+    head, name = source.head(), "head.safetensors"
     if head:
-        digests["head.safetensors"] = _kept(folder, "head.safetensors", head)
+        digests[name] = _written_or_verified(folder, name, head)
     digests.update(_record_files(folder, batches, source, verbose))
     folder.write_json("index.json", digests)
     return CachedTeacher(directory)
 
 
 def _record_files(folder, batches, source, verbose):
-    """Makes the files of records that are not there; returns the digests of all."""
+    """Writes the files of records that are missing; returns the digests of all."""
     digests, seen = {}, set()
     progress = keras.utils.Progbar(batches.num_batches, verbose=verbose)
     batches.on_epoch_begin()
@@ -112,24 +118,25 @@ def _record_files(folder, batches, source, verbose):
 
 
 def _expect_same(folder, settings):
-    """Writes the settings of a new cache, or compares those of one begun before."""
-    before = folder.settings()
+    """Writes the settings of a new cache, or checks those of one begun before."""
+    before, settings = folder.settings(), dataclasses.asdict(settings)
     if before is None:
         folder.write_json("settings.json", settings)
         return
-    differing = sorted(k for k in settings if settings[k] != before.get(k))
+    before = dataclasses.asdict(before)
+    differing = sorted(k for k in settings if settings[k] != before[k])
     if differing:
         raise ValueError(
             f"The teacher cache in '{folder.path}' was begun with another "
             f"{' and another '.join(differing)}. Received: "
             f"{ {k: settings[k] for k in differing} }, there: "
-            f"{ {k: before.get(k) for k in differing} }. Use another directory, or "
+            f"{ {k: before[k] for k in differing} }. Use another directory, or "
             "delete that one."
         )
 
 
-def _kept(folder, name, arrays):
-    """The digest of a file that is there, or is now written."""
+def _written_or_verified(folder, name, arrays):
+    """Writes a file, or verifies it if it exists; returns its digest."""
     digest = fingerprints.of_arrays(arrays, "[]")
     if not (folder.path / name).exists():
         return folder.write_shard(name, arrays)
@@ -138,7 +145,7 @@ def _kept(folder, name, arrays):
 
 
 class _File:
-    """The next file of the cache: made, or, if it is there already, compared."""
+    """The next file of records: written, or compared if it exists already."""
 
     def __init__(self, folder, number, source):
         self.folder, self.source = folder, source
@@ -149,11 +156,11 @@ class _File:
 
     def add(self, ids, batch):
         digests = fingerprints.of_records(batch)
-        self.records += map(list, zip(ids, digests, strict=True))
+        self.records += zip(ids, digests, strict=True)
         if self.found is None:
             self.parts.append(self.source.outputs(batch))
             return
-        before = [record[:2] for record in self.found.records[: len(self.records)]]
+        before = [(r.id, r.digest) for r in self.found.records[: len(self.records)]]
         if before != self.records:
             raise ValueError(
                 f"The file '{self.folder.path / self.name}' of the teacher cache holds "
@@ -170,20 +177,24 @@ class _File:
         return size >= FILE_BYTES or len(self.records) >= FILE_RECORDS
 
     def close(self):
-        """Writes what was added; returns the digest."""
+        """Writes, or verifies, the file; returns its digest."""
         if self.found is not None:
             self.found.verify(self.found.digest)
             return self.found.digest
         tokens = [int(n) for part in self.parts for n in part.pop("tokens")]
         arrays = {
-            name: small(np.concatenate([p[name] for p in self.parts]))
+            name: compacted(np.concatenate([p[name] for p in self.parts]))
             for name in self.parts[0]
         }
-        records = [[*r, n] for r, n in zip(self.records, tokens, strict=True)]
+        records = [
+            CachedRecord(*record, number)
+            for record, number in zip(self.records, tokens, strict=True)
+        ]
         return self.folder.write_shard(self.name, arrays, records)
 
 
 def _expect_once(keys, seen):
+    """Adds ids to the set of those that were seen; raises if one is in it."""
     for key in keys:
         if key in seen:
             raise ValueError(

@@ -1,6 +1,6 @@
-"""What a cache depends on, as digests: teacher, preprocessor, vocabulary, records.
+"""Digests of what a cache depends on: teacher, preprocessor, vocabulary, records.
 
-Equal digests mean equal content; names that Keras numbers on its own do not count.
+Equal digests mean equal content. Names, which Keras numbers itself, are left out.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ def of_weights(model):
 
 
 def of_preprocessor(preprocessor):
-    """Digest of what a keras-hub preprocessor does: its settings and vocabulary."""
+    """Digest of a keras-hub preprocessor's settings and vocabulary."""
     config = _without_names(preprocessor.get_config())
     digest = _new(json.dumps(config, sort_keys=True, default=str))
     _add(digest, of_vocabulary(preprocessor.tokenizer).encode())
@@ -40,7 +40,7 @@ def of_vocabulary(tokenizer):
 
 
 def of_records(records):
-    """Digest of each record of a batch: its prompt, response and pictures.
+    """Digests of the records of a batch, each of its prompt, response and images.
 
     Args:
         records: dict of raw records.
@@ -71,17 +71,17 @@ def _of_record(prompt, response, images):
     for texts in (as_turns(prompt), as_turns(response)):
         _add(digest, json.dumps(texts).encode())
     for image in images:
-        _add_array(digest, _in_whole_numbers(image))
+        _add_array(digest, _as_uint8(image))
     return digest.hexdigest()
 
 
-def _in_whole_numbers(image):
-    """Bytes, where all values are such numbers: pipelines differ in dtype."""
+def _as_uint8(image):
+    """The image as uint8 if it holds only such values: pipelines differ in dtype."""
     if image.dtype == np.uint8:
         return image
     with np.errstate(invalid="ignore"):
-        whole = image.astype("uint8")
-    return whole if (whole == image).all() else image
+        converted = image.astype("uint8")
+    return converted if (converted == image).all() else image
 
 
 def _without_names(config):
@@ -99,7 +99,7 @@ def _new(text):
 
 
 def _add(digest, data):
-    # The length first: two texts side by side are not one longer text.
+    # With its length, so that two texts differ from their concatenation.
     digest.update(len(data).to_bytes(8, "little"))
     digest.update(data)
 

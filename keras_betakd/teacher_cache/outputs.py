@@ -1,29 +1,48 @@
-"""A teacher's stored outputs, found again by the ids of the records."""
+"""`CachedOutputs`: a teacher's stored outputs, found by the ids of the records."""
+
+from typing import NamedTuple
 
 import numpy as np
 
+from keras_betakd.preprocessing.encoding import Encoded, Encoder
 from keras_betakd.preprocessing.records import as_text
 from keras_betakd.teacher_cache import fingerprints
 from keras_betakd.teacher_cache.files import FORMAT, CacheFolder
 
-# What has one entry for each answer token of a record; all else has one a record.
+# Arrays with one entry for each answer token; all others have one for each record.
 BY_TOKEN = ("labels", "rows", "packed", "attention")
 
 
-class CachedOutputs:
-    """Stands where a teacher's preprocessor would: gives what is stored, not tokens.
-
-    Args:
-        directory: folder of a whole cache.
+class Place(NamedTuple):
+    """Where a record is stored.
 
     Attributes:
-        settings: what the cache was made with.
-
-    Raises:
-        FileNotFoundError: there is no cache, or not all of it.
+        file: the name of its file.
+        row: its number in the file.
+        start, stop: the range of its answer tokens among those of the file.
+        digest: the digest of the record.
     """
 
-    tokenizer = None  # gone with the teacher
+    file: str
+    row: int
+    start: int
+    stop: int
+    digest: str
+
+
+class CachedOutputs(Encoder):
+    """The preprocessor of a cached teacher: encodes records as its stored outputs.
+
+    Args:
+        directory: folder of a complete cache.
+
+    Attributes:
+        settings: the `CacheSettings`.
+
+    Raises:
+        FileNotFoundError: there is no cache, or it is not complete.
+        ValueError: the cache has another format, or a file is damaged.
+    """
 
     def __init__(self, directory):
         self.folder = CacheFolder(directory)
@@ -35,10 +54,10 @@ class CachedOutputs:
                 f"There is {state} teacher cache in '{directory}'. Run `cache_teacher` "
                 "to its end first; it goes on where it was stopped."
             )
-        if self.settings["format"] != FORMAT:
+        if self.settings.format != FORMAT:
             raise ValueError(
                 f"The teacher cache in '{directory}' has format "
-                f"{self.settings['format']}; this version reads {FORMAT}. Build it "
+                f"{self.settings.format}; this version reads {FORMAT}. Build it "
                 "anew."
             )
         self._verified = {}
@@ -47,112 +66,115 @@ class CachedOutputs:
     def __len__(self):
         return len(self._places)
 
-    def __getstate__(self):  # open files do not go to other processes
+    def __getstate__(self):  # open files cannot be sent to other processes
         return {**self.__dict__, "_verified": {}}
 
     def head(self):
-        """The teacher's LM head as arrays; empty where logits themselves are stored."""
+        """The arrays of the teacher's LM head; empty if no hidden states are stored."""
         if "head.safetensors" not in self._digests:
             return {}
         return self._open("head.safetensors").arrays()
 
-    def check_vocabulary(self, preprocessor):
-        """Raises unless the student's preprocessor has the teacher's tokens."""
-        ours = fingerprints.of_vocabulary(preprocessor.tokenizer)
-        if ours != self.settings["vocabulary"]:
+    def check_vocabulary(self, student_preprocessor):
+        tokenizer = student_preprocessor.tokenizer
+        ours = fingerprints.of_vocabulary(tokenizer)
+        if ours != self.settings.vocabulary:
             raise ValueError(
                 f"The teacher cache in '{self.folder.path}' was made with another "
-                f"vocabulary than the student's {type(preprocessor.tokenizer).__name__}"
-                ". Teacher and student must have the same."
+                f"vocabulary than the student's {type(tokenizer).__name__}. Teacher "
+                "and student must have the same."
             )
-        ends = getattr(preprocessor, "add_end_token", True)
-        if ends != self.settings["add_end_token"]:
+        ends = getattr(student_preprocessor, "add_end_token", True)
+        if ends != self.settings.add_end_token:
             raise ValueError(
                 "Teacher and student must both end their answers, or both not. "
                 f"Received: a teacher cache with add_end_token={not ends}, a student "
                 f"with add_end_token={ends}"
             )
 
-    def encoded(self, records, max_response_length):
-        """The teacher's side of a batch, as `DistillationPreprocessor` hands it on.
+    def encode(self, records, ids, max_response_length):
+        """The teacher's side of a batch, read from the cache.
 
         Args:
             records: dict of raw records with `"ids"`.
-            max_response_length: K.
+            ids: B strings that name the records in errors.
+            max_response_length: K, the maximum number of answer tokens of a record.
 
         Returns:
-            Dict of `"x"`, a dict of float32 arrays (B, K, ...) and (B, ...); `"y"`,
-            the labels (B, K); and `"positions"`, (B, K).
+            An `Encoded` without weights. Its inputs are the stored arrays, (B, K, ...)
+            or (B, ...), in float32 (bool for masks).
 
         Raises:
-            ValueError: records without ids, one that is not in the cache, or one that
-                is not what it was.
+            ValueError: records without ids, a record that is not in the cache or has
+                changed since, or an answer of more than K tokens.
         """
-        found = [self._record(*place) for place in self._places_of(records)]
-        size = len(found)
-        x = {}
+        found = [self._record(place) for place in self._places_of(records, ids)]
+        inputs = {}
         for name in found[0]:
             rows = [record[name] for record in found]
             if name in BY_TOKEN:
-                rows = [_filled_up(row, max_response_length) for row in rows]
-            x[name] = np.stack(rows)
-        y = x.pop("labels")
+                rows = [_padded(row, max_response_length) for row in rows]
+            inputs[name] = np.stack(rows)
+        labels = inputs.pop("labels")
         positions = np.arange(max_response_length, dtype="int32")
-        return {"x": x, "y": y, "positions": np.tile(positions, (size, 1))}
+        return Encoded(inputs, labels, np.tile(positions, (len(found), 1)))
 
-    def _places_of(self, records):
-        ids = ids_of(records)
+    def _places_of(self, records, ids):
+        """The `Place` of each record, which must be unchanged."""
+        keys, digests = ids_of(records), fingerprints.of_records(records)
         places = []
-        for name, digest in zip(ids, fingerprints.of_records(records), strict=True):
-            if name not in self._places:
+        for key, digest, name in zip(keys, digests, ids, strict=True):
+            if key not in self._places:
                 raise ValueError(
-                    f"Record '{name}' is not in the teacher cache '{self.folder.path}' "
+                    f"Record {name} is not in the teacher cache '{self.folder.path}' "
                     f"of {len(self)} records. Build one of all records that are "
                     "trained or evaluated on."
                 )
-            *place, cached = self._places[name]
-            if digest != cached:
+            place = self._places[key]
+            if digest != place.digest:
                 raise ValueError(
-                    f"Record '{name}' is not what it was when its teacher ran: prompt, "
-                    "response or pictures differ from those in the teacher cache "
+                    f"Record {name} is not what it was when its teacher ran: prompt, "
+                    "response or images differ from those in the teacher cache "
                     f"'{self.folder.path}' (changed data, augmentation, or an id that "
                     "two records have). Build the cache of the records as they are now."
                 )
             places.append(place)
         return places
 
-    def _record(self, shard, row, start, stop):
-        shard = self._open(shard)
+    def _record(self, place):
+        """Dict of the stored arrays of one record."""
+        shard = self._open(place.file)
         found = {}
         for name in shard.names:
             if name in BY_TOKEN:
-                value = shard.rows(name, start, stop)
+                value = shard.rows(name, place.start, place.stop)
             else:
-                value = shard.rows(name, row, row + 1)[0]
-            whole = name == "labels" or value.dtype == bool
-            found[name] = value if whole else value.astype("float32")
+                value = shard.rows(name, place.row, place.row + 1)[0]
+            is_float = name != "labels" and value.dtype != bool
+            found[name] = value.astype("float32") if is_float else value
         return found
 
     def _open(self, name):
-        """A file, verified the first time that it is needed."""
+        """A file, verified when it is opened for the first time."""
         if name not in self._verified:
             shard = self.folder.open(name)
             self._verified[name] = shard.verify(self._digests[name])
         return self._verified[name]
 
     def _find_records(self):
-        """Dict of id to file, row, first and last token, and digest of the record."""
+        """Dict of the id of each record to its `Place`."""
         places = {}
         for name in sorted(set(self._digests) - {"head.safetensors"}):
             start = 0
-            for row, (key, digest, tokens) in enumerate(self.folder.open(name).records):
-                places[key] = name, row, start, start + tokens, digest
-                start += tokens
+            for row, record in enumerate(self.folder.open(name).records):
+                stop = start + record.tokens
+                places[record.id] = Place(name, row, start, stop, record.digest)
+                start = stop
         return places
 
 
 def ids_of(records):
-    """The ids of raw records, as text."""
+    """The ids of raw records as strings; raises a `ValueError` if there are none."""
     if records.get("ids") is None:
         raise ValueError(
             "A teacher cache finds records by their ids, and these have none. Give "
@@ -161,8 +183,8 @@ def ids_of(records):
     return [as_text(i) for i in records["ids"]]
 
 
-def _filled_up(rows, size):
-    """(n, ...) followed by zeros up to `size`."""
+def _padded(rows, size):
+    """Rows (n, ...) padded with zeros to (size, ...)."""
     if len(rows) > size:
         raise ValueError(
             f"An answer in the teacher cache has {len(rows)} tokens, more than "

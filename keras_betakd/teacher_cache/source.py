@@ -1,4 +1,4 @@
-"""The live teacher of a cache: what of it is kept, and how it is made."""
+"""`TeacherSource`: runs the live teacher of a cache and selects what is stored."""
 
 import keras
 import ml_dtypes
@@ -11,12 +11,27 @@ from keras_betakd.distillation.distiller import BetaKDDistiller
 from keras_betakd.models.views import view_of
 from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
 from keras_betakd.teacher_cache import fingerprints
-from keras_betakd.teacher_cache.files import FORMAT
+from keras_betakd.teacher_cache.files import FORMAT, CacheSettings
 from keras_betakd.teacher_cache.outputs import BY_TOKEN, CachedOutputs
 
 
 class TeacherSource:
-    """The teacher, and what of it is to be kept."""
+    """The live teacher of a cache.
+
+    Args:
+        source: a `BetaKDDistiller`, whose energies and betas determine what is stored,
+            or a keras-hub `CausalLM`.
+        max_response_length: the maximum number of answer tokens of a record; that of
+            the distiller's preprocessor if it has one.
+        top_k: the number of classes to store; `None` for all.
+
+    Attributes:
+        kind: as in `CacheSettings`.
+
+    Raises:
+        ValueError: a model without hidden states or preprocessor, a cached teacher, a
+            pair with different tokenizers, or a wrong `top_k`.
+    """
 
     def __init__(self, source, max_response_length, top_k):
         features, by_token = set(), False
@@ -57,37 +72,42 @@ class TeacherSource:
         return self.view.logit_size
 
     def settings(self):
+        """The `CacheSettings` of a cache that this teacher makes."""
         matrix = self.view.head.matrix() if self.kind == "hidden" else None
-        tokenizer = self.preprocessor.teacher_preprocessor
-        return {
-            "format": FORMAT,
-            "teacher": fingerprints.of_weights(self.view.model),
-            "preprocessor": fingerprints.of_preprocessor(tokenizer),
-            "vocabulary": fingerprints.of_vocabulary(tokenizer.tokenizer),
-            "add_end_token": getattr(tokenizer, "add_end_token", True),
-            "kind": self.kind,
-            "top_k": self.top_k,
-            "arrays": sorted(self._stored),
-            "vocabulary_size": self.classes,
-            "hidden_dim": self.view.hidden_dim,
-            "head_dtype": matrix and matrix.dtype,
-            "soft_cap": matrix and matrix.soft_cap,
-        }
+        preprocessor = self.preprocessor.teacher_preprocessor
+        return CacheSettings(
+            format=FORMAT,
+            teacher=fingerprints.of_weights(self.view.model),
+            preprocessor=fingerprints.of_preprocessor(preprocessor),
+            vocabulary=fingerprints.of_vocabulary(preprocessor.tokenizer),
+            add_end_token=getattr(preprocessor, "add_end_token", True),
+            kind=self.kind,
+            top_k=self.top_k,
+            arrays=sorted(self._stored),
+            vocabulary_size=self.classes,
+            hidden_dim=self.view.hidden_dim,
+            head_dtype=matrix and matrix.dtype,
+            soft_cap=matrix and matrix.soft_cap,
+        )
 
     def head(self):
-        """The LM head as arrays, if hidden states are kept."""
+        """Dict of the LM head's arrays; empty if no hidden states are stored."""
         if self.kind != "hidden":
             return {}
         matrix = self.view.head.matrix()
         arrays = {"kernel": matrix.kernel, "bias": matrix.bias}
         return {
-            k: small(ops.convert_to_numpy(ops.cast(v, "float32")))
+            k: compacted(ops.convert_to_numpy(ops.cast(v, "float32")))
             for k, v in arrays.items()
             if v is not None
         }
 
     def outputs(self, records):
-        """What is kept of a batch: dict of (tokens, ...) and (records, ...) arrays."""
+        """What is stored of a batch: dict of (tokens, ...) and (records, ...) arrays.
+
+        Args:
+            records: dict of raw records.
+        """
         x, y, weight = self.preprocessor(records)
         positions = x["student_positions"]
         made = self._model.predict_on_batch({"x": x["student"], "positions": positions})
@@ -99,8 +119,8 @@ class TeacherSource:
         return kept
 
 
-def small(array):
-    """The array in half precision, if it holds nothing that needs more."""
+def compacted(array):
+    """A float32 array in half precision if that changes no value, else unchanged."""
     if array.dtype != np.float32:
         return array
     for dtype in (ml_dtypes.bfloat16, np.float16):
@@ -112,7 +132,7 @@ def small(array):
 
 
 def _reads_rows(beta):
-    """Whether a beta is predicted of each token's hidden state."""
+    """Whether a beta is predicted from each token's hidden state."""
     return getattr(beta, "features", None) == "hidden_states" and beta.per_token
 
 
@@ -128,7 +148,14 @@ def _checked(top_k, classes):
 
 
 class TeacherReading(keras.Model):
-    """The teacher up to what is kept of it, compiled."""
+    """Model of a teacher's inputs to its outputs that are stored.
+
+    Args:
+        view: the teacher's `ModelView`.
+        features: set of names of `Features` to store.
+        kind, top_k: as in `CacheSettings`.
+        keeps_rows: whether the hidden states of answer tokens are stored.
+    """
 
     def __init__(self, view, features, kind, top_k, keeps_rows):
         super().__init__(dtype="float32")
@@ -137,7 +164,7 @@ class TeacherReading(keras.Model):
         self._kind, self._top_k, self._keeps_rows = kind, top_k, keeps_rows
 
     def stored(self):
-        """The names of what `call` gives."""
+        """The names of the outputs of `call`."""
         names = set(self._reader.wanted) - {"hidden_states"}
         names |= {"present"} if names else set()
         names |= {"rows"} if self._keeps_rows else set()
@@ -167,19 +194,20 @@ class TeacherReading(keras.Model):
 
 
 def top_classes(logits, k):
-    """Log-probabilities of the k best classes, their ids, log of what is left.
+    """Log-probabilities of the k best classes, their ids, and log r.
 
     Args:
         logits: (..., V).
-        k: how many.
+        k: the number of classes.
 
     Returns:
-        (..., 2 k + 1).
+        (..., 2 k + 1) float32: k log-probabilities in nats, k ids, and log r, r being
+        the probability of the V - k other classes together.
     """
     shape, classes = ops.shape(logits)[:-1], logits.shape[-1]
     log_p = ops.log_softmax(ops.reshape(logits, (-1, classes)), axis=-1)
     values, ids = ops.top_k(log_p, k)
-    # Of the others themselves: 1 - sum(p) would leave nothing of a small rest.
+    # Summed over the other classes: 1 - sum(p) would round a small rest to 0.
     ids = ops.cast(ids, "int32")
     others = put_at(log_p, ids, ops.full_like(values, -float("inf")))
     rest = ops.logsumexp(others, axis=-1, keepdims=True)

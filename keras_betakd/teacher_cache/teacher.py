@@ -1,4 +1,4 @@
-"""`CachedTeacher`: stands in for a teacher whose outputs are on disk."""
+"""`CachedTeacher`: replaces a teacher whose outputs are on disk."""
 
 import math
 
@@ -20,19 +20,19 @@ NEEDS_RECORDS = (
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
 class CachedTeacher(keras.Model):
-    """A teacher that `cache_teacher` has asked already: reads, and computes no more.
+    """A teacher that reads the outputs which `cache_teacher` stored on disk.
 
-    Given to a `BetaKDDistiller` as its teacher, it takes the place of the model: of the
-    teacher only its LM head is in memory, and that only if the cache holds hidden
-    states. Records are found by their ids, in any order and in any batches, and each is
-    compared with what it was when the teacher ran.
+    It takes the teacher's place in a `BetaKDDistiller`. Of the teacher itself only the
+    LM head is in memory, and only if the cache holds hidden states. Records are found
+    by their ids, in any order and in any batches, and must be the same as when the
+    teacher ran: their digests are compared.
 
     Args:
         directory: the folder that `cache_teacher` wrote.
 
     Raises:
-        FileNotFoundError: there is no cache, or not all of it.
-        ValueError: a file is damaged.
+        FileNotFoundError: there is no cache, or it is not complete.
+        ValueError: the cache has another format, or a file is damaged.
         ImportError: the package safetensors is missing.
 
     Example:
@@ -49,8 +49,7 @@ class CachedTeacher(keras.Model):
         super().__init__(name=name, **kwargs)
         self.directory = str(directory)
         self.preprocessor = CachedOutputs(directory)
-        settings = self.preprocessor.settings
-        self.kind = settings["kind"]
+        self.kind = self.preprocessor.settings.kind
         self.head_arrays = {
             key: self._constant(key, value)
             for key, value in self.preprocessor.head().items()
@@ -77,16 +76,16 @@ class CachedTeacher(keras.Model):
 
 
 class CachedTeacherView(ModelView):
-    """What the distiller sees of a `CachedTeacher`."""
+    """The view of a `CachedTeacher`."""
 
     def __init__(self, model):
         super().__init__(model)
         settings = model.preprocessor.settings
         self.sees_hidden_states = True
-        self.hidden_dim = settings["hidden_dim"]
-        self.vocabulary_size = settings["vocabulary_size"]
-        self.stored = set(settings["arrays"])
-        self.head = _HEADS[settings["kind"]](model)
+        self.hidden_dim = settings.hidden_dim
+        self.vocabulary_size = settings.vocabulary_size
+        self.stored = set(settings.arrays)
+        self.head = _HEADS[settings.kind](model)
 
     def logits(self, inputs, training=None):
         raise ValueError(NEEDS_RECORDS)
@@ -133,13 +132,13 @@ class CachedReader:
 
 
 class _StoredHead(LMHead):
-    """logits = soft_cap(rows @ kernel^T) + bias, of stored hidden states."""
+    """Computes soft_cap(rows @ kernel^T) + bias of stored hidden states."""
 
     def __init__(self, model):
         super().__init__(lambda rows: self.matrix()(rows))
         self.arrays = model.head_arrays
-        self.dtype = model.preprocessor.settings["head_dtype"]
-        self.soft_cap = model.preprocessor.settings["soft_cap"]
+        self.dtype = model.preprocessor.settings.head_dtype
+        self.soft_cap = model.preprocessor.settings.soft_cap
 
     has_matrix = True
 
@@ -152,16 +151,16 @@ class _StoredHead(LMHead):
 
 
 class _TopClassesHead(LMHead):
-    """`top_classes_logits` of stored rows."""
+    """Computes `top_classes_logits` of stored rows."""
 
     def __init__(self, model):
         settings = model.preprocessor.settings
-        sizes = settings["top_k"], settings["vocabulary_size"]
+        sizes = settings.top_k, settings.vocabulary_size
         super().__init__(lambda rows: top_classes_logits(rows, *sizes))
 
 
 class _NoHead(LMHead):
-    """Stored logits are logits."""
+    """Returns stored logits unchanged."""
 
     def __init__(self, model):
         super().__init__(lambda rows: rows)
@@ -171,16 +170,16 @@ _HEADS = {"hidden": _StoredHead, "top_k": _TopClassesHead, "logits": _NoHead}
 
 
 def top_classes_logits(rows, k, classes):
-    """Log-probabilities of the k best classes; the others share the rest alike.
+    """Log-probabilities of all classes; those not stored share the rest equally.
 
     Args:
-        rows: (..., 2 k + 1): the k log-probabilities, the k ids, and log r, r being the
-            probability that is left for the V - k other classes.
-        k: how many classes are known.
+        rows: (..., 2 k + 1), from `top_classes`: k log-probabilities, k ids, and log r,
+            r being the probability of the V - k other classes together.
+        k: the number of stored classes.
         classes: V.
 
     Returns:
-        (..., V), log(r / (V - k)) where a class is not known.
+        (..., V), log(r / (V - k)) for a class that is not stored.
     """
     shape = ops.shape(rows)[:-1]
     rows = ops.reshape(rows, (-1, rows.shape[-1]))

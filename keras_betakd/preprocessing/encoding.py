@@ -1,0 +1,135 @@
+"""`Encoder`: encodes raw records for one model of a pair."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from keras_betakd.preprocessing.checks import check_lengths, check_same_vocabulary
+from keras_betakd.preprocessing.image_formats import format_of
+from keras_betakd.preprocessing.model_inputs import model_inputs, training_inputs
+from keras_betakd.preprocessing.records import to_numpy
+
+
+@dataclasses.dataclass
+class Encoded:
+    """One model's side of a batch of B records with at most K answer tokens each.
+
+    Attributes:
+        inputs: what the model takes, a dict of arrays.
+        labels: (B, K), the ids of the answer tokens; 0 in unused slots.
+        positions: (B, K), the positions in the sequence that predict them.
+        weights: (B, K), the weights of the labels, 0 in unused slots; `None` where
+            they are not stored.
+    """
+
+    inputs: dict
+    labels: Any
+    positions: Any
+    weights: Any = None
+
+
+class Encoder:
+    """Base class: encodes raw records for one model of a pair.
+
+    Attributes:
+        tokenizer: the model's tokenizer; `None` if it is not available, so that the
+            answers cannot be aligned with those of another tokenizer.
+    """
+
+    tokenizer = None
+
+    def encode(self, records, ids, max_response_length):
+        """One model's side of a batch.
+
+        Args:
+            records: dict of raw records.
+            ids: B strings that name the records in errors.
+            max_response_length: K, the maximum number of answer tokens of a record.
+
+        Returns:
+            An `Encoded`.
+
+        Raises:
+            ValueError: a record that cannot be encoded. The message names it.
+        """
+        raise NotImplementedError
+
+    def check_vocabulary(self, student_preprocessor):
+        """Checks that the student's tokens and end mark are this model's.
+
+        Raises:
+            ValueError: they are not.
+        """
+        raise NotImplementedError
+
+    def image_form(self):
+        """A value that is equal for encoders that make equal arrays of equal images.
+
+        `None` if there are no images to be shared with another model.
+        """
+        return None
+
+
+class ModelEncoder(Encoder):
+    """Encodes records with the keras-hub preprocessor of a model.
+
+    Args:
+        preprocessor: a keras-hub preprocessor of a `CausalLM` or `Seq2SeqLM`.
+        role: `"teacher"` or `"student"`; errors name it.
+    """
+
+    def __init__(self, preprocessor, role):
+        self.preprocessor = preprocessor
+        self.role = role
+
+    @property
+    def tokenizer(self):
+        return self.preprocessor.tokenizer
+
+    def encode(self, records, ids, max_response_length):
+        inputs = model_inputs(self.preprocessor, records)
+        x, y, weight = to_numpy(training_inputs(self.preprocessor, inputs))
+        check_lengths(self.preprocessor, inputs, (x, weight), ids, self.role)
+        positions, weights = _answer_slots(weight, max_response_length, ids)
+        labels = np.where(weights > 0, np.take_along_axis(y, positions, 1), 0)
+        return Encoded(x, labels, positions, weights)
+
+    def check_vocabulary(self, student_preprocessor):
+        student = student_preprocessor
+        if self.tokenizer is not student.tokenizer:
+            check_same_vocabulary(self.tokenizer, student.tokenizer)
+        # Flan-T5's has no such setting: it always ends them.
+        ends = [getattr(p, "add_end_token", True) for p in (self.preprocessor, student)]
+        if ends[0] != ends[1]:
+            raise ValueError(
+                "Teacher and student must both end their answers, or both not. "
+                f"Received: teacher add_end_token={ends[0]}, student "
+                f"add_end_token={ends[1]}"
+            )
+
+    def image_form(self):
+        return format_of(self.preprocessor).image_form()
+
+
+def _answer_slots(weight, size, ids):
+    """The positions and weights, (B, K) each, of the tokens with weight, K = `size`.
+
+    Args:
+        weight: (B, T), the weights of all tokens.
+        size: K, the maximum number of tokens with weight in a row.
+        ids: B strings that name the records in errors.
+    """
+    positions = np.zeros((len(weight), size), dtype="int32")
+    weights = np.zeros((len(weight), size), dtype="float32")
+    for i, row in enumerate(weight):
+        found = np.flatnonzero(row)
+        if len(found) > size:
+            raise ValueError(
+                f"The answer of record {ids[i]} has {len(found)} tokens with its "
+                f"end mark, more than max_response_length={size}. Raise "
+                "`max_response_length`, or leave the record out."
+            )
+        positions[i, : len(found)] = found
+        weights[i, : len(found)] = row[found]
+    return positions, weights
