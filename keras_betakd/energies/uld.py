@@ -2,11 +2,13 @@
 
 import math
 
+import keras
 from keras import ops
 
 from keras_betakd.energies.probability import ProbabilityEnergy
 
 
+@keras.saving.register_keras_serializable(package="keras_betakd")
 class ULDEnergy(ProbabilityEnergy):
     """Distance of sorted probabilities, for models with different tokenizers.
 
