@@ -159,6 +159,14 @@ class EpochParts(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> dict:
         return self.dataset[self._rows[index]]
 
+    def size_of(self, index: int) -> int:
+        """How many records the batch of this number holds."""
+        return self.dataset.size_of(self._rows[index])
+
+    def part(self, index: int, rows: Sequence[int]) -> dict:
+        """The batch of this number, of these rows of it alone."""
+        return self.dataset.part(self._rows[index], rows)
+
 
 @contextlib.contextmanager
 def naming(record_id: str):

@@ -36,22 +36,19 @@ class LlavaDataset(EpochDataset):
     should be spawned, as a fork of a process that runs JAX or TensorFlow may hang:
     call `multiprocessing.set_start_method("spawn")` first.
 
-    Where several processes train together, each takes its share of every step: the
-    shards of a step hold equally many records, and of one modality if that is asked
-    for. So that they can, up to `num_shards - 1` records from the start of the
-    epoch's order come again at its end (for each modality, if grouped).
+    For training in several processes, `keras_betakd.ProcessShare` gives each its
+    share of every batch. The shares of a batch hold equally many records, of one
+    modality with `group_by_modality`, and only a share's own images are read.
 
     Args:
         records: `LlavaRecord`s, for example from `load_llava`.
-        batch_size: Records in a batch of one shard; the last may be smaller.
+        batch_size: Records in a batch; the last may be smaller.
         shuffle: Whether each epoch has an order of its own.
         seed: Seed of that order, 0 or more.
         group_by_modality: Whether a batch holds either records with pictures or
             text alone, in texts of about one length, so that little is padded. The
             last batch of each kind may be smaller. With `shuffle` the steps come
             mixed, without it those with pictures first.
-        num_shards: How many processes share an epoch.
-        shard_index: The number of this one, from 0.
         **kwargs: `workers`, `use_multiprocessing` and `max_queue_size` of
             `keras.utils.PyDataset`.
 
@@ -73,34 +70,24 @@ class LlavaDataset(EpochDataset):
         shuffle: bool = False,
         seed: int = 0,
         group_by_modality: bool = False,
-        num_shards: int = 1,
-        shard_index: int = 0,
         **kwargs,
     ):
         super().__init__(records, seed, **kwargs)
         _check_records(self.records)
         expect_positive("batch_size", batch_size)
-        expect_positive("num_shards", num_shards)
-        if shard_index not in range(num_shards):
-            raise ValueError(
-                f"`shard_index` must lie in 0..{num_shards - 1}. "
-                f"Received: shard_index={shard_index!r}"
-            )
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.group_by_modality = group_by_modality
-        self.num_shards = num_shards
-        self.shard_index = shard_index
         self._lengths = np.array([_length(record) for record in self.records])
         self._pools = self._make_pools()
         self.start_epoch(0)
 
     def cut(self, generator: np.random.Generator) -> list[np.ndarray]:
-        """The batches of this shard; `EpochDataset` calls this."""
-        steps = [s for pool in self._pools for s in self._steps(pool, generator)]
+        """The batches of an epoch; `EpochDataset` calls this."""
+        batches = [b for pool in self._pools for b in self._batches_of(pool, generator)]
         if self.group_by_modality and self.shuffle:
-            steps = [steps[i] for i in generator.permutation(len(steps))]
-        return [step[self.shard_index :: self.num_shards] for step in steps]
+            batches = [batches[i] for i in generator.permutation(len(batches))]
+        return batches
 
     def batch(self, records: list[LlavaRecord]) -> dict:
         """One batch of these records; `EpochDataset` calls this."""
@@ -119,18 +106,17 @@ class LlavaDataset(EpochDataset):
         pools = np.flatnonzero(has_images), np.flatnonzero(~has_images)
         return [pool for pool in pools if len(pool)]
 
-    def _steps(self, pool, generator):
-        """The steps through a pool, each with the records of all shards."""
+    def _batches_of(self, pool, generator):
+        """The batches of the records of one pool."""
         order = generator.permutation(pool) if self.shuffle else pool
-        # Starts again from the front until every shard has its share.
-        order = np.resize(order, len(order) + -len(order) % self.num_shards)
-        size = self.batch_size * self.num_shards
         if self.group_by_modality:
-            order = self._sort_by_length(order, size)
-        return [order[start : start + size] for start in range(0, len(order), size)]
+            order = self._sort_by_length(order)
+        starts = range(0, len(order), self.batch_size)
+        return [order[start : start + self.batch_size] for start in starts]
 
-    def _sort_by_length(self, order, size):
+    def _sort_by_length(self, order):
         """Sorts by length, but each part of the order by itself."""
+        size = self.batch_size
         steps = len(order) // size // MIN_PARTS_SORTED
         part = np.arange(len(order)) // (size * np.clip(steps, 1, MAX_STEPS_SORTED))
         return order[np.lexsort((self._lengths[order], part))]

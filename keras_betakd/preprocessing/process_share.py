@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_betakd.data.batches import EpochDataset
+from keras_betakd.data.batches import EpochDataset, EpochParts
 from keras_betakd.distribution.replicas import process_position
 from keras_betakd.preprocessing.adapters import as_dataset, take_records
 
@@ -19,8 +19,8 @@ class ProcessShare(keras.utils.PyDataset):
     rows do not divide, copies of the last one fill up, with weight 0: the losses,
     gradients and betas are those of one process on the whole batch.
 
-    Of the project's own data sets (`ScienceQADataset`, `LlavaDataset`) only the rows of
-    the share are read from disk; of others the whole batch is.
+    Of the project's own data sets (`ScienceQADataset`, `LlavaDataset`, `EpochParts` of
+    them) only the rows of the share are read from disk; of others the whole batch is.
 
     Args:
         dataset: batches of raw records or `(x, y, sample_weight)`: a `PyDataset`, a
@@ -82,7 +82,7 @@ class ProcessShare(keras.utils.PyDataset):
         self.dataset.start_epoch(epoch)
 
     def __getitem__(self, index):
-        if isinstance(self.dataset, EpochDataset):
+        if isinstance(self.dataset, (EpochDataset, EpochParts)):
             rows, real = self._rows(self.dataset.size_of(index))
             return _weighted(self.dataset.part(index, rows), real)
         batch = self.dataset[index]
