@@ -85,15 +85,39 @@ def test_missing_pictures(path):
     with pytest.raises(FileNotFoundError, match="Record '1'"):
         load_vqa(rows)
     with pytest.warns(UserWarning, match="1 of 2"):
-        records = load_vqa(rows, missing="skip")
+        records = load_vqa(rows, on_error="skip")
     assert [record.id for record in records] == ["0"]
     assert records.skipped[0][0] == "1"
+
+
+def test_rows_that_cannot_be_used_are_skipped(path):
+    rows = [
+        row(str(path), n="a"),
+        "?",
+        row(question=7, n="b"),
+        {"image": None, "question": "?", "n": "c"},
+        row(answer=[], n="d"),
+        row(answer=" ", n="e"),
+        row(image=3.5, n="f"),
+        row(n=1.5),
+        row(n="a"),
+    ]
+    for faulty in rows[1:-1]:
+        with pytest.raises(ValueError):
+            load_vqa([rows[0], faulty], id="n")
+    with pytest.warns(UserWarning, match="7 of 9") as caught:
+        records = load_vqa(rows, id="n", on_error="skip")
+    assert [caught[0].filename, len(caught)] == [__file__, 1]
+    assert [record.id for record in records] == ["a", "a#2"]
+    assert [name for name, _ in records.skipped] == ["1", *"bcdef", "7"]
+    for name, reason in records.skipped:
+        assert f"Record {name!r}" in reason
 
 
 @pytest.mark.parametrize(
     "rows, error, message",
     [
-        ([{"question": "?"}], ValueError, r"Row 0 lacks the columns \['answer'\]"),
+        ([{"question": "?"}], ValueError, r"'0' lacks the columns \['answer'\]"),
         (["?"], ValueError, "Record '0': a row must be a dict"),
         ([row(question=7)], ValueError, "Record '0': a question must be a string"),
         ([row(answer=7)], ValueError, "Record '0'.*string"),
@@ -255,6 +279,35 @@ def test_faulty_vqav2(tmp_path):
         load_vqav2(*paths)
 
 
+def test_questions_of_vqav2_that_cannot_be_used_are_skipped(tmp_path):
+    paths = vqav2(tmp_path, question_id=43)
+    value = json.loads(paths[0].read_text())
+    value["questions"] += [
+        {"question_id": True},
+        {"question_id": 41, "image_id": 8, "question": "Is it there?"},
+        {"question_id": 43, "question": "Which image?"},
+        {"question_id": 41, "image_id": 9, "question": None},
+    ]
+    paths[0].write_text(json.dumps(value))
+    with pytest.raises(ValueError, match="entry 2 of 'questions' must be"):
+        load_vqav2(*paths, tmp_path)
+    with pytest.warns(UserWarning, match="5 of 6") as caught:
+        records = load_vqav2(*paths, tmp_path, on_error="skip")
+    assert [caught[0].filename, len(caught)] == [__file__, 1]
+    assert [record.id for record in records] == ["41"]
+    skipped = dict(records.skipped)
+    assert list(skipped) == ["42", "2", "41#2", "43", "41#3"]
+    assert "needs an annotation" in skipped["42"]
+    assert "COCO_train2014_000000000008.jpg" in skipped["41#2"]
+    # An annotation that belongs to no question leaves its question without one.
+    paths = vqav2(tmp_path, question_id=None)
+    with pytest.raises(ValueError, match="entry 1 of 'annotations' must be"):
+        load_vqav2(*paths, tmp_path)
+    with pytest.warns(UserWarning, match="1 of 2"):
+        records = load_vqav2(*paths, tmp_path, on_error="skip")
+    assert [record.id for record in records] == ["41"]
+
+
 # --- LLaVA's ScienceQA ---
 
 
@@ -327,6 +380,23 @@ def test_llavas_file_of_other_questions(scienceqa):
     path = write_llava(scienceqa, entries[:1])
     with pytest.raises(ValueError, match=f"Record '{entries[0]['id']}'"):
         load_scienceqa_llava(path, scienceqa)
+
+
+def test_llavas_questions_that_cannot_be_used_are_skipped(scienceqa):
+    entries = llava_entries(scienceqa)
+    edit_problem(scienceqa, entries[0]["id"], hint="Another.")
+    (pictured,) = (e for e in entries[1:] if "image" in e)
+    (scienceqa / "images" / "test" / pictured["image"]).unlink()
+    unknown = {**entries[1], "id": "99", "image": None}
+    # The index of an entry that is no record is left to the question of that id.
+    path = write_llava(scienceqa, [unknown, 7, {"id": [1]}, "3", *entries])
+    with pytest.warns(UserWarning, match="6 of 8") as caught:
+        records = load_scienceqa_llava(path, scienceqa, on_error="skip")
+    assert [caught[0].filename, len(caught)] == [__file__, 1]
+    faulty = [entries[0]["id"], pictured["id"]]
+    assert [name for name, _ in records.skipped] == ["99", "1", "2", "3", *faulty]
+    kept = [entry["id"] for entry in entries if entry["id"] not in faulty]
+    assert [record.id for record in records] == kept
 
 
 # --- Damaged data of every kind ---

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,9 +15,9 @@ class Records(Sequence):
     """The records that a loader found, as a read-only sequence.
 
     Args:
-        records: The records that are sound.
-        skipped: `(id, reason)` of each record left out; empty unless that was
-            asked for.
+        records: The records that can be used.
+        skipped: `(id, reason)` of each record left out; empty unless the loader was
+            called with `on_error="skip"`.
 
     Example:
 
@@ -36,6 +38,66 @@ class Records(Sequence):
 
     def __len__(self):
         return len(self.records)
+
+
+def expect_on_error(on_error: str) -> None:
+    """Raises a `ValueError` unless `on_error` is "raise" or "skip".
+
+    Example:
+
+    >>> expect_on_error("skip")
+    """
+    if on_error not in ("raise", "skip"):
+        raise ValueError(
+            f"`on_error` must be 'raise' or 'skip'. Received: on_error={on_error!r}"
+        )
+
+
+def usable_records(
+    items: Iterable[tuple[str, Any]], read: Callable[[str, Any], Any], on_error: str
+) -> tuple[list, list[tuple[str, str]]]:
+    """Reads each item, and sets aside those that cannot be used if asked for.
+
+    The warning points at the line that called the function that calls this one.
+
+    Args:
+        items: Ids with what is to be read. A `ValueError` in the place of an item
+            stands for one that could not be had, and is raised as if by `read`.
+        read: Takes an id and its item, and returns the record. It raises a
+            `FileNotFoundError` or a `ValueError` if the record cannot be used.
+        on_error: "raise", or "skip" to leave out the records that cannot be used.
+
+    Returns:
+        The records, and `(id, reason)` of each that was left out.
+
+    Example:
+
+    >>> usable_records([("a", "1"), ("b", "2")], lambda _, item: int(item), "raise")
+    ([1, 2], [])
+    """
+    records, skipped = [], []
+    for record_id, item in items:
+        try:
+            if isinstance(item, ValueError):
+                raise item
+            records.append(read(record_id, item))
+        except (FileNotFoundError, ValueError) as error:
+            if on_error == "raise":
+                raise
+            skipped.append((record_id, str(error)))
+    if skipped:
+        message = _skipped_message(skipped, len(records) + len(skipped))
+        warnings.warn(message, stacklevel=3)
+    return records, skipped
+
+
+def _skipped_message(skipped, total, shown=10):
+    ids = ", ".join(repr(record_id) for record_id, _ in skipped[:shown])
+    more = ", ..." if len(skipped) > shown else ""
+    return (
+        f"Left out {len(skipped)} of {total} records that cannot be used: {ids}{more}. "
+        f"See `skipped` for the reasons. The first is: {skipped[0][1]}"
+    )
 
 
 class EpochDataset(keras.utils.PyDataset):

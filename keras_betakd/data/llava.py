@@ -125,8 +125,8 @@ class LlavaDataset(EpochDataset):
 def _check_records(records):
     if not records:
         raise ValueError(
-            "There must be at least one record. Received: none; were all skipped "
-            "as their images are missing?"
+            "There must be at least one record. Received: none; were all skipped, as "
+            "none can be used?"
         )
     for record in records:
         if not isinstance(record, LlavaRecord):

@@ -15,7 +15,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_betakd.data.batches import EpochDataset, expect_positive
+from keras_betakd.data.batches import (
+    EpochDataset,
+    expect_on_error,
+    expect_positive,
+    usable_records,
+)
 from keras_betakd.data.images import (
     IMAGE_MARK,
     expect_no_mark,
@@ -24,8 +29,8 @@ from keras_betakd.data.images import (
 from keras_betakd.data.scienceqa_records import (
     LETTERS,
     ScienceQARecord,
+    check_record_image,
     record_images,
-    sound_records,
 )
 
 LETTER_PROMPT_SUFFIX = (
@@ -119,16 +124,18 @@ class ScienceQADataset(EpochDataset):
         answer_format: "letter" or "text", see `scienceqa_response`.
         prompt_suffix: Text appended to each prompt, see `scienceqa_prompt`.
         drop_remainder: Whether to leave out a smaller last batch.
-        on_error: "raise", or "skip" to leave out records whose picture cannot be
-            read; a warning says how many, the attribute `skipped` which.
+        on_error: "raise", or "skip" to leave out the records that cannot be used: one
+            warning counts them, and `skipped` holds the id and the reason of each.
         limit: How many records to use, the first ones; `None` for all.
         verify_images: As for `load_scienceqa`.
         **kwargs: `workers`, `use_multiprocessing` and `max_queue_size` of
             `keras.utils.PyDataset`.
 
     Raises:
-        FileNotFoundError: A record's picture is missing; the message names its id.
-        ValueError: An argument is out of range, or no batch is left.
+        FileNotFoundError: A record's picture is missing (unless skipped); the message
+            names its id.
+        ValueError: An argument is out of range, a record's picture cannot be read
+            (unless skipped), or no batch is left.
 
     Example:
 
@@ -152,15 +159,20 @@ class ScienceQADataset(EpochDataset):
         verify_images: bool | None = None,
         **kwargs,
     ):
+        expect_on_error(on_error)
         expect_positive("batch_size", batch_size)
         if limit is not None:
             expect_positive("limit", limit)
         expect_no_mark("prompt_suffix", prompt_suffix)
-        sound = sound_records(
-            records[:limit], lambda record: record, on_error, verify_images
-        )
-        super().__init__(sound.records, seed, **kwargs)
-        self.skipped = sound.skipped
+
+        def read(_, record):
+            check_record_image(record, on_error, verify_images)
+            return record
+
+        items = ((record.id, record) for record in records[:limit])
+        usable, skipped = usable_records(items, read, on_error)
+        super().__init__(usable, seed, **kwargs)
+        self.skipped = tuple(skipped)
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.answer_format = answer_format

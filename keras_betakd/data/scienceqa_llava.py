@@ -10,9 +10,14 @@ reads it with `images/train` as the image folder.
 
 import os
 
-from keras_betakd.data.batches import record_error
+from keras_betakd.data.batches import expect_on_error, record_error, usable_records
 from keras_betakd.data.images import IMAGE_MARK, neutralize_image_marks
-from keras_betakd.data.llava_files import load_llava
+from keras_betakd.data.llava_files import (
+    expect_folder,
+    llava_record,
+    read_items,
+    with_unique_ids,
+)
 from keras_betakd.data.llava_records import LlavaRecord
 from keras_betakd.data.scienceqa import scienceqa_prompt, scienceqa_response
 from keras_betakd.data.scienceqa_records import (
@@ -24,7 +29,10 @@ from keras_betakd.data.scienceqa_records import (
 
 
 def load_scienceqa_llava(
-    path: str | os.PathLike, directory: str | os.PathLike, split: str = "test"
+    path: str | os.PathLike,
+    directory: str | os.PathLike,
+    split: str = "test",
+    on_error: str = "raise",
 ) -> ScienceQARecords:
     """Loads the questions that LLaVA's file asks, ready to be scored.
 
@@ -36,14 +44,16 @@ def load_scienceqa_llava(
         path: `llava_test_CQM-A.json`.
         directory: The folder with `problems.json` and `images/`.
         split: The folder of `images/` that the pictures' paths start from.
+        on_error: "raise", or "skip" to leave out the records that cannot be used: one
+            warning counts them, and `skipped` holds the id and the reason of each.
 
     Returns:
         `ScienceQARecords`, in the file's order.
 
     Raises:
-        FileNotFoundError: A file or a picture is missing.
-        ValueError: A file is damaged, or an entry belongs to no problem or asks
-            something else. The message names its id.
+        FileNotFoundError: A file or (unless skipped) a picture is missing.
+        ValueError: A file is damaged, or (unless skipped) an entry belongs to no
+            problem or asks something else; the message then names its id.
 
     Example:
 
@@ -52,14 +62,19 @@ def load_scienceqa_llava(
     score_scienceqa(records, answers, parser=parse_letter_strict)
     ```
     """
+    expect_on_error(on_error)
     problems = read_mapping(directory, "problems.json")
-    entries = load_llava(path, os.path.join(directory, "images", split))
-    records = []
-    for entry in entries:
-        record = problem_record(directory, entry.id, problems)
+    image_folder = os.path.join(directory, "images", split)
+    expect_folder(image_folder)
+
+    def read(record_id, item):
+        entry = llava_record(record_id, item, image_folder)
+        record = problem_record(directory, record_id, problems)
         _check_same(entry, record)
-        records.append(record)
-    return ScienceQARecords(records)
+        return record
+
+    items = with_unique_ids(read_items(path, on_error), "id")
+    return ScienceQARecords(*usable_records(items, read, on_error))
 
 
 def _check_same(entry: LlavaRecord, record: ScienceQARecord):

@@ -2,11 +2,9 @@
 
 import dataclasses
 import os
-import warnings
-from collections.abc import Callable, Iterable
 from typing import Any
 
-from keras_betakd.data.batches import Records, naming
+from keras_betakd.data.batches import Records, expect_on_error, naming, usable_records
 from keras_betakd.data.images import check_image, load_image
 from keras_betakd.files import read_json
 
@@ -94,9 +92,9 @@ class ScienceQARecords(Records):
     """The records of a split, as a read-only sequence.
 
     Args:
-        records: The records that are sound.
-        skipped: `(id, reason)` of each record left out; empty unless
-            `on_error="skip"` was asked for.
+        records: The records that can be used.
+        skipped: `(id, reason)` of each record left out; empty unless the loader was
+            called with `on_error="skip"`.
 
     Example:
 
@@ -121,8 +119,8 @@ def load_scienceqa(
     Args:
         directory: The folder with `problems.json`, `pid_splits.json`, `images/`.
         split: A split named in `pid_splits.json`: "train", "val", "test", "minival"...
-        on_error: "raise", or "skip" to leave faulty records out; a warning then
-            says how many, and the result's `skipped` which and why.
+        on_error: "raise", or "skip" to leave out the records that cannot be used: one
+            warning counts them, and `skipped` holds the id and the reason of each.
         verify_images: Whether to decode every picture now, too. The default does so
             if `on_error="skip"`, as only then can no batch stumble over one later;
             otherwise, only the files' existence is checked.
@@ -131,10 +129,10 @@ def load_scienceqa(
         `ScienceQARecords`, in the split's order.
 
     Raises:
-        FileNotFoundError: A JSON file is missing, or a record's picture (then the
-            message names the record's id).
-        ValueError: A JSON file is damaged, the split is unknown, or (with
-            `on_error="raise"`) a record is faulty; the message names its id.
+        FileNotFoundError: A JSON file is missing, or (unless skipped) a record's
+            picture; the message then names the record's id.
+        ValueError: A JSON file is damaged, the split is unknown, or (unless skipped) a
+            record cannot be used; the message then names its id.
 
     Example:
 
@@ -142,6 +140,7 @@ def load_scienceqa(
     records = load_scienceqa("data/scienceqa", "test", on_error="skip")
     ```
     """
+    expect_on_error(on_error)
     problems = read_mapping(directory, "problems.json")
     splits = read_mapping(directory, "pid_splits.json")
     if split not in splits:
@@ -156,13 +155,16 @@ def load_scienceqa(
         )
     seen = set()
 
-    def read(pid):
+    def read(pid, _):
         if pid in seen:
             raise ValueError(f"Record {pid!r}: listed twice in split {split!r}.")
         seen.add(pid)
-        return problem_record(directory, pid, problems)
+        record = problem_record(directory, pid, problems)
+        check_record_image(record, on_error, verify_images)
+        return record
 
-    return sound_records(map(str, splits[split]), read, on_error, verify_images)
+    items = ((str(pid), None) for pid in splits[split])
+    return ScienceQARecords(*usable_records(items, read, on_error))
 
 
 def read_mapping(directory: str | os.PathLike, name: str) -> dict:
@@ -212,40 +214,21 @@ def problem_record(
     return ScienceQARecord(id=pid, image=image, split=folder, **values)
 
 
-def sound_records(
-    items: Iterable,
-    read: Callable[[Any], ScienceQARecord],
-    on_error: str,
-    verify_images: bool | None,
-) -> ScienceQARecords:
-    """Reads each item and checks its image; a faulty one raises or is set aside."""
-    if on_error not in ("raise", "skip"):
-        raise ValueError(
-            f"`on_error` must be 'raise' or 'skip'. Received: on_error={on_error!r}"
-        )
+def check_record_image(
+    record: ScienceQARecord, on_error: str, verify_images: bool | None
+) -> None:
+    """Raises if the picture of a record is missing or, where decoded, damaged.
+
+    Args:
+        record: The record.
+        on_error, verify_images: As for `load_scienceqa`.
+
+    Raises:
+        FileNotFoundError, ValueError: As `load_image`, with the record's id.
+    """
     if verify_images is None:
         verify_images = on_error == "skip"
-    records, skipped = [], []
-    for item in items:
-        try:
-            record = read(item)
-            _check_image(record, verify_images)
-            records.append(record)
-        except (FileNotFoundError, ValueError) as error:
-            if on_error == "raise":
-                raise
-            skipped.append((getattr(item, "id", item), str(error)))
-    if skipped:
-        warnings.warn(
-            f"Skipped {len(skipped)} of {len(records) + len(skipped)} ScienceQA "
-            f"records; see `skipped`. The first: {skipped[0][1]}",
-            stacklevel=3,
-        )
-    return ScienceQARecords(records, skipped)
-
-
-def _check_image(record, verify):
-    if verify:
+    if verify_images:
         record_images(record)
     elif record.image is not None:
         with naming(record.id):

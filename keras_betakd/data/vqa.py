@@ -13,13 +13,22 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from keras_betakd.data.batches import Records, record_error
+from keras_betakd.data.batches import (
+    Records,
+    expect_on_error,
+    record_error,
+    usable_records,
+)
 from keras_betakd.data.images import (
     IMAGE_MARK,
     expect_no_mark,
     neutralize_image_marks,
 )
-from keras_betakd.data.llava_files import load_llava
+from keras_betakd.data.llava_files import (
+    expect_folder,
+    llava_record,
+    with_unique_ids,
+)
 from keras_betakd.data.tables import expect_columns, table_rows
 from keras_betakd.files import read_json
 
@@ -32,7 +41,7 @@ def load_vqa(
     answer: str = "answer",
     id: str | None = None,
     prompt_suffix: str = "",
-    missing: str = "raise",
+    on_error: str = "raise",
 ) -> Records:
     """Loads questions with their answers, one a row.
 
@@ -55,8 +64,8 @@ def load_vqa(
         id: The column of the ids; `None` for the rows' numbers.
         prompt_suffix: Text put behind each question, for example "\\nAnswer the
             question using a single word or phrase."
-        missing: "raise", or "skip" to leave out rows that lack a picture's file; see
-            `load_llava`.
+        on_error: "raise", or "skip" to leave out the records that cannot be used: one
+            warning counts them, and `skipped` holds the id and the reason of each.
 
     Returns:
         `LlavaRecord`s as a read-only sequence, in the rows' order.
@@ -64,8 +73,8 @@ def load_vqa(
     Raises:
         FileNotFoundError: The Parquet files, the folder or (unless skipped) a picture
             is missing.
-        ValueError: A column is missing, or a row is faulty; the message says which.
-            `prompt_suffix` holds an image mark.
+        ValueError: A column is missing, or (unless skipped) a row cannot be used; the
+            message says which. `prompt_suffix` holds an image mark.
         TypeError: `source` is of another kind.
         ImportError: There are Parquet files to read, but no pyarrow.
 
@@ -76,20 +85,25 @@ def load_vqa(
     >>> records[0].prompts, records[0].responses
     (('2 + 2?\\nOne word.',), ('4',))
     """
+    expect_on_error(on_error)
     expect_no_mark("prompt_suffix", prompt_suffix)
+    expect_folder(image_folder)
     columns = [question, answer, *([] if id is None else [id])]
     is_list = isinstance(source, (list, tuple))
     rows = source if is_list else table_rows(source, image, [image, *columns])
-    items = []
-    for number, row in enumerate(rows):
+
+    def read(record_id, row):
         if not isinstance(row, Mapping):
             message = "a row must be a dict with a question and an answer."
-            raise record_error(str(number), message, reprlib.repr(row))
-        expect_columns(f"Row {number}", row, columns)
-        name = number if id is None else row[id]
+            raise record_error(record_id, message, reprlib.repr(row))
+        expect_columns(f"Record {record_id!r}", row, columns)
         cells = row.get(image), row[question], row[answer]
-        items.append(_llava_item(name, *cells, prompt_suffix))
-    return load_llava(items, image_folder, missing)
+        item = _llava_item(record_id, *cells, prompt_suffix)
+        own_id = {} if id is None else {"id": row[id]}
+        return llava_record(record_id, item | own_id, image_folder)
+
+    items = with_unique_ids(rows, id)
+    return Records(*usable_records(items, read, on_error))
 
 
 def load_vqav2(
@@ -98,7 +112,7 @@ def load_vqav2(
     image_folder: str | os.PathLike | None = None,
     image_name: str = "COCO_{data_subtype}_{image_id:012d}.jpg",
     prompt_suffix: str = "",
-    missing: str = "raise",
+    on_error: str = "raise",
 ) -> Records:
     """Loads questions in VQAv2's files (also those of VQA and OK-VQA).
 
@@ -112,15 +126,16 @@ def load_vqav2(
         image_name: How a picture is called, with the fields `image_id` of its question
             and `data_subtype` of the question file ("train2014").
         prompt_suffix: As for `load_vqa`.
-        missing: As for `load_vqa`.
+        on_error: "raise", or "skip" to leave out the records that cannot be used: one
+            warning counts them, and `skipped` holds the id and the reason of each.
 
     Returns:
         `LlavaRecord`s as a read-only sequence, in the question file's order.
 
     Raises:
         FileNotFoundError: A file, the folder or (unless skipped) a picture is missing.
-        ValueError: A file is damaged, or a question is faulty or has no annotation.
-            `prompt_suffix` holds an image mark.
+        ValueError: A file is damaged, or (unless skipped) a question cannot be used or
+            has no annotation. `prompt_suffix` holds an image mark.
 
     Example:
 
@@ -129,47 +144,53 @@ def load_vqav2(
     dataset = LlavaDataset(records, batch_size=8, shuffle=True)
     ```
     """
+    expect_on_error(on_error)
     expect_no_mark("prompt_suffix", prompt_suffix)
-    header, questions = _entries(question_file, "questions")
-    _, annotations = _entries(annotation_file, "annotations")
-    answers = {annotation["question_id"]: annotation for annotation in annotations}
+    expect_folder(image_folder)
+    header, questions = _entries(question_file, "questions", on_error)
+    _, annotations = _entries(annotation_file, "annotations", on_error)
+    answers = {a["question_id"]: a for a in annotations if isinstance(a, dict)}
     subtype = header.get("data_subtype", "")
-    items = []
-    for entry in questions:
-        name, image_id = entry["question_id"], entry.get("image_id")
-        image = _image_name(name, image_name, image_id, subtype)
-        answer = _answer(name, answers)
-        items.append(
-            _llava_item(name, image, entry.get("question"), answer, prompt_suffix)
-        )
-    return load_llava(items, image_folder, missing)
+
+    def read(record_id, entry):
+        image = _image_name(record_id, image_name, entry.get("image_id"), subtype)
+        answer = _answer(record_id, entry["question_id"], answers)
+        question = entry.get("question")
+        item = _llava_item(record_id, image, question, answer, prompt_suffix)
+        return llava_record(record_id, item, image_folder)
+
+    items = with_unique_ids(questions, "question_id")
+    return Records(*usable_records(items, read, on_error))
 
 
-def _llava_item(name, images, question, answer, suffix):
-    """A row as a record of `load_llava`, which looks for all further faults."""
+def _llava_item(record_id, images, question, answer, suffix):
+    """A row in LLaVA's format; `llava_record` checks what is not checked here."""
     several = isinstance(images, (list, tuple))
     count = len(images) if several else int(images is not None)
     if not isinstance(question, str):
-        raise record_error(
-            str(name), "a question must be a string.", reprlib.repr(question)
-        )
+        message = "a question must be a string."
+        raise record_error(record_id, message, reprlib.repr(question))
     if isinstance(answer, (list, tuple)):
-        answer = _most_frequent(name, answer)
+        answer = _most_frequent(record_id, answer)
     prompt = f"{IMAGE_MARK}\n" * count + neutralize_image_marks(question) + suffix
     turns = [{"from": "human", "value": prompt}, {"from": "gpt", "value": answer}]
-    return {"id": name, "image": images, "conversations": turns}
+    return {"image": images, "conversations": turns}
 
 
-def _most_frequent(name, answers):
+def _most_frequent(record_id, answers):
     """Of answers that are equally frequent, the first."""
     if not answers or not all(isinstance(text, str) for text in answers):
         message = "a list of answers must hold strings, and at least one."
-        raise record_error(str(name), message, reprlib.repr(answers))
+        raise record_error(record_id, message, reprlib.repr(answers))
     return collections.Counter(answers).most_common(1)[0][0]
 
 
-def _entries(path, key):
-    """The object in one of VQAv2's files, and the list that it is about."""
+def _entries(path, key, on_error):
+    """The object in one of VQAv2's files, and the entries of the list that it holds.
+
+    An entry without a valid `question_id` raises, or with `on_error="skip"` gives a
+    `ValueError` in its place.
+    """
     value = read_json(path)
     entries = value.get(key) if isinstance(value, dict) else None
     if not isinstance(entries, list):
@@ -177,32 +198,36 @@ def _entries(path, key):
             f"{os.fspath(path)!r} must hold an object with a list under {key!r}, as "
             "VQAv2's files do."
         )
+    checked = []
     for number, entry in enumerate(entries):
         name = entry.get("question_id") if isinstance(entry, dict) else None
         if isinstance(name, bool) or not isinstance(name, (int, str)):
-            raise ValueError(
+            entry = ValueError(
                 f"{os.fspath(path)!r}: entry {number} of {key!r} must be an object "
                 f"with a `question_id`. Received: {reprlib.repr(entry)}"
             )
-    return value, entries
+            if on_error == "raise":
+                raise entry
+        checked.append(entry)
+    return value, checked
 
 
-def _image_name(name, pattern, image_id, subtype):
+def _image_name(record_id, pattern, image_id, subtype):
     try:
         return pattern.format(image_id=image_id, data_subtype=subtype)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise record_error(
-            str(name),
+            record_id,
             "the name of its picture is made of `image_id` and `data_subtype` by "
             f"`image_name`, {pattern!r} ({type(error).__name__}: {error}).",
             f"image_id={image_id!r}",
         ) from error
 
 
-def _answer(name, annotations):
-    if name not in annotations:
-        raise record_error(str(name), "each question needs an annotation.", "none")
-    annotation = annotations[name]
+def _answer(record_id, question_id, annotations):
+    if question_id not in annotations:
+        raise record_error(record_id, "each question needs an annotation.", "none")
+    annotation = annotations[question_id]
     answers = annotation.get("answers")
     if annotation.get("multiple_choice_answer") is None and isinstance(answers, list):
         return [a.get("answer") if isinstance(a, dict) else a for a in answers]
