@@ -66,10 +66,10 @@ def test_names_of_columns_and_folders(path):
     (record,) = load_vqa(
         rows,
         image_folder=path.parent,
-        image="picture",
-        question="q",
-        answer="a",
-        id="n",
+        image_column="picture",
+        question_column="q",
+        answer_column="a",
+        id_column="n",
         prompt_suffix="\nOne word.",
     )
     assert record.id == "7"
@@ -104,9 +104,9 @@ def test_rows_that_cannot_be_used_are_skipped(path):
     ]
     for faulty in rows[1:-1]:
         with pytest.raises(ValueError):
-            load_vqa([rows[0], faulty], id="n")
+            load_vqa([rows[0], faulty], id_column="n")
     with pytest.warns(UserWarning, match="7 of 9") as caught:
-        records = load_vqa(rows, id="n", on_error="skip")
+        records = load_vqa(rows, id_column="n", on_error="skip")
     assert [caught[0].filename, len(caught)] == [__file__, 1]
     assert [record.id for record in records] == ["a", "a#2"]
     assert [name for name, _ in records.skipped] == ["1", *"bcdef", "7"]
@@ -117,7 +117,7 @@ def test_rows_that_cannot_be_used_are_skipped(path):
 @pytest.mark.parametrize(
     "rows, error, message",
     [
-        ([{"question": "?"}], ValueError, r"'0' lacks the columns \['answer'\]"),
+        ([{"question": "?"}], ValueError, r"The list lacks the columns \['answer'\]"),
         (["?"], ValueError, "Record '0': a row must be a dict"),
         ([row(question=7)], ValueError, "Record '0': a question must be a string"),
         ([row(answer=7)], ValueError, "Record '0'.*string"),
@@ -187,7 +187,39 @@ def test_pictures_of_a_dataset_are_read_when_needed(path):
 
 def test_a_table_without_the_column(path):
     with pytest.raises(ValueError, match=r"The table lacks the columns \['picture'\]"):
-        load_vqa(Table([row(None)]), image="picture")
+        load_vqa(Table([row(None)]), image_column="picture")
+
+
+NAMES = {"image": "picture", "question": "q", "answer": "a", "id": "n"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+@pytest.mark.parametrize("kind", ["list", "table", "parquet"])
+def test_a_name_of_no_column_is_found_before_any_row_is_read(
+    name, on_error, kind, tmp_path
+):
+    # Public fault: with a wrong name of the images, a list was trained without them.
+    # The row lacks an answer, and must not be what the error is about.
+    rows = [{**{column: None for column in NAMES.values()}, "more": 1}]
+    if kind == "parquet":
+        write_parquet(tmp_path / "rows" / "a.parquet", rows)
+    source = {"list": rows, "parquet": tmp_path / "rows"}.get(kind) or Table(rows)
+    options = {f"{key}_column": column for key, column in NAMES.items()}
+    options[f"{name}_column"] = "wrong"
+    received = sorted(rows[0])
+    message = rf"lacks the columns \['wrong'\].*`{name}_column`.* Received: \{received}"
+    with pytest.raises(ValueError, match=message):
+        load_vqa(source, on_error=on_error, **options)
+
+
+def test_a_column_that_some_rows_of_a_list_lack(path):
+    rows = [row(str(path)), {"question": "?"}, {"question": "?", "answer": "a"}]
+    with pytest.raises(ValueError, match=r"Record '1' lacks the columns \['answer'\]"):
+        load_vqa(rows)
+    with pytest.warns(UserWarning, match="1 of 3"):
+        records = load_vqa(rows, on_error="skip")
+    assert [len(record.images) for record in records] == [1, 0]
 
 
 def test_a_dataset_of_hugging_face(path):
@@ -215,7 +247,7 @@ def test_parquet_files_of_a_folder(path, tmp_path):
     np.testing.assert_array_equal(read_images(records[0])[0], RED)
     assert len(load_vqa(folder / "a.parquet")) == 1
     with pytest.raises(ValueError, match=r"a.parquet' lacks the columns \['q'\]"):
-        load_vqa(folder, question="q")
+        load_vqa(folder, question_column="q")
     (folder / "c.parquet").write_bytes(b"broken")
     with pytest.raises(ValueError, match="Not a Parquet file: .*c.parquet"):
         load_vqa(folder)
@@ -504,7 +536,7 @@ def test_damaged_files(folders, name, which, mutation):
 def test_damaged_rows(mutation):
     rows = mutated(ROWS, *mutation)
     try:
-        load_vqa(rows, id="id" if mutation[1] == "A" else None)
+        load_vqa(rows, id_column="id" if mutation[1] == "A" else None)
     except (FileNotFoundError, TypeError, ValueError) as error:
         assert str(error)
 

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 
@@ -46,7 +46,7 @@ def table_rows(
     return (_with_stored_image(table, k, image) for k in range(len(table)))
 
 
-def expect_columns(where: str, present: Sequence[str], columns: Sequence[str]) -> None:
+def expect_columns(where: str, present: Iterable[str], columns: Sequence[str]) -> None:
     """Raises a `ValueError` if one of the columns is missing.
 
     Args:
@@ -62,8 +62,8 @@ def expect_columns(where: str, present: Sequence[str], columns: Sequence[str]) -
     if lacking:
         raise ValueError(
             f"{where} lacks the columns {lacking}. Say what they are called with "
-            "`image`, `question`, `answer` and `id`. Received: "
-            f"{sorted(map(str, present))}"
+            "`image_column`, `question_column`, `answer_column` and `id_column`. "
+            f"Received: {sorted(map(str, present))}"
         )
 
 
@@ -117,12 +117,15 @@ def _parquet_rows(path, columns):
             "Parquet files are read with pyarrow, which is not installed: "
             "pip install pyarrow"
         ) from error
-    rows = []
-    for file in files:
-        try:
-            table = parquet.ParquetFile(file)
-            expect_columns(f"'{file}'", table.schema_arrow.names, columns)
-            rows += table.read(columns=list(columns)).to_pylist()
-        except pyarrow.ArrowException as error:
-            raise ValueError(f"Not a Parquet file: '{file}' ({error})") from error
-    return rows
+
+    def each(read):
+        for file in files:
+            try:
+                yield file, read(file)
+            except pyarrow.ArrowException as error:
+                raise ValueError(f"Not a Parquet file: '{file}' ({error})") from error
+
+    for file, schema in each(parquet.read_schema):
+        expect_columns(f"'{file}'", schema.names, columns)
+    tables = each(lambda file: parquet.ParquetFile(file).read(columns=list(columns)))
+    return [row for _, table in tables for row in table.to_pylist()]

@@ -32,14 +32,17 @@ from keras_betakd.data.llava_files import (
 from keras_betakd.data.tables import expect_columns, table_rows
 from keras_betakd.files import read_json
 
+IMAGE_COLUMN = "image"
+"""The column of the images, unless another is named."""
+
 
 def load_vqa(
     source: Any,
     image_folder: str | os.PathLike | None = None,
-    image: str = "image",
-    question: str = "question",
-    answer: str = "answer",
-    id: str | None = None,
+    image_column: str = IMAGE_COLUMN,
+    question_column: str = "question",
+    answer_column: str = "answer",
+    id_column: str | None = None,
     prompt_suffix: str = "",
     on_error: str = "raise",
 ) -> Records:
@@ -59,9 +62,11 @@ def load_vqa(
             `datasets.Dataset`; or the path of a Parquet file or of a folder of them.
         image_folder: The folder that pictures' paths start from, and must not leave.
             `None` takes the paths as they are.
-        image, question, answer: What the columns are called. Only a list of dicts may
-            lack the first.
-        id: The column of the ids; `None` for the rows' numbers.
+        image_column: The column of the images. A list of dicts may lack the column
+            "image": its questions are then of text alone.
+        question_column: The column of the questions.
+        answer_column: The column of the answers.
+        id_column: The column of the ids; `None` for the rows' numbers, from 0.
         prompt_suffix: Text put behind each question, for example "\\nAnswer the
             question using a single word or phrase."
         on_error: "raise", or "skip" to leave out the records that cannot be used: one
@@ -73,8 +78,9 @@ def load_vqa(
     Raises:
         FileNotFoundError: The Parquet files, the folder or (unless skipped) a picture
             is missing.
-        ValueError: A column is missing, or (unless skipped) a row cannot be used; the
-            message says which. `prompt_suffix` holds an image mark.
+        ValueError: There is no column of one of the names; the message lists those that
+            there are. Or (unless skipped) a row cannot be used; the message then names
+            its id. Or `prompt_suffix` holds an image mark.
         TypeError: `source` is of another kind.
         ImportError: There are Parquet files to read, but no pyarrow.
 
@@ -88,21 +94,28 @@ def load_vqa(
     expect_on_error(on_error)
     expect_no_mark("prompt_suffix", prompt_suffix)
     expect_folder(image_folder)
-    columns = [question, answer, *([] if id is None else [id])]
-    is_list = isinstance(source, (list, tuple))
-    rows = source if is_list else table_rows(source, image, [image, *columns])
+    columns = [question_column, answer_column]
+    if id_column is not None:
+        columns.append(id_column)
+    if isinstance(source, (list, tuple)):
+        rows = source
+        optional = image_column == IMAGE_COLUMN
+        _expect_columns_of_list(rows, [*columns, *([] if optional else [image_column])])
+    else:
+        rows = table_rows(source, image_column, [image_column, *columns])
 
     def read(record_id, row):
         if not isinstance(row, Mapping):
             message = "a row must be a dict with a question and an answer."
             raise record_error(record_id, message, reprlib.repr(row))
         expect_columns(f"Record {record_id!r}", row, columns)
-        cells = row.get(image), row[question], row[answer]
-        item = _llava_item(record_id, *cells, prompt_suffix)
-        own_id = {} if id is None else {"id": row[id]}
+        images, question = row.get(image_column), row[question_column]
+        answer = row[answer_column]
+        item = _llava_item(record_id, images, question, answer, prompt_suffix)
+        own_id = {} if id_column is None else {"id": row[id_column]}
         return llava_record(record_id, item | own_id, image_folder)
 
-    items = with_unique_ids(rows, id)
+    items = with_unique_ids(rows, id_column)
     return Records(*usable_records(items, read, on_error))
 
 
@@ -161,6 +174,13 @@ def load_vqav2(
 
     items = with_unique_ids(questions, "question_id")
     return Records(*usable_records(items, read, on_error))
+
+
+def _expect_columns_of_list(rows, columns):
+    """Raises unless each column is one of a row at least."""
+    present = {column for row in rows if isinstance(row, Mapping) for column in row}
+    if present:
+        expect_columns("The list", present, columns)
 
 
 def _llava_item(record_id, images, question, answer, suffix):
