@@ -298,7 +298,7 @@ def test_faulty_vqav2(tmp_path):
     with pytest.raises(ValueError, match="Record '42': each question needs an annot"):
         load_vqav2(*paths, tmp_path)
     paths = vqav2(tmp_path)
-    with pytest.raises(ValueError, match="Record '42': the name of its picture"):
+    with pytest.raises(ValueError, match="Record '42': the name of its image"):
         load_vqav2(*paths, tmp_path, image_name="{image_id}_{split}.jpg")
     with pytest.raises(FileNotFoundError, match="Record '42'"):
         load_vqav2(*paths, tmp_path, image_name="{image_id}.jpg")

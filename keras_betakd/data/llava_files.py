@@ -1,4 +1,4 @@
-"""Reads LLaVA's training format, from a JSON or jsonl file, to records."""
+"""Reads JSON and jsonl files in LLaVA's training format to records."""
 
 import functools
 import json
@@ -36,21 +36,21 @@ def load_llava(
     A record is a dict with `"conversations"`, a list of `{"from": ..., "value": ...}`
     in which "human" (or "user") and "gpt" (or "assistant") take turns, and with
     optional `"id"` and `"image"`: a path, a list of paths, or none for text alone.
-    Where the data is in memory, whatever else `load_image` reads will do, too.
+    In a list of records, `"image"` may be whatever `load_image` reads.
 
-    As in LLaVA's trainers, a first turn of "gpt" is left out. Marks are treated as
-    `LlavaRecord` says. A record without id gets its index; public mixes repeat ids,
-    so the second "x" is called "x#2", and so on.
+    As in LLaVA's trainers, a first turn of "gpt" is left out. Image marks are treated
+    as described for `LlavaRecord`. A record without id gets its index as id. Public
+    data sets repeat ids, so the second record "x" gets the id "x#2", and so on.
 
-    Everything that can be wrong is looked for here, not in the middle of a run; of
-    the pictures, only that their files exist.
+    All records are checked here, before training starts. The files of images must
+    exist; they are decoded only when a batch needs them.
 
     Args:
         path: A UTF-8 file, with or without byte order mark, that holds a JSON list
             of records or one record a line (jsonl), whatever its name; or a list of
             records.
-        image_folder: The folder that the pictures' paths start from, and must not
-            leave. `None` takes the paths as they are.
+        image_folder: The folder that the paths of images are relative to, and must
+            not leave. With `None`, paths are used as they are.
         on_error: "raise", or "skip" to leave out the records that cannot be used: one
             warning counts them, and `skipped` holds the id and the reason of each.
 
@@ -58,11 +58,11 @@ def load_llava(
         `LlavaRecord`s as a read-only sequence, in the file's order.
 
     Raises:
-        FileNotFoundError: The file, the folder or (unless skipped) a picture is
+        FileNotFoundError: The file, the folder or (unless skipped) an image is
             missing; the message then names the record's id and the path.
-        ValueError: The file holds no such data, or (unless skipped) a record or a line
-            of a jsonl file cannot be used: the message names the record's id, or its
-            index where it has none.
+        ValueError: `on_error` has another value, the file is not in this format, or
+            (unless skipped) a record cannot be used, and the message names its id, or
+            a jsonl line is no JSON, and the message names its number.
         TypeError: `path` is neither a path nor a list.
 
     Example:
@@ -80,7 +80,7 @@ def load_llava(
 
 
 def expect_folder(image_folder: str | os.PathLike | None) -> None:
-    """Raises a `FileNotFoundError` if `image_folder` is a path that is no folder."""
+    """Raises a `FileNotFoundError` if `image_folder` is neither a folder nor `None`."""
     if image_folder is not None and not os.path.isdir(image_folder):
         raise FileNotFoundError(
             "`image_folder` must be a folder that exists. "
@@ -89,10 +89,10 @@ def expect_folder(image_folder: str | os.PathLike | None) -> None:
 
 
 def read_items(path: str | os.PathLike | list[dict], on_error: str) -> list:
-    """The items of a JSON or jsonl file of LLaVA's format, or the given list of them.
+    """Returns the items of a file in LLaVA's format; a list is returned as it is.
 
-    A jsonl line that is no JSON raises, or with `on_error="skip"` gives a `ValueError`
-    in its place. If no line is JSON, the file is of another kind, and always raises.
+    A jsonl line that is no JSON raises a `ValueError`; with `on_error="skip"` the error
+    takes the place of the item. A file without any line of JSON always raises.
     """
     if isinstance(path, (list, tuple)):
         return path
@@ -179,11 +179,11 @@ def _is_id_or_none(value):
 def llava_record(
     record_id: str, item: dict, image_folder: str | os.PathLike | None
 ) -> LlavaRecord:
-    """The record of one item of LLaVA's format, whose picture files exist.
+    """Returns the record of an item in LLaVA's format; its image files must exist.
 
     Raises:
-        FileNotFoundError: A picture is missing.
-        ValueError: The item is no record of the format. Both messages name the id.
+        FileNotFoundError: An image is missing; the message names the id.
+        ValueError: The item is not in the format; the message names the id.
     """
     _check_item(record_id, item)
     images = item.get("image")
@@ -212,12 +212,12 @@ def _check_item(record_id, item):
         raise record_error(record_id, message, reprlib.repr(own_id))
     for key in _OTHER_MEDIA:
         if item.get(key):
-            message = f"pictures belong under the key 'image', {key!r} is not read."
+            message = f"images belong under the key 'image', {key!r} is not read."
             raise record_error(record_id, message, reprlib.repr(item[key]))
 
 
 def _texts(record_id, item):
-    """The texts of a conversation: human, gpt, human, gpt, ..."""
+    """Returns the texts of a conversation: human, gpt, human, gpt, ..."""
     turns = item.get("conversations")
     if not isinstance(turns, (list, tuple)):
         message = "the key 'conversations' must hold a list of turns."
@@ -254,7 +254,7 @@ def _check_turn(record_id, number, turn):
 
 
 def _source(record_id, image, image_folder):
-    """What `load_image` reads: a path is joined to the folder, all else stays."""
+    """Returns the source that `load_image` reads; a path is joined to the folder."""
     is_path = True
     if isinstance(image, dict):
         is_path = image.get("bytes") is None
@@ -267,7 +267,9 @@ def _source(record_id, image, image_folder):
 
     if isinstance(image, Image.Image):
         return image
-    message = "an image must be a path or the bytes of a file, a picture or an array."
+    message = (
+        "an image must be a path or the bytes of a file, a Pillow image or an array."
+    )
     raise record_error(record_id, message, reprlib.repr(image))
 
 

@@ -1,11 +1,11 @@
-"""LLaVA's question file of ScienceQA, joined with the official files.
+"""Reads LLaVA's question file of ScienceQA together with the official files.
 
     llava_test_CQM-A.json               id, image ("<id>/image.png"), conversations
     problems.json                       id -> question, choices, answer, hint, ...
-    images/test/<id>/image.png          for the questions that have a picture
+    images/test/<id>/image.png          for the questions that have an image
 
-The training file, `llava_train_CQM-A.json`, is one of LLaVA's format: `load_llava`
-reads it with `images/train` as the image folder.
+The training file, `llava_train_CQM-A.json`, is in LLaVA's training format: read it by
+`load_llava` with `images/train` as the image folder.
 """
 
 import os
@@ -34,16 +34,17 @@ def load_scienceqa_llava(
     split: str = "test",
     on_error: str = "raise",
 ) -> ScienceQARecords:
-    """Loads the questions that LLaVA's file asks, ready to be scored.
+    """Loads the problems that LLaVA's question file holds, as records to score.
 
-    What the file asks must be what this library asks of the same problem, in the form
-    "CQM-A" (`scienceqa_prompt`), picture and right answer included: a score is then
-    one of the published questions, whichever files it comes from.
+    Each entry of the file must equal what this library makes of the same problem in the
+    form "CQM-A" (`scienceqa_prompt`, `scienceqa_response`): prompt, right answer and
+    whether there is an image. A score is then one of the published questions, whichever
+    files they come from.
 
     Args:
         path: `llava_test_CQM-A.json`.
         directory: The folder with `problems.json` and `images/`.
-        split: The folder of `images/` that the pictures' paths start from.
+        split: The folder in `images/` that the paths of images are relative to.
         on_error: "raise", or "skip" to leave out the records that cannot be used: one
             warning counts them, and `skipped` holds the id and the reason of each.
 
@@ -51,9 +52,10 @@ def load_scienceqa_llava(
         `ScienceQARecords`, in the file's order.
 
     Raises:
-        FileNotFoundError: A file or (unless skipped) a picture is missing.
-        ValueError: A file is damaged, or (unless skipped) an entry belongs to no
-            problem or asks something else; the message then names its id.
+        FileNotFoundError: A file or (unless skipped) an image is missing.
+        ValueError: `on_error` has another value, a file is damaged, or (unless skipped)
+            an entry belongs to no problem or differs from it; the message then names
+            its id.
 
     Example:
 
@@ -78,21 +80,21 @@ def load_scienceqa_llava(
 
 
 def _check_same(entry: LlavaRecord, record: ScienceQARecord):
-    asked = _without_mark(entry.prompts[0]), entry.responses, len(entry.images)
-    known = (
+    found = _without_mark(entry.prompts[0]), entry.responses, len(entry.images)
+    expected = (
         _without_mark(scienceqa_prompt(record)),
         (scienceqa_response(record),),
         int(record.image is not None),
     )
-    if asked != known:
+    if found != expected:
         raise record_error(
             entry.id,
             "LLaVA's file and problems.json must hold the same question, in the form "
-            f"CQM-A. problems.json gives {known!r} (prompt, answer, pictures).",
-            repr(asked),
+            f"CQM-A. problems.json gives {expected!r} (prompt, answer, images).",
+            repr(found),
         )
 
 
 def _without_mark(prompt):
-    # LLaVA's file puts the mark at the end, its generator at the front.
+    # The mark is at the end in LLaVA's file, at the front in its generator's prompts.
     return neutralize_image_marks(prompt.replace(IMAGE_MARK, "").strip())

@@ -1,10 +1,10 @@
-"""Questions about pictures, from a list, a table or VQAv2's files, to LLaVA records.
+"""Reads questions about images from lists, tables and VQAv2's files to records.
 
     {"image": "1.jpg", "question": "What color is the car?", "answer": "red"}
 
 `load_vqa` reads such rows from memory, from a Hugging Face `datasets.Dataset` and from
 Parquet files; `load_vqav2` reads the published pair of questions and annotations.
-`LlavaDataset` makes batches of either.
+`LlavaDataset` makes batches of the records of both.
 """
 
 import collections
@@ -33,7 +33,7 @@ from keras_betakd.data.tables import expect_columns, table_rows
 from keras_betakd.files import read_json
 
 IMAGE_COLUMN = "image"
-"""The column of the images, unless another is named."""
+"""The default name of the column of the images."""
 
 
 def load_vqa(
@@ -46,28 +46,28 @@ def load_vqa(
     prompt_suffix: str = "",
     on_error: str = "raise",
 ) -> Records:
-    """Loads questions with their answers, one a row.
+    """Loads questions with their answers, one in each row.
 
-    The cell of the picture holds whatever `load_image` reads, a list of such for
-    several pictures, or `None` for a question of text alone. A list of answers stands
-    for its most frequent one. Image marks that a question itself has are neutralized,
-    and one for each picture is put in front of it.
+    The image column holds a source that `load_image` reads, a list of sources for
+    several images, or `None` for a question of text alone. The answer column holds a
+    text, or a list of texts, of which the most frequent one is used. Image marks in the
+    question itself are neutralized, and one mark for each image is put in front of it.
 
-    The picture files in a Hugging Face dataset are read when a batch needs them. Those
-    in Parquet files are held in memory; for more than fits,
-    `datasets.load_dataset("parquet", data_files=...)` leaves them on disk.
+    The image files in a Hugging Face dataset are read when a batch needs them. Those
+    in Parquet files are kept in memory; if they do not fit, load the files by
+    `datasets.load_dataset("parquet", data_files=...)`, which leaves them on disk.
 
     Args:
         source: A list of dicts; an object with `column_names` and rows by index, as a
             `datasets.Dataset`; or the path of a Parquet file or of a folder of them.
-        image_folder: The folder that pictures' paths start from, and must not leave.
-            `None` takes the paths as they are.
-        image_column: The column of the images. A list of dicts may lack the column
-            "image": its questions are then of text alone.
+        image_folder: The folder that the paths of images are relative to, and must
+            not leave. With `None`, paths are used as they are.
+        image_column: The column of the images. Dicts in a list may lack it, for
+            questions of text alone; all of them, only if it is called "image".
         question_column: The column of the questions.
         answer_column: The column of the answers.
         id_column: The column of the ids; `None` for the rows' numbers, from 0.
-        prompt_suffix: Text put behind each question, for example "\\nAnswer the
+        prompt_suffix: Text appended to each question, for example "\\nAnswer the
             question using a single word or phrase."
         on_error: "raise", or "skip" to leave out the records that cannot be used: one
             warning counts them, and `skipped` holds the id and the reason of each.
@@ -76,13 +76,13 @@ def load_vqa(
         `LlavaRecord`s as a read-only sequence, in the rows' order.
 
     Raises:
-        FileNotFoundError: The Parquet files, the folder or (unless skipped) a picture
+        FileNotFoundError: The Parquet files, the folder or (unless skipped) an image
             is missing.
-        ValueError: There is no column of one of the names; the message lists those that
-            there are. Or (unless skipped) a row cannot be used; the message then names
-            its id. Or `prompt_suffix` holds an image mark.
-        TypeError: `source` is of another kind.
-        ImportError: There are Parquet files to read, but no pyarrow.
+        ValueError: `on_error` has another value; a column does not exist, and the
+            message lists those that do; `prompt_suffix` holds an image mark; or (unless
+            skipped) a row cannot be used, and the message names its id.
+        TypeError: `source` is of another type.
+        ImportError: There are Parquet files to read, but pyarrow is not installed.
 
     Example:
 
@@ -127,7 +127,7 @@ def load_vqav2(
     prompt_suffix: str = "",
     on_error: str = "raise",
 ) -> Records:
-    """Loads questions in VQAv2's files (also those of VQA and OK-VQA).
+    """Loads the questions in VQAv2's files (also those of VQA and OK-VQA).
 
     The answer is the annotation's `multiple_choice_answer` or, without one, the most
     frequent of its `answers`.
@@ -135,9 +135,9 @@ def load_vqav2(
     Args:
         question_file: For example `v2_OpenEnded_mscoco_train2014_questions.json`.
         annotation_file: For example `v2_mscoco_train2014_annotations.json`.
-        image_folder: The folder of the pictures.
-        image_name: How a picture is called, with the fields `image_id` of its question
-            and `data_subtype` of the question file ("train2014").
+        image_folder: The folder of the images.
+        image_name: The format string of image names, with the fields `image_id`, of the
+            question, and `data_subtype`, of the question file ("train2014").
         prompt_suffix: As for `load_vqa`.
         on_error: "raise", or "skip" to leave out the records that cannot be used: one
             warning counts them, and `skipped` holds the id and the reason of each.
@@ -146,9 +146,10 @@ def load_vqav2(
         `LlavaRecord`s as a read-only sequence, in the question file's order.
 
     Raises:
-        FileNotFoundError: A file, the folder or (unless skipped) a picture is missing.
-        ValueError: A file is damaged, or (unless skipped) a question cannot be used or
-            has no annotation. `prompt_suffix` holds an image mark.
+        FileNotFoundError: A file, the folder or (unless skipped) an image is missing.
+        ValueError: `on_error` has another value, a file is damaged, `prompt_suffix`
+            holds an image mark, or (unless skipped) a question cannot be used or has no
+            annotation, and the message names its id.
 
     Example:
 
@@ -177,14 +178,14 @@ def load_vqav2(
 
 
 def _expect_columns_of_list(rows, columns):
-    """Raises unless each column is one of a row at least."""
+    """Raises a `ValueError` if there is a column that no row has."""
     present = {column for row in rows if isinstance(row, Mapping) for column in row}
     if present:
         expect_columns("The list", present, columns)
 
 
 def _llava_item(record_id, images, question, answer, suffix):
-    """A row in LLaVA's format; `llava_record` checks what is not checked here."""
+    """Returns a row in LLaVA's format, for `llava_record` to check further."""
     several = isinstance(images, (list, tuple))
     count = len(images) if several else int(images is not None)
     if not isinstance(question, str):
@@ -198,7 +199,7 @@ def _llava_item(record_id, images, question, answer, suffix):
 
 
 def _most_frequent(record_id, answers):
-    """Of answers that are equally frequent, the first."""
+    """Returns the most frequent answer; of equally frequent ones, the first."""
     if not answers or not all(isinstance(text, str) for text in answers):
         message = "a list of answers must hold strings, and at least one."
         raise record_error(record_id, message, reprlib.repr(answers))
@@ -206,10 +207,10 @@ def _most_frequent(record_id, answers):
 
 
 def _entries(path, key, on_error):
-    """The object in one of VQAv2's files, and the entries of the list that it holds.
+    """Reads the object in one of VQAv2's files, and its list under `key`.
 
-    An entry without a valid `question_id` raises, or with `on_error="skip"` gives a
-    `ValueError` in its place.
+    An entry without a valid `question_id` raises a `ValueError`; with `on_error="skip"`
+    the error takes the place of the entry.
     """
     value = read_json(path)
     entries = value.get(key) if isinstance(value, dict) else None
@@ -238,7 +239,7 @@ def _image_name(record_id, pattern, image_id, subtype):
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise record_error(
             record_id,
-            "the name of its picture is made of `image_id` and `data_subtype` by "
+            "the name of its image is made of `image_id` and `data_subtype` by "
             f"`image_name`, {pattern!r} ({type(error).__name__}: {error}).",
             f"image_id={image_id!r}",
         ) from error
