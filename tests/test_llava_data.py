@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from keras_betakd import ProcessShare
 from keras_betakd.data.llava import LlavaDataset
 from keras_betakd.data.llava_files import load_llava
 from keras_betakd.data.llava_records import LlavaRecord, read_images
@@ -92,8 +93,8 @@ def test_faulty_arguments(tmp_path):
         load_llava([], "no")
     with pytest.raises(TypeError, match="int"):
         load_llava(7)
-    with pytest.raises(ValueError, match="missing='ignore'"):
-        load_llava([], missing="ignore")
+    with pytest.raises(ValueError, match="on_error='ignore'"):
+        load_llava([], on_error="ignore")
 
 
 def test_turns_and_images_of_a_record(folder):
@@ -213,7 +214,7 @@ def test_pictures_of_every_mode_from_every_source(folder):
 @pytest.mark.parametrize("path", ["../a.png", "sub/../../a.png", "/etc/a.png"])
 def test_paths_must_not_leave_the_folder(folder, path):
     with pytest.raises(ValueError, match="Record 'x'.*inside `image_folder`"):
-        load_llava([item(image=path)], folder / "sub", missing="skip")
+        load_llava([item(image=path)], folder / "sub")
 
 
 def test_a_path_may_turn_inside_the_folder(folder):
@@ -228,19 +229,72 @@ def test_missing_pictures(folder):
     with pytest.raises(FileNotFoundError, match="Record 'x'.*gone.png"):
         load_llava(items, folder)
     with pytest.warns(UserWarning, match="Left out 2 of 6 .*: 'x', 'x#2'") as caught:
-        records = load_llava(items, folder, missing="skip")
+        records = load_llava(items, folder, on_error="skip")
     assert len(caught) == 1
     assert caught[0].filename == __file__
     assert [record.id for record in records] == ["1", "2", "3", "1#2"]
     assert "lost.png" in dict(records.skipped)["x#2"]
     with pytest.raises(ValueError, match="Record 'x'.*regular file"):
-        load_llava([item(image="sub")], folder, missing="skip")
+        load_llava([item(image="sub")], folder)
+
+
+def test_records_of_every_kind_that_cannot_be_used_are_skipped(folder):
+    # Public fault: one empty answer among 665,000 records refused them all.
+    faulty = [
+        item("Hi", " ", id="empty"),
+        item("Hi", "Hello!", "Bye", id="odd"),
+        item(id="marks", image=["a.png", "c.jpg"]),
+        item(id="gone", image="gone.png"),
+        item(id="folder", image="sub"),
+        item(id="outside", image="../a.png"),
+        item(id="key", images=["a.png"]),
+        item(id=1.5),
+        "no dict",
+        item(id="empty", conversations=None),
+    ]
+    for entry in faulty:
+        with pytest.raises((ValueError, FileNotFoundError)):
+            load_llava([entry], folder)
+    items = [ITEMS[0], *faulty, *ITEMS[1:], item(id="empty")]
+    with pytest.warns(UserWarning, match="10 of 14 .*'empty', 'odd'") as caught:
+        records = load_llava(items, folder, on_error="skip")
+    assert len(caught) == 1
+    ids = ["empty", "odd", "marks", "gone", "folder", "outside", "key"]
+    assert [own_id for own_id, _ in records.skipped] == [*ids, "8", "9", "empty#2"]
+    for own_id, reason in records.skipped:
+        assert f"Record {own_id!r}: " in reason
+    # The others have the ids that they have where all are read.
+    assert [record.id for record in records] == ["1", "2", "3", "empty#3"]
+    assert len(LlavaDataset(records, batch_size=2)) == 2
+
+
+def test_lines_that_are_no_json_are_skipped(folder):
+    path = folder / "data.jsonl"
+    lines = [json.dumps(item(id=None)), '{"id": "cut', "[" * 9000, json.dumps(item())]
+    path.write_text("\n\n".join(lines))
+    with pytest.raises(ValueError, match="one JSON record a line.*file line 3"):
+        load_llava(path)
+    with pytest.warns(UserWarning, match="2 of 4 .*'1', '2'"):
+        records = load_llava(path, on_error="skip")
+    assert [record.id for record in records] == ["0", "x"]
+    assert "data.jsonl' (file line 3: " in dict(records.skipped)["1"]
+    # A file none of whose lines is JSON is no file of records.
+    path.write_text("id\nx")
+    with pytest.raises(ValueError, match="one JSON record a line.*file line 1"):
+        load_llava(path, on_error="skip")
+
+
+def test_a_data_set_of_records_that_were_all_skipped(folder):
+    with pytest.warns(UserWarning, match="1 of 1"):
+        records = load_llava([item("Hi", "")], folder, on_error="skip")
+    with pytest.raises(ValueError, match="at least one record.*all skipped"):
+        LlavaDataset(records, batch_size=2)
 
 
 def test_the_warning_stays_short(folder):
     items = [item(id=i, image="gone.png") for i in range(30)]
     with pytest.warns(UserWarning, match="30 of 30.*'9', ") as caught:
-        load_llava(items, folder, missing="skip")
+        load_llava(items, folder, on_error="skip")
     assert "'10'" not in str(caught[0].message)
 
 
@@ -272,8 +326,6 @@ def test_a_picture_that_breaks_later_is_named(folder):
     "options, message",
     [
         ({"batch_size": 0}, "batch_size=0"),
-        ({"num_shards": True}, "num_shards=True"),
-        ({"num_shards": 2, "shard_index": 2}, "shard_index=2"),
         ({"records": []}, "at least one record"),
     ],
 )
@@ -364,20 +416,27 @@ def test_shuffled_groups_come_mixed():
 @pytest.mark.parametrize("texts, pictured", [(17, 11), (1, 1), (8, 8), (0, 5)])
 def test_shards_march_in_step(shuffle, group, texts, pictured):
     # Public fault: one process with text alone waited for another's vision tower.
+    options = {"batch_size": 5, "shuffle": shuffle, "group_by_modality": group}
     records = many(texts, pictured)
-    shards = [
-        LlavaDataset(records, 2, shuffle, 3, group, num_shards=4, shard_index=i)
+    whole = LlavaDataset(records, seed=3, **options)
+    shares = [
+        ProcessShare(LlavaDataset(records, seed=3, **options), index=i, count=4)
         for i in range(4)
     ]
-    assert len({len(shard) for shard in shards}) == 1
-    seen = []
-    for step in zip(*shards, strict=True):
-        assert len({len(batch["ids"]) for batch in step}) == 1
-        if group:
-            assert len({len(i) for batch in step for i in batch["images"]}) == 1
-        seen += [own_id for batch in step for own_id in batch["ids"]]
-    assert set(seen) == {record.id for record in records}
-    assert len(seen) - len(records) <= (6 if group else 3)
+    for _ in range(2):
+        seen = []
+        for index, batch in enumerate(whole):
+            step = [share[index] for share in shares]
+            assert len({len(part["ids"]) for part in step}) == 1
+            if group:
+                assert len({len(i) for part in step for i in part["images"]}) == 1
+            ids = np.concatenate([part["ids"] for part in step])
+            weights = np.concatenate([part["sample_weight"] for part in step])
+            assert ids[weights > 0].tolist() == batch["ids"]
+            seen += batch["ids"]
+        assert sorted(seen) == sorted(record.id for record in records)
+        for dataset in (whole, *shares):
+            dataset.on_epoch_end()
 
 
 JSON_VALUES = st.recursive(

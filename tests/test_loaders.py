@@ -1,5 +1,6 @@
 """What must hold in every loader and benchmark: marks, pictures, end marks."""
 
+import inspect
 import shutil
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from tiny_families import FAMILIES
 from tiny_models import tiny_gemma3
 
+from keras_betakd import data
 from keras_betakd.data import load_vqa, load_vqav2, neutralize_image_marks
 from keras_betakd.evaluation import run
 from keras_betakd.evaluation.benchmarks.registry import BENCHMARKS
@@ -196,6 +198,26 @@ def test_pictures_of_every_mode_get_the_same_answer(copied):
     (lines,) = answer_lines(model, BENCHMARKS["gqa"], questions, len(questions), 4)
     assert len(lines) == len(WHITES)
     assert len({line["text"] for line in lines}) == 1
+
+
+# --- Records that cannot be used ---
+
+LOADERS = [name for name in dir(data) if name.startswith("load_")]
+LOADERS = sorted({*LOADERS, "ScienceQADataset"} - {"load_image"})
+ON_ERROR = (
+    'on_error: "raise", or "skip" to leave out the records that cannot be used: one'
+    " warning counts them, and `skipped` holds the id and the reason of each. "
+)
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_on_error_is_the_same_argument_everywhere(name):
+    loader = getattr(data, name)
+    assert inspect.signature(loader).parameters["on_error"].default == "raise"
+    assert ON_ERROR in " ".join(loader.__doc__.split())
+    # It is checked before any file is read.
+    with pytest.raises(ValueError, match="'raise' or 'skip'.*on_error='ignore'"):
+        loader("no file", "no folder", on_error="ignore")
 
 
 # --- End marks in answers ---

@@ -7,7 +7,7 @@ from plain_models import CLASSES, linear_model
 from scienceqa_folder import write_folder
 
 from keras_betakd import BetaKDDistiller, ForwardKLEnergy, ProcessShare, layout_map
-from keras_betakd.data import ScienceQADataset, load_scienceqa
+from keras_betakd.data import EpochParts, ScienceQADataset, load_scienceqa
 
 
 def test_shares_hold_every_record_once(tmp_path):
@@ -38,6 +38,24 @@ def test_only_the_pictures_of_a_share_are_read(tmp_path, monkeypatch):
     )
     ProcessShare(dataset, index=1, count=2)[0]
     assert read == [2]
+    parts = ProcessShare(EpochParts(dataset, 2), index=1, count=2)
+    parts[0]
+    assert read == [2, 2]
+
+
+def test_shares_of_an_epoch_in_parts_hold_every_record_once(tmp_path):
+    records = load_scienceqa(write_folder(str(tmp_path), num=12), "train")
+    datasets = [ScienceQADataset(records, 3, shuffle=True, seed=3) for _ in range(3)]
+    whole, *parts = [EpochParts(dataset, 2) for dataset in datasets]
+    shares = [ProcessShare(part, index=i, count=2) for i, part in enumerate(parts)]
+    for _ in range(4):
+        for index, batch in enumerate(whole):
+            taken = [share[index] for share in shares]
+            ids = np.concatenate([part["ids"] for part in taken])
+            weight = np.concatenate([part["sample_weight"] for part in taken])
+            assert ids[weight > 0].tolist() == batch["ids"].tolist()
+        for dataset in (whole, *shares):
+            dataset.on_epoch_end()
 
 
 def test_copies_in_a_share_of_arrays_weigh_nothing():

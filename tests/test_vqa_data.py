@@ -66,10 +66,10 @@ def test_names_of_columns_and_folders(path):
     (record,) = load_vqa(
         rows,
         image_folder=path.parent,
-        image="picture",
-        question="q",
-        answer="a",
-        id="n",
+        image_column="picture",
+        question_column="q",
+        answer_column="a",
+        id_column="n",
         prompt_suffix="\nOne word.",
     )
     assert record.id == "7"
@@ -85,15 +85,39 @@ def test_missing_pictures(path):
     with pytest.raises(FileNotFoundError, match="Record '1'"):
         load_vqa(rows)
     with pytest.warns(UserWarning, match="1 of 2"):
-        records = load_vqa(rows, missing="skip")
+        records = load_vqa(rows, on_error="skip")
     assert [record.id for record in records] == ["0"]
     assert records.skipped[0][0] == "1"
+
+
+def test_rows_that_cannot_be_used_are_skipped(path):
+    rows = [
+        row(str(path), n="a"),
+        "?",
+        row(question=7, n="b"),
+        {"image": None, "question": "?", "n": "c"},
+        row(answer=[], n="d"),
+        row(answer=" ", n="e"),
+        row(image=3.5, n="f"),
+        row(n=1.5),
+        row(n="a"),
+    ]
+    for faulty in rows[1:-1]:
+        with pytest.raises(ValueError):
+            load_vqa([rows[0], faulty], id_column="n")
+    with pytest.warns(UserWarning, match="7 of 9") as caught:
+        records = load_vqa(rows, id_column="n", on_error="skip")
+    assert [caught[0].filename, len(caught)] == [__file__, 1]
+    assert [record.id for record in records] == ["a", "a#2"]
+    assert [name for name, _ in records.skipped] == ["1", *"bcdef", "7"]
+    for name, reason in records.skipped:
+        assert f"Record {name!r}" in reason
 
 
 @pytest.mark.parametrize(
     "rows, error, message",
     [
-        ([{"question": "?"}], ValueError, r"Row 0 lacks the columns \['answer'\]"),
+        ([{"question": "?"}], ValueError, r"The list lacks the columns \['answer'\]"),
         (["?"], ValueError, "Record '0': a row must be a dict"),
         ([row(question=7)], ValueError, "Record '0': a question must be a string"),
         ([row(answer=7)], ValueError, "Record '0'.*string"),
@@ -163,7 +187,39 @@ def test_pictures_of_a_dataset_are_read_when_needed(path):
 
 def test_a_table_without_the_column(path):
     with pytest.raises(ValueError, match=r"The table lacks the columns \['picture'\]"):
-        load_vqa(Table([row(None)]), image="picture")
+        load_vqa(Table([row(None)]), image_column="picture")
+
+
+NAMES = {"image": "picture", "question": "q", "answer": "a", "id": "n"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+@pytest.mark.parametrize("kind", ["list", "table", "parquet"])
+def test_a_name_of_no_column_is_found_before_any_row_is_read(
+    name, on_error, kind, tmp_path
+):
+    # Public fault: with a wrong name of the images, a list was trained without them.
+    # The row lacks an answer, and must not be what the error is about.
+    rows = [{**{column: None for column in NAMES.values()}, "more": 1}]
+    if kind == "parquet":
+        write_parquet(tmp_path / "rows" / "a.parquet", rows)
+    source = {"list": rows, "parquet": tmp_path / "rows"}.get(kind) or Table(rows)
+    options = {f"{key}_column": column for key, column in NAMES.items()}
+    options[f"{name}_column"] = "wrong"
+    received = sorted(rows[0])
+    message = rf"lacks the columns \['wrong'\].*`{name}_column`.* Received: \{received}"
+    with pytest.raises(ValueError, match=message):
+        load_vqa(source, on_error=on_error, **options)
+
+
+def test_a_column_that_some_rows_of_a_list_lack(path):
+    rows = [row(str(path)), {"question": "?"}, {"question": "?", "answer": "a"}]
+    with pytest.raises(ValueError, match=r"Record '1' lacks the columns \['answer'\]"):
+        load_vqa(rows)
+    with pytest.warns(UserWarning, match="1 of 3"):
+        records = load_vqa(rows, on_error="skip")
+    assert [len(record.images) for record in records] == [1, 0]
 
 
 def test_a_dataset_of_hugging_face(path):
@@ -191,7 +247,7 @@ def test_parquet_files_of_a_folder(path, tmp_path):
     np.testing.assert_array_equal(read_images(records[0])[0], RED)
     assert len(load_vqa(folder / "a.parquet")) == 1
     with pytest.raises(ValueError, match=r"a.parquet' lacks the columns \['q'\]"):
-        load_vqa(folder, question="q")
+        load_vqa(folder, question_column="q")
     (folder / "c.parquet").write_bytes(b"broken")
     with pytest.raises(ValueError, match="Not a Parquet file: .*c.parquet"):
         load_vqa(folder)
@@ -242,7 +298,7 @@ def test_faulty_vqav2(tmp_path):
     with pytest.raises(ValueError, match="Record '42': each question needs an annot"):
         load_vqav2(*paths, tmp_path)
     paths = vqav2(tmp_path)
-    with pytest.raises(ValueError, match="Record '42': the name of its picture"):
+    with pytest.raises(ValueError, match="Record '42': the name of its image"):
         load_vqav2(*paths, tmp_path, image_name="{image_id}_{split}.jpg")
     with pytest.raises(FileNotFoundError, match="Record '42'"):
         load_vqav2(*paths, tmp_path, image_name="{image_id}.jpg")
@@ -253,6 +309,35 @@ def test_faulty_vqav2(tmp_path):
     paths[0].write_text("[")
     with pytest.raises(ValueError, match="Not a JSON file"):
         load_vqav2(*paths)
+
+
+def test_questions_of_vqav2_that_cannot_be_used_are_skipped(tmp_path):
+    paths = vqav2(tmp_path, question_id=43)
+    value = json.loads(paths[0].read_text())
+    value["questions"] += [
+        {"question_id": True},
+        {"question_id": 41, "image_id": 8, "question": "Is it there?"},
+        {"question_id": 43, "question": "Which image?"},
+        {"question_id": 41, "image_id": 9, "question": None},
+    ]
+    paths[0].write_text(json.dumps(value))
+    with pytest.raises(ValueError, match="entry 2 of 'questions' must be"):
+        load_vqav2(*paths, tmp_path)
+    with pytest.warns(UserWarning, match="5 of 6") as caught:
+        records = load_vqav2(*paths, tmp_path, on_error="skip")
+    assert [caught[0].filename, len(caught)] == [__file__, 1]
+    assert [record.id for record in records] == ["41"]
+    skipped = dict(records.skipped)
+    assert list(skipped) == ["42", "2", "41#2", "43", "41#3"]
+    assert "needs an annotation" in skipped["42"]
+    assert "COCO_train2014_000000000008.jpg" in skipped["41#2"]
+    # An annotation that belongs to no question leaves its question without one.
+    paths = vqav2(tmp_path, question_id=None)
+    with pytest.raises(ValueError, match="entry 1 of 'annotations' must be"):
+        load_vqav2(*paths, tmp_path)
+    with pytest.warns(UserWarning, match="1 of 2"):
+        records = load_vqav2(*paths, tmp_path, on_error="skip")
+    assert [record.id for record in records] == ["41"]
 
 
 # --- LLaVA's ScienceQA ---
@@ -327,6 +412,23 @@ def test_llavas_file_of_other_questions(scienceqa):
     path = write_llava(scienceqa, entries[:1])
     with pytest.raises(ValueError, match=f"Record '{entries[0]['id']}'"):
         load_scienceqa_llava(path, scienceqa)
+
+
+def test_llavas_questions_that_cannot_be_used_are_skipped(scienceqa):
+    entries = llava_entries(scienceqa)
+    edit_problem(scienceqa, entries[0]["id"], hint="Another.")
+    (pictured,) = (e for e in entries[1:] if "image" in e)
+    (scienceqa / "images" / "test" / pictured["image"]).unlink()
+    unknown = {**entries[1], "id": "99", "image": None}
+    # The index of an entry that is no record is left to the question of that id.
+    path = write_llava(scienceqa, [unknown, 7, {"id": [1]}, "3", *entries])
+    with pytest.warns(UserWarning, match="6 of 8") as caught:
+        records = load_scienceqa_llava(path, scienceqa, on_error="skip")
+    assert [caught[0].filename, len(caught)] == [__file__, 1]
+    faulty = [entries[0]["id"], pictured["id"]]
+    assert [name for name, _ in records.skipped] == ["99", "1", "2", "3", *faulty]
+    kept = [entry["id"] for entry in entries if entry["id"] not in faulty]
+    assert [record.id for record in records] == kept
 
 
 # --- Damaged data of every kind ---
@@ -434,7 +536,7 @@ def test_damaged_files(folders, name, which, mutation):
 def test_damaged_rows(mutation):
     rows = mutated(ROWS, *mutation)
     try:
-        load_vqa(rows, id="id" if mutation[1] == "A" else None)
+        load_vqa(rows, id_column="id" if mutation[1] == "A" else None)
     except (FileNotFoundError, TypeError, ValueError) as error:
         assert str(error)
 

@@ -1,4 +1,4 @@
-"""Pictures and data sets: raw records as neutral batches, ready for any model."""
+"""Loads images and data sets, and makes batches of raw records for any model."""
 
 from keras_betakd.data.batches import EpochDataset, EpochParts
 from keras_betakd.data.images import IMAGE_MARK, load_image, neutralize_image_marks

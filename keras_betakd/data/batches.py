@@ -1,8 +1,10 @@
-"""What loaders and data sets share: sequences of records, epochs, named errors."""
+"""Base classes of record sequences and batched data sets, and checks of records."""
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,12 +12,12 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Records(Sequence):
-    """The records that a loader found, as a read-only sequence.
+    """The records that a loader returns, as a read-only sequence.
 
     Args:
-        records: The records that are sound.
-        skipped: `(id, reason)` of each record left out; empty unless that was
-            asked for.
+        records: The records that can be used.
+        skipped: `(id, reason)` of each record left out; empty unless the loader was
+            called with `on_error="skip"`.
 
     Example:
 
@@ -38,17 +40,79 @@ class Records(Sequence):
         return len(self.records)
 
 
-class EpochDataset(keras.utils.PyDataset):
-    """Batches of records, cut anew for each epoch.
+def expect_on_error(on_error: str) -> None:
+    """Raises a `ValueError` unless `on_error` is "raise" or "skip".
 
-    The cut depends on `seed` and the epoch's number alone, so it is the same with
-    any number of workers, threads or processes. A subclass implements `cut` and
-    `batch`, and ends its constructor with `start_epoch(0)`.
+    Example:
+
+    >>> expect_on_error("skip")
+    """
+    if on_error not in ("raise", "skip"):
+        raise ValueError(
+            f"`on_error` must be 'raise' or 'skip'. Received: on_error={on_error!r}"
+        )
+
+
+def usable_records(
+    items: Iterable[tuple[str, Any]], read: Callable[[str, Any], Any], on_error: str
+) -> tuple[list, list[tuple[str, str]]]:
+    """Reads records from items; raises for or skips those that cannot be used.
+
+    With `on_error="skip"`, one warning counts the skipped records. It points at the
+    caller of the function that calls this one.
+
+    Args:
+        items: Pairs of an id and the item to read. An item that is a `ValueError`
+            is raised, as if `read` had raised it.
+        read: Takes an id and its item and returns the record. It raises a
+            `FileNotFoundError` or a `ValueError` if the record cannot be used.
+        on_error: "raise", or "skip" to leave out the records that cannot be used.
+
+    Returns:
+        A list of the records, and a list of `(id, reason)` of the skipped ones.
+
+    Example:
+
+    >>> usable_records([("a", "1"), ("b", "2")], lambda _, item: int(item), "raise")
+    ([1, 2], [])
+    """
+    records, skipped = [], []
+    for record_id, item in items:
+        try:
+            if isinstance(item, ValueError):
+                raise item
+            records.append(read(record_id, item))
+        except (FileNotFoundError, ValueError) as error:
+            if on_error == "raise":
+                raise
+            skipped.append((record_id, str(error)))
+    if skipped:
+        message = _skipped_message(skipped, len(records) + len(skipped))
+        warnings.warn(message, stacklevel=3)
+    return records, skipped
+
+
+def _skipped_message(skipped, total, shown=10):
+    ids = ", ".join(repr(record_id) for record_id, _ in skipped[:shown])
+    more = ", ..." if len(skipped) > shown else ""
+    return (
+        f"Left out {len(skipped)} of {total} records that cannot be used: {ids}{more}. "
+        f"See `skipped` for the reasons. The first is: {skipped[0][1]}"
+    )
+
+
+class EpochDataset(keras.utils.PyDataset):
+    """A data set that divides its records into batches at the start of each epoch.
+
+    The division depends only on `seed` and the number of the epoch, so it is the same
+    with any number of workers, threads or processes. A subclass implements `cut` and
+    `batch`, and calls `start_epoch(0)` at the end of its constructor.
 
     Args:
         records: The records.
-        seed: Seed of the cut.
-        **kwargs: Those of `keras.utils.PyDataset`.
+        seed: Seed of the random generator that `cut` is given, 0 or more.
+        **kwargs: `workers`, `use_multiprocessing` and `max_queue_size` of
+            `keras.utils.PyDataset`.
 
     Example:
 
@@ -72,20 +136,20 @@ class EpochDataset(keras.utils.PyDataset):
         self.seed = seed
 
     def cut(self, generator: np.random.Generator) -> Sequence:
-        """The batches of an epoch: for each, the indices of its records."""
+        """Returns the batches of an epoch, each as the indices of its records."""
         raise NotImplementedError
 
     def batch(self, records: list) -> dict:
-        """One batch of these records."""
+        """Returns the batch of the given records."""
         raise NotImplementedError
 
     def start_epoch(self, epoch: int) -> None:
-        """Cuts the batches of the epoch of this number, counted from 0."""
+        """Divides the records into the batches of an epoch, counted from 0."""
         self.epoch = epoch
         self._batches = self.cut(np.random.default_rng((self.seed, epoch)))
 
     def on_epoch_end(self) -> None:
-        """Cuts the next epoch's batches; Keras calls this."""
+        """Starts the next epoch; Keras calls this."""
         self.start_epoch(self.epoch + 1)
 
     def __len__(self) -> int:
@@ -99,24 +163,28 @@ class EpochDataset(keras.utils.PyDataset):
         return self.part(index, range(self.size_of(index)))
 
     def size_of(self, index: int) -> int:
-        """How many records the batch of this number holds."""
+        """Returns the number of records in a batch."""
         return len(self._batches[index])
 
     def part(self, index: int, rows: Sequence[int]) -> dict:
-        """The batch of this number, of these rows of it alone."""
+        """Returns the given rows of a batch; only their images are read."""
         chosen = [self._batches[index][row] for row in rows]
         return self.batch([self.records[i] for i in chosen])
 
 
 class EpochParts(keras.utils.PyDataset):
-    """A data set whose epochs are cut into parts, each an epoch of Keras'.
+    """A data set that divides each epoch of another into parts, each a Keras epoch.
 
-    Keras validates, saves and resumes from epoch to epoch. Where one takes days, its
-    parts let it do so more often; each pass over all parts sees every record once.
+    Keras validates, saves and resumes at the end of an epoch. If one pass over the data
+    takes days, its parts make this happen more often. A pass over all parts yields
+    every record once.
 
     Args:
-        dataset: a `ScienceQADataset`, `LlavaDataset` or another `EpochDataset`.
-        parts: into how many parts to cut each of its epochs.
+        dataset: A `ScienceQADataset`, `LlavaDataset` or another `EpochDataset`.
+        parts: The number of parts of each epoch, at most its number of batches.
+
+    Raises:
+        ValueError: `parts` is no positive integer, or exceeds the number of batches.
 
     Example:
 
@@ -141,7 +209,7 @@ class EpochParts(keras.utils.PyDataset):
         self.start_epoch(0)
 
     def start_epoch(self, epoch: int) -> None:
-        """Goes to the part of this number, counted over all passes."""
+        """Goes to a part, counted from 0 over all passes."""
         self.epoch = epoch
         whole, part = divmod(epoch, self.parts)
         if self.dataset.epoch != whole:
@@ -159,17 +227,25 @@ class EpochParts(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> dict:
         return self.dataset[self._rows[index]]
 
+    def size_of(self, index: int) -> int:
+        """Returns the number of records in a batch."""
+        return self.dataset.size_of(self._rows[index])
+
+    def part(self, index: int, rows: Sequence[int]) -> dict:
+        """Returns the given rows of a batch; only their images are read."""
+        return self.dataset.part(self._rows[index], rows)
+
 
 @contextlib.contextmanager
 def naming(record_id: str):
-    """Says in an error about a picture whose picture it was.
+    """Puts the id of a record in front of the messages of errors about its images.
 
     Args:
         record_id: The record's id.
 
     Raises:
-        FileNotFoundError, ValueError: Those of the block, with the id in front.
-            A `TypeError` or another `OSError` becomes a `ValueError`.
+        FileNotFoundError, ValueError: The errors of the `with` block, with the id in
+            the message. A `TypeError` or another `OSError` becomes a `ValueError`.
 
     Example:
 
@@ -187,7 +263,7 @@ def naming(record_id: str):
 
 
 def expect_positive(name: str, value) -> None:
-    """Raises a `ValueError` that names the argument unless it is 1, 2, 3, ...
+    """Raises a `ValueError` unless `value`, of the argument `name`, is 1, 2, 3, ...
 
     Example:
 
@@ -200,7 +276,12 @@ def expect_positive(name: str, value) -> None:
 
 
 def record_error(record_id: str, message: str, received: str) -> ValueError:
-    """The error to raise for a record that is not as it must be.
+    """Returns the error to raise for a record that cannot be used.
+
+    Args:
+        record_id: The record's id.
+        message: What the record must be, as a sentence.
+        received: What was received in its place.
 
     Example:
 

@@ -1,7 +1,7 @@
-"""Pictures of any kind as `(height, width, 3)` uint8 arrays, and image marks.
+"""Reads images of any kind as uint8 arrays, and neutralizes image marks in text.
 
-Every loader of the library reads its pictures through `load_image`, and cleans
-its texts through `neutralize_image_marks`, so both rules live here only.
+All loaders of the library read their images by `load_image` and pass the texts of
+users through `neutralize_image_marks`.
 """
 
 import io
@@ -11,13 +11,13 @@ import re
 import numpy as np
 
 IMAGE_MARK = "<image>"
-"""The neutral mark that stands where a picture belongs in a prompt.
+"""The mark that shows the place of an image in a prompt, the same for all models.
 
-Loaders write it; the model's own preprocessing swaps it for that model's mark.
+Loaders write it; the preprocessing of each model replaces it by that model's own mark.
 """
 
 BACKGROUND = 255
-"""Transparent pixels are laid over white, so that white paper stays white."""
+"""The value, white, of the background that transparent pixels are blended with."""
 
 _MARK = re.compile(
     r"""([<\[])                     # the opening bracket
@@ -31,16 +31,16 @@ _MARK = re.compile(
 
 
 def neutralize_image_marks(text: str) -> str:
-    """Takes the meaning out of image marks in text that a user wrote.
+    """Makes plain text of image marks and chat marks in text that a user wrote.
 
-    A tokenizer turns the literal text `<start_of_image>` into the token that
-    announces a picture, so a question that merely talks about such a mark would
-    count as one picture more. One space after the bracket is enough to stop
-    that and leaves the text readable. Covered, in any case of letters:
-    `<image>`, `<img>`, `<start_of_image>`, `<end_of_image>`,
-    `<image_soft_token>`, `<|image|>`, `<|image_pad|>`, `<|vision_start|>`,
-    `<|image>`, `[IMG]` and their like for video and audio, and every chat mark
-    of the form `<|...|>`. Other uses of `<` are left alone.
+    It puts one space after the opening bracket of each mark. Without it, a tokenizer
+    turns the literal text `<start_of_image>` into the token that announces an image,
+    so that a question about such a mark counts as one image more. The text stays
+    readable. Marks are found in upper and lower case: `<image>`, `<img>`,
+    `<start_of_image>`, `<end_of_image>`, `<image_soft_token>`, `<|image|>`,
+    `<|image_pad|>`, `<|vision_start|>`, `<|image>`, `[IMG]`, the corresponding marks
+    of video and audio, and every chat mark of the form `<|...|>`. Other uses of `<`
+    are left unchanged.
 
     Args:
         text: The text of a question, choice, hint or answer.
@@ -57,7 +57,7 @@ def neutralize_image_marks(text: str) -> str:
 
 
 def expect_no_mark(name: str, text: str | None) -> None:
-    """Raises a `ValueError` if text that is put behind every prompt has a mark.
+    """Raises a `ValueError` if `text`, of the argument `name`, holds `IMAGE_MARK`.
 
     Example:
 
@@ -65,27 +65,27 @@ def expect_no_mark(name: str, text: str | None) -> None:
     """
     if text and IMAGE_MARK in text:
         raise ValueError(
-            f"`{name}` must not hold the image mark {IMAGE_MARK!r}: the pictures' "
+            f"`{name}` must not hold the image mark {IMAGE_MARK!r}: the images' "
             f"marks are put in by themselves. Received: {name}={text!r}"
         )
 
 
 def load_image(source) -> np.ndarray:
-    """Reads one picture as a `(height, width, 3)` uint8 array in RGB.
+    """Reads one image as a `(height, width, 3)` uint8 array in RGB.
 
     Every Pillow mode is accepted (black and white, grey, palette, RGB, RGBA,
-    CMYK, 16 and 32 bit grey, float, ...). Transparent parts are laid over white.
-    The orientation that a camera wrote into the EXIF data is applied. Of an
-    animation, the first frame is read.
+    CMYK, 16 and 32 bit grey, float, ...). Transparent parts are blended with white.
+    The orientation in the EXIF data is applied. Of an animation, the first frame is
+    read.
 
-    What is not 8 bit is recognised by its largest value: floats up to 1 are read
-    as 0..1, everything else up to 255 as 0..255, up to 65535 as 0..65535.
+    The range of values that are not 8 bit is inferred from the largest one: floats up
+    to 1 are read as 0..1, all others up to 255 as 0..255, up to 65535 as 0..65535.
 
     Args:
         source: A path, the bytes of an image file, a dict with `"bytes"` and
             `"path"` (as Hugging Face datasets hand them out; the bytes win), a
-            Pillow picture, or a uint8, uint16 or float array of shape `(H, W)`,
-            `(H, W, 1)`, `(H, W, 3)` or `(H, W, 4)` with the alpha last.
+            Pillow image, or a uint8, uint16 or float array of shape `(H, W)`,
+            `(H, W, 1)`, `(H, W, 3)` or `(H, W, 4)`, whose last channel is alpha.
 
     Returns:
         A new `(H, W, 3)` uint8 array.
@@ -112,12 +112,14 @@ def load_image(source) -> np.ndarray:
     if isinstance(source, (str, os.PathLike)):
         check_image_path(source)
         return _decode(source, f"path {os.fspath(source)!r}")
-    _expect_picture(source)
-    return _guarded(lambda: _picture_to_rgb(source), f"picture {source!r}")
+    _expect_image(source)
+    return _guarded(lambda: _image_to_rgb(source), f"image {source!r}")
 
 
 def check_image(source) -> None:
-    """Raises for what can be known without decoding: of a long run, at its start.
+    """Raises if an image cannot be read, as far as this shows without decoding it.
+
+    This is quick enough to check all images before a long run.
 
     Args:
         source: As for `load_image`.
@@ -131,7 +133,7 @@ def check_image(source) -> None:
     Example:
 
     ```python
-    check_image({"bytes": None, "path": "pictures/1.png"})
+    check_image({"bytes": None, "path": "images/1.png"})
     ```
     """
     if isinstance(source, dict):
@@ -139,7 +141,7 @@ def check_image(source) -> None:
     if isinstance(source, (str, os.PathLike)):
         check_image_path(source)
     elif not isinstance(source, (bytes, bytearray, memoryview, np.ndarray)):
-        _expect_picture(source)
+        _expect_image(source)
 
 
 def check_image_path(path) -> None:
@@ -155,7 +157,7 @@ def check_image_path(path) -> None:
     Example:
 
     ```python
-    check_image_path("pictures/1.png")
+    check_image_path("images/1.png")
     ```
     """
     if not os.path.exists(path):
@@ -168,13 +170,13 @@ def check_image_path(path) -> None:
         )
 
 
-def _expect_picture(source):
+def _expect_image(source):
     from PIL import Image
 
     if not isinstance(source, Image.Image):
         raise TypeError(
             "An image must be a path, bytes, a dict with 'bytes' and 'path', a Pillow "
-            f"picture or a numpy array. Received: {type(source).__name__}"
+            f"image or a numpy array. Received: {type(source).__name__}"
         )
 
 
@@ -192,20 +194,21 @@ def _decode(file, name):
     from PIL import Image
 
     def read():
-        with Image.open(file) as picture:
-            _refuse_bomb(picture, Image.MAX_IMAGE_PIXELS)
-            return _picture_to_rgb(picture)
+        with Image.open(file) as image:
+            _refuse_bomb(image, Image.MAX_IMAGE_PIXELS)
+            return _image_to_rgb(image)
 
     return _guarded(read, name)
 
 
-def _refuse_bomb(picture, limit):
-    """Refuses where Pillow only warns.
+def _refuse_bomb(image, limit):
+    """Raises for an image of more pixels than Pillow deems safe; Pillow only warns.
 
-    Compared by hand and not by a warning filter: filters are global to the
-    process, and data workers are threads. No pixel has been decoded yet.
+    The size is compared here, and Pillow's warning is not turned into an error by a
+    filter, since filters are global to the process and data workers are threads. No
+    pixel has been decoded yet.
     """
-    pixels = picture.width * picture.height
+    pixels = image.width * image.height
     if limit is not None and pixels > limit:
         raise ValueError(
             f"it has {pixels} pixels, more than the {limit} that Pillow deems safe; "
@@ -214,7 +217,7 @@ def _refuse_bomb(picture, limit):
 
 
 def _guarded(read, name):
-    """Runs `read`, and says which picture it was if that fails."""
+    """Returns `read()`; an error of it becomes a `ValueError` that names the image."""
     from PIL import Image
 
     bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -228,18 +231,18 @@ def _guarded(read, name):
         ) from error
 
 
-def _picture_to_rgb(picture):
+def _image_to_rgb(image):
     from PIL import ImageOps
 
-    picture = ImageOps.exif_transpose(picture)
-    mode = picture.mode
+    image = ImageOps.exif_transpose(image)
+    mode = image.mode
     if mode[0] in "IF":  # 16 and 32 bit grey: Pillow would clip it at 255.
-        return _array_to_rgb(np.asarray(picture))
-    if picture.has_transparency_data:
+        return _array_to_rgb(np.asarray(image))
+    if image.has_transparency_data:
         if mode == "La":
-            picture = picture.convert("LA")
-        return _array_to_rgb(np.asarray(picture.convert("RGBA")))
-    return np.array(picture.convert("RGB"))
+            image = image.convert("LA")
+        return _array_to_rgb(np.asarray(image.convert("RGBA")))
+    return np.array(image.convert("RGB"))
 
 
 def _array_to_rgb(array):

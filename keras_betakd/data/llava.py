@@ -1,10 +1,10 @@
-"""LLaVA's training format: conversations about pictures, as neutral batches.
+"""Makes batches of conversations about images, in LLaVA's training format.
 
     [{"id": "7", "image": "coco/7.jpg", "conversations": [
         {"from": "human", "value": "<image>\\nWhat is it?"},
         {"from": "gpt", "value": "A cat."}]}, ...]
 
-`load_llava` reads it to records, `LlavaDataset` makes batches of them.
+`load_llava` reads this format to records; `LlavaDataset` makes batches of them.
 """
 
 from collections.abc import Sequence
@@ -15,43 +15,41 @@ from keras_betakd.data.batches import EpochDataset, expect_positive
 from keras_betakd.data.llava_records import LlavaRecord, read_images
 
 MAX_STEPS_SORTED = 50
-"""Among how many steps at most texts are sorted by length: few enough for chance."""
+"""The most batches whose records are sorted together by length; the rest is random."""
 
 MIN_PARTS_SORTED = 4
-"""In how many parts at least an epoch is sorted, so that epochs differ."""
+"""The fewest parts of an epoch, each sorted by itself, so that epochs differ."""
 
 
 class LlavaDataset(EpochDataset):
-    """Batches of LLaVA records that belong to no model yet.
+    """Batches of LLaVA records, in a form that the preprocessing of any model takes.
 
     A batch is a dict of lists with one entry for each record: `"ids"`; `"prompts"`
     and `"responses"`, each a string, or for a conversation of several turns a list
     of strings; and `"images"`, a list of `(H, W, 3)` uint8 arrays, empty for text
-    alone. Pictures keep their own size and are read when the batch is made; each
-    model's preprocessing resizes them and swaps `IMAGE_MARK`. One that turns out to
-    be missing or damaged then raises, with the record's id.
+    alone. Images keep their own size and are read when the batch is made; each
+    model's preprocessing resizes them and replaces `IMAGE_MARK`. An image that is
+    missing or damaged by then raises an error with the record's id.
 
-    The batches of an epoch depend on `seed` and the epoch's number alone, so they
+    The batches of an epoch depend only on `seed` and the number of the epoch, so they
     are the same with any number of workers, threads or processes. Process workers
     should be spawned, as a fork of a process that runs JAX or TensorFlow may hang:
     call `multiprocessing.set_start_method("spawn")` first.
 
-    Where several processes train together, each takes its share of every step: the
-    shards of a step hold equally many records, and of one modality if that is asked
-    for. So that they can, up to `num_shards - 1` records from the start of the
-    epoch's order come again at its end (for each modality, if grouped).
+    For training in several processes, `keras_betakd.ProcessShare` gives each its share
+    of every batch; `batch_size` then counts the records of all processes. The shares of
+    a batch hold equally many records, with `group_by_modality` of one modality, and
+    each process reads only the images of its share.
 
     Args:
         records: `LlavaRecord`s, for example from `load_llava`.
-        batch_size: Records in a batch of one shard; the last may be smaller.
-        shuffle: Whether each epoch has an order of its own.
-        seed: Seed of that order, 0 or more.
-        group_by_modality: Whether a batch holds either records with pictures or
-            text alone, in texts of about one length, so that little is padded. The
-            last batch of each kind may be smaller. With `shuffle` the steps come
-            mixed, without it those with pictures first.
-        num_shards: How many processes share an epoch.
-        shard_index: The number of this one, from 0.
+        batch_size: Records in a batch; the last may be smaller.
+        shuffle: Whether to shuffle the records at the start of each epoch.
+        seed: Seed of the shuffling, 0 or more.
+        group_by_modality: Whether each batch holds either records with images or
+            records of text alone, and texts of similar length, so that little is
+            padded. The last batch of each kind may be smaller. With `shuffle` the
+            batches of both kinds are mixed; without it, those with images come first.
         **kwargs: `workers`, `use_multiprocessing` and `max_queue_size` of
             `keras.utils.PyDataset`.
 
@@ -73,37 +71,27 @@ class LlavaDataset(EpochDataset):
         shuffle: bool = False,
         seed: int = 0,
         group_by_modality: bool = False,
-        num_shards: int = 1,
-        shard_index: int = 0,
         **kwargs,
     ):
         super().__init__(records, seed, **kwargs)
         _check_records(self.records)
         expect_positive("batch_size", batch_size)
-        expect_positive("num_shards", num_shards)
-        if shard_index not in range(num_shards):
-            raise ValueError(
-                f"`shard_index` must lie in 0..{num_shards - 1}. "
-                f"Received: shard_index={shard_index!r}"
-            )
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.group_by_modality = group_by_modality
-        self.num_shards = num_shards
-        self.shard_index = shard_index
         self._lengths = np.array([_length(record) for record in self.records])
         self._pools = self._make_pools()
         self.start_epoch(0)
 
     def cut(self, generator: np.random.Generator) -> list[np.ndarray]:
-        """The batches of this shard; `EpochDataset` calls this."""
-        steps = [s for pool in self._pools for s in self._steps(pool, generator)]
+        """Returns the batches of an epoch; `EpochDataset` calls this."""
+        batches = [b for pool in self._pools for b in self._batches_of(pool, generator)]
         if self.group_by_modality and self.shuffle:
-            steps = [steps[i] for i in generator.permutation(len(steps))]
-        return [step[self.shard_index :: self.num_shards] for step in steps]
+            batches = [batches[i] for i in generator.permutation(len(batches))]
+        return batches
 
     def batch(self, records: list[LlavaRecord]) -> dict:
-        """One batch of these records; `EpochDataset` calls this."""
+        """Returns the batch of the given records; `EpochDataset` calls this."""
         return {
             "ids": [record.id for record in records],
             "prompts": [_turns(record.prompts) for record in records],
@@ -112,25 +100,24 @@ class LlavaDataset(EpochDataset):
         }
 
     def _make_pools(self):
-        """The indices of records that may share a batch."""
+        """The indices of the records that may share a batch, for each modality."""
         if not self.group_by_modality:
             return [np.arange(len(self.records))]
         has_images = np.array([bool(record.images) for record in self.records])
         pools = np.flatnonzero(has_images), np.flatnonzero(~has_images)
         return [pool for pool in pools if len(pool)]
 
-    def _steps(self, pool, generator):
-        """The steps through a pool, each with the records of all shards."""
+    def _batches_of(self, pool, generator):
+        """The batches of the records of one pool."""
         order = generator.permutation(pool) if self.shuffle else pool
-        # Starts again from the front until every shard has its share.
-        order = np.resize(order, len(order) + -len(order) % self.num_shards)
-        size = self.batch_size * self.num_shards
         if self.group_by_modality:
-            order = self._sort_by_length(order, size)
-        return [order[start : start + size] for start in range(0, len(order), size)]
+            order = self._sort_by_length(order)
+        starts = range(0, len(order), self.batch_size)
+        return [order[start : start + self.batch_size] for start in starts]
 
-    def _sort_by_length(self, order, size):
-        """Sorts by length, but each part of the order by itself."""
+    def _sort_by_length(self, order):
+        """Sorts each of several consecutive parts of the order by length."""
+        size = self.batch_size
         steps = len(order) // size // MIN_PARTS_SORTED
         part = np.arange(len(order)) // (size * np.clip(steps, 1, MAX_STEPS_SORTED))
         return order[np.lexsort((self._lengths[order], part))]
@@ -139,8 +126,8 @@ class LlavaDataset(EpochDataset):
 def _check_records(records):
     if not records:
         raise ValueError(
-            "There must be at least one record. Received: none; were all skipped "
-            "as their images are missing?"
+            "There must be at least one record. Received: none; were all skipped, as "
+            "none can be used?"
         )
     for record in records:
         if not isinstance(record, LlavaRecord):

@@ -1,16 +1,23 @@
-"""Reads LLaVA's training format, from a JSON or jsonl file, to records."""
+"""Reads JSON and jsonl files in LLaVA's training format to records."""
 
+import functools
 import json
 import os
 import pathlib
 import re
 import reprlib
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
-from keras_betakd.data.batches import Records, naming, record_error
+from keras_betakd.data.batches import (
+    Records,
+    expect_on_error,
+    naming,
+    record_error,
+    usable_records,
+)
 from keras_betakd.data.images import check_image_path
 from keras_betakd.data.llava_records import LlavaRecord
 
@@ -22,39 +29,40 @@ _OTHER_MEDIA = ("images", "video")
 def load_llava(
     path: str | os.PathLike | list[dict],
     image_folder: str | os.PathLike | None = None,
-    missing: str = "raise",
+    on_error: str = "raise",
 ) -> Records:
     """Loads training data in LLaVA's format.
 
     A record is a dict with `"conversations"`, a list of `{"from": ..., "value": ...}`
     in which "human" (or "user") and "gpt" (or "assistant") take turns, and with
     optional `"id"` and `"image"`: a path, a list of paths, or none for text alone.
-    Where the data is in memory, whatever else `load_image` reads will do, too.
+    In a list of records, `"image"` may be whatever `load_image` reads.
 
-    As in LLaVA's trainers, a first turn of "gpt" is left out. Marks are treated as
-    `LlavaRecord` says. A record without id gets its index; public mixes repeat ids,
-    so the second "x" is called "x#2", and so on.
+    As in LLaVA's trainers, a first turn of "gpt" is left out. Image marks are treated
+    as described for `LlavaRecord`. A record without id gets its index as id. Public
+    data sets repeat ids, so the second record "x" gets the id "x#2", and so on.
 
-    Everything that can be wrong is looked for here, not in the middle of a run; of
-    the pictures, only that their files exist.
+    All records are checked here, before training starts. The files of images must
+    exist; they are decoded only when a batch needs them.
 
     Args:
         path: A UTF-8 file, with or without byte order mark, that holds a JSON list
             of records or one record a line (jsonl), whatever its name; or a list of
             records.
-        image_folder: The folder that the pictures' paths start from, and must not
-            leave. `None` takes the paths as they are.
-        missing: "raise", or "skip" to leave out records that lack a picture's file;
-            a warning then says how many and which, and the result's `skipped` why.
+        image_folder: The folder that the paths of images are relative to, and must
+            not leave. With `None`, paths are used as they are.
+        on_error: "raise", or "skip" to leave out the records that cannot be used: one
+            warning counts them, and `skipped` holds the id and the reason of each.
 
     Returns:
         `LlavaRecord`s as a read-only sequence, in the file's order.
 
     Raises:
-        FileNotFoundError: The file, the folder or (unless skipped) a picture is
+        FileNotFoundError: The file, the folder or (unless skipped) an image is
             missing; the message then names the record's id and the path.
-        ValueError: The file holds no such data, or a record is faulty: the message
-            names its id, or its index where it has none.
+        ValueError: `on_error` has another value, the file is not in this format, or
+            (unless skipped) a record cannot be used, and the message names its id, or
+            a jsonl line is no JSON, and the message names its number.
         TypeError: `path` is neither a path nor a list.
 
     Example:
@@ -64,32 +72,28 @@ def load_llava(
     >>> records[0].responses
     ('Hello!',)
     """
-    if missing not in ("raise", "skip"):
-        raise ValueError(
-            f"`missing` must be 'raise' or 'skip'. Received: missing={missing!r}"
-        )
+    expect_on_error(on_error)
+    expect_folder(image_folder)
+    items = with_unique_ids(read_items(path, on_error), "id")
+    read = functools.partial(llava_record, image_folder=image_folder)
+    return Records(*usable_records(items, read, on_error))
+
+
+def expect_folder(image_folder: str | os.PathLike | None) -> None:
+    """Raises a `FileNotFoundError` if `image_folder` is neither a folder nor `None`."""
     if image_folder is not None and not os.path.isdir(image_folder):
         raise FileNotFoundError(
             "`image_folder` must be a folder that exists. "
             f"Received: {os.fspath(image_folder)!r}"
         )
-    items = _read_items(path)
-    records, skipped = [], []
-    for record_id, item in zip(_unique_ids(items), items, strict=True):
-        record = _record(record_id, item, image_folder)
-        try:
-            _check_images_exist(record)
-            records.append(record)
-        except FileNotFoundError as error:
-            if missing == "raise":
-                raise
-            skipped.append((record_id, str(error)))
-    if skipped:
-        _warn_of_missing(skipped, len(items))
-    return Records(records, skipped)
 
 
-def _read_items(path):
+def read_items(path: str | os.PathLike | list[dict], on_error: str) -> list:
+    """Returns the items of a file in LLaVA's format; a list is returned as it is.
+
+    A jsonl line that is no JSON raises a `ValueError`; with `on_error="skip"` the error
+    takes the place of the item. A file without any line of JSON always raises.
+    """
     if isinstance(path, (list, tuple)):
         return path
     if not isinstance(path, (str, os.PathLike)):
@@ -104,74 +108,116 @@ def _read_items(path):
     try:
         # Takes the byte order mark away, where there is one.
         with open(path, encoding="utf-8-sig") as file:
-            return _parse(file.read())
+            text = file.read()
+        if re.match(r"\s*\[", text):
+            return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(
-            "A file of LLaVA records must be UTF-8 and hold a JSON list, or one JSON "
-            f"record a line. Received: {os.fspath(path)!r} ({error})"
-        ) from error
-
-
-def _parse(text):
-    if re.match(r"\s*\[", text):
-        return json.loads(text)
-    items = []
+        raise _file_error(path, error) from error
     # Not `splitlines`: it also splits at signs that JSON allows inside a string.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            items.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"file line {number}: {error}") from error
+    items = [
+        _parse_line(path, number, line)
+        for number, line in enumerate(text.split("\n"), start=1)
+        if line.strip()
+    ]
+    damaged = [item for item in items if isinstance(item, ValueError)]
+    if damaged and (on_error == "raise" or len(damaged) == len(items)):
+        raise damaged[0]
     return items
 
 
-def _unique_ids(items) -> Iterator[str]:
+def _parse_line(path, number, line):
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return _file_error(path, f"file line {number}: {error}")
+
+
+def _file_error(path, reason):
+    return ValueError(
+        "A file of LLaVA records must be UTF-8 and hold a JSON list, or one JSON "
+        f"record a line. Received: {os.fspath(path)!r} ({reason})"
+    )
+
+
+def with_unique_ids(items: Iterable, key: str | None) -> Iterator[tuple[str, Any]]:
+    """Pairs each item with an id that is unique among the items.
+
+    Args:
+        items: Mappings with their ids, strings or integers, under `key`. A mapping
+            without id gets its index as id. An item that is no mapping, or whose id is
+            of another type, cannot become a record: it gets its index, too, but does
+            not take that id from another item.
+        key: The key of the ids; `None` to use the index of every item.
+
+    Returns:
+        The pairs. The second item with the id "x" gets "x#2", and so on.
+
+    Example:
+
+    >>> [name for name, _ in with_unique_ids([{"id": 7}, {}, {"id": "7"}], "id")]
+    ['7', '1', '7#2']
+    """
     counts = {}
     for index, item in enumerate(items):
-        own_id = unique = _own_id(index, item)
+        is_mapping = isinstance(item, Mapping)
+        own_id = item.get(key) if is_mapping and key is not None else None
+        if not is_mapping or not _is_id_or_none(own_id):
+            yield str(index), item
+            continue
+        own_id = unique = str(index if own_id is None else own_id)
         while unique in counts:
             counts[own_id] += 1
             unique = f"{own_id}#{counts[own_id]}"
         counts[unique] = 1
-        yield unique
+        yield unique, item
 
 
-def _own_id(index, item):
-    if not isinstance(item, dict):
-        message = "a record must be a dict with the key 'conversations'."
-        raise record_error(str(index), message, reprlib.repr(item))
-    own_id = item.get("id")
-    if own_id is None:
-        return str(index)
-    if isinstance(own_id, bool) or not isinstance(own_id, (str, int)):
-        message = "`id` must be a string or an integer; leave it out to get the index."
-        raise record_error(str(index), message, reprlib.repr(own_id))
-    return str(own_id)
+def _is_id_or_none(value):
+    return isinstance(value, (str, int, type(None))) and not isinstance(value, bool)
 
 
-def _record(record_id, item, image_folder):
-    for key in _OTHER_MEDIA:
-        if item.get(key):
-            message = f"pictures belong under the key 'image', {key!r} is not read."
-            raise record_error(record_id, message, reprlib.repr(item[key]))
+def llava_record(
+    record_id: str, item: dict, image_folder: str | os.PathLike | None
+) -> LlavaRecord:
+    """Returns the record of an item in LLaVA's format; its image files must exist.
+
+    Raises:
+        FileNotFoundError: An image is missing; the message names the id.
+        ValueError: The item is not in the format; the message names the id.
+    """
+    _check_item(record_id, item)
     images = item.get("image")
     if images is None:
         images = ()
     elif not isinstance(images, (list, tuple)):
         images = (images,)
     texts = _texts(record_id, item)
-    return LlavaRecord(
+    record = LlavaRecord(
         id=record_id,
         prompts=texts[::2],
         responses=texts[1::2],
         images=[_source(record_id, image, image_folder) for image in images],
     )
+    _check_images_exist(record)
+    return record
+
+
+def _check_item(record_id, item):
+    if not isinstance(item, dict):
+        message = "a record must be a dict with the key 'conversations'."
+        raise record_error(record_id, message, reprlib.repr(item))
+    own_id = item.get("id")
+    if not _is_id_or_none(own_id):
+        message = "`id` must be a string or an integer; leave it out to get the index."
+        raise record_error(record_id, message, reprlib.repr(own_id))
+    for key in _OTHER_MEDIA:
+        if item.get(key):
+            message = f"images belong under the key 'image', {key!r} is not read."
+            raise record_error(record_id, message, reprlib.repr(item[key]))
 
 
 def _texts(record_id, item):
-    """The texts of a conversation: human, gpt, human, gpt, ..."""
+    """Returns the texts of a conversation: human, gpt, human, gpt, ..."""
     turns = item.get("conversations")
     if not isinstance(turns, (list, tuple)):
         message = "the key 'conversations' must hold a list of turns."
@@ -208,7 +254,7 @@ def _check_turn(record_id, number, turn):
 
 
 def _source(record_id, image, image_folder):
-    """What `load_image` reads: a path is joined to the folder, all else stays."""
+    """Returns the source that `load_image` reads; a path is joined to the folder."""
     is_path = True
     if isinstance(image, dict):
         is_path = image.get("bytes") is None
@@ -221,7 +267,9 @@ def _source(record_id, image, image_folder):
 
     if isinstance(image, Image.Image):
         return image
-    message = "an image must be a path or the bytes of a file, a picture or an array."
+    message = (
+        "an image must be a path or the bytes of a file, a Pillow image or an array."
+    )
     raise record_error(record_id, message, reprlib.repr(image))
 
 
@@ -244,13 +292,3 @@ def _check_images_exist(record):
         for source in record.images:
             if isinstance(source, str):
                 check_image_path(source)
-
-
-def _warn_of_missing(skipped, total, shown=10):
-    names = ", ".join(repr(record_id) for record_id, _ in skipped[:shown])
-    more = ", ..." if len(skipped) > shown else ""
-    warnings.warn(
-        f"Left out {len(skipped)} of {total} LLaVA records, as image files are "
-        f"missing: {names}{more}. See `skipped` for all of them and why.",
-        stacklevel=3,
-    )

@@ -1,4 +1,4 @@
-"""One LLaVA record: a conversation about pictures, its marks in order."""
+"""The record of a conversation about images, with checked image marks."""
 
 import dataclasses
 import reprlib
@@ -11,25 +11,25 @@ from keras_betakd.data.images import IMAGE_MARK, load_image, neutralize_image_ma
 
 @dataclasses.dataclass(frozen=True)
 class LlavaRecord:
-    """One conversation, of one turn or several, about any number of pictures.
+    """One conversation, of one turn or several, about any number of images.
 
-    The prompts hold one `IMAGE_MARK` for each picture, in the pictures' order. With
-    one picture and no mark, the mark and a newline are put in front of the first
-    prompt, as LLaVA's trainers need one. Everything else that looks like a mark of
-    a picture or a chat is neutralized (see `neutralize_image_marks`): in responses,
-    in prompts, and where there is no picture, `IMAGE_MARK` itself. The texts are
-    not changed otherwise.
+    The prompts hold one `IMAGE_MARK` for each image, in the order of the images. To a
+    record of one image without mark, the mark and a newline are added in front of the
+    first prompt, since LLaVA's trainers need a mark. All other image marks and chat
+    marks are neutralized (see `neutralize_image_marks`) in prompts and responses; in a
+    record without images, `IMAGE_MARK` is, too. The texts are not changed otherwise.
 
     Args:
         id: The record's id.
-        prompts: What the human said, turn by turn.
-        responses: What the model should learn to answer, one for each prompt.
-        images: Whatever `load_image` reads, usually paths; read only when a batch
-            needs them.
+        prompts: The texts of the human, one for each turn.
+        responses: The answers that the model should learn, one for each prompt.
+        images: Sources that `load_image` reads, usually paths. They are read only when
+            a batch needs them.
 
     Raises:
-        ValueError: Prompts and responses do not pair up, one is empty, or marks and
-            pictures differ in number. The message names the id.
+        ValueError: There are not equally many prompts and responses, one of them is
+            empty, or there are not equally many marks and images. The message names
+            the id.
 
     Example:
 
@@ -101,10 +101,10 @@ def _neutralize_between_marks(text):
 
 
 def read_images(record: LlavaRecord) -> list[np.ndarray]:
-    """The pictures of a record, each as `load_image` reads it.
+    """Reads the images of a record by `load_image`.
 
     Raises:
-        FileNotFoundError, ValueError: As `load_image`, with the record's id.
+        FileNotFoundError, ValueError: As for `load_image`, with the record's id.
 
     Example:
 

@@ -1,21 +1,27 @@
-"""ScienceQA: multiple-choice school questions, about half of them with a picture.
+"""Prompts, answers and batches of ScienceQA's multiple-choice school questions.
 
-The official layout on disk (Lu et al., 2022, arXiv 2209.09513):
+About half of the questions have an image. The official layout on disk (Lu et al., 2022,
+arXiv 2209.09513):
 
     problems.json                       id -> question, choices, answer, hint, ...
     pid_splits.json                     split -> list of ids
-    images/<split>/<id>/image.png       for the questions that have a picture
+    images/<split>/<id>/image.png       for the questions that have an image
 
-`load_scienceqa` reads it to records, `ScienceQADataset` makes batches of them. A
-prompt has the form that LLaVA, MobileVLM and Beta-KD use, "CQM-A": context,
-question and multiple choices in, answer out.
+`load_scienceqa` reads this layout to records; `ScienceQADataset` makes batches of
+them. Prompts have the form "CQM-A" that LLaVA, MobileVLM and Beta-KD use: the input is
+context, question and multiple choices, the output is the answer.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from keras_betakd.data.batches import EpochDataset, expect_positive
+from keras_betakd.data.batches import (
+    EpochDataset,
+    expect_on_error,
+    expect_positive,
+    usable_records,
+)
 from keras_betakd.data.images import (
     IMAGE_MARK,
     expect_no_mark,
@@ -24,28 +30,29 @@ from keras_betakd.data.images import (
 from keras_betakd.data.scienceqa_records import (
     LETTERS,
     ScienceQARecord,
+    check_record_image,
     record_images,
-    sound_records,
 )
 
 LETTER_PROMPT_SUFFIX = (
     "\nAnswer with the option's letter from the given choices directly."
 )
-"""What LLaVA's generator appends; pass it as `prompt_suffix`."""
+"""The text that LLaVA's generator appends; a value for `prompt_suffix`."""
 
 
 def scienceqa_prompt(record: ScienceQARecord, suffix: str | None = None) -> str:
-    """The prompt of a record in the published CQM-A form.
+    """Returns the prompt of a record in the published form "CQM-A".
 
-    Double spaces are narrowed in one pass, as the published script does it (so
-    four become two). Image marks in the record's own text are neutralized.
+    Double spaces are replaced by single ones in one pass, as in the published script
+    (four become two). Image marks in the record's own text are neutralized.
 
     Args:
         record: The question.
-        suffix: Text to append as it is, for example `LETTER_PROMPT_SUFFIX`.
+        suffix: Text to append unchanged, for example `LETTER_PROMPT_SUFFIX`.
 
     Returns:
-        The prompt; with a picture, it starts with `IMAGE_MARK` and a newline.
+        The prompt. If the record has an image, it starts with `IMAGE_MARK` and a
+        newline.
 
     Example:
 
@@ -65,7 +72,7 @@ def scienceqa_prompt(record: ScienceQARecord, suffix: str | None = None) -> str:
 
 
 def scienceqa_response(record: ScienceQARecord, answer_format: str = "letter") -> str:
-    """The answer a model should learn to give.
+    """Returns the answer that a model should learn.
 
     Args:
         record: The question.
@@ -94,41 +101,43 @@ def scienceqa_response(record: ScienceQARecord, answer_format: str = "letter") -
 
 
 class ScienceQADataset(EpochDataset):
-    """Batches of ScienceQA questions that belong to no model yet.
+    """Batches of ScienceQA questions, in a form that any model's preprocessing takes.
 
     A batch is a dict of `"ids"`, `"prompts"` and `"responses"` (arrays of strings)
     and `"images"` (for each record a list with one `(H, W, 3)` uint8 array, or
-    an empty list). Pictures keep their own size and are read when the batch is
-    made; each model's preprocessing resizes them and swaps `IMAGE_MARK`.
+    an empty list). Images keep their own size and are read when the batch is
+    made; each model's preprocessing resizes them and replaces `IMAGE_MARK`.
 
-    The order of an epoch depends on `seed` and the epoch's number alone, so it is
+    The order of an epoch depends only on `seed` and the number of the epoch, so it is
     the same with any number of workers, threads or processes. Process workers
     should be spawned, as a fork of a process that runs JAX or TensorFlow may hang:
     call `multiprocessing.set_start_method("spawn")` first.
 
-    A record whose picture is missing is refused at construction. One whose file
-    turns out to be damaged raises, with its id, when its batch is read: a batch
-    never shrinks in silence. With `on_error="skip"` (or `verify_images=True`)
-    all pictures are decoded at construction, so that none can be damaged later.
+    A record whose image is missing raises at construction. A damaged image raises an
+    error with the record's id when its batch is read; it is never left out of the
+    batch silently. With `on_error="skip"` or `verify_images=True`, all images are
+    decoded at construction, so that damaged ones are found then.
 
     Args:
         records: `ScienceQARecord`s, for example from `load_scienceqa`.
         batch_size: Records in a batch; the last may be smaller.
-        shuffle: Whether each epoch has an order of its own.
-        seed: Seed of that order.
+        shuffle: Whether to shuffle the records at the start of each epoch.
+        seed: Seed of the shuffling, 0 or more.
         answer_format: "letter" or "text", see `scienceqa_response`.
         prompt_suffix: Text appended to each prompt, see `scienceqa_prompt`.
-        drop_remainder: Whether to leave out a smaller last batch.
-        on_error: "raise", or "skip" to leave out records whose picture cannot be
-            read; a warning says how many, the attribute `skipped` which.
-        limit: How many records to use, the first ones; `None` for all.
+        drop_remainder: Whether to leave out the last batch if it is smaller.
+        on_error: "raise", or "skip" to leave out the records that cannot be used: one
+            warning counts them, and `skipped` holds the id and the reason of each.
+        limit: The number of records to use, from the first; `None` for all.
         verify_images: As for `load_scienceqa`.
         **kwargs: `workers`, `use_multiprocessing` and `max_queue_size` of
             `keras.utils.PyDataset`.
 
     Raises:
-        FileNotFoundError: A record's picture is missing; the message names its id.
-        ValueError: An argument is out of range, or no batch is left.
+        FileNotFoundError: A record's image is missing (unless skipped); the message
+            names its id.
+        ValueError: An argument is out of range, a record's image cannot be read
+            (unless skipped), or no batch is left.
 
     Example:
 
@@ -152,15 +161,20 @@ class ScienceQADataset(EpochDataset):
         verify_images: bool | None = None,
         **kwargs,
     ):
+        expect_on_error(on_error)
         expect_positive("batch_size", batch_size)
         if limit is not None:
             expect_positive("limit", limit)
         expect_no_mark("prompt_suffix", prompt_suffix)
-        sound = sound_records(
-            records[:limit], lambda record: record, on_error, verify_images
-        )
-        super().__init__(sound.records, seed, **kwargs)
-        self.skipped = sound.skipped
+
+        def read(_, record):
+            check_record_image(record, on_error, verify_images)
+            return record
+
+        items = ((record.id, record) for record in records[:limit])
+        usable, skipped = usable_records(items, read, on_error)
+        super().__init__(usable, seed, **kwargs)
+        self.skipped = tuple(skipped)
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.answer_format = answer_format
@@ -176,7 +190,7 @@ class ScienceQADataset(EpochDataset):
         scienceqa_response(self.records[0], answer_format)  # Raises if unknown.
 
     def cut(self, generator: np.random.Generator) -> list[np.ndarray]:
-        """The batches of an epoch; `EpochDataset` calls this."""
+        """Returns the batches of an epoch; `EpochDataset` calls this."""
         count = len(self.records)
         order = generator.permutation(count) if self.shuffle else np.arange(count)
         end = count - count % self.batch_size if self.drop_remainder else count
@@ -184,7 +198,7 @@ class ScienceQADataset(EpochDataset):
         return [order[start : start + self.batch_size] for start in starts]
 
     def batch(self, records: list[ScienceQARecord]) -> dict:
-        """One batch of these records; `EpochDataset` calls this."""
+        """Returns the batch of the given records; `EpochDataset` calls this."""
         suffix, answer_format = self.prompt_suffix, self.answer_format
         return {
             "ids": np.array([r.id for r in records]),

@@ -1,12 +1,16 @@
-"""ScienceQA records, and reading them from a folder in the official layout."""
+"""Reads ScienceQA folders in the official layout to records."""
 
 import dataclasses
 import os
-import warnings
-from collections.abc import Callable, Iterable
 from typing import Any
 
-from keras_betakd.data.batches import Records, naming
+from keras_betakd.data.batches import (
+    Records,
+    expect_on_error,
+    naming,
+    record_error,
+    usable_records,
+)
 from keras_betakd.data.images import check_image, load_image
 from keras_betakd.files import read_json
 
@@ -25,15 +29,15 @@ class ScienceQARecord:
         choices: Two to five answers to choose from.
         answer: The index of the right choice.
         hint: Text to read before the question; may be empty.
-        image: Whatever `load_image` reads, usually a path; read only when a batch
-            needs it. `None` for a question of text alone.
+        image: A source that `load_image` reads, usually a path; it is read only when a
+            batch needs it. `None` for a question of text alone.
         subject: "natural science", "social science" or "language science".
         grade: "grade1" to "grade12".
-        topic, category, skill, task, lecture, solution, split: As in the file.
+        topic, category, skill, task, lecture, solution, split: As in `problems.json`.
 
     Raises:
-        ValueError: A field has a type or value that no ScienceQA record has. The
-            message names the id.
+        ValueError: `choices`, `answer`, `question`, `hint`, `subject` or `grade` has
+            another type or value than described. The message names the id.
 
     Example:
 
@@ -65,15 +69,12 @@ class ScienceQARecord:
         texts = {key: getattr(self, key) for key in _TEXTS}
         if not all(isinstance(text, str) for text in texts.values()):
             received = ", ".join(f"{key}={text!r}" for key, text in texts.items())
-            raise ValueError(
-                f"Record {self.id!r}: these must be strings. Received: {received}"
-            )
+            raise record_error(self.id, "these must be strings.", received)
         # `True` is an `int` to Python, and no answer.
         if type(self.answer) is not int or not 0 <= self.answer < len(self.choices):
-            raise ValueError(
-                f"Record {self.id!r}: `answer` must be the index of one of the "
-                f"{len(self.choices)} choices. Received: answer={self.answer!r}"
-            )
+            count = len(self.choices)
+            message = f"`answer` must be the index of one of the {count} choices."
+            raise record_error(self.id, message, f"answer={self.answer!r}")
 
 
 def _checked_choices(record):
@@ -83,10 +84,8 @@ def _checked_choices(record):
         or not 2 <= len(choices) <= len(LETTERS)
         or not all(isinstance(choice, str) for choice in choices)
     ):
-        raise ValueError(
-            f"Record {record.id!r}: `choices` must be two to {len(LETTERS)} strings. "
-            f"Received: choices={choices!r}"
-        )
+        message = f"`choices` must be two to {len(LETTERS)} strings."
+        raise record_error(record.id, message, f"choices={choices!r}")
     return tuple(choices)
 
 
@@ -94,9 +93,9 @@ class ScienceQARecords(Records):
     """The records of a split, as a read-only sequence.
 
     Args:
-        records: The records that are sound.
-        skipped: `(id, reason)` of each record left out; empty unless
-            `on_error="skip"` was asked for.
+        records: The records that can be used.
+        skipped: `(id, reason)` of each record left out; empty unless the loader was
+            called with `on_error="skip"`.
 
     Example:
 
@@ -115,26 +114,27 @@ def load_scienceqa(
 ) -> ScienceQARecords:
     """Loads a split of a folder in the official ScienceQA layout.
 
-    Everything that can be wrong is looked for here, not in the middle of a run:
-    missing files and keys, an answer that is no choice, an image that is not there.
+    All records are checked here, before training starts: for missing files and keys, an
+    answer that is no choice, an image that does not exist.
 
     Args:
         directory: The folder with `problems.json`, `pid_splits.json`, `images/`.
         split: A split named in `pid_splits.json`: "train", "val", "test", "minival"...
-        on_error: "raise", or "skip" to leave faulty records out; a warning then
-            says how many, and the result's `skipped` which and why.
-        verify_images: Whether to decode every picture now, too. The default does so
-            if `on_error="skip"`, as only then can no batch stumble over one later;
-            otherwise, only the files' existence is checked.
+        on_error: "raise", or "skip" to leave out the records that cannot be used: one
+            warning counts them, and `skipped` holds the id and the reason of each.
+        verify_images: Whether to decode every image now, to find damaged ones; without
+            it, only the existence of the files is checked, and a damaged one raises
+            when its batch is read. `None` decodes them with `on_error="skip"`.
 
     Returns:
         `ScienceQARecords`, in the split's order.
 
     Raises:
-        FileNotFoundError: A JSON file is missing, or a record's picture (then the
-            message names the record's id).
-        ValueError: A JSON file is damaged, the split is unknown, or (with
-            `on_error="raise"`) a record is faulty; the message names its id.
+        FileNotFoundError: A JSON file is missing, or (unless skipped) a record's
+            image; the message then names the record's id.
+        ValueError: `on_error` has another value, a JSON file is damaged, the split is
+            unknown, or (unless skipped) a record cannot be used; the message then names
+            its id.
 
     Example:
 
@@ -142,6 +142,7 @@ def load_scienceqa(
     records = load_scienceqa("data/scienceqa", "test", on_error="skip")
     ```
     """
+    expect_on_error(on_error)
     problems = read_mapping(directory, "problems.json")
     splits = read_mapping(directory, "pid_splits.json")
     if split not in splits:
@@ -156,17 +157,20 @@ def load_scienceqa(
         )
     seen = set()
 
-    def read(pid):
+    def read(pid, _):
         if pid in seen:
             raise ValueError(f"Record {pid!r}: listed twice in split {split!r}.")
         seen.add(pid)
-        return problem_record(directory, pid, problems)
+        record = problem_record(directory, pid, problems)
+        check_record_image(record, on_error, verify_images)
+        return record
 
-    return sound_records(map(str, splits[split]), read, on_error, verify_images)
+    items = ((str(pid), None) for pid in splits[split])
+    return ScienceQARecords(*usable_records(items, read, on_error))
 
 
 def read_mapping(directory: str | os.PathLike, name: str) -> dict:
-    """The object in one of the JSON files of a ScienceQA folder."""
+    """Reads the object in one of the JSON files of a ScienceQA folder."""
     path = os.path.join(directory, name)
     if not os.path.isfile(path):
         raise FileNotFoundError(
@@ -184,16 +188,17 @@ def read_mapping(directory: str | os.PathLike, name: str) -> dict:
 def problem_record(
     directory: str | os.PathLike, pid: str, problems: dict
 ) -> ScienceQARecord:
-    """The record of one problem; its image lies under the problem's own split.
+    """Returns the record of one problem, with its image in the problem's own split.
 
-    (`minival` and `trainval` are lists over the same three folders.)
+    The splits `minival` and `trainval` are lists of ids without image folders.
+
+    Raises:
+        ValueError: The problem is missing or cannot be used; the message names its id.
     """
     try:
         fields = problems[pid]
         if not isinstance(fields, dict):
-            raise ValueError(
-                f"Record {pid!r}: its entry must be an object. Received: {fields!r}"
-            )
+            raise record_error(pid, "its entry must be an object.", repr(fields))
         values = {key: fields[key] for key in (*_TEXTS, "choices", "answer")}
         name, folder = fields["image"], fields["split"]
     except KeyError as error:
@@ -202,9 +207,10 @@ def problem_record(
     values.update({key: fields.get(key, "") for key in _OPTIONAL_KEYS})
     for part in (folder, *([] if name is None else [name])):
         if not isinstance(part, str) or not part or os.path.basename(part) != part:
-            raise ValueError(
-                f"Record {pid!r}: `split` and `image` must be plain names (or null, "
-                f"for no image). Received: split={folder!r}, image={name!r}"
+            raise record_error(
+                pid,
+                "`split` and `image` must be plain names (or null, for no image).",
+                f"split={folder!r}, image={name!r}",
             )
     image = (
         None if name is None else os.path.join(directory, "images", folder, pid, name)
@@ -212,40 +218,21 @@ def problem_record(
     return ScienceQARecord(id=pid, image=image, split=folder, **values)
 
 
-def sound_records(
-    items: Iterable,
-    read: Callable[[Any], ScienceQARecord],
-    on_error: str,
-    verify_images: bool | None,
-) -> ScienceQARecords:
-    """Reads each item and checks its image; a faulty one raises or is set aside."""
-    if on_error not in ("raise", "skip"):
-        raise ValueError(
-            f"`on_error` must be 'raise' or 'skip'. Received: on_error={on_error!r}"
-        )
+def check_record_image(
+    record: ScienceQARecord, on_error: str, verify_images: bool | None
+) -> None:
+    """Raises if the image of a record is missing or, if it is decoded, damaged.
+
+    Args:
+        record: The record.
+        on_error, verify_images: As for `load_scienceqa`.
+
+    Raises:
+        FileNotFoundError, ValueError: As for `load_image`, with the record's id.
+    """
     if verify_images is None:
         verify_images = on_error == "skip"
-    records, skipped = [], []
-    for item in items:
-        try:
-            record = read(item)
-            _check_image(record, verify_images)
-            records.append(record)
-        except (FileNotFoundError, ValueError) as error:
-            if on_error == "raise":
-                raise
-            skipped.append((getattr(item, "id", item), str(error)))
-    if skipped:
-        warnings.warn(
-            f"Skipped {len(skipped)} of {len(records) + len(skipped)} ScienceQA "
-            f"records; see `skipped`. The first: {skipped[0][1]}",
-            stacklevel=3,
-        )
-    return ScienceQARecords(records, skipped)
-
-
-def _check_image(record, verify):
-    if verify:
+    if verify_images:
         record_images(record)
     elif record.image is not None:
         with naming(record.id):
@@ -253,10 +240,10 @@ def _check_image(record, verify):
 
 
 def record_images(record: ScienceQARecord) -> list:
-    """The pictures of a record: a list with one array, or with none.
+    """Reads the images of a record: a list of one array, or an empty list.
 
     Raises:
-        FileNotFoundError, ValueError: As `load_image`, with the record's id.
+        FileNotFoundError, ValueError: As for `load_image`, with the record's id.
     """
     if record.image is None:
         return []

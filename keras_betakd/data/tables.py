@@ -1,30 +1,31 @@
-"""Rows of tables that hold pictures: Hugging Face datasets and Parquet files."""
+"""Reads rows with images from Hugging Face datasets and Parquet files."""
 
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 
 def table_rows(
     source: Any, image: str, columns: Sequence[str]
 ) -> list[dict] | Iterator[dict]:
-    """The rows of a table.
+    """Returns the rows of a table.
 
     Args:
         source: An object with `column_names` and rows by index, as a
             `datasets.Dataset`; or the path of a Parquet file or of a folder of them.
-        image: The column of the pictures. Of a dataset they are read when they are
-            needed, of Parquet files now.
-        columns: All columns that are needed.
+        image: The column of the images. The image files in a dataset are read when a
+            batch needs them, those in Parquet files here.
+        columns: The names of all columns that are needed. They are checked before any
+            row is read.
 
     Returns:
         The rows as dicts.
 
     Raises:
         FileNotFoundError: There is no Parquet file.
-        ValueError: It is none, or a column is missing.
-        TypeError: `source` is of another kind.
+        ValueError: A file is no Parquet file, or a column is missing.
+        TypeError: `source` is of another type.
         ImportError: There are Parquet files to read, but no pyarrow.
 
     Example:
@@ -46,13 +47,13 @@ def table_rows(
     return (_with_stored_image(table, k, image) for k in range(len(table)))
 
 
-def expect_columns(where: str, present: Sequence[str], columns: Sequence[str]) -> None:
+def expect_columns(where: str, present: Iterable[str], columns: Sequence[str]) -> None:
     """Raises a `ValueError` if one of the columns is missing.
 
     Args:
-        where: How to name what should have them.
-        present: The columns there are.
-        columns: The columns that are needed.
+        where: The name of the table or row, for the message.
+        present: The names of the columns that the table or row has.
+        columns: The names of the columns that are needed.
 
     Example:
 
@@ -62,13 +63,13 @@ def expect_columns(where: str, present: Sequence[str], columns: Sequence[str]) -
     if lacking:
         raise ValueError(
             f"{where} lacks the columns {lacking}. Say what they are called with "
-            "`image`, `question`, `answer` and `id`. Received: "
-            f"{sorted(map(str, present))}"
+            "`image_column`, `question_column`, `answer_column` and `id_column`. "
+            f"Received: {sorted(map(str, present))}"
         )
 
 
 def _undecoded(table, image):
-    """A Hugging Face dataset that hands out its pictures' files, not the pixels."""
+    """Makes a Hugging Face dataset return image files as bytes, not decoded."""
     feature = (getattr(table, "features", None) or {}).get(image)
     if not getattr(feature, "decode", False):
         return table
@@ -83,15 +84,15 @@ def _with_stored_image(table, number, image):
 
 
 def _file_of(cell):
-    """The bytes of a picture's file, if a cell holds them."""
+    """Returns the bytes of the image file in a cell; `None` if it holds none."""
     cell = cell.get("bytes") if isinstance(cell, dict) else cell
     return cell if isinstance(cell, bytes) else None
 
 
 class _StoredImage(bytes):
-    """The bytes of a picture's file that are taken from a table when asked for.
+    """The bytes of an image file in a table, read from the table by `bytes(...)`.
 
-    What reads a picture asks by `bytes(...)`; until then, nothing is held.
+    `load_image` does this when a batch needs the image; until then it uses no memory.
     """
 
     @classmethod
@@ -117,12 +118,15 @@ def _parquet_rows(path, columns):
             "Parquet files are read with pyarrow, which is not installed: "
             "pip install pyarrow"
         ) from error
-    rows = []
-    for file in files:
-        try:
-            table = parquet.ParquetFile(file)
-            expect_columns(f"'{file}'", table.schema_arrow.names, columns)
-            rows += table.read(columns=list(columns)).to_pylist()
-        except pyarrow.ArrowException as error:
-            raise ValueError(f"Not a Parquet file: '{file}' ({error})") from error
-    return rows
+
+    def each(read):
+        for file in files:
+            try:
+                yield file, read(file)
+            except pyarrow.ArrowException as error:
+                raise ValueError(f"Not a Parquet file: '{file}' ({error})") from error
+
+    for file, schema in each(parquet.read_schema):
+        expect_columns(f"'{file}'", schema.names, columns)
+    tables = each(lambda file: parquet.ParquetFile(file).read(columns=list(columns)))
+    return [row for _, table in tables for row in table.to_pylist()]

@@ -1,10 +1,10 @@
-"""Questions about pictures, from a list, a table or VQAv2's files, to LLaVA records.
+"""Reads questions about images from lists, tables and VQAv2's files to records.
 
     {"image": "1.jpg", "question": "What color is the car?", "answer": "red"}
 
 `load_vqa` reads such rows from memory, from a Hugging Face `datasets.Dataset` and from
 Parquet files; `load_vqav2` reads the published pair of questions and annotations.
-`LlavaDataset` makes batches of either.
+`LlavaDataset` makes batches of the records of both.
 """
 
 import collections
@@ -13,61 +13,76 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from keras_betakd.data.batches import Records, record_error
+from keras_betakd.data.batches import (
+    Records,
+    expect_on_error,
+    record_error,
+    usable_records,
+)
 from keras_betakd.data.images import (
     IMAGE_MARK,
     expect_no_mark,
     neutralize_image_marks,
 )
-from keras_betakd.data.llava_files import load_llava
+from keras_betakd.data.llava_files import (
+    expect_folder,
+    llava_record,
+    with_unique_ids,
+)
 from keras_betakd.data.tables import expect_columns, table_rows
 from keras_betakd.files import read_json
+
+IMAGE_COLUMN = "image"
+"""The default name of the column of the images."""
 
 
 def load_vqa(
     source: Any,
     image_folder: str | os.PathLike | None = None,
-    image: str = "image",
-    question: str = "question",
-    answer: str = "answer",
-    id: str | None = None,
+    image_column: str = IMAGE_COLUMN,
+    question_column: str = "question",
+    answer_column: str = "answer",
+    id_column: str | None = None,
     prompt_suffix: str = "",
-    missing: str = "raise",
+    on_error: str = "raise",
 ) -> Records:
-    """Loads questions with their answers, one a row.
+    """Loads questions with their answers, one in each row.
 
-    The cell of the picture holds whatever `load_image` reads, a list of such for
-    several pictures, or `None` for a question of text alone. A list of answers stands
-    for its most frequent one. Image marks that a question itself has are neutralized,
-    and one for each picture is put in front of it.
+    The image column holds a source that `load_image` reads, a list of sources for
+    several images, or `None` for a question of text alone. The answer column holds a
+    text, or a list of texts, of which the most frequent one is used. Image marks in the
+    question itself are neutralized, and one mark for each image is put in front of it.
 
-    The picture files in a Hugging Face dataset are read when a batch needs them. Those
-    in Parquet files are held in memory; for more than fits,
-    `datasets.load_dataset("parquet", data_files=...)` leaves them on disk.
+    The image files in a Hugging Face dataset are read when a batch needs them. Those
+    in Parquet files are kept in memory; if they do not fit, load the files by
+    `datasets.load_dataset("parquet", data_files=...)`, which leaves them on disk.
 
     Args:
         source: A list of dicts; an object with `column_names` and rows by index, as a
             `datasets.Dataset`; or the path of a Parquet file or of a folder of them.
-        image_folder: The folder that pictures' paths start from, and must not leave.
-            `None` takes the paths as they are.
-        image, question, answer: What the columns are called. Only a list of dicts may
-            lack the first.
-        id: The column of the ids; `None` for the rows' numbers.
-        prompt_suffix: Text put behind each question, for example "\\nAnswer the
+        image_folder: The folder that the paths of images are relative to, and must
+            not leave. With `None`, paths are used as they are.
+        image_column: The column of the images. Dicts in a list may lack it, for
+            questions of text alone; all of them, only if it is called "image".
+        question_column: The column of the questions.
+        answer_column: The column of the answers.
+        id_column: The column of the ids; `None` for the rows' numbers, from 0.
+        prompt_suffix: Text appended to each question, for example "\\nAnswer the
             question using a single word or phrase."
-        missing: "raise", or "skip" to leave out rows that lack a picture's file; see
-            `load_llava`.
+        on_error: "raise", or "skip" to leave out the records that cannot be used: one
+            warning counts them, and `skipped` holds the id and the reason of each.
 
     Returns:
         `LlavaRecord`s as a read-only sequence, in the rows' order.
 
     Raises:
-        FileNotFoundError: The Parquet files, the folder or (unless skipped) a picture
+        FileNotFoundError: The Parquet files, the folder or (unless skipped) an image
             is missing.
-        ValueError: A column is missing, or a row is faulty; the message says which.
-            `prompt_suffix` holds an image mark.
-        TypeError: `source` is of another kind.
-        ImportError: There are Parquet files to read, but no pyarrow.
+        ValueError: `on_error` has another value; a column does not exist, and the
+            message lists those that do; `prompt_suffix` holds an image mark; or (unless
+            skipped) a row cannot be used, and the message names its id.
+        TypeError: `source` is of another type.
+        ImportError: There are Parquet files to read, but pyarrow is not installed.
 
     Example:
 
@@ -76,20 +91,32 @@ def load_vqa(
     >>> records[0].prompts, records[0].responses
     (('2 + 2?\\nOne word.',), ('4',))
     """
+    expect_on_error(on_error)
     expect_no_mark("prompt_suffix", prompt_suffix)
-    columns = [question, answer, *([] if id is None else [id])]
-    is_list = isinstance(source, (list, tuple))
-    rows = source if is_list else table_rows(source, image, [image, *columns])
-    items = []
-    for number, row in enumerate(rows):
+    expect_folder(image_folder)
+    columns = [question_column, answer_column]
+    if id_column is not None:
+        columns.append(id_column)
+    if isinstance(source, (list, tuple)):
+        rows = source
+        optional = image_column == IMAGE_COLUMN
+        _expect_columns_of_list(rows, [*columns, *([] if optional else [image_column])])
+    else:
+        rows = table_rows(source, image_column, [image_column, *columns])
+
+    def read(record_id, row):
         if not isinstance(row, Mapping):
             message = "a row must be a dict with a question and an answer."
-            raise record_error(str(number), message, reprlib.repr(row))
-        expect_columns(f"Row {number}", row, columns)
-        name = number if id is None else row[id]
-        cells = row.get(image), row[question], row[answer]
-        items.append(_llava_item(name, *cells, prompt_suffix))
-    return load_llava(items, image_folder, missing)
+            raise record_error(record_id, message, reprlib.repr(row))
+        expect_columns(f"Record {record_id!r}", row, columns)
+        images, question = row.get(image_column), row[question_column]
+        answer = row[answer_column]
+        item = _llava_item(record_id, images, question, answer, prompt_suffix)
+        own_id = {} if id_column is None else {"id": row[id_column]}
+        return llava_record(record_id, item | own_id, image_folder)
+
+    items = with_unique_ids(rows, id_column)
+    return Records(*usable_records(items, read, on_error))
 
 
 def load_vqav2(
@@ -98,9 +125,9 @@ def load_vqav2(
     image_folder: str | os.PathLike | None = None,
     image_name: str = "COCO_{data_subtype}_{image_id:012d}.jpg",
     prompt_suffix: str = "",
-    missing: str = "raise",
+    on_error: str = "raise",
 ) -> Records:
-    """Loads questions in VQAv2's files (also those of VQA and OK-VQA).
+    """Loads the questions in VQAv2's files (also those of VQA and OK-VQA).
 
     The answer is the annotation's `multiple_choice_answer` or, without one, the most
     frequent of its `answers`.
@@ -108,19 +135,21 @@ def load_vqav2(
     Args:
         question_file: For example `v2_OpenEnded_mscoco_train2014_questions.json`.
         annotation_file: For example `v2_mscoco_train2014_annotations.json`.
-        image_folder: The folder of the pictures.
-        image_name: How a picture is called, with the fields `image_id` of its question
-            and `data_subtype` of the question file ("train2014").
+        image_folder: The folder of the images.
+        image_name: The format string of image names, with the fields `image_id`, of the
+            question, and `data_subtype`, of the question file ("train2014").
         prompt_suffix: As for `load_vqa`.
-        missing: As for `load_vqa`.
+        on_error: "raise", or "skip" to leave out the records that cannot be used: one
+            warning counts them, and `skipped` holds the id and the reason of each.
 
     Returns:
         `LlavaRecord`s as a read-only sequence, in the question file's order.
 
     Raises:
-        FileNotFoundError: A file, the folder or (unless skipped) a picture is missing.
-        ValueError: A file is damaged, or a question is faulty or has no annotation.
-            `prompt_suffix` holds an image mark.
+        FileNotFoundError: A file, the folder or (unless skipped) an image is missing.
+        ValueError: `on_error` has another value, a file is damaged, `prompt_suffix`
+            holds an image mark, or (unless skipped) a question cannot be used or has no
+            annotation, and the message names its id.
 
     Example:
 
@@ -129,47 +158,60 @@ def load_vqav2(
     dataset = LlavaDataset(records, batch_size=8, shuffle=True)
     ```
     """
+    expect_on_error(on_error)
     expect_no_mark("prompt_suffix", prompt_suffix)
-    header, questions = _entries(question_file, "questions")
-    _, annotations = _entries(annotation_file, "annotations")
-    answers = {annotation["question_id"]: annotation for annotation in annotations}
+    expect_folder(image_folder)
+    header, questions = _entries(question_file, "questions", on_error)
+    _, annotations = _entries(annotation_file, "annotations", on_error)
+    answers = {a["question_id"]: a for a in annotations if isinstance(a, dict)}
     subtype = header.get("data_subtype", "")
-    items = []
-    for entry in questions:
-        name, image_id = entry["question_id"], entry.get("image_id")
-        image = _image_name(name, image_name, image_id, subtype)
-        answer = _answer(name, answers)
-        items.append(
-            _llava_item(name, image, entry.get("question"), answer, prompt_suffix)
-        )
-    return load_llava(items, image_folder, missing)
+
+    def read(record_id, entry):
+        image = _image_name(record_id, image_name, entry.get("image_id"), subtype)
+        answer = _answer(record_id, entry["question_id"], answers)
+        question = entry.get("question")
+        item = _llava_item(record_id, image, question, answer, prompt_suffix)
+        return llava_record(record_id, item, image_folder)
+
+    items = with_unique_ids(questions, "question_id")
+    return Records(*usable_records(items, read, on_error))
 
 
-def _llava_item(name, images, question, answer, suffix):
-    """A row as a record of `load_llava`, which looks for all further faults."""
+def _expect_columns_of_list(rows, columns):
+    """Raises a `ValueError` if there is a column that no row has."""
+    present = {column for row in rows if isinstance(row, Mapping) for column in row}
+    if present:
+        expect_columns("The list", present, columns)
+
+
+def _llava_item(record_id, images, question, answer, suffix):
+    """Returns a row in LLaVA's format, for `llava_record` to check further."""
     several = isinstance(images, (list, tuple))
     count = len(images) if several else int(images is not None)
     if not isinstance(question, str):
-        raise record_error(
-            str(name), "a question must be a string.", reprlib.repr(question)
-        )
+        message = "a question must be a string."
+        raise record_error(record_id, message, reprlib.repr(question))
     if isinstance(answer, (list, tuple)):
-        answer = _most_frequent(name, answer)
+        answer = _most_frequent(record_id, answer)
     prompt = f"{IMAGE_MARK}\n" * count + neutralize_image_marks(question) + suffix
     turns = [{"from": "human", "value": prompt}, {"from": "gpt", "value": answer}]
-    return {"id": name, "image": images, "conversations": turns}
+    return {"image": images, "conversations": turns}
 
 
-def _most_frequent(name, answers):
-    """Of answers that are equally frequent, the first."""
+def _most_frequent(record_id, answers):
+    """Returns the most frequent answer; of equally frequent ones, the first."""
     if not answers or not all(isinstance(text, str) for text in answers):
         message = "a list of answers must hold strings, and at least one."
-        raise record_error(str(name), message, reprlib.repr(answers))
+        raise record_error(record_id, message, reprlib.repr(answers))
     return collections.Counter(answers).most_common(1)[0][0]
 
 
-def _entries(path, key):
-    """The object in one of VQAv2's files, and the list that it is about."""
+def _entries(path, key, on_error):
+    """Reads the object in one of VQAv2's files, and its list under `key`.
+
+    An entry without a valid `question_id` raises a `ValueError`; with `on_error="skip"`
+    the error takes the place of the entry.
+    """
     value = read_json(path)
     entries = value.get(key) if isinstance(value, dict) else None
     if not isinstance(entries, list):
@@ -177,32 +219,36 @@ def _entries(path, key):
             f"{os.fspath(path)!r} must hold an object with a list under {key!r}, as "
             "VQAv2's files do."
         )
+    checked = []
     for number, entry in enumerate(entries):
         name = entry.get("question_id") if isinstance(entry, dict) else None
         if isinstance(name, bool) or not isinstance(name, (int, str)):
-            raise ValueError(
+            entry = ValueError(
                 f"{os.fspath(path)!r}: entry {number} of {key!r} must be an object "
                 f"with a `question_id`. Received: {reprlib.repr(entry)}"
             )
-    return value, entries
+            if on_error == "raise":
+                raise entry
+        checked.append(entry)
+    return value, checked
 
 
-def _image_name(name, pattern, image_id, subtype):
+def _image_name(record_id, pattern, image_id, subtype):
     try:
         return pattern.format(image_id=image_id, data_subtype=subtype)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise record_error(
-            str(name),
-            "the name of its picture is made of `image_id` and `data_subtype` by "
+            record_id,
+            "the name of its image is made of `image_id` and `data_subtype` by "
             f"`image_name`, {pattern!r} ({type(error).__name__}: {error}).",
             f"image_id={image_id!r}",
         ) from error
 
 
-def _answer(name, annotations):
-    if name not in annotations:
-        raise record_error(str(name), "each question needs an annotation.", "none")
-    annotation = annotations[name]
+def _answer(record_id, question_id, annotations):
+    if question_id not in annotations:
+        raise record_error(record_id, "each question needs an annotation.", "none")
+    annotation = annotations[question_id]
     answers = annotation.get("answers")
     if annotation.get("multiple_choice_answer") is None and isinstance(answers, list):
         return [a.get("answer") if isinstance(a, dict) else a for a in answers]

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_betakd.data.batches import EpochDataset
+from keras_betakd.data.batches import EpochDataset, EpochParts
 from keras_betakd.distribution.replicas import process_position
 from keras_betakd.preprocessing.adapters import as_dataset, take_records
 
@@ -20,8 +20,8 @@ class ProcessShare(keras.utils.PyDataset):
     weight 0, so the losses, gradients and betas are those of one process on the global
     batch.
 
-    Of the project's own data sets (`ScienceQADataset`, `LlavaDataset`) only the rows of
-    the share are read from disk, of others the whole batch.
+    Of the project's own data sets (`ScienceQADataset`, `LlavaDataset`, `EpochParts` of
+    them) only the rows of the share are read from disk, of others the whole batch.
 
     Args:
         dataset: batches of raw records or `(x, y, sample_weight)`: a `PyDataset`, a
@@ -84,7 +84,7 @@ class ProcessShare(keras.utils.PyDataset):
         self.dataset.start_epoch(epoch)
 
     def __getitem__(self, index):
-        if isinstance(self.dataset, EpochDataset):
+        if isinstance(self.dataset, (EpochDataset, EpochParts)):
             rows, real = self._rows(self.dataset.size_of(index))
             return _weighted(self.dataset.part(index, rows), real)
         batch = self.dataset[index]
