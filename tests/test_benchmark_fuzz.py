@@ -27,8 +27,6 @@ from keras_betakd.evaluation.textvqa_questions import (
     textvqa_prompt,
 )
 
-pytestmark = pytest.mark.once
-
 N = 20
 OPTIONS = ("cat", "None of the above", "a", "two cats (A)")
 

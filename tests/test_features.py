@@ -14,6 +14,8 @@ from keras_betakd.alignment import resized, spread
 from keras_betakd.backends import value_and_gradient
 from keras_betakd.models.recording import recorded
 
+pytestmark = pytest.mark.backends
+
 
 def value_and_slope(energy, teacher, student):
     """Values of an energy, and the gradient of their sum."""
@@ -321,6 +323,7 @@ def test_top_tokens_are_those_the_teachers_text_looks_at():
     )
 
 
+@pytest.mark.traced
 def test_three_losses_train_save_and_resume(tmp_path):
     def make():
         energies = [kd.CosineProbsEnergy(), kd.FeatureMSEEnergy()]

@@ -31,6 +31,8 @@ from keras_betakd.fused import fused_head_loss
 from keras_betakd.models import HeadMatrix
 from keras_betakd.tiles import rows_per_tile
 
+pytestmark = pytest.mark.backends
+
 N, V, WIDTH, TEACHER_WIDTH = 11, 23, 6, 5
 UNSUPERVISED = [2, 5, 6, 10]
 
@@ -342,7 +344,9 @@ def distiller(fused, head_policy="train", energies=None, beta=None, **kwargs):
     return model
 
 
-@pytest.mark.parametrize("reads_logits", [False, True])
+@pytest.mark.parametrize(
+    "reads_logits", [pytest.param(False, marks=pytest.mark.traced), True]
+)
 def test_training_is_the_same_as_with_whole_logits(reads_logits):
     """With betas of every kind; where one reads the teacher's logits, they are made."""
     histories = []
@@ -384,6 +388,7 @@ def test_frozen_and_lora_heads(head_policy):
         np.testing.assert_allclose(ours, dense, rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.traced
 def test_one_compilation_for_answers_of_any_length(monkeypatch):
     """Tiles that followed the number of supervised rows would compile once for each."""
     traces = []

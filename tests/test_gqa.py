@@ -9,8 +9,6 @@ from keras_betakd.evaluation.gqa import normalize_gqa_answer, score_gqa
 from keras_betakd.evaluation.gqa_questions import GQAQuestion, gqa_prompt, load_gqa
 from keras_betakd.evaluation.protocol import llava_answers
 
-pytestmark = pytest.mark.once
-
 
 def questions_of(inputs):
     return [

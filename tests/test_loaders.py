@@ -15,8 +15,6 @@ from keras_betakd.evaluate.asking import answer_lines
 from keras_betakd.evaluate.benchmarks import BENCHMARKS
 from keras_betakd.models.inputs import model_inputs
 
-pytestmark = pytest.mark.once
-
 MARKS = "<image><start_of_image><|image_pad|>"
 
 

@@ -19,8 +19,6 @@ from keras_betakd.evaluation.mmbench_questions import (
 )
 from keras_betakd.evaluation.protocol import llava_answers
 
-pytestmark = pytest.mark.once
-
 RULES = ("vlmevalkit_exact", "opencompass_prefetch")
 CHOICES = {"A": "red", "B": "blue", "C": "a cat", "D": "two cats"}
 

@@ -11,8 +11,6 @@ from keras_betakd.evaluation.pope_questions import (
 )
 from keras_betakd.evaluation.protocol import llava_answers
 
-pytestmark = pytest.mark.once
-
 
 def load(golden, folder):
     inputs = golden["inputs"]

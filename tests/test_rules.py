@@ -65,6 +65,7 @@ def test_data_and_evaluation_know_nothing_of_the_distiller():
         assert not below & set(imported_modules(path)), path
 
 
+@pytest.mark.backends
 def test_importing_an_energy_costs_no_more_than_keras():
     """Neither keras-hub nor a second backend is loaded for it."""
     code = (

@@ -15,8 +15,6 @@ from keras_betakd.evaluation.intervals import (
 from keras_betakd.evaluation.protocol import llava_answers
 from keras_betakd.evaluation.scienceqa_categories import scienceqa_categories
 
-pytestmark = pytest.mark.once
-
 OFFICIAL = {
     "NAT": "acc_natural",
     "SOC": "acc_social",

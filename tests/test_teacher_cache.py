@@ -102,6 +102,7 @@ CASES = {
 }
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("case", CASES)
 def test_losses_are_those_of_the_live_teacher(case, tmp_path):
     name, make = CASES[case]
@@ -114,6 +115,7 @@ def test_losses_are_those_of_the_live_teacher(case, tmp_path):
         assert_same(history(cached, data), history(live, data))
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("top_k", [3, None])
 def test_dense_path_and_a_vocabulary_in_common(top_k, tmp_path):
     """Cropped logits are normalised after they are cut, in the cache as well."""
@@ -153,6 +155,7 @@ def known_by_top_k(logits, k):
     return ops.where(ranks < k, log_p, ops.log(rest / others))
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("top_k", [4, None])
 def test_quantised_teacher(top_k, tmp_path):
     """Its head has no matrix to keep: the logits are kept themselves."""
@@ -194,6 +197,7 @@ def test_order_and_batches_do_not_matter(tmp_path):
     assert_same(fed, live)
 
 
+@pytest.mark.backends
 def test_half_precision_is_kept_as_such(tmp_path):
     """Rows of a bfloat16 teacher take two bytes a number, and lose nothing."""
     name, data = "Llama", rows_of("Llama")
@@ -212,6 +216,7 @@ def test_half_precision_is_kept_as_such(tmp_path):
     assert_same(evaluated(fed, data), evaluated(live, data))
 
 
+@pytest.mark.backends
 def test_teacher_that_overflows_is_left_out_as_when_live(tmp_path):
     name, data = "Llama", rows_of("Llama")
     teacher = model_of(name, 1, width=16)
