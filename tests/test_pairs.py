@@ -131,7 +131,11 @@ def test_tokens_are_paired_where_the_same_text_was_read():
 @pytest.mark.parametrize(
     "teacher, student",
     [
-        (tiny_gemma_text, lambda: tiny_text("GPT2")),
+        pytest.param(
+            tiny_gemma_text,
+            lambda: tiny_text("GPT2"),
+            marks=pytest.mark.backends,
+        ),
         (tiny_gemma3n, tiny_blip2_opt),
     ],
     ids=["gemma_gpt2", "gemma3n_blip2"],
