@@ -1,4 +1,4 @@
-"""Settings shared by the whole suite, which runs once per backend."""
+"""Settings shared by the whole suite: all of it runs on PyTorch, part of it on all."""
 
 import importlib.metadata
 import os
@@ -13,13 +13,24 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 _jaxlib = importlib.metadata.version("jaxlib")
 if os.environ["KERAS_BACKEND"] == "jax" and _jaxlib.startswith("0.10."):
-    # Halves the time to compile. Only for the version that is known to have it: an
-    # unknown flag ends the process.
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+    # Without the first, compiling takes twice as long; without the second, each program
+    # is cut into parts that are compiled one by one. Only for the version that is known
+    # to have them: an unknown flag ends the process. What the user has set stays.
+    _flags = os.environ.get("XLA_FLAGS", "").split()
+    _names = {flag.split("=")[0] for flag in _flags}
+    for _flag in (
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    ):
+        if _flag.split("=")[0] not in _names:
+            _flags.append(_flag)
+    os.environ["XLA_FLAGS"] = " ".join(_flags)
 # And many of them are the same program, made anew by the next test: found again in a
-# cache that lasts for one run, they are compiled once.
-_cache = tempfile.TemporaryDirectory(prefix="keras_betakd_jax_")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache.name)
+# cache, they are compiled once. It lasts for one run, where none is given that stays
+# (`run.sh` does); its keys hold the programs, the flags, and JAX's version.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="keras_betakd_jax_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
@@ -48,17 +59,22 @@ hypothesis.settings.load_profile("suite")
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--everywhere", action="store_true", help="run what is marked `once`, too"
+        "--everywhere",
+        action="store_true",
+        help="on JAX and TensorFlow, run what is not marked `backends`, too, and make "
+        "graphs of all of it",
     )
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves what is marked `once` to the suite that runs on PyTorch."""
+    """Leaves to PyTorch alone what is not marked `backends`."""
     if keras.backend.backend() == "torch" or config.getoption("--everywhere"):
         return
-    once = [item for item in items if item.get_closest_marker("once")]
-    config.hook.pytest_deselected(items=once)
-    items[:] = [item for item in items if not item.get_closest_marker("once")]
+    ours = [item for item in items if item.get_closest_marker("backends")]
+    config.hook.pytest_deselected(
+        items=[item for item in items if not item.get_closest_marker("backends")]
+    )
+    items[:] = ours
 
 
 def pytest_report_header(config):
@@ -73,21 +89,20 @@ def pytest_terminal_summary(terminalreporter):
 
 
 @pytest.fixture(autouse=True)
-def only_first_case_traced(request):
-    """On TensorFlow, traces the first case of a parametrised test, and no other.
+def graphs_where_they_matter(request):
+    """On TensorFlow, makes graphs of what is marked `traced`, and of nothing else.
 
-    Tracing a step takes some 8 s there, which was most of the time of the suite. The
-    other cases run the same operations one by one; unless they are marked `traced`.
+    To trace a step takes some 8 s there, which was most of the time of the suite. What
+    is left runs the same operations one by one.
     """
-    case = getattr(request.node, "callspec", None)
     traced = request.node.get_closest_marker("traced")
     traced = traced or request.config.getoption("--everywhere")
-    if keras.backend.backend() != "tensorflow" or case is None or traced:
+    if keras.backend.backend() != "tensorflow" or traced:
         yield
         return
     import tensorflow as tf
 
-    tf.config.run_functions_eagerly(any(case.indices.values()))
+    tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
 

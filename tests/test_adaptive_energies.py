@@ -18,6 +18,8 @@ from keras_betakd import (
 )
 from keras_betakd.energies.adaptive_kl import head_of
 
+pytestmark = pytest.mark.backends
+
 P = np.array([0.1, 0.4, 0.05, 0.3, 0.15], "float32")
 
 

@@ -12,8 +12,6 @@ from keras_betakd.evaluation.agreement import (
     score_agreement,
 )
 
-pytestmark = pytest.mark.once
-
 
 def outcomes(answers, expected):
     return {

@@ -14,6 +14,8 @@ from keras_betakd.models.attention import (
 )
 from keras_betakd.models.hooks import recorded
 
+pytestmark = pytest.mark.backends
+
 MODELS = {
     "gemma3": lambda: tiny_gemma3(num_layers=2),
     "sliding window": lambda: tiny_gemma3(

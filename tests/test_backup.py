@@ -68,8 +68,14 @@ def keeper(way, folder):
     return keras.callbacks.ModelCheckpoint(path, save_weights_only=True)
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize(
-    "way", ["TrainingBackup", "BackupAndRestore", "ModelCheckpoint"]
+    "way",
+    [
+        pytest.param("TrainingBackup", marks=pytest.mark.traced),
+        "BackupAndRestore",
+        "ModelCheckpoint",
+    ],
 )
 def test_it_sees_the_same_data_and_has_the_same_losses(tmp_path, way, unbroken):
     """Broken off in the third epoch, it once went on with the first one's order."""

@@ -30,8 +30,6 @@ from keras_betakd.evaluation.benchmarks.textvqa_questions import (
 )
 from keras_betakd.evaluation.llava_protocol import llava_answers
 
-pytestmark = pytest.mark.once
-
 N = 20
 OPTIONS = ("cat", "None of the above", "a", "two cats (A)")
 

@@ -18,6 +18,8 @@ from keras_betakd import (
 )
 from keras_betakd.objective import row_weights
 
+pytestmark = pytest.mark.backends
+
 ONE_ROW = np.ones((1, 1), "float32")
 LAYERS = [
     FixedBeta(2.0, dim=3.0),

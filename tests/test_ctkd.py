@@ -15,6 +15,8 @@ from tiny_models import tiny_gemma3, vqa_records
 import keras_betakd as kd
 from keras_betakd.energies.ctkd_temperature import reversed_gradient
 
+pytestmark = pytest.mark.backends
+
 RNG = np.random.default_rng(4)
 TEACHER, STUDENT = 2 * RNG.normal(size=(2, 3, 5)), RNG.normal(size=(2, 3, 5))
 
@@ -188,6 +190,7 @@ def state(model):
     return [float(v.value) for v in (schedule.strength, schedule.raw)]
 
 
+@pytest.mark.traced
 def test_the_curriculum_and_the_temperature_over_200_steps():
     """The reversal follows its cosine, and from then on the temperature moves to where
     the task is harder, not easier."""
@@ -269,7 +272,7 @@ def test_saved_and_resumed(name, tmp_path):
     )
 
 
-@pytest.mark.parametrize("image", [False, True])
+@pytest.mark.parametrize("image", [pytest.param(False, marks=pytest.mark.traced), True])
 def test_the_fused_head_trains_the_temperature_too(image):
     histories = []
     for fused in (True, False):

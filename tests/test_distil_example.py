@@ -18,8 +18,6 @@ import distil  # noqa: E402
 
 from keras_betakd.models import load_model  # noqa: E402
 
-pytestmark = pytest.mark.once
-
 
 def run(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["distil.py", *map(str, arguments)])

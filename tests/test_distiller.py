@@ -35,6 +35,8 @@ from keras_betakd import (
     TotalVariationEnergy,
 )
 
+pytestmark = pytest.mark.backends
+
 ENERGIES = [
     CosineLogitsEnergy,
     CosineProbsEnergy,
@@ -217,6 +219,7 @@ def test_only_student_and_beta_have_optimizer_slots():
     assert len(slots) == 2 + 2 * len(trained)
 
 
+@pytest.mark.traced
 def test_teacher_is_bit_identical_after_fit_and_stays_frozen():
     inputs = keras.Input((3, 4))
     x = keras.layers.Dropout(0.5)(keras.layers.BatchNormalization()(inputs))
@@ -321,6 +324,7 @@ def test_mask_attached_by_keras_is_honoured():
     np.testing.assert_allclose(with_mask[0], by_weight[0], rtol=1e-5)
 
 
+@pytest.mark.traced
 def test_metrics_are_per_batch_per_epoch_and_per_split():
     """`train_on_batch` once reported the mean of all calls so far; trackers made in
     `build` broke JAX."""
@@ -403,6 +407,7 @@ def test_student_equal_to_teacher_has_no_energy():
     assert float(values["forward_kl"]) == 0.0
 
 
+@pytest.mark.traced
 def test_float16_student_gets_loss_scaling_and_float32_betas():
     """Only the student is half precision: Keras looks at the outer model alone."""
     keras.config.set_dtype_policy("mixed_float16")

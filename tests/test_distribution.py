@@ -10,6 +10,8 @@ import distribution_cases
 import keras
 import pytest
 
+pytestmark = [pytest.mark.backends, pytest.mark.traced]
+
 SCRIPT = distribution_cases.__file__
 BACKEND = keras.backend.backend()
 

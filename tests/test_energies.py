@@ -31,6 +31,8 @@ from keras_betakd.energies import (
     select_supervised,
 )
 
+pytestmark = pytest.mark.backends
+
 INF = math.inf
 P, Q = np.array([0.7, 0.2, 0.1]), np.array([0.2, 0.5, 0.3])
 PROBABILITY_CLASSES = {
@@ -683,6 +685,7 @@ def test_fits_as_the_loss_of_a_keras_model(compiled):
         assert np.isfinite(weight).all()
 
 
+@pytest.mark.traced
 def test_mask_of_an_embedding_reaches_the_energy_under_jit():
     model = small_student(mask_zero=True)
     jit = keras.config.backend() != "torch"

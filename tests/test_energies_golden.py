@@ -29,6 +29,8 @@ from keras_betakd.energies import (
 )
 from keras_betakd.energies.logit_rows import LogitRows
 
+pytestmark = pytest.mark.backends
+
 GOLDEN = dict(np.load(pathlib.Path(__file__).parent / "golden" / "energies.npz"))
 CASES = sorted({key.split("/")[0] for key in GOLDEN})
 MSEProbsMean = functools.partial(MSEProbsEnergy, mean_over_vocabulary=True)

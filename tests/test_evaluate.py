@@ -100,7 +100,6 @@ def told(monkeypatch, data):
     return make
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_model_is_asked_and_scored(name, data, student, tmp_path, capsys):
     assert main(arguments(name, data[name], student, tmp_path, "--limit", 2)) == 0
@@ -129,7 +128,6 @@ def test_right_answers_get_the_best_score(name, data, told, tmp_path):
     assert (found["unparsed"], found["missing"]) == (0, 0)
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("family", ["Gemma3", "PaliGemma", "MobileVLM"])
 def test_the_answers_are_those_of_the_model(data, family, tmp_path):
     """Whether a family's batches are answered one by one or together."""
@@ -189,7 +187,6 @@ def count_lines(path):
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-@pytest.mark.once
 def test_killed_in_the_middle_and_started_again(student, tmp_path, capsys):
     num = 30
     folder = write_benchmark("gqa", tmp_path / "data", num)
@@ -221,7 +218,6 @@ GROUPED = {
 }
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("family", GROUPED)
 def test_each_group_is_kept_as_soon_as_it_is_answered(family, tmp_path, capsys):
     """A kill once cost up to 16 batches where batches are answered together."""
@@ -375,7 +371,6 @@ def test_missing_files_are_found_before_the_model_is_loaded(
         assert "--data must be a folder" in error and BENCHMARKS[name].files in error
 
 
-@pytest.mark.once
 def test_what_a_person_can_put_right(data, student, tmp_path, capsys):
     def error(model, *more):
         args = arguments("gqa", data["gqa"], model, tmp_path / "out", *more)
@@ -408,7 +403,6 @@ def test_wrong_arguments(tmp_path, capsys, more, message):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.once
 def test_damaged_picture(data, student, tmp_path, capsys):
     folder = tmp_path / "data"
     shutil.copytree(data["gqa"], folder)
@@ -457,7 +451,6 @@ def test_answers_without_a_score(data, told, tmp_path, capsys):
     assert "complete, but has no score" in capsys.readouterr().err
 
 
-@pytest.mark.once
 def test_answers_that_the_sequence_cuts_short(data, student, tmp_path, capsys):
     def run(output, *more):
         args = arguments("gqa", data["gqa"], student, tmp_path / output, *more)

@@ -34,7 +34,6 @@ def presets(tmp_path_factory):
     return folder
 
 
-@pytest.mark.once
 def test_real_models_on_a_real_folder(monkeypatch, tmp_path, presets, capsys):
     """Letters, text-only questions beside pictures, LoRA, bfloat16."""
     data = write_folder(str(tmp_path / "data"), num=12)
@@ -81,7 +80,6 @@ def test_easy_vqa_is_read_as_scienceqa(short_run):
     assert len(splits["test"]) == 9673
 
 
-@pytest.mark.once
 def test_an_ended_run_is_shown_again_and_not_changed(monkeypatch, short_run, capsys):
     _, arguments, printed = short_run
     run(monkeypatch, *arguments, "--resume")
@@ -92,7 +90,6 @@ def test_an_ended_run_is_shown_again_and_not_changed(monkeypatch, short_run, cap
         run(monkeypatch, *arguments, "--resume", "--seed", 1)
 
 
-@pytest.mark.once
 def test_studies_leave_their_pictures(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(three_losses, "BOUNDS", {"some": (0.1, 10.0)})
     small = {

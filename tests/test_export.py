@@ -7,8 +7,6 @@ from test_families import logits_at_rows, model_of, records
 from tiny_families import SUPPORT
 from tiny_models import picture
 
-pytestmark = pytest.mark.once
-
 NAMES = {"torch": "PyTorch", "jax": "JAX", "tensorflow": "TensorFlow"}
 BACKEND = keras.backend.backend()
 EXPORTED = SUPPORT["`Model.export`"]

@@ -16,6 +16,8 @@ from keras_betakd import (
     TaskBeta,
 )
 
+pytestmark = pytest.mark.backends
+
 BAD = 3  # the id that makes the teacher overflow
 IDS = np.array([[0, 1, 2], [1, BAD, 0], [2, 2, 1], [0, BAD, BAD]])
 LABELS = np.array([[1, 2, 3], [0, 1, 2], [3, 3, 0], [1, 1, 2]])
@@ -40,7 +42,9 @@ def kl(p, q):
     return (np.exp(p) * (p - q)).sum(-1)
 
 
-@pytest.mark.parametrize("fault", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "fault", [pytest.param(np.nan, marks=pytest.mark.traced), np.inf, -np.inf]
+)
 def test_energy_is_the_mean_over_the_rows_that_are_finite(fault):
     teacher, student = tables()
     sound = IDS != BAD
@@ -72,7 +76,9 @@ def test_one_excluded_class_is_no_fault():
     assert found["forward_kl"] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("beta", [TaskBeta, InstanceBeta])
+@pytest.mark.parametrize(
+    "beta", [pytest.param(TaskBeta, marks=pytest.mark.traced), InstanceBeta]
+)
 def test_a_model_that_overflows_behind_one_word(beta):
     """Through the fused head; the word is in the second batch of two."""
     teacher, student = tiny_text("Llama", width=12), tiny_text("Llama")

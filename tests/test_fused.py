@@ -32,6 +32,8 @@ from keras_betakd.head_loss.fused import fused_head_loss
 from keras_betakd.head_loss.tiles import rows_per_tile
 from keras_betakd.models import HeadMatrix
 
+pytestmark = pytest.mark.backends
+
 N, V, WIDTH, TEACHER_WIDTH = 11, 23, 6, 5
 UNSUPERVISED = [2, 5, 6, 10]
 
@@ -369,9 +371,14 @@ def distiller(fused, head_policy="train", energies=None, beta=None, **kwargs):
     return model
 
 
-@pytest.mark.parametrize("reads_logits", [False, True])
+@pytest.mark.parametrize(
+    "reads_logits", [pytest.param(False, marks=pytest.mark.traced), True]
+)
 def test_training_is_the_same_as_with_whole_logits(reads_logits):
-    """With betas of every kind; where one reads the teacher's logits, they are made."""
+    """With betas of every kind; where one reads the teacher's logits, they are made.
+
+    Only three of them then: of all six a step compiles for long.
+    """
     histories = []
     for fused in (True, False):
         keras.utils.set_random_seed(3)  # of the betas' first weights
@@ -384,6 +391,7 @@ def test_training_is_the_same_as_with_whole_logits(reads_logits):
         }
         if reads_logits:
             beta = InstanceBeta(features="uncertainty")
+            pairs = {name: pairs[name] for name in ("learned", "token")}
             pairs["uncertainty"] = MSEProbsEnergy(), beta
         energies, betas = ({k: v[i] for k, v in pairs.items()} for i in range(2))
         model = distiller(fused, energies=energies, beta=betas, task_beta=True)
@@ -411,6 +419,7 @@ def test_frozen_and_lora_heads(head_policy):
         np.testing.assert_allclose(ours, dense, rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.traced
 def test_one_compilation_for_answers_of_any_length(monkeypatch):
     """Tiles that followed the number of supervised rows would compile once for each."""
     traces = []

@@ -18,6 +18,8 @@ from keras_betakd import AnalyticBeta, FixedBeta, InstanceBeta, TaskBeta, TokenB
 from keras_betakd.objective import log_beta_penalty, weighted_energy
 from keras_betakd.objective import row_weights as normalised_weights
 
+pytestmark = pytest.mark.backends
+
 SHAPE, WIDTH = (3, 4), 5
 few = settings(max_examples=max(1, settings.default.max_examples // 4))  # slow ones
 SEEDS = st.integers(0, 2**32 - 1)

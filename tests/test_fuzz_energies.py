@@ -20,6 +20,8 @@ from keras import ops
 
 import keras_betakd as kd
 
+pytestmark = pytest.mark.backends
+
 EPS = float(np.finfo("float32").eps)
 PAIR = ("teacher", "student")
 HALF = {"float32": 0.0, "bfloat16": 2**-8, "float16": 2**-11}

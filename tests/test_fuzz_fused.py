@@ -23,6 +23,8 @@ from keras_betakd.energies.masking import select_supervised
 from keras_betakd.head_loss.fused import fused_head_loss
 from keras_betakd.models import HeadMatrix
 
+pytestmark = pytest.mark.backends
+
 WIDTH, TEACHER_WIDTH = 4, 3
 
 

@@ -5,6 +5,7 @@ import os
 
 import keras
 import numpy as np
+import pytest
 from keras import ops
 from plain_models import cross_entropy64, example_mean64, forward_kl64
 from tiny_models import tiny_gemma3, vqa_records
@@ -17,6 +18,8 @@ from keras_betakd import (
     InstanceBeta,
     TaskBeta,
 )
+
+pytestmark = pytest.mark.backends
 
 GOLDEN = os.path.join(os.path.dirname(__file__), "golden", "gemma3_pair.json")
 # Not 4: with as many examples as image tokens, `keras.ops.add` on TensorFlow mixes up
@@ -56,6 +59,7 @@ def three_steps():
     return [{name: float(v) for name, v in step.items()} for step in steps]
 
 
+@pytest.mark.traced
 def test_same_numbers_on_every_backend():
     """Three steps of training. On PyTorch, Keras clears the gradients of parameters
     listed by path; two models of one family share their paths, and the student's

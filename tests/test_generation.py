@@ -11,8 +11,6 @@ from keras_betakd.data import ScienceQADataset, load_scienceqa
 from keras_betakd.evaluation import clean_answer, decoding, generate_answers
 from keras_betakd.evaluation.prompts import PromptReader
 
-pytestmark = pytest.mark.once
-
 WORDS = "one two three four five six seven eight nine ten".split()
 
 

@@ -13,8 +13,6 @@ from keras_betakd.evaluation.benchmarks.gqa_questions import (
 )
 from keras_betakd.evaluation.llava_protocol import llava_answers
 
-pytestmark = pytest.mark.once
-
 
 def questions_of(inputs):
     return [

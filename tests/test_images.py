@@ -9,8 +9,6 @@ from PIL import Image
 
 from keras_betakd.data import load_image, neutralize_image_marks
 
-pytestmark = pytest.mark.once
-
 WHITES = {
     "1": 1,
     "L": 255,

@@ -16,8 +16,6 @@ from keras_betakd.data.llava import LlavaDataset
 from keras_betakd.data.llava_files import load_llava
 from keras_betakd.data.llava_records import LlavaRecord, read_images
 
-pytestmark = pytest.mark.once
-
 
 def talk(*texts, first="human"):
     other = {"human": "gpt", "gpt": "human"}[first]

@@ -17,8 +17,6 @@ from keras_betakd.evaluation.benchmarks.registry import BENCHMARKS
 from keras_betakd.evaluation.run import answer_lines
 from keras_betakd.preprocessing.model_inputs import model_inputs
 
-pytestmark = pytest.mark.once
-
 MARKS = "<image><start_of_image><|image_pad|>"
 
 

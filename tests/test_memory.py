@@ -30,6 +30,8 @@ class ResidentSize(keras.callbacks.Callback):
         self.sizes.append(pages * os.sysconf("SC_PAGE_SIZE"))
 
 
+@pytest.mark.backends
+@pytest.mark.traced
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_flat_over_500_steps():
     """A graph or a batch that is kept at each step ends a long run after hours."""

@@ -19,8 +19,6 @@ from keras_betakd.evaluation.benchmarks.mmbench_questions import (
 )
 from keras_betakd.evaluation.llava_protocol import llava_answers
 
-pytestmark = pytest.mark.once
-
 RULES = ("vlmevalkit_exact", "opencompass_prefetch")
 CHOICES = {"A": "red", "B": "blue", "C": "a cat", "D": "two cats"}
 

@@ -13,8 +13,6 @@ from keras_betakd.evaluation.benchmarks.mme_questions import (
     mme_prompt,
 )
 
-pytestmark = pytest.mark.once
-
 APART = ("artwork", "celebrity", "landmark", "posters", "scene")
 
 

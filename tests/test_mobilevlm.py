@@ -23,6 +23,7 @@ def close(got, expected, **kwargs):
     np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE, **kwargs)
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("kind", KINDS)
 def test_image_features(kind):
     backbone = golden_model(kind).backbone
@@ -31,6 +32,7 @@ def test_image_features(kind):
     close(backbone.projector(selected), golden()[f"{kind}/image_features"])
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("case", ["A", "B"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_hidden_states_and_logits(kind, case):
@@ -46,6 +48,7 @@ def test_hidden_states_and_logits(kind, case):
         close(got[kept], golden()[f"{kind}/{case}/{name}"][kept])
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("kind", KINDS)
 def test_text_alone(kind):
     """A batch without any picture: its places for pictures hold nothing of use."""
@@ -69,6 +72,7 @@ def test_greedy_answers_with_cache(kind):
         np.testing.assert_array_equal(outputs[i, -8:], expected)
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("tag", [k[:-3] for k in golden() if k.endswith("/in")])
 def test_projector_with_every_grid(tag):
     weights = {k.split("/")[-1]: v for k, v in golden().items() if f"{tag}/w/" in k}

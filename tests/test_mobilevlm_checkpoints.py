@@ -15,8 +15,6 @@ from keras_betakd.mobilevlm import MobileVLMCausalLM, load_mobilevlm
 from keras_betakd.mobilevlm.configurations import backbone_arguments
 from keras_betakd.models import load_model
 
-pytestmark = pytest.mark.once
-
 TOWER = "model.vision_tower.vision_tower.vision_model."
 CLIP = {
     "hidden_size": 32,

@@ -16,8 +16,6 @@ import mobilevlm_data  # noqa: E402
 from keras_betakd.mobilevlm import MobileVLMCausalLM  # noqa: E402
 from keras_betakd.models import load_model  # noqa: E402
 
-pytestmark = pytest.mark.once
-
 
 def run(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["mobilevlm.py", *map(str, arguments)])

@@ -17,8 +17,6 @@ from keras_betakd.mobilevlm import (
 )
 from keras_betakd.mobilevlm.conversation import TEMPLATES
 
-pytestmark = pytest.mark.once
-
 CASES = json.loads((GOLDEN / "llava_prompts.json").read_text())
 PICTURES = np.load(GOLDEN / "clip_pictures.npz")
 # The released code trains nothing of these, with a warning that scrolls by.

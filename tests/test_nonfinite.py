@@ -20,6 +20,8 @@ from keras_betakd import (
 from keras_betakd.distillation.finite_steps_optimizer import all_finite
 from keras_betakd.preprocessing.records import encoded_ids
 
+pytestmark = pytest.mark.backends
+
 BAD = 3  # the id behind which the student's logits are not finite
 NAMES = ["zero", "one", "zwei", "drei", "four", "five"]
 IDS = np.array([[0, 1, 2], [1, 2, 0], [2, BAD, 1], [0, 0, 1], [1, 1, 2], [0, 2, 2]])
@@ -53,6 +55,7 @@ def state(model):
     return [ops.convert_to_numpy(v) for v in variables]
 
 
+@pytest.mark.traced
 @pytest.mark.parametrize(
     "fault, energy, beta",
     [
@@ -76,6 +79,7 @@ def test_a_bad_step_is_as_if_it_had_not_been(fault, energy, beta):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.traced
 def test_raise_names_the_sample_and_leaves_everything_as_it_was():
     model = distiller(np.nan, on_nonfinite="raise")
     fit(model, [0, 1])
@@ -105,6 +109,7 @@ def test_an_epoch_without_a_single_step_is_an_error():
         fit(distiller(np.nan), [2, 3])
 
 
+@pytest.mark.traced
 def test_a_gradient_that_is_not_finite_behind_a_finite_loss():
     """The slope of the root is infinite at 0."""
     inputs = keras.Input((3,), dtype="int32")

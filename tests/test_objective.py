@@ -9,6 +9,8 @@ from keras import ops
 from keras_betakd import objective
 from keras_betakd.energies.masking import select_supervised
 
+pytestmark = pytest.mark.backends
+
 WEIGHTS = np.array([[1, 1, 0, 0], [1, 0, 0, 0]], "float32")
 
 

@@ -41,6 +41,7 @@ def fitted(distiller, records, **kwargs):
 # Vocabularies of different width
 
 
+@pytest.mark.backends
 def test_padded_vocabularies_are_cut_before_they_are_normalised():
     """Cutting after gives -0.06, filling up with zeros 1.55."""
     teacher = np.array([[2, 1, 0, -1, 0.5, 6, 6]], "float32")
@@ -62,6 +63,7 @@ def test_padded_vocabularies_are_cut_before_they_are_normalised():
     assert found["forward_kl"] == pytest.approx(0.155941, abs=1e-6)
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("fused", [True, False])
 def test_padded_vocabularies_of_real_models(fused):
     teacher = tiny_gemma_text(12)
@@ -88,6 +90,7 @@ def test_padded_vocabularies_of_real_models(fused):
 # Different tokenizers
 
 
+@pytest.mark.backends
 def test_uld_against_its_definition():
     rng = np.random.default_rng(0)
     teacher, student = rng.normal(size=(4, 7)), rng.normal(size=(4, 5))
@@ -125,11 +128,14 @@ def test_tokens_are_paired_where_the_same_text_was_read():
     assert aligned_slots(one, other, [0, 1, 3], [0, 1, 3]).tolist() == [0, -1, 2]
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     "teacher, student",
     [
-        (tiny_gemma_text, lambda: tiny_text("GPT2")),
+        pytest.param(
+            tiny_gemma_text,
+            lambda: tiny_text("GPT2"),
+            marks=pytest.mark.backends,
+        ),
         (tiny_gemma3n, tiny_blip2_opt),
     ],
     ids=["gemma_gpt2", "gemma3n_blip2"],
@@ -183,7 +189,6 @@ def test_families_with_one_tokenizer():
 # What trains
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("name", ["Gemma3", "Gemma3n", "Qwen3_5", "BLIP2_OPT"])
 def test_only_the_projector_trains(name):
     teacher, student = FAMILIES[name](width=12), FAMILIES[name]()
@@ -233,7 +238,6 @@ def test_summary_counts_betas_and_what_energies_learn(capsys):
 # Presets
 
 
-@pytest.mark.once
 def test_presets_load_by_folder_whatever_their_class(tmp_path):
     for name in ("Gemma3", "BLIP2_FlanT5"):
         model = FAMILIES[name]()
@@ -243,7 +247,6 @@ def test_presets_load_by_folder_whatever_their_class(tmp_path):
     assert loaded.backbone.token_embedding.compute_dtype == "bfloat16"
 
 
-@pytest.mark.once
 def test_presets_that_cannot_be_loaded_are_explained(tmp_path):
     with pytest.raises(ValueError, match="no preset folder"):
         load_model(tmp_path / "nothing")
@@ -254,7 +257,6 @@ def test_presets_that_cannot_be_loaded_are_explained(tmp_path):
         load_model("no_such_preset")
 
 
-@pytest.mark.once
 def test_lora_is_merged_into_the_exported_preset(tmp_path):
     """Apart from the base, keras-hub saves the factors alone."""
     student = tiny_gemma3()

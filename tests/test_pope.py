@@ -11,8 +11,6 @@ from keras_betakd.evaluation.benchmarks.pope_questions import (
 )
 from keras_betakd.evaluation.llava_protocol import llava_answers
 
-pytestmark = pytest.mark.once
-
 
 def load(golden, folder):
     inputs = golden["inputs"]

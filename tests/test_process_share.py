@@ -58,6 +58,7 @@ def test_shares_of_an_epoch_in_parts_hold_every_record_once(tmp_path):
             dataset.on_epoch_end()
 
 
+@pytest.mark.backends
 def test_copies_in_a_share_of_arrays_weigh_nothing():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(3, 3, 4)), rng.integers(0, CLASSES, (3, 3))
@@ -89,6 +90,7 @@ def test_a_share_needs_both_numbers_and_batches():
         ProcessShare(np.zeros((2, 2)))
 
 
+@pytest.mark.backends
 def test_a_layout_says_which_axes_there_are():
     mesh = keras.distribution.DeviceMesh((1, 1), ("batch", "model"), ["cpu:0"])
     with pytest.raises(ValueError, match="no axis 'data'"):

@@ -173,6 +173,7 @@ for name in sys.argv[1:]:
     assert (result.returncode, result.stdout) == (0, ""), result.stderr
 
 
+@pytest.mark.backends
 def test_importing_an_energy_costs_no_more_than_keras():
     """Neither keras-hub nor a second backend is loaded for it."""
     code = (

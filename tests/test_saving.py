@@ -21,6 +21,8 @@ from keras_betakd import (
     TaskBeta,
 )
 
+pytestmark = pytest.mark.backends
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -57,6 +59,7 @@ def plain_distiller(seed=1, **kwargs):
     return distiller
 
 
+@pytest.mark.traced
 def test_archive_brings_everything_back(tmp_path):
     """The same losses afterwards, and a teacher that is frozen: a model made from a
     config with `trainable=False` once did not hand that on to its vision tower."""

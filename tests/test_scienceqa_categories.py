@@ -15,8 +15,6 @@ from keras_betakd.evaluation.intervals import (
 )
 from keras_betakd.evaluation.llava_protocol import llava_answers
 
-pytestmark = pytest.mark.once
-
 OFFICIAL = {
     "NAT": "acc_natural",
     "SOC": "acc_social",

@@ -20,8 +20,6 @@ from keras_betakd.data import (
     scienceqa_response,
 )
 
-pytestmark = pytest.mark.once
-
 GOLDEN = os.path.join(os.path.dirname(__file__), "golden", "scienceqa.json")
 
 

@@ -13,8 +13,6 @@ from keras_betakd.evaluation import (
     score_scienceqa,
 )
 
-pytestmark = pytest.mark.once
-
 STATES = ("Maryland", "New Hampshire", "Rhode Island", "Vermont")
 NINE = tuple(f"option number {i}" for i in range(9))
 

@@ -163,6 +163,7 @@ def test_the_report_finds_the_grid_s_choice_and_the_difference_to_it(tmp_path):
     assert filled_in(text, report) == expected
 
 
+@pytest.mark.backends
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="the study runs on JAX")
 def test_runs_side_by_side_are_those_of_fit(tmp_path):
     """The loop over Keras' training steps gives what `fit` gives."""

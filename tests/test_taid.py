@@ -11,6 +11,8 @@ from tiny_models import tiny_gemma3, vqa_records
 import keras_betakd as kd
 from keras_betakd.energies import TAIDSchedule
 
+pytestmark = pytest.mark.backends
+
 # Independent float64 recurrence, run once over these energies at start 0.4, rate 5e-4,
 # momentum 0.99: t and the running mean after each step.
 ENERGIES = [2.0, 1.8, 1.9, 1.2, 1.0, 1.05]
@@ -88,6 +90,7 @@ def test_t_advances_once_a_step_and_not_in_evaluate():
     assert results["taid_t"] == pytest.approx(0.52)
 
 
+@pytest.mark.traced
 def test_t_advances_once_for_all_batches_of_an_optimizer_step():
     model, (x, y, weight) = distiller(gradient_accumulation_steps=2), token_batch()
     for expected in (0.4, 0.4, 0.46, 0.46, 0.52):
@@ -95,6 +98,7 @@ def test_t_advances_once_for_all_batches_of_an_optimizer_step():
         assert t_of(model) == pytest.approx(expected)
 
 
+@pytest.mark.traced
 def test_t_moves_in_fit_and_resumes_where_it_was_saved(tmp_path):
     x, y, weight = token_batch()
 
@@ -115,7 +119,9 @@ def test_t_moves_in_fit_and_resumes_where_it_was_saved(tmp_path):
         )
 
 
-@pytest.mark.parametrize("form", ["divergence", "cross_entropy"])
+@pytest.mark.parametrize(
+    "form", [pytest.param("divergence", marks=pytest.mark.traced), "cross_entropy"]
+)
 def test_the_fused_head_reads_the_t_of_the_step(form):
     # A t that a compiler took for a constant would show after the first step.
     histories = []

@@ -17,8 +17,6 @@ from keras_betakd.evaluation.benchmarks.vqa_normalization import (
     normalize_vqa_answer,
 )
 
-pytestmark = pytest.mark.once
-
 SUFFIX = "\nAnswer the question using a single word or phrase."
 
 

@@ -10,6 +10,8 @@ from keras_betakd import BetaKDDistiller, CosineProbsEnergy, TaskBeta
 from keras_betakd.distillation.shared_tower import computed_once, same_frozen_tower
 from keras_betakd.models.views import view_of
 
+pytestmark = pytest.mark.backends
+
 EXAMPLES = 3
 
 

@@ -104,6 +104,8 @@ def test_records_are_dealt_anew_each_epoch():
     assert RecordBatches(records, batch_size=8)[0] == records
 
 
+@pytest.mark.backends
+@pytest.mark.traced
 def test_fit_and_evaluate_on_raw_records():
     """The three lines of the README, end to end, with validation."""
     teacher, student = tiny_gemma3(width=16), tiny_gemma3()
@@ -179,6 +181,7 @@ def test_bad_batches_are_refused(spoil, message):
         distiller().train_on_batch(*spoil(*token_batch()))
 
 
+@pytest.mark.backends
 def test_ignored_labels_without_weight_are_harmless():
     """Out of range, they gave another result on each backend."""
     x, y, weight = token_batch()
@@ -187,6 +190,7 @@ def test_ignored_labels_without_weight_are_harmless():
     np.testing.assert_array_equal(distiller().test_on_batch(x, y, weight), expected)
 
 
+@pytest.mark.backends
 def test_one_weight_an_example_is_that_of_all_its_labels():
     x, y, _ = token_batch()
     whole = np.array([1, 0, 2, 0], "float32")

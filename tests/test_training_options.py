@@ -76,6 +76,8 @@ def test_lora_moves_its_own_weights_and_no_vision_layer(layers):
     assert slots < len(distiller.student.weights)
 
 
+@pytest.mark.backends
+@pytest.mark.traced
 @pytest.mark.parametrize("policy", ["bfloat16", "mixed_bfloat16"])
 def test_adam_moves_lora_and_beta_in_half_precision(policy):
     """Case of a user whose loss was the same each epoch: 1 + 1e-4 is 1 in bfloat16."""
@@ -103,6 +105,8 @@ def test_int4_teacher_with_lora_student():
     assert all("lora" in path for path in paths)
 
 
+@pytest.mark.backends
+@pytest.mark.traced
 def test_accumulated_steps_equal_one_large_batch():
     """Weight decay counts once too."""
 
@@ -123,6 +127,7 @@ def test_accumulated_steps_equal_one_large_batch():
         )
 
 
+@pytest.mark.backends
 def test_clipping_by_global_norm_covers_student_and_beta():
     distiller = text_pair()
     distiller.compile(optimizer=keras.optimizers.SGD(1.0, global_clipnorm=1e-3))
@@ -133,6 +138,7 @@ def test_clipping_by_global_norm_covers_student_and_beta():
     np.testing.assert_allclose(np.sqrt(step), 1e-3, rtol=1e-2)
 
 
+@pytest.mark.backends
 def test_moving_average_of_weights():
     """Keras replaces the weights by their average when training ends."""
 
@@ -154,6 +160,8 @@ def test_moving_average_of_weights():
         np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.backends
+@pytest.mark.traced
 def test_a_batch_that_overflows_is_skipped_for_student_and_beta():
     distiller = text_pair(dtype="mixed_float16")
     distiller.compile(optimizer=keras.optimizers.SGD(0.1))

@@ -5,7 +5,7 @@ import keras_hub
 import numpy as np
 import pytest
 from keras import ops
-from tiny_families import tiny_gemma4
+from test_families import model_of
 from tiny_models import (
     picture,
     tiny_gemma3,
@@ -26,6 +26,7 @@ def text_records():
     }
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize(
     "make, records",
     [
@@ -69,6 +70,7 @@ def test_vision_tower_is_the_encoder_without_its_projector(make):
     assert 0 < len(model.trainable_variables) < trained
 
 
+@pytest.mark.backends
 def test_text_only_sample_has_the_numbers_it_has_alone():
     """An empty picture beside it must change nothing, and must not crash."""
     model = tiny_gemma3()
@@ -94,10 +96,11 @@ def test_text_only_sample_has_the_numbers_it_has_alone():
         )
 
 
-@pytest.mark.parametrize("make", [tiny_gemma3, tiny_gemma4])
-def test_as_many_records_as_image_tokens(make):
+@pytest.mark.backends
+@pytest.mark.parametrize("name", ["Gemma3", "Gemma4"])
+def test_as_many_records_as_image_tokens(name):
     """On TensorFlow their pictures were written into each other."""
-    model = make()
+    model = model_of(name, **({"max_images": 1} if name == "Gemma3" else {}))
     view, preprocessor = view_of(model), model.preprocessor
     preprocess = DistillationPreprocessor(preprocessor, preprocessor, 4)
     size = preprocess(vqa_records(1))[0]["student"]["vision_indices"].shape[1]
@@ -108,12 +111,12 @@ def test_as_many_records_as_image_tokens(make):
             for i in range(len(together["token_ids"]))
         ]
         found = view.hidden_states(together)
-    np.testing.assert_allclose(
-        ops.convert_to_numpy(found),
-        np.concatenate([ops.convert_to_numpy(x) for x in expected]),
-        rtol=1e-4,
-        atol=1e-4,
-    )
+    expected = np.concatenate([ops.convert_to_numpy(x) for x in expected])
+    # Another record's picture is off by more than 1. A norm divides by the length of
+    # vectors of four numbers, some of which are short: of roundings of 1e-7 it makes
+    # 2e-5, and of the much shorter ones of a model that is not trained 7e-4.
+    assert np.abs(expected[0] - expected[1]).max() > 1
+    np.testing.assert_allclose(ops.convert_to_numpy(found), expected, atol=5e-4)
 
 
 def text_only_twin(model):

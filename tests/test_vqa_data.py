@@ -27,8 +27,6 @@ from keras_betakd.data.scienceqa_llava import load_scienceqa_llava
 from keras_betakd.data.vqa import load_vqa, load_vqav2
 from keras_betakd.evaluation.benchmarks.registry import BENCHMARKS
 
-pytestmark = pytest.mark.once
-
 RED = np.full((4, 6, 3), (220, 30, 30), "uint8")
 
 
