@@ -19,7 +19,7 @@ printf '== installed after %s s ==\n' "$SECONDS"
 
 # Three processes at a time: much of a run is waiting for one core to compile. PyTorch's
 # threads would wait for each other by spinning, and starve the rest.
-export OMP_NUM_THREADS=1
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 # What JAX has compiled is kept for the next run. It is found by the program, JAX's
 # version, the flags and the processor; to be rid of it, delete the folder.
 export JAX_COMPILATION_CACHE_DIR="$PWD/.venv-test/jax-cache"
