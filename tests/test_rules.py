@@ -131,7 +131,6 @@ def test_models_import_mobilevlm_in_one_function():
     assert not [name for name in at_the_top if name.startswith(mobilevlm)]
 
 
-@pytest.mark.once
 def test_every_module_can_be_imported_first():
     """No module needs that another one was imported before it.
 
