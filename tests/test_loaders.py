@@ -129,7 +129,7 @@ def test_two_marks_of_one_picture_that_has_a_fixed_place():
     preprocessor = FAMILIES["PaliGemma"]().preprocessor
     assert model_inputs(preprocessor, record)["prompts"] == ["Hi"]
     record["prompts"] = ["<image>\n<image>\nHi"]
-    with pytest.raises(ValueError, match="1 picture and 2 image marks"):
+    with pytest.raises(ValueError, match="1 image and 2 image marks"):
         model_inputs(preprocessor, record)
 
 
