@@ -167,7 +167,7 @@ class Energy(keras.losses.Loss):
         return y_true["logits"], y_true["labels"]
 
     def represent(self, logits):
-        """Turns one model's logits into what `pointwise` compares."""
+        """The argument of `pointwise` for one model: here the logits themselves."""
         return logits
 
     def pointwise(self, teacher, student):
