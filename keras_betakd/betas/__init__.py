@@ -71,3 +71,13 @@ from keras_betakd.betas.base import Beta
 from keras_betakd.betas.predicted import InstanceBeta, TokenBeta
 from keras_betakd.betas.scalar import AnalyticBeta, FixedBeta, TaskBeta
 from keras_betakd.betas.teacher_features import TeacherOutputs
+
+__all__ = [
+    "AnalyticBeta",
+    "Beta",
+    "FixedBeta",
+    "InstanceBeta",
+    "TaskBeta",
+    "TeacherOutputs",
+    "TokenBeta",
+]

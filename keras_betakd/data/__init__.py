@@ -18,3 +18,24 @@ from keras_betakd.data.scienceqa_records import (
     load_scienceqa,
 )
 from keras_betakd.data.vqa import load_vqa, load_vqav2
+
+__all__ = [
+    "EpochDataset",
+    "EpochParts",
+    "IMAGE_MARK",
+    "LETTER_PROMPT_SUFFIX",
+    "LlavaDataset",
+    "LlavaRecord",
+    "ScienceQADataset",
+    "ScienceQARecord",
+    "ScienceQARecords",
+    "load_image",
+    "load_llava",
+    "load_scienceqa",
+    "load_scienceqa_llava",
+    "load_vqa",
+    "load_vqav2",
+    "neutralize_image_marks",
+    "scienceqa_prompt",
+    "scienceqa_response",
+]

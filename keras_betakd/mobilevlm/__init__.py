@@ -8,3 +8,16 @@ from keras_betakd.mobilevlm.preprocessor import MobileVLMCausalLMPreprocessor
 from keras_betakd.mobilevlm.projectors import LDPv2Projector, MLPProjector
 from keras_betakd.mobilevlm.tokenizer import MobileVLMTokenizer
 from keras_betakd.mobilevlm.vision import CLIPVisionTower
+
+__all__ = [
+    "CLIPVisionTower",
+    "IMAGE_TOKEN_ID",
+    "LDPv2Projector",
+    "MLPProjector",
+    "MobileVLMBackbone",
+    "MobileVLMCausalLM",
+    "MobileVLMCausalLMPreprocessor",
+    "MobileVLMImageConverter",
+    "MobileVLMTokenizer",
+    "load_mobilevlm",
+]

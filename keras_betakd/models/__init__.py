@@ -13,3 +13,24 @@ from keras_betakd.models.mobilevlm import MobileVLMView
 from keras_betakd.models.presets import load_model
 from keras_betakd.models.qwen import Qwen3_5View
 from keras_betakd.models.views import register_view, view_of
+
+__all__ = [
+    "BLIP2Seq2SeqView",
+    "BLIP2View",
+    "CausalLMView",
+    "EmbeddingHead",
+    "Gemma3View",
+    "Gemma3nView",
+    "Gemma4View",
+    "HeadMatrix",
+    "LMHead",
+    "LogitsView",
+    "MobileVLMView",
+    "ModelView",
+    "PaliGemmaView",
+    "PrefixView",
+    "Qwen3_5View",
+    "load_model",
+    "register_view",
+    "view_of",
+]
