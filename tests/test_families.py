@@ -333,7 +333,7 @@ def test_answers_do_not_depend_on_the_batch(name):
 
 
 @pytest.mark.backends
-@pytest.mark.parametrize("name", SUPPORT["0 to N pictures"])
+@pytest.mark.parametrize("name", SUPPORT["0 to N images"])
 def test_mixed_batches_give_each_record_what_it_has_alone(name):
     model = model_of(name)
     compiled = RowLogits(view_of(model))

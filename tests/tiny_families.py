@@ -454,7 +454,7 @@ SUPPORT = {
     "`Model.export`": EXPORTED,
     "LoRA": list(FAMILIES),
     "int8 teacher": list(FAMILIES),  # with LoRA, in one test
-    "0 to N pictures": SEVERAL_PICTURES,
+    "0 to N images": SEVERAL_PICTURES,
     "image features": FEATURES,
     "attention": ["PaliGemma", "Gemma3"],
 }
