@@ -179,9 +179,9 @@ def records():
     ramp = np.arange(16 * 16 * 3).reshape(16, 16, 3)
     images = [ramp % 256, ramp * 7 % 256, 255 - ramp * 5 % 256]
     question = "<image>\nQuestion: "
-    asked = "what color is the shape?", "is there a circle?", "which shape is present?"
+    texts = "what color is the shape?", "is there a circle?", "which shape is present?"
     return {
-        "prompts": [question + text for text in asked],
+        "prompts": [question + text for text in texts],
         "responses": ["red", "yes", "the triangle"],
         "images": [[image.astype("uint8")] for image in images],
     }

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 from plain_models import CLASSES, linear_model
-from tiny_models import picture, tiny_gemma3
+from tiny_models import random_image, tiny_gemma3
 
 import keras_betakd
 from keras_betakd import AnalyticBeta, InstanceBeta, ProcessShare, TaskBeta, TokenBeta
@@ -68,19 +68,19 @@ def plain():
     return distiller, Batches({"student": x, "teacher": theirs}, y, weight)
 
 
-def pictures():
-    """The fused head; a part with pictures beside one with text alone, and reversed."""
+def images():
+    """The fused head; a part with images beside one with text alone, and reversed."""
     teacher, student = tiny_gemma3(width=16, heads=4), tiny_gemma3(heads=4)
     rng = np.random.default_rng(0)
     for model in (teacher, student):
         for variable in model.variables:
             variable.assign(variable + rng.normal(size=variable.shape, scale=0.1))
-    sees = [True, True, False, False, False, False, True]
+    has_image = [True, True, False, False, False, False, True]
     question = "Question: what color is the shape?"
     records = {
-        "prompts": [f"<image>\n{question}" if s else question for s in sees],
+        "prompts": [f"<image>\n{question}" if has else question for has in has_image],
         "responses": ["red", "blue is teal", "yes", "no", "green", "teal", "one two"],
-        "images": [[picture(i)] if s else [] for i, s in enumerate(sees)],
+        "images": [[random_image(i)] if has else [] for i, has in enumerate(has_image)],
     }
     energies = {
         "kl": keras_betakd.ForwardKLEnergy(),
@@ -155,7 +155,7 @@ def on_devices(folder):
         two = [tf.config.LogicalDeviceConfiguration()] * 2
         tf.config.set_logical_device_configuration(processor, two)
         with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-            write(folder, plain=trained(plain), pictures=trained(pictures))
+            write(folder, plain=trained(plain), images=trained(images))
         return
     parallel = keras.distribution.DataParallel(auto_shard_dataset=False)
     with parallel.scope():
@@ -164,7 +164,7 @@ def on_devices(folder):
     mesh = keras.distribution.DeviceMesh((2, 4), ("batch", "model"), devices)
     layouts = keras_betakd.layout_map(mesh)
     with keras.distribution.ModelParallel(layout_map=layouts).scope():
-        write(folder, pictures=trained(pictures))
+        write(folder, images=trained(images))
 
 
 def in_process(folder):
@@ -186,7 +186,7 @@ def in_process(folder):
     seed = rank if keras.backend.backend() == "torch" else 0
     found = {f"plain{rank}": trained(plain, seed)}
     if keras.backend.backend() == "torch":
-        found[f"pictures{rank}"] = trained(pictures, seed)
+        found[f"images{rank}"] = trained(images, seed)
     write(folder, **found)
 
 

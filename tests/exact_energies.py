@@ -127,12 +127,12 @@ def feature_cosine(teacher, student):
     return 0.5 * ((unit(teacher) - unit(student)) ** 2).sum(-1)
 
 
-def slopes(value, teacher, student, labels, step):
+def gradients(value, teacher, student, labels, step):
     """Central differences of each row's value, (N, V), by each of its entries.
 
     Args:
         value: teacher, student and fixed scores and labels of so many rows to values.
-        teacher, student: (N, V); a class of -inf gets the slope 0.
+        teacher, student: (N, V); a class of -inf gets the gradient 0.
         labels: (N,).
         step: (N,), how far to move an entry.
     """

@@ -17,7 +17,7 @@ X, Y, WEIGHT = token_batch(batch=10)
 
 
 class Rows(EpochDataset):
-    """Batches of two rows, dealt anew each epoch."""
+    """Batches of two rows, shuffled each epoch."""
 
     def __init__(self):
         super().__init__(range(len(X)), seed=0)
@@ -107,7 +107,7 @@ def test_a_second_fit_does_not_repeat_the_first_order():
     for _ in range(2):
         seen.clear()
         model.fit(dataset, verbose=0)
-        # Whatever looked at the first batches before training.
+        # Only the last five: the first batches may have been read before training.
         orders.append(tuple(seen[-5:]))
         assert sorted(i for rows in orders[-1] for i in rows) == list(range(10))
     assert orders[0] != orders[1]

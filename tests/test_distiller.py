@@ -409,7 +409,7 @@ def test_student_equal_to_teacher_has_no_energy():
 
 @pytest.mark.traced
 def test_float16_student_gets_loss_scaling_and_float32_betas():
-    """Only the student is half precision: Keras looks at the outer model alone."""
+    """Only the student is half precision: Keras checks the outer model alone."""
     keras.config.set_dtype_policy("mixed_float16")
     student = linear_model(2)
     keras.config.set_dtype_policy("float32")

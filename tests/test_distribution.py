@@ -19,7 +19,7 @@ BACKEND = keras.backend.backend()
 @pytest.fixture(scope="module")
 def expected():
     """What one device makes of each case."""
-    names = ("plain",) if BACKEND == "tensorflow" else ("plain", "pictures")
+    names = ("plain",) if BACKEND == "tensorflow" else ("plain", "images")
     return {
         name: distribution_cases.trained(getattr(distribution_cases, name))
         for name in names

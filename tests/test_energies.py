@@ -1,4 +1,4 @@
-"""The energies as losses: known faults of other libraries, masks, Keras' machinery."""
+"""The energies as losses: known bugs of other libraries, masks, Keras' machinery."""
 
 import json
 import math
@@ -405,10 +405,10 @@ def test_order_of_the_vocabulary_is_irrelevant(cls):
 
 @pytest.mark.parametrize(
     "cls",
-    # Its weight is a constant to the gradient, not to the slope.
+    # Its weight is a constant to the gradient, not to the difference quotient.
     [cls for cls in CLASSES.values() if cls is not AdaptiveKLEnergy],
 )
-def test_gradient_is_the_slope(cls):
+def test_gradient_is_the_difference_quotient(cls):
     teacher, student = logits(2, 4, 7), logits(2, 4, 7, seed=1)
     direction = logits(2, 4, 7, seed=2, scale=1.0)
     _, grad = student_grad(cls(), teacher, student)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from test_families import logits_at_rows, model_of, records
 from tiny_families import SUPPORT
-from tiny_models import picture
+from tiny_models import random_image
 
 NAMES = {"torch": "PyTorch", "jax": "JAX", "tensorflow": "TensorFlow"}
 BACKEND = keras.backend.backend()
@@ -33,8 +33,8 @@ def test_exported_model_answers_as_the_student(name, tmp_path):
     """As the README says: fixed shapes; without them, no family exports on JAX."""
     model = model_of(name)
     rows = records(name)
-    if name == "Gemma4":  # pools by the width of the widest picture of a batch
-        rows["images"] = [[picture(0)], [picture(1)]]
+    if name == "Gemma4":  # pools by the width of the widest image of a batch
+        rows["images"] = [[random_image(0)], [random_image(1)]]
     expected, weight, inputs = logits_at_rows(model, rows)
     x = {key: np.asarray(inputs["x"][key]) for key in model.input}
     signature = {k: keras.InputSpec(v.dtype, v.shape, name=k) for k, v in x.items()}

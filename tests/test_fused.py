@@ -102,17 +102,17 @@ class Case:
         kernel = self.kernel if kernel is None else kernel
         return (self.coefficients * self.values(definitions, rows, kernel)).sum()
 
-    def slope(self, definitions, argument):
+    def numeric_gradient(self, definitions, argument):
         """Central differences of the total in float64."""
         x = getattr(self, argument)
-        slope, step = np.zeros_like(x), 1e-6
+        gradient, step = np.zeros_like(x), 1e-6
         for i in np.ndindex(x.shape):
             up, down = x.copy(), x.copy()
             up[i] += step
             down[i] -= step
             change = self.total(definitions, **{argument: up})
-            slope[i] = change - self.total(definitions, **{argument: down})
-        return slope / (2 * step)
+            gradient[i] = change - self.total(definitions, **{argument: down})
+        return gradient / (2 * step)
 
     def fused(self, energies, tile_rows=None, dtype="float32", **arguments):
         """The `HeadLoss`, with some of the arrays replaced by given tensors."""
@@ -157,7 +157,7 @@ def test_value_and_gradients_against_float64(name, tile_rows):
     assert float(result.total) == pytest.approx(case.total([definition]), rel=5e-6)
     for argument in ("rows", "kernel"):
         got = case.gradient({name: energy}, argument, tile_rows=tile_rows)
-        want = case.slope([definition], argument)
+        want = case.numeric_gradient([definition], argument)
         np.testing.assert_allclose(got, want, rtol=2e-5, atol=3e-6)
     # What the betas learn from is the energy itself.
     got = case.gradient({name: energy}, "coefficients", tile_rows=tile_rows)
@@ -180,7 +180,7 @@ def test_excluded_classes_soft_cap_and_several_energies(soft_cap, block, monkeyp
     result = case.fused(energies, tile_rows=3)
     with np.errstate(all="ignore"):
         assert float(result.total) == pytest.approx(case.total(definitions), rel=5e-6)
-        want = case.slope(definitions, "rows")
+        want = case.numeric_gradient(definitions, "rows")
     got = case.gradient(energies, "rows", tile_rows=3)
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=3e-6)
 
@@ -193,7 +193,7 @@ def test_tiles_add_to_the_gradient_of_the_head_in_pieces(classes, dtype, monkeyp
     energy, definition = ENERGIES["forward_kl"]
     case = Case()
     got = case.gradient({"kl": energy}, "kernel", tile_rows=2, dtype=dtype)
-    want = case.slope([definition], "kernel")
+    want = case.numeric_gradient([definition], "kernel")
     exact = dtype == "float32"
     tolerance = {"rtol": 2e-5, "atol": 3e-6} if exact else {"atol": 0.05}
     np.testing.assert_allclose(got, want, **tolerance)
@@ -241,7 +241,7 @@ def test_nothing_supervised_gives_zero(tile_rows):
 
 
 def test_no_more_logits_at_a_time_than_a_tile(monkeypatch):
-    """Whole logits, copied to float32 several times, are what ran out of memory."""
+    """Full logits, copied to float32 several times, are what ran out of memory."""
     seen, compute = set(), ForwardKLEnergy.value_and_gradient
 
     def watched(energy, teacher, student):

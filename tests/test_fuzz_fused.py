@@ -176,7 +176,7 @@ def fused(setup, *tensors):
 
 
 def dense(setup, *tensors):
-    """The same from whole logits, differentiated by the backend."""
+    """The same from the full logits, differentiated by the backend."""
     tensors = dict(zip(INPUTS, tensors, strict=True))
     coefficients = tensors["coefficients"]
     supervised = ops.any(coefficients != 0, axis=0)

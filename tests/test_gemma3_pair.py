@@ -78,7 +78,7 @@ def test_first_step_against_float64():
     x, y, weight = distiller.preprocessor(vqa_records(EXAMPLES))
     logits = {}
     for role in ("teacher", "student"):
-        # The same pictures for both stand with the student alone.
+        # The same images for both stand with the student alone.
         whole = getattr(distiller, role)({**x["student"], **x[role]})
         where = x[f"{role}_positions"][..., None]
         logits[role] = np.take_along_axis(ops.convert_to_numpy(whole), where, axis=1)

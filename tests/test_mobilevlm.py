@@ -10,7 +10,7 @@ from keras import ops
 from mobilevlm_golden import KINDS, SIZES, batch, golden, golden_model
 from test_families import moved_since, snapshot
 from tiny_families import tiny_mobilevlm
-from tiny_models import picture
+from tiny_models import random_image
 
 from keras_betakd.mobilevlm import LDPv2Projector, MobileVLMBackbone, MobileVLMCausalLM
 from keras_betakd.models import load_model
@@ -36,7 +36,7 @@ def test_image_features(kind):
 @pytest.mark.parametrize("case", ["A", "B"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_hidden_states_and_logits(kind, case):
-    """Batch B is padded, and one of its records has no picture."""
+    """Batch B is padded, and one of its records has no image."""
     model = golden_model(kind)
     inputs = batch(case, model.backbone.num_image_tokens)
     kept = inputs["padding_mask"]
@@ -51,7 +51,7 @@ def test_hidden_states_and_logits(kind, case):
 @pytest.mark.backends
 @pytest.mark.parametrize("kind", KINDS)
 def test_text_alone(kind):
-    """A batch without any picture: its places for pictures hold nothing of use."""
+    """A batch without any image: its places for images hold nothing of use."""
     model = golden_model(kind)
     inputs = {k: v[1:2] for k, v in batch("B", model.backbone.num_image_tokens).items()}
     assert not (inputs["token_ids"] < 0).any()
@@ -148,7 +148,7 @@ def test_fit_of_raw_records_as_any_model_of_keras_hub():
     model.compile(optimizer=keras.optimizers.Adam(3e-2))
     before = snapshot(model)
     records = {
-        "images": np.stack([picture(0), picture(1)]),
+        "images": np.stack([random_image(0), random_image(1)]),
         "prompts": ["<image>\nwhat color", "<image>\nwhat shape"],
         "responses": ["red", "a circle"],
     }
@@ -162,7 +162,7 @@ def test_fit_of_raw_records_as_any_model_of_keras_hub():
 def test_a_single_prompt_gives_a_single_answer():
     model = tiny_mobilevlm()
     model.compile(sampler="greedy")
-    single = {"prompts": "<image>\nwhat", "images": picture(0)}
+    single = {"prompts": "<image>\nwhat", "images": random_image(0)}
     answer = model.generate(single, max_length=110, strip_prompt=True)
     several = {key: [value] * 2 for key, value in single.items()}
     assert model.generate(several, max_length=110, strip_prompt=True) == [answer] * 2

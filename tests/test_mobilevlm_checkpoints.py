@@ -144,7 +144,7 @@ def test_every_public_layout_loads_to_the_same_numbers(tmp_path):
         expected = golden()["llava/B/logits"][kept]
         np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5, err_msg=name)
         assert model.backbone.get_config()["projector_type"] == "mlp2x_gelu"
-        # The original pads pictures; Hugging Face's port crops them.
+        # The original pads images; Hugging Face's port crops them.
         converter = model.preprocessor.image_converter
         assert converter.aspect_ratio == ("crop" if "port" in name else "pad")
         assert model.preprocessor.num_image_tokens == 16
@@ -278,7 +278,7 @@ def test_any_loader_of_presets_takes_a_public_checkpoint(tmp_path):
 
 
 def test_a_language_model_gets_a_new_projector(tmp_path):
-    """Where alignment pre-training starts: MobileLLaMA knows nothing of pictures."""
+    """Where alignment pre-training starts: MobileLLaMA knows nothing of images."""
     clip = write_clip(tmp_path / "clip")
     weights = without_tower(tensors("llava"))
     weights = {k: v for k, v in weights.items() if "mm_projector" not in k}

@@ -1,4 +1,4 @@
-"""Pairs that differ: vocabularies, tokenizers, pictures; and what of a pair trains."""
+"""Pairs that differ: vocabularies, tokenizers, images; and what of a pair trains."""
 
 import keras
 import numpy as np
@@ -142,8 +142,8 @@ def test_tokens_are_paired_where_the_same_text_was_read():
 )
 def test_models_with_different_tokenizers(teacher, student):
     teacher, student = teacher(width=12), student()
-    sees = getattr(teacher.preprocessor, "image_converter", None) is not None
-    records = vqa_records(3) if sees else TEXT
+    takes_images = getattr(teacher.preprocessor, "image_converter", None) is not None
+    records = vqa_records(3) if takes_images else TEXT
     with pytest.raises(ValueError, match="ULDEnergy"):
         BetaKDDistiller(teacher, student, ForwardKLEnergy())
     with pytest.raises(ValueError, match="Tokenizer.*Tokenizer.*ULDEnergy"):
@@ -159,10 +159,10 @@ def test_models_with_different_tokenizers(teacher, student):
     assert 0 < history["uld"][0] < 2
 
 
-# Pictures
+# Images
 
 
-def test_teacher_sees_and_student_reads():
+def test_teacher_takes_images_and_student_text_alone():
     teacher, student = tiny_gemma3(width=12), tiny_gemma_text()
     records = vqa_records(4)
     pair = teacher.preprocessor, student.preprocessor

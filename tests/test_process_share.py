@@ -29,7 +29,7 @@ def test_shares_hold_every_record_once(tmp_path):
             dataset.on_epoch_end()
 
 
-def test_only_the_pictures_of_a_share_are_read(tmp_path, monkeypatch):
+def test_only_the_images_of_a_share_are_read(tmp_path, monkeypatch):
     records = load_scienceqa(write_folder(str(tmp_path), num=12), "train")
     dataset = ScienceQADataset(records, 4)
     read = []

@@ -204,8 +204,8 @@ def test_every_public_name_is_documented():
     assert [n for n in public if n not in readme] == []
 
 
-def test_every_test_that_the_table_of_faults_names_exists():
-    """A test that is renamed would leave a kind of fault without one, unnoticed."""
+def test_every_test_that_the_table_of_bugs_names_exists():
+    """A renamed test would leave a kind of bug without its test, unnoticed."""
     with open(os.path.join(ROOT, "tests", "CASES.md")) as file:
         named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", file.read())
     assert len(named) > 80

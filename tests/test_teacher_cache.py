@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import pytest
 from test_families import model_of, records
-from tiny_models import picture, quantize
+from tiny_models import quantize, random_image
 
 from keras_betakd import (
     AttentionEnergy,
@@ -34,14 +34,14 @@ from keras_betakd import (
 from keras_betakd.teacher_cache import build
 
 K = 8
-PICTURES = (1, 0, 2, 1)  # of the records of a family that takes any number
+IMAGE_COUNTS = (1, 0, 2, 1)  # of the records of a family that takes any number
 
 
 def rows_of(name, count=3):
     """Records; where several models train on them, as many as make equal batches: each
     other size would be compiled anew. `test_order_and_batches_do_not_matter` has one.
     """
-    return records(name, PICTURES if name == "Gemma3" else (1,) * count)
+    return records(name, IMAGE_COUNTS if name == "Gemma3" else (1,) * count)
 
 
 def parts(*energies, beta=None):
@@ -83,7 +83,7 @@ def build_cache(name, directory, teacher=None, data=None, **kwargs):
 
 
 CASES = {
-    "pictures and features": (
+    "images and features": (
         "Gemma3",
         lambda: parts(
             ForwardKLEnergy(),
@@ -188,7 +188,7 @@ def test_all_classes_but_one_are_all_there_is(tmp_path):
 
 
 def test_order_and_batches_do_not_matter(tmp_path):
-    """Rows are found by id: dealt anew and cut otherwise, each record has its own."""
+    """Rows are found by id: shuffled and in other batches, each record has its own."""
     name, data = "PaliGemma", records("PaliGemma", (1,) * 5)
     teacher = model_of(name, 1, width=16)
     cached = build_cache(name, tmp_path, teacher, data)
@@ -226,9 +226,9 @@ def test_teacher_that_overflows_is_left_out_as_when_live(tmp_path):
     name, data = "Llama", rows_of("Llama")
     teacher = model_of(name, 1, width=16)
     embedding = teacher.backbone.token_embedding.embeddings
-    spoilt = keras.ops.convert_to_numpy(embedding).copy()
-    spoilt[teacher.preprocessor.tokenizer.token_to_id("▁red")] = np.nan
-    embedding.assign(spoilt)
+    corrupted = keras.ops.convert_to_numpy(embedding).copy()
+    corrupted[teacher.preprocessor.tokenizer.token_to_id("▁red")] = np.nan
+    embedding.assign(corrupted)
     for top_k in (None, 3):
         cached = build_cache(name, tmp_path / str(top_k), teacher, top_k=top_k)
         fed = distiller_of(cached, model_of(name, 0), *parts(ForwardKLEnergy()))
@@ -298,16 +298,16 @@ def test_what_is_there_is_not_made_again(tmp_path, monkeypatch):
     (tmp_path / "00001.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="has lost its file '00001"):
         CachedTeacher(tmp_path)
-    asked = []
+    computed = []
     outputs = build.TeacherSource.outputs
 
     def counted(source, batch):
-        asked.extend(batch["ids"])
+        computed.extend(batch["ids"])
         return outputs(source, batch)
 
     monkeypatch.setattr(build.TeacherSource, "outputs", counted)
     build_until(tmp_path, last=None)
-    assert asked == ["q2", "q3"]
+    assert computed == ["q2", "q3"]
     assert contents(tmp_path) == before
 
 
@@ -320,7 +320,7 @@ def text_cache(tmp_path_factory):
 
 @pytest.fixture
 def cache(text_cache, tmp_path):
-    """A copy of a small cache, to be spoilt."""
+    """A copy of a small cache, to be damaged."""
     for name, data in contents(text_cache).items():
         (tmp_path / name).write_bytes(data)
     return tmp_path
@@ -381,14 +381,14 @@ def test_other_records_are_refused(data, message, text_cache):
         read(text_cache, data)
 
 
-def test_augmented_picture_is_refused(tmp_path):
+def test_augmented_image_is_refused(tmp_path):
     name, data = "Gemma3", rows_of("Gemma3")
     cached = build_cache(name, tmp_path)
     fed = distiller_of(cached, model_of(name, 0), *parts(ForwardKLEnergy()))
-    # The same picture in another dtype is the same picture.
+    # The same image in another dtype is the same image.
     data["images"][0] = [image.astype("float32") for image in data["images"][0]]
     fed.evaluate(data, verbose=0)
-    data["images"][2] = [data["images"][2][0], picture(99)]
+    data["images"][2] = [data["images"][2][0], random_image(99)]
     with pytest.raises(ValueError, match="'q2' is not what it was.*augmentation"):
         fed.evaluate(data, verbose=0)
 

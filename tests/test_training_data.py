@@ -90,7 +90,7 @@ def test_weights_travel_in_x(preprocessor):
     assert weight[0].tolist() == [1, 1, 0, 0, 0, 0]
 
 
-def test_records_are_dealt_anew_each_epoch():
+def test_records_are_shuffled_each_epoch():
     records = {"prompts": list("abcdefgh"), "responses": list("ABCDEFGH")}
     keras.utils.set_random_seed(3)
     dataset = RecordBatches(records, batch_size=8, shuffle=True)
@@ -167,7 +167,7 @@ def weight_of_another_shape(x, y, weight):
 
 
 @pytest.mark.parametrize(
-    "spoil, message",
+    "corrupt, message",
     [
         (negative_weight, "finite and not negative"),
         (nan_weight, "finite and not negative"),
@@ -176,9 +176,9 @@ def weight_of_another_shape(x, y, weight):
     ],
     ids=lambda x: getattr(x, "__name__", ""),
 )
-def test_bad_batches_are_refused(spoil, message):
+def test_bad_batches_are_refused(corrupt, message):
     with pytest.raises(ValueError, match=message):
-        distiller().train_on_batch(*spoil(*token_batch()))
+        distiller().train_on_batch(*corrupt(*token_batch()))
 
 
 @pytest.mark.backends
