@@ -38,7 +38,7 @@ class Batches(keras.utils.PyDataset):
 
 
 def plain():
-    """Every kind of beta and of state, masked examples, a teacher's row of NaN."""
+    """All kinds of beta and of state, masked examples, and a teacher's row of NaN."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(11, 3, 4)).astype("float32")
     y = rng.integers(0, CLASSES, size=(11, 3))
@@ -69,7 +69,7 @@ def plain():
 
 
 def images():
-    """The fused head; a part with images beside one with text alone, and reversed."""
+    """The fused head; images on some devices, text alone on others, then reversed."""
     teacher, student = tiny_gemma3(width=16, heads=4), tiny_gemma3(heads=4)
     rng = np.random.default_rng(0)
     for model in (teacher, student):
@@ -99,7 +99,7 @@ def images():
 
 
 def trained(case, seed=0):
-    """What a case comes to: the numbers that training shows, and all variables."""
+    """Trains a case; returns what training reports, and all variables."""
     keras.utils.set_random_seed(seed)
     distiller, dataset = case()
     distiller.compile(keras.optimizers.SGD(0.02, momentum=0.5))
@@ -127,7 +127,7 @@ def as_list(variable):
 
 
 def check_same(received, expected):
-    """Compares what `trained` returned."""
+    """Asserts that two results of `trained` are equal."""
     assert received.keys() == expected.keys()
     # Bit for bit: the first process's on all of them, and never moved.
     assert received["teacher kept"] == expected["teacher given"]
@@ -140,14 +140,14 @@ def check_same(received, expected):
 
 
 def write(folder, **found):
-    """Writes results, and only then under their names: another process may wait."""
+    """Writes each result to a JSON file of its name."""
     for name, result in found.items():
         with open(os.path.join(folder, f"{name}.json"), "w") as file:
             json.dump(result, file)
 
 
 def on_devices(folder):
-    """Several devices of this process."""
+    """Runs the cases on several devices of this process."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -168,7 +168,7 @@ def on_devices(folder):
 
 
 def in_process(folder):
-    """One process of several: JAX's, or PyTorch's under torchrun."""
+    """Runs the cases in one process of several: with JAX, or PyTorch by torchrun."""
     if keras.backend.backend() == "torch":
         import torch
 

@@ -78,7 +78,7 @@ def keeper(way, folder):
     ],
 )
 def test_it_sees_the_same_data_and_has_the_same_losses(tmp_path, way, unbroken):
-    """Broken off in the third epoch, it once went on with the first one's order."""
+    """Resumed in the third epoch, a run once repeated the first epoch's data order."""
     with pytest.raises(KeyboardInterrupt):
         fit(distiller(), [keeper(way, tmp_path), Stop()])
     # A student with another start: everything must come from the file.
@@ -114,7 +114,7 @@ def test_a_second_fit_does_not_repeat_the_first_order():
 
 
 def test_a_list_of_callbacks_made_by_the_user():
-    """The order of the data was put in front of it as if it were a plain list."""
+    """A callback for the data order was once prepended to it as to a plain list."""
     model, history = distiller(), keras.callbacks.History()
     callbacks = keras.callbacks.CallbackList([history], model=model)
     model.fit(Rows(), callbacks=callbacks, verbose=0)
@@ -122,7 +122,7 @@ def test_a_list_of_callbacks_made_by_the_user():
 
 
 def test_a_full_disk_is_an_error_and_the_last_good_file_stays(tmp_path):
-    """A file that was half written took the place of the good one."""
+    """A half-written file once replaced the last complete one."""
     model = distiller()
     backup = TrainingBackup(tmp_path)
     fit(model, [backup], epochs=1)

@@ -139,7 +139,7 @@ CHECKS = {
 @settings(max_examples=500)
 @given(ANSWERS)
 def test_ten_thousand_answers(answers):
-    """500 times 20 of them, to every scorer."""
+    """Passes 500 times 20 random answers to every scorer."""
     for benchmark, check in CHECKS.items():
         check(QUESTIONS[benchmark], answers)
 
@@ -161,7 +161,7 @@ few = settings(max_examples=200)
 @few
 @given(predictions=st.dictionaries(IDS, VALUES, max_size=N) | VALUES)
 def test_predictions_of_any_kind(benchmark, predictions):
-    """Whatever ids and answers there are: a score, or a documented error."""
+    """Arbitrary ids and answers give a score or a documented error."""
     try:
         score = SCORERS[benchmark](QUESTIONS[benchmark], predictions)
     except (TypeError, ValueError) as error:

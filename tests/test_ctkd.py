@@ -48,8 +48,8 @@ def test_value_and_gradient_against_float64(form, power):
 
 @pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
 def test_the_gradient_of_theta_is_reversed(strength):
-    """Not reversed, as in the code released with Beta-KD, the temperature is learned to
-    make the loss small, and there is no adversary."""
+    """Without the reversal, as in the code released with Beta-KD, the temperature
+    learns to make the loss small instead of large."""
     energy = kd.CTKDEnergy(10, initial_temperature=3.0)
     energy.schedule.strength.assign(strength)
     theta = math.log(2 / 18)
@@ -106,8 +106,8 @@ def temperature64(network, teacher, student, low=1.0, high=21.0):
 
 
 def test_a_predicted_temperature_against_float64():
-    """The student's gradient must not flow through the temperature: it would learn to
-    make it easy."""
+    """The student's gradient must not flow through the temperature, which it could use
+    to lower the loss."""
     energy = mlp_energy()
     teacher = ops.convert_to_tensor(TEACHER, "float32")
     value, (gradient,) = value_and_grad(
@@ -143,7 +143,7 @@ def test_excluded_classes_and_agreement(make):
 
 
 def test_reference_values():
-    """The numbers of the code released with Beta-KD, by its own conventions."""
+    """The numbers of the code released with Beta-KD, with its own conventions."""
     folder = os.path.join(os.path.dirname(__file__), "golden")
     with np.load(os.path.join(folder, "energies.npz")) as file:
         golden = dict(file)

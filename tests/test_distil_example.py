@@ -72,7 +72,7 @@ def test_lora_student_and_int8_teacher(monkeypatch, tmp_path, folder, capsys):
     [("reader", ["--energy", "forward-kl"]), ("other", ["--energy", "uld"])],
 )
 def test_a_student_without_vision(monkeypatch, tmp_path, folder, student, options):
-    """Of the teacher's tokenizer, and of another."""
+    """With the teacher's tokenizer and with another one."""
     run(
         monkeypatch,
         *("--teacher", folder / "teacher", "--student", folder / student),

@@ -18,7 +18,7 @@ BACKEND = keras.backend.backend()
 
 @pytest.fixture(scope="module")
 def expected():
-    """What one device makes of each case."""
+    """The results of each case on one device."""
     names = ("plain",) if BACKEND == "tensorflow" else ("plain", "images")
     return {
         name: distribution_cases.trained(getattr(distribution_cases, name))

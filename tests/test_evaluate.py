@@ -75,7 +75,7 @@ def official(report):
 
 @pytest.fixture
 def told(monkeypatch, data):
-    """Makes a stand-in for decoding, which says the right answers.
+    """Returns a function that replaces generation by the right answers.
 
     It returns the ids it was prompted with, and stops like Ctrl-C after `stop_after`.
     """
@@ -130,7 +130,7 @@ def test_right_answers_get_the_best_score(name, data, told, tmp_path):
 
 @pytest.mark.parametrize("family", ["Gemma3", "PaliGemma", "MobileVLM"])
 def test_the_answers_are_those_of_the_model(data, family, tmp_path):
-    """Whether a family's batches are answered one by one or together."""
+    """Holds whether a family's batches are answered one by one or together."""
     preset = saved(FAMILIES[family](width=16, sequence_length=160), tmp_path / family)
     args = arguments("gqa", data["gqa"], preset, tmp_path / "out", "--batch-size", 2)
     assert main(args) == 0
@@ -309,7 +309,7 @@ def test_answers_of_another_run(data, told, tmp_path, capsys, changed, message):
 
 
 def test_a_preset_that_was_trained_again(data, told, tmp_path, capsys):
-    """At the same path: its old answers are not its own."""
+    """The answers of an earlier model at the same path are not reused."""
     told("gqa")
     preset = tmp_path / "preset"
     preset.mkdir()
@@ -444,7 +444,7 @@ def test_two_versions_of_a_benchmark(data, tmp_path, capsys):
 
 
 def test_answers_without_a_score(data, told, tmp_path, capsys):
-    """POPE's F1 is not defined if nothing is rightly said to be there."""
+    """POPE's F1 is undefined if there is no true positive."""
     told("pope", tell=lambda question: "no")
     args = arguments("pope", data["pope"], "any", tmp_path)
     assert main(args) == 1

@@ -35,7 +35,7 @@ def presets(tmp_path_factory):
 
 
 def test_real_models_on_a_real_folder(monkeypatch, tmp_path, presets, capsys):
-    """Letters, text-only questions beside images, LoRA, bfloat16."""
+    """With choice letters, text-only questions beside images, LoRA and bfloat16."""
     data = write_folder(str(tmp_path / "data"), num=12)
     output = tmp_path / "output"
     run(
@@ -61,7 +61,7 @@ def test_real_models_on_a_real_folder(monkeypatch, tmp_path, presets, capsys):
 
 @pytest.fixture(scope="module")
 def short_run(tmp_path_factory):
-    """The path without data of one's own, a step long: its arguments and output."""
+    """Arguments of a run of one step on made-up data, and its output."""
     folder, printed = tmp_path_factory.mktemp("output"), io.StringIO()
     arguments = ["--output", folder, "--epochs", 1, "--batch-size", 8]
     arguments += ["--limit", 8, "--eval-limit", 8]

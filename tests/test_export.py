@@ -13,7 +13,7 @@ EXPORTED = SUPPORT["`Model.export`"]
 
 
 def serve(path, inputs):
-    """What the written file alone answers."""
+    """The outputs of the exported file, without the model."""
     if BACKEND == "torch":
         import torch
 
@@ -30,7 +30,7 @@ def serve(path, inputs):
     "name", [n for n, where in EXPORTED.items() if NAMES[BACKEND] in where]
 )
 def test_exported_model_answers_as_the_student(name, tmp_path):
-    """As the README says: fixed shapes; without them, no family exports on JAX."""
+    """Shapes are fixed, as in the README: without that no family exports on JAX."""
     model = model_of(name)
     rows = records(name)
     if name == "Gemma4":  # pools by the width of the widest image of a batch

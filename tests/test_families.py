@@ -42,7 +42,7 @@ OWN_VIEWS = [*VISION, "GPT2", "Llama"]
 
 
 def on_backends(names):
-    """Families as parameters, those that a backend can break by their views marked."""
+    """Families as parameters; those whose views differ by backend are marked."""
     marks = {name: pytest.mark.backends for name in OWN_VIEWS}
     return [pytest.param(n, marks=marks.get(n, ())) for n in names]
 
@@ -61,7 +61,7 @@ def records(name, images=(1, 1)):
 
 
 def model_of(name, seed=0, **kwargs):
-    """A model whose logits depend on all it is given."""
+    """A model whose logits depend on all of its inputs."""
     keras.utils.set_random_seed(seed)
     model = FAMILIES[name](**kwargs)
     rng = np.random.default_rng(seed)
@@ -73,7 +73,7 @@ def model_of(name, seed=0, **kwargs):
 
 @functools.cache
 def trained(name):
-    """A distiller after one step, its batch, and all weights from before the step."""
+    """A distiller after one step, its batch, and all weights before the step."""
     teacher, student = model_of(name, 1, width=16), model_of(name, 0)
     distiller = BetaKDDistiller(
         teacher,
@@ -95,13 +95,13 @@ def snapshot(model):
 
 
 def moved_since(before, model):
-    """Paths by identity: two layers of a model may have the same path."""
+    """Changed variables, compared by identity: two layers may share a path."""
     pairs = zip(before, model.weights, strict=True)
     return {id(w): w.path for old, w in pairs if (old != ops.convert_to_numpy(w)).any()}
 
 
 class Whole(keras.Model):
-    """A model compiled, without the preprocessing of keras-hub's `predict`."""
+    """A compiled model, without the preprocessing of keras-hub's `predict`."""
 
     def __init__(self, model):
         super().__init__()
@@ -126,7 +126,7 @@ class RowLogits(keras.Model):
 
 
 def logits_at_rows(model, rows, compiled=None, shaped=None):
-    """The logits of the answer rows, (B, K, V), their weights, and what was put in."""
+    """The logits of the answer rows, (B, K, V), their weights, and the inputs."""
     preprocessor = model.preprocessor
     x, _, weight = DistillationPreprocessor(preprocessor, preprocessor, K)(rows)
     inputs = {"x": x["student"], "positions": x["student_positions"]}
@@ -137,7 +137,7 @@ def logits_at_rows(model, rows, compiled=None, shaped=None):
 
 
 def only(rows, i):
-    """Record i in a batch of its own, of the same size: nothing to compile anew."""
+    """Record i as a batch of the same size, so that nothing is compiled again."""
     return {key: [value[i]] * len(value) for key, value in rows.items()}
 
 
@@ -163,7 +163,7 @@ def with_places_of(x, other):
 
 
 def own_logits(model, name, x):
-    """The model's own, as far as it gives each record of a batch what is its own."""
+    """The model's own logits, computed so that no record affects another."""
     if name == "Gemma3n":
         return own_gemma3n_logits(model, x)
     if name == "Qwen3_5":
@@ -215,7 +215,7 @@ def test_rows_equal_the_models_own_logits(name):
 
 
 def test_qwen_positions_are_those_of_its_own_preprocessor():
-    """For one image at a time; keras-hub counts those of a batch from the first."""
+    """With one image at a time; keras-hub counts those of a batch from the first."""
     preprocessor = model_of("Qwen3_5").preprocessor
     for i, shape in enumerate(SHAPES):
         rows = {"prompts": ["see <image> what"], "images": [[random_image(i, *shape)]]}
@@ -270,7 +270,7 @@ def test_rows_of_variants(variant):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_answer_and_its_end_alone_are_weighted(name):
-    """BLIP-2's own preprocessor, and those for text, weigh the question as well."""
+    """The preprocessors of BLIP-2 and of text families weigh the question as well."""
     preprocessor = model_of(name).preprocessor
     rows = records(name)
     _, y, weight = DistillationPreprocessor(preprocessor, preprocessor, K)(rows)
@@ -282,7 +282,7 @@ def test_the_answer_and_its_end_alone_are_weighted(name):
 
 @pytest.mark.parametrize("name", VISION)
 def test_a_sequence_too_short_is_refused_by_name(name):
-    """A packer cuts in silence; the image's tokens go first where it comes last."""
+    """keras-hub's packers cut silently; image tokens are lost where they come last."""
     preprocessor = model_of(name).preprocessor
     limits = {"sequence_length": 3}
     if name == "BLIP2_FlanT5":
@@ -349,7 +349,7 @@ def test_mixed_batches_give_each_record_what_it_has_alone(name):
 
 @pytest.mark.parametrize("name", VISION)
 def test_the_image_changes_the_logits(name):
-    """A forgotten image would leave every other test green."""
+    """No other test would notice that the images are not used."""
     model = model_of(name)
     rows = records(name)
     rows["prompts"] = rows["prompts"][:1] * 2
@@ -415,7 +415,7 @@ def test_lora_student_and_quantised_teacher(name):
 
 @pytest.mark.parametrize("name", VISION[2:])
 def test_features_of_images(name):
-    """Image tokens of a teacher of another width; or a refusal that says why.
+    """The image tokens of a teacher of another width, or an error that says why not.
 
     `test_features.py` has PaliGemma and Gemma 3, and their attention.
     """

@@ -152,7 +152,7 @@ def test_an_example_shares_its_weight_among_its_tokens():
 
 
 def some_energies(*names):
-    """The energies of these names; a step of all eight compiles for long."""
+    """The energies of these names; compiling a step with all eight takes long."""
     every = {
         "cosine": kd.CosineProbsEnergy(),
         "mse": kd.FeatureMSEEnergy(),

@@ -241,7 +241,7 @@ def compare(subject, case, values, gradient, weights):
 
 
 def scale_and_rounding(subject, teacher, student):
-    """By how much scores must move to matter, and what their rounding loses of that."""
+    """The scale of a noticeable change of the scores, and their rounding error."""
     x = np.stack([teacher, student]).astype("float64")
     if subject.temperature is not None:
         t = subject.temperature
@@ -279,9 +279,8 @@ def kinks(subject, teacher, student):
 
 
 def undecided(subject, teacher, student, step):
-    """What the adaptive KL and its gradient may be off by: its halves are weighed by a
-    ratio of gaps, which rounding decides where they are small, and a toss where classes
-    tie."""
+    """Largest error of the adaptive KL and of its gradient. Its halves are weighed by a
+    ratio of gaps, decided by rounding where they are small and arbitrary at ties."""
     if "adaptive" not in subject.name:
         return 0.0, 0.0
     p, q = (np.exp(log_softmax(x, subject.temperature)) for x in (teacher, student))

@@ -82,7 +82,7 @@ ENERGIES = {
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What is compiled once: rows, classes, rows of a tile, precision, soft cap."""
+    """The compiled settings: rows, classes, tile rows, precision, soft cap."""
 
     rows: int
     classes: int

@@ -61,9 +61,9 @@ def three_steps():
 
 @pytest.mark.traced
 def test_same_numbers_on_every_backend():
-    """Three steps of training. On PyTorch, Keras clears the gradients of parameters
-    listed by path; two models of one family share their paths, and the student's
-    gradients were never cleared: the first step was right, the others were not."""
+    """Compares three training steps. On PyTorch, Keras clears the gradients of
+    parameters by their paths; two models of one family share paths, and the student's
+    gradients were not cleared: all steps but the first were wrong."""
     with open(GOLDEN) as file:
         expected = json.load(file)
     for step, (was, now) in enumerate(zip(expected, three_steps(), strict=True)):

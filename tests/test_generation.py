@@ -24,7 +24,7 @@ def random_weights(model):
 
 
 def deep_pali_gemma():
-    """Three layers: with one, the cache holds nothing of a token's context."""
+    """Three layers: with one, the cache is independent of a token's context."""
     model = tiny_pali_gemma(width=16)
     config = {**model.backbone.get_config(), "num_layers": 3}
     return keras_hub.models.PaliGemmaCausalLM(
@@ -35,7 +35,7 @@ def deep_pali_gemma():
 
 @pytest.fixture(scope="module")
 def text_model():
-    """One model for the tests that leave it as it was: JAX compiles it once."""
+    """One model for tests that do not change it, so that JAX compiles it once."""
     model = random_weights(tiny_gemma_text(width=16))
     model.compile(sampler="greedy")
     return model
@@ -160,7 +160,7 @@ def test_limits_on_length_are_exact(text_model):
 
 
 def forced(model, pieces):
-    """Makes a text model say the pieces in turn, whatever the prompt."""
+    """Makes a text model generate the pieces in turn, for any prompt."""
     tokenizer = model.preprocessor.tokenizer
     ids = [tokenizer.token_to_id(piece) for piece in pieces]
     generate_step = model.generate_step

@@ -51,7 +51,7 @@ def test_hidden_states_and_logits(kind, case):
 @pytest.mark.backends
 @pytest.mark.parametrize("kind", KINDS)
 def test_text_alone(kind):
-    """A batch without any image: its places for images hold nothing of use."""
+    """In a batch without any image, the image inputs are unused placeholders."""
     model = golden_model(kind)
     inputs = {k: v[1:2] for k, v in batch("B", model.backbone.num_image_tokens).items()}
     assert not (inputs["token_ids"] < 0).any()
@@ -100,7 +100,7 @@ RELEASED = {
 
 
 def test_parameters_of_the_released_sizes():
-    """Counted without a weight being made, in a process that holds nothing after."""
+    """Counts parameters without creating weights, in a process of its own."""
     code = f"""
 import math, keras
 from keras_betakd.mobilevlm import MobileVLMBackbone
@@ -125,7 +125,7 @@ for (width, layers, heads, inner), projector, count in {list(RELEASED.values())}
 
 
 def test_blocks_after_the_features_are_not_run():
-    """The last block's weights come with every checkpoint and must change nothing."""
+    """Every checkpoint has the last block's weights; they must change nothing."""
     model = golden_model("llava")
     inputs = batch("A", 16)
     before = ops.convert_to_numpy(model(inputs))
@@ -169,7 +169,7 @@ def test_a_single_prompt_gives_a_single_answer():
 
 
 def test_a_preset_loads_in_another_precision(tmp_path):
-    """All of it: the tower too, which is no part of the functional model's layers."""
+    """This includes the tower, which is not among the functional model's layers."""
     model = tiny_mobilevlm()
     model.save_to_preset(tmp_path / "preset")
     loaded = load_model(tmp_path / "preset", dtype="bfloat16")

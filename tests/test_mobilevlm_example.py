@@ -45,7 +45,9 @@ def stage(folder, name, student, data, *more):
     )
 
 
-def test_a_language_model_learns_to_see_in_two_stages(monkeypatch, folder, capsys):
+def test_a_language_model_learns_to_use_images_in_two_stages(
+    monkeypatch, folder, capsys
+):
     """The first stage starts from public checkpoints, the second from a preset."""
     language_model = folder / "language_model"
     run(monkeypatch, *stage(folder, "pretrain", language_model, "captions.json"))

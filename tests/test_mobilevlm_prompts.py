@@ -39,7 +39,7 @@ def preprocessor(**kwargs):
 
 
 def turns(case):
-    """Prompts and responses; a leading answer is the data loader's affair."""
+    """Prompts and responses; the data loader handles a leading answer."""
     said = [m for m in case["conversations"] if m["value"] != "ignored"]
     prompts = [m["value"] for m in said if m["from"] == "human"]
     return prompts, [m["value"] for m in said if m["from"] == "gpt"]
@@ -69,7 +69,7 @@ def test_token_ids_and_labels_of_conversations(case):
 
 @named("train")
 def test_what_the_model_is_trained_on(case):
-    """Shifted by one, with every image's tokens, and nothing masked in silence."""
+    """Labels are shifted by one, with all image tokens; nothing is masked silently."""
     layer = preprocessor(template=case["version"])
     if case["name"] in MASKED:
         with pytest.raises(ValueError, match=MASKED[case["name"]]):

@@ -101,7 +101,7 @@ def test_samples_without_ids_are_named_by_their_place():
 
 
 def test_an_epoch_without_a_single_step_is_an_error():
-    """It ended with a loss of 0, which looks like a success."""
+    """It once ended with a loss of 0, which looks like a success."""
     with (
         pytest.warns(RuntimeWarning, match="'zwei'"),
         pytest.raises(NonFiniteError, match="All 1 batches of epoch 1 were skipped"),
@@ -140,7 +140,7 @@ def test_finite_gradients_are_told_apart(nonfinite, finite, dtype):
 
 
 def test_the_optimizer_is_in_a_weights_file_once(tmp_path):
-    """Keras' walk of a wrapped optimizer would write its moments twice."""
+    """Keras' traversal of a wrapped optimizer would write its moments twice."""
     model, again = distiller(0.0), distiller(0.0)
     fit(model, [0, 1])
     path = str(tmp_path / "x.weights.h5")

@@ -80,7 +80,7 @@ def test_one_excluded_class_is_not_counted_as_nonfinite():
     "beta", [pytest.param(TaskBeta, marks=pytest.mark.traced), InstanceBeta]
 )
 def test_a_model_that_overflows_behind_one_word(beta):
-    """Through the fused head; the word is in the second batch of two."""
+    """With the fused head; the word that overflows is in the second of two batches."""
     teacher, student = tiny_text("Llama", width=12), tiny_text("Llama")
     records = {"prompts": ["what color", "a zebra"], "responses": ["red", "yes"]}
     embedding = teacher.backbone.token_embedding.embeddings

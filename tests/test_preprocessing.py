@@ -25,7 +25,7 @@ def pieces(preprocessor, ids, weights):
 
 @pytest.mark.parametrize("other", [tiny_gemma3, tiny_pali_gemma])
 def test_both_models_answer_the_same_tokens(gemma3, other):
-    """Another number of image tokens, another length, the same answers."""
+    """The models differ in image tokens and length; the answers are the same."""
     student = other(image_size=32, sequence_length=60).preprocessor
     x, y, weight = DistillationPreprocessor(gemma3, student, 6)(vqa_records(3))
     assert pieces(gemma3, y[0], weight[0]) == ["▁red", "<eos>"]
@@ -55,7 +55,7 @@ def test_prompt_tokens_carry_no_weight(gemma3):
 
 
 def test_records_as_keras_hub_takes_them(gemma3):
-    """Its own mark in the prompt, one array of images, strings as bytes."""
+    """With an image mark in the prompt, one array of images, and strings as bytes."""
     records = {
         "prompts": np.array([b"<start_of_image>\nwhat color?"] * 2),
         "responses": np.array([b"red", b"blue"]),
@@ -89,7 +89,7 @@ def test_a_sequence_that_fits_exactly_is_not_refused():
 
 
 def test_an_image_that_would_be_cut_names_its_record():
-    """keras-hub cuts image tokens in silence, while the features stay."""
+    """keras-hub silently truncates image tokens but keeps their features."""
     student = tiny_gemma3(sequence_length=40).preprocessor
     records = vqa_records(2)
     records["prompts"][1] = "is there a circle? " * 4 + "<image>"
@@ -192,7 +192,7 @@ def test_bad_capacity_is_refused(gemma3):
 
 
 def test_text_families_train_on_the_response_alone():
-    """keras-hub's own text preprocessors take one text and weigh all of it."""
+    """keras-hub's text preprocessors take one text and weigh all of it."""
     preprocessor = tiny_gemma_text(sequence_length=32).preprocessor
     records = {"prompts": ["what color is it?"], "responses": ["red"]}
     x, y, weight = DistillationPreprocessor(preprocessor, preprocessor, 6)(records)

@@ -101,7 +101,7 @@ def test_align_kd_and_kl_up_to_what_they_count(case):
 
 
 def test_adaptive_kl_is_not_the_released_one():
-    """Whose gradient grows without bound as the student comes close."""
+    """The released one's gradient is unbounded as the student comes close."""
     teacher, student, mask, _ = inputs("j_near_identical")
     _, (gradient,) = value_and_grad(
         lambda x: released_energy("adaptive_kl")(
@@ -151,7 +151,7 @@ def test_task_weighting(case):
 
 
 def test_instance_weighting():
-    """Of each example's own losses; there a batch's mean was copied to all of it."""
+    """By each example's own losses; the released code gives all the batch's mean."""
     name = "weighting/instance/per_sample_losses_feat2d"
     losses = GOLDEN["weighting/per_sample_losses"]
     value = total("instance", losses, -GOLDEN[f"{name}/log_vars"].T)
@@ -178,7 +178,7 @@ def test_in_a_distiller(name):
 
 
 def test_unknown_names_are_refused():
-    """There they fall back to another loss without a word."""
+    """The released code falls back to another loss without a warning."""
     with pytest.raises(ValueError, match="must be one of .*'fkl'"):
         released_energy("forward-kl")
     with pytest.raises(ValueError, match="must be one of"):

@@ -84,7 +84,7 @@ def test_training_gives_the_same_numbers_as_with_two_towers():
 @pytest.mark.traced
 @pytest.mark.parametrize("entry", ["train_on_batch", "evaluate"])
 def test_weights_loaded_later_part_the_towers(entry):
-    """What was compiled for one tower would go on giving the teacher the student's."""
+    """What was compiled for one tower would keep giving both models its features."""
     distiller, records = pair(), vqa_records(EXAMPLES)
     distiller.test_on_batch(records)
     distiller.train_on_batch(records)

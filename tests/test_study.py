@@ -51,7 +51,7 @@ def test_every_family_is_drawn_and_every_choice_is_right_somewhere(problems):
 
 
 def test_magnets_that_attract_repel_when_one_is_turned():
-    """Read from the pixels: unlike poles face each other across the gap."""
+    """Checks the pixels: unlike poles face each other across the gap."""
     for problem in make_problems(300, seed=5):
         if problem.family != "magnets":
             continue
@@ -106,7 +106,7 @@ def test_every_arm_can_be_made():
 
 
 def test_a_held_beta_is_a_fixed_one():
-    """The grid's betas stand in variables; nothing else may differ."""
+    """The grid's betas are variables; nothing else may differ."""
     weights = keras.ops.array([[0.5], [0.5]])
     held, fixed = BETAS["fixed"](3.0), keras_betakd.FixedBeta(3.0)
     assert np.isclose(float(held(weights)), float(fixed(weights)))
@@ -166,7 +166,7 @@ def test_the_report_finds_the_grid_s_choice_and_the_difference_to_it(tmp_path):
 @pytest.mark.backends
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="the study runs on JAX")
 def test_runs_side_by_side_are_those_of_fit(tmp_path):
-    """The loop over Keras' training steps gives what `fit` gives."""
+    """The loop over Keras' training steps gives the results of `fit`."""
     import runs
     from tasks import Split, Task
     from tiny_models import tiny_gemma_text

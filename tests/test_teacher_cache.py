@@ -38,9 +38,9 @@ IMAGE_COUNTS = (1, 0, 2, 1)  # of the records of a family that takes any number
 
 
 def rows_of(name, count=3):
-    """Records; where several models train on them, as many as make equal batches: each
-    other size would be compiled anew. `test_order_and_batches_do_not_matter` has one.
-    """
+    """Records. Where several models train on them, their number fills equal batches,
+    since every other size would be compiled again.
+    `test_order_and_batches_do_not_matter` has one."""
     return records(name, IMAGE_COUNTS if name == "Gemma3" else (1,) * count)
 
 
@@ -76,7 +76,7 @@ def assert_same(got, expected, rtol=1e-5):
 
 
 def build_cache(name, directory, teacher=None, data=None, **kwargs):
-    """A cache of a teacher alone; small batches, so that there are several."""
+    """Builds a cache of a teacher alone; small batches, so that there are several."""
     teacher = teacher or model_of(name, 1, width=16)
     kwargs = {"batch_size": 2, "max_response_length": K, "verbose": 0} | kwargs
     return cache_teacher(teacher, data or rows_of(name), directory, **kwargs)
@@ -136,7 +136,7 @@ def test_dense_path_and_a_vocabulary_in_common(top_k, tmp_path):
 
 
 class TopK(ForwardKLEnergy):
-    """Forward KL from a teacher that is known as the issue says, in plain NumPy."""
+    """Forward KL from the teacher's top-k probabilities, in plain NumPy."""
 
     fuses = False
 
@@ -151,7 +151,7 @@ class TopK(ForwardKLEnergy):
 
 
 def known_by_top_k(logits, k):
-    """Log-probabilities: the k best, and the rest shared alike."""
+    """Log-probabilities: the best k, and the rest spread uniformly."""
     ops = keras.ops
     log_p = ops.log_softmax(ops.cast(logits, "float32"), axis=-1)
     ranks = ops.argsort(ops.argsort(-log_p, axis=-1), axis=-1)
@@ -163,7 +163,7 @@ def known_by_top_k(logits, k):
 @pytest.mark.backends
 @pytest.mark.parametrize("top_k", [4, None])
 def test_quantised_teacher(top_k, tmp_path):
-    """Its head has no matrix to keep: the logits are kept themselves."""
+    """Its head has no matrix to store, so the cache stores logits."""
     name = "Llama"
     data, teacher = rows_of(name, 4), model_of(name, 1, width=16)
     quantize(teacher, "int8")
@@ -177,7 +177,7 @@ def test_quantised_teacher(top_k, tmp_path):
 
 
 def test_all_classes_but_one_are_all_there_is(tmp_path):
-    """What is left after the best V - 1 is one class, known by the rest."""
+    """Only one class is left after the best V - 1, so the rest determines it."""
     data, teacher = rows_of("Llama", 4), model_of("Llama", 1, width=16)
     energies = ForwardKLEnergy(), ReverseKLEnergy(), CosineProbsEnergy()
     live = distiller_of(teacher, model_of("Llama", 0), *parts(*energies))
@@ -188,7 +188,7 @@ def test_all_classes_but_one_are_all_there_is(tmp_path):
 
 
 def test_order_and_batches_do_not_matter(tmp_path):
-    """Rows are found by id: shuffled and in other batches, each record has its own."""
+    """Rows are found by id: each record gets its own in any order and batch size."""
     name, data = "PaliGemma", records("PaliGemma", (1,) * 5)
     teacher = model_of(name, 1, width=16)
     cached = build_cache(name, tmp_path, teacher, data)
@@ -204,7 +204,7 @@ def test_order_and_batches_do_not_matter(tmp_path):
 
 @pytest.mark.backends
 def test_half_precision_is_kept_as_such(tmp_path):
-    """Rows of a bfloat16 teacher take two bytes a number, and lose nothing."""
+    """Rows of a bfloat16 teacher take two bytes a number, without loss."""
     name, data = "Llama", rows_of("Llama", 4)
     teacher = model_of(name, 1, width=16)
     teacher = type(teacher).from_config(teacher.get_config() | {"dtype": "bfloat16"})
@@ -245,7 +245,7 @@ def contents(directory):
 
 
 class Stopping(keras.utils.PyDataset):
-    """Batches of one record, until the power fails."""
+    """Batches of one record; calls `fail` at record `last`."""
 
     def __init__(self, data, last, fail):
         super().__init__()
@@ -327,7 +327,7 @@ def cache(text_cache, tmp_path):
 
 
 def read(directory, data=None):
-    """What training reads."""
+    """Reads the batches as training does."""
     student = model_of("Llama", 0).preprocessor
     teacher = CachedTeacher(directory).preprocessor
     return DistillationPreprocessor(teacher, student, K)(data or rows_of("Llama"))
@@ -414,7 +414,7 @@ def test_two_records_with_one_id(tmp_path):
 
 
 def test_disk_that_is_full(tmp_path):
-    """A file is whole or not there; the message says which could not be written."""
+    """No partial file is left; the message names the file that could not be written."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
     try:
@@ -427,7 +427,7 @@ def test_disk_that_is_full(tmp_path):
 
 
 def test_goes_to_other_processes(text_cache):
-    """Workers of a data set get a copy; open files cannot be copied."""
+    """Workers of a data set get a copy, and open files cannot be copied."""
     teacher = CachedTeacher(text_cache).preprocessor
     data = rows_of("Llama")
     expected = teacher.encode(data, data["ids"], K).inputs

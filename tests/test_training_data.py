@@ -107,7 +107,7 @@ def test_records_are_shuffled_each_epoch():
 @pytest.mark.backends
 @pytest.mark.traced
 def test_fit_and_evaluate_on_raw_records():
-    """The three lines of the README, end to end, with validation."""
+    """Runs the three lines of the README end to end, with validation."""
     teacher, student = tiny_gemma3(width=16), tiny_gemma3()
     distiller = BetaKDDistiller(teacher, student, ForwardKLEnergy())
     distiller.compile(optimizer=keras.optimizers.AdamW(1e-2))
@@ -183,7 +183,7 @@ def test_bad_batches_are_refused(corrupt, message):
 
 @pytest.mark.backends
 def test_ignored_labels_without_weight_are_harmless():
-    """Out of range, they gave another result on each backend."""
+    """Labels out of range once gave different results on each backend."""
     x, y, weight = token_batch()
     expected = distiller().test_on_batch(x, y, weight)
     y[weight == 0] = -100

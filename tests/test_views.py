@@ -72,7 +72,7 @@ def test_vision_tower_is_the_encoder_without_its_projector(make):
 
 @pytest.mark.backends
 def test_text_only_sample_has_the_numbers_it_has_alone():
-    """An empty image beside it must change nothing, and must not crash."""
+    """An empty image beside it must change nothing, and must not raise an error."""
     model = tiny_gemma3()
     view, preprocessor = view_of(model), model.preprocessor
     preprocess = DistillationPreprocessor(preprocessor, preprocessor, 4)
@@ -99,7 +99,7 @@ def test_text_only_sample_has_the_numbers_it_has_alone():
 @pytest.mark.backends
 @pytest.mark.parametrize("name", ["Gemma3", "Gemma4"])
 def test_as_many_records_as_image_tokens(name):
-    """On TensorFlow their images were written into each other."""
+    """On TensorFlow their image features were once written into each other."""
     model = model_of(name, **({"max_images": 1} if name == "Gemma3" else {}))
     view, preprocessor = view_of(model), model.preprocessor
     preprocess = DistillationPreprocessor(preprocessor, preprocessor, 4)

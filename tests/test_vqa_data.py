@@ -136,14 +136,14 @@ def test_invalid_rows(rows, error, message):
 
 
 class Feature:
-    """As `datasets.Image`."""
+    """Stands for `datasets.Image`."""
 
     def __init__(self, decode=True):
         self.decode = decode
 
 
 class Table:
-    """As a `datasets.Dataset` of images, which counts what it reads."""
+    """Stands for a `datasets.Dataset` with images; counts the rows that are read."""
 
     def __init__(self, rows, decode=True):
         self.rows = rows
@@ -342,7 +342,7 @@ def test_questions_of_vqav2_that_cannot_be_used_are_skipped(tmp_path):
 
 
 def llava_entries(folder):
-    """What LLaVA's converter writes of the test split."""
+    """Entries of the test split as LLaVA's converter writes them."""
     entries = []
     for record in load_scienceqa(folder, "test"):
         prompt = scienceqa_prompt(record).removeprefix("<image>\n")
@@ -510,7 +510,7 @@ few = settings(max_examples=150)
 @few
 @given(which=st.sampled_from([0, 1]), mutation=mutations())
 def test_damaged_files(folders, name, which, mutation):
-    """A documented error, or records."""
+    """Damaged files give records or a documented error."""
     path = folders / DAMAGED[name][which]
     intact = path.read_text()
     way, new = mutation

@@ -96,7 +96,7 @@ def tiny_gemma3n(width=8, sequence_length=96, max_images=2, vision=True):
 
 
 def _mobilenet():
-    """16 x 16 images to 2 x 2 places."""
+    """Maps 16 x 16 images to 2 x 2 positions."""
     blocks = {
         "stackwise_block_types": [["er"], ["er"]],
         "stackwise_num_filters": [[16], [16]],
@@ -204,7 +204,7 @@ def tiny_qwen3_5(
 
 
 def _qwen_vision(width):
-    """Known to keras-hub's presets by its name alone."""
+    """A vision encoder that keras-hub does not export: it is looked up by its name."""
     sizes = {
         "depth": 1,
         "hidden_size": 16,
