@@ -1,4 +1,4 @@
-"""What the tests of distribution train; as a script, in the processes they start.
+"""The trainings that `test_distribution.py` compares; also run as a script by it.
 
     python distribution_cases.py FOLDER devices       8 devices of JAX, 2 of TensorFlow
     python distribution_cases.py FOLDER process       one process of several

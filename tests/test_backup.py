@@ -1,4 +1,4 @@
-"""A training that is broken off goes on as if nothing had been."""
+"""A resumed training gives the results of an uninterrupted one."""
 
 import resource
 import signal

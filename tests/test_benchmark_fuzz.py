@@ -1,4 +1,4 @@
-"""Random answers never crash a scorer, nor give a number that cannot be."""
+"""Random answers never crash a scorer or give a score outside its range."""
 
 import pytest
 from hypothesis import given, settings

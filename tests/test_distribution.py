@@ -1,4 +1,4 @@
-"""Many devices and many processes come to what one device comes to."""
+"""Several devices and several processes give the results of one device."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`keras.Model.export` of every family whose own logits are right when it has run."""
+"""An exported student answers as the student does, in the families that can do it."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""The fused head on random rows and heads: dense logits and float64 say the same.
+"""The fused head on random rows and heads, against dense logits and float64.
 
 See `test_fuzz_energies.py` for the command of a long run.
 """

@@ -1,4 +1,4 @@
-"""A pair of Gemma 3 with weights that need no seed: the same numbers everywhere."""
+"""A pair of Gemma 3 with fixed weights gives the same numbers on every backend."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Images of every kind come out alike, and broken ones say so."""
+"""Images of every kind are read alike, and broken ones raise an error."""
 
 import io
 import warnings
