@@ -267,7 +267,7 @@ def test_numbers_against_separate_runs_in_float64():
     ],
     ids=["grid2", "grid4"],
 )
-def test_fused_and_whole_logits_train_alike(grid, names):
+def test_fused_and_full_logits_train_alike(grid, names):
     runs = []
     for fused in (True, False):
         distiller = pair(

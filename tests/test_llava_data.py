@@ -456,7 +456,7 @@ def places(value):
 
 @settings(max_examples=150)
 @given(st.data())
-def test_mutated_records_are_sound_or_refused(folder, data):
+def test_mutated_records_are_valid_or_refused(folder, data):
     entries = copy.deepcopy(ITEMS)
     for _ in range(data.draw(st.integers(1, 3))):
         container, key = data.draw(st.sampled_from(list(places(entries))))
@@ -479,7 +479,7 @@ def test_mutated_records_are_sound_or_refused(folder, data):
 
 @settings(max_examples=100)
 @given(st.data())
-def test_a_file_with_a_hole_is_sound_or_refused(folder, data):
+def test_a_file_with_a_hole_is_valid_or_refused(folder, data):
     text = "\n".join(map(json.dumps, ITEMS)).encode()
     start = data.draw(st.integers(0, len(text)))
     stop = data.draw(st.integers(start, len(text)))
