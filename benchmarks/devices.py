@@ -1,4 +1,4 @@
-"""What a pair needs of each device, and how many devices pay: on paper, no run.
+"""Estimates memory and speed of a pair on several devices; nothing is run.
 
     python benchmarks/devices.py --plot benchmarks/devices.png
 
@@ -41,7 +41,7 @@ TILE_COPIES = 8  # float32 copies of a tile of logits on an accelerator, see `fu
 
 
 def memory(pair, rows, tokens, model_axis=1, weight_shards=1, cached=False):
-    """Bytes on each device, by what they are for.
+    """Bytes on each device, by purpose.
 
     Args:
         pair: teacher and student.
@@ -102,7 +102,7 @@ def parse_arguments():
     add("--bandwidth", type=float, default=40e9, help="the same between nodes")
     add("--latency", type=float, default=10e-6, help="seconds a hop")
     add("--overlap", type=float, default=0.7, help="share of the backward pass")
-    add("--plot", help="file to write the picture to")
+    add("--plot", help="file to write the plot to")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: fresh processes, medians, spread and peak memory."""
+"""Helpers of the benchmarks: fresh processes, medians, spread and peak memory."""
 
 import ctypes
 import gc
@@ -146,7 +146,7 @@ class Table:
         self._write((*columns, "ms", "range", "peak MB", "of floor"))
 
     def add(self, names, path, numbers):
-        """One line; `path` "floor" is what the lines after it are compared with."""
+        """Writes one line; the lines after the `path` "floor" are compared with it."""
         failed = "failed" in numbers
         if path == "floor":
             self._floor = None if failed else median(numbers)

@@ -1,11 +1,10 @@
-"""How time and memory of head and loss grow, fused and with whole logits; and a plot.
+"""Measures how time and memory of head and loss grow, fused and with full logits.
 
     python benchmarks/scaling.py --backend jax --plot benchmarks/scaling.png
 
 Varies one of vocabulary V, answers K, positions T (K of them supervised), batch B and
 number of energies E; the others stay at V=16,384, K=T=128, B=1, E=1, with hidden widths
-of 256 and 512. `fused` is what the distiller does by default, `whole logits` is
-`fused=False`.
+of 256 and 512. `fused` is the default of the distiller, `full logits` is `fused=False`.
 """
 
 import argparse
@@ -23,7 +22,7 @@ SERIES = {
 DEFAULTS = {"V": 16384, "K": 128, "T": 128, "B": 1, "E": 1}
 NAMES = {"V": "vocabulary", "K": "answers", "T": "positions", "B": "batch"}
 NAMES["E"] = "energies"
-LABELS = {"ours": "fused", "dense": "whole logits"}
+LABELS = {"ours": "fused", "dense": "full logits"}
 
 
 def main():
@@ -31,7 +30,7 @@ def main():
     parser.add_argument("--backend", default="jax")
     parser.add_argument("--vary", nargs="+", default=list(SERIES), choices=SERIES)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--plot", help="file to write the picture to")
+    parser.add_argument("--plot", help="file to write the plot to")
     options = parser.parse_args()
     line = "{:<11} {:<10} {:>7} {:<13} {:>9} {:>9}\n"
     head = ("backend", "varied", "", "path", "ms", "peak MB")

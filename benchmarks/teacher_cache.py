@@ -1,12 +1,12 @@
-"""What a teacher cache saves and what top-k costs: time an epoch, error an energy.
+"""Measures the time that a teacher cache saves, and the error of energies by top-k.
 
     python benchmarks/teacher_cache.py                   # time an epoch, every path
     python benchmarks/teacher_cache.py --errors          # of each energy, by top_k
 
-Time: the Gemma-3-shaped pair of `train_step.py`, on raw records with a picture each,
+Time: the Gemma-3-shaped pair of `train_step.py`, on raw records with an image each,
 preprocessing included. `live` runs the teacher, `cached` and `top_k` read a cache (64
 classes); `finetune` is the student's own keras-hub `fit` on the same records, and
-`answers` the least a fine-tuning can do: the student's cross-entropy on the answer rows
+`answers` a lower bound of fine-tuning: the student's cross-entropy on the answer rows
 alone. Each path runs in a fresh process; the table gives the median of `--repeats`
 epochs per step, the range of the middle 80 %, and the peak of memory.
 

@@ -3,8 +3,8 @@
     python benchmarks/train_step.py                    # every path and vocabulary
     python benchmarks/train_step.py --backends jax --vocabulary 32000
 
-320 positions of which 256 are image tokens and 8 answers. The floor is what no way of
-distilling can do without: the teacher's backbone forward, the student's forward and
+320 positions of which 256 are image tokens and 8 answers. The floor is the part that
+every way of distilling has: the teacher's backbone forward, the student's forward and
 backward, both heads on the answer rows, and the optimizer. Every path is trained by
 Keras' own `fit`; a run is `--steps` steps. Each path runs in fresh processes, which
 take turns over `--rounds`; the table gives the median of all runs, `--repeats` in each
@@ -143,7 +143,7 @@ def gemma3(classes, width, layers):
 
 
 def inputs(batch, classes):
-    """What keras-hub's preprocessor gives: prompt with a picture, answer, padding."""
+    """What keras-hub's preprocessor gives: prompt with an image, answer, padding."""
     rng = np.random.default_rng(0)
     image = np.arange(TOKENS) < IMAGE_TOKENS
     x = {

@@ -28,7 +28,7 @@ SHAPES = ("circle", "rectangle", "triangle")
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 YES_NO = ("yes", "no")
 
-# The skill of a problem is what must be recognized; its category, how it is asked.
+# The skill of a problem is what must be recognized; its category, the question type.
 SKILLS = ("name colour", "name shape", "presence of colour", "presence of shape")
 
 IMAGE_NAME = "image.png"

@@ -66,13 +66,13 @@ def two_moments(teacher):
 
 
 def built(beta):
-    """A beta with features of two numbers, whose width only a batch would tell."""
+    """Builds a beta with two features; only a batch would tell their number."""
     beta.build((None, None), (None, 2))
     return beta
 
 
 def energies_and_betas():
-    """Energy and beta of each name, at settings that are not the defaults."""
+    """Returns energy and beta by name, with settings other than the defaults."""
     slow = {"multiplier": 3.0}
     small = {"hidden_units": 3, "multiplier": 5.0}
     return {
@@ -123,7 +123,7 @@ def task_weighting(beta):
 
 
 def patterned(model, start):
-    """`model` with weights between -1/2 and 1/2 from whole numbers, no generator."""
+    """Sets weights between -1/2 and 1/2 computed from integers, without a generator."""
     values = []
     for i, weight in enumerate(model.get_weights()):
         numbers = np.arange(weight.size) * 7919 + 131 * i + start
@@ -179,16 +179,16 @@ def records():
     ramp = np.arange(16 * 16 * 3).reshape(16, 16, 3)
     images = [ramp % 256, ramp * 7 % 256, 255 - ramp * 5 % 256]
     question = "<image>\nQuestion: "
-    asked = "what color is the shape?", "is there a circle?", "which shape is present?"
+    texts = "what color is the shape?", "is there a circle?", "which shape is present?"
     return {
-        "prompts": [question + text for text in asked],
+        "prompts": [question + text for text in texts],
         "responses": ["red", "yes", "the triangle"],
         "images": [[image.astype("uint8")] for image in images],
     }
 
 
 def _fixed_features(beta):
-    """Features of fixed numbers, as wide as a predicted beta was built for."""
+    """Fixed feature values, as wide as those that a predicted beta was built for."""
     width = {"hidden_states": TEACHER_WIDTH, "uncertainty": 3}.get(beta.features, 2)
     shape = (2, 3, width) if beta.per_token else (2, width)
     numbers = np.arange(np.prod(shape)) * 7 % 11 / 11

@@ -28,8 +28,8 @@ def write_benchmark(name, folder, num):
     """Writes the files of a benchmark to `folder`, and returns it.
 
     The right answers are colours, yes or no, or letters. `num` is the number of
-    questions; in MME that of pictures a task, in POPE that of questions a category,
-    in MMBench that of questions, each asked twice.
+    questions; in MME that of images a task, in POPE that of questions a category,
+    in MMBench that of questions, each in two rotations.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _WRITERS[name](folder, num)
@@ -44,7 +44,7 @@ def _gqa(folder, num):
     lines, annotations = [], {}
     for k in range(num):
         text, answer = _colored_question(k)
-        image = _picture(folder / "images", f"n{k}.jpg", k)
+        image = _image(folder / "images", f"n{k}.jpg", k)
         lines.append({"question_id": str(200 + k), "image": image, "text": text})
         annotations[str(200 + k)] = {
             "question": text,
@@ -63,11 +63,11 @@ def _textvqa(folder, num):
     lines, entries = [], []
     for k in range(num):
         text, answer = _colored_question(k)
-        # Two questions about each picture, so that the id of a line is not unique.
+        # Two questions about each image, so that the id of a line is not unique.
         name = f"a{k // 2}"
-        image = _picture(folder / "train_images", f"{name}.jpg", k // 2)
-        asked = f"{text}\nReference OCR token: RED, {k}"
-        lines.append({"question_id": name, "image": image, "text": asked})
+        image = _image(folder / "train_images", f"{name}.jpg", k // 2)
+        prompt = f"{text}\nReference OCR token: RED, {k}"
+        lines.append({"question_id": name, "image": image, "text": prompt})
         entries.append(
             {
                 "question_id": 34600 + k,
@@ -87,7 +87,7 @@ def _pope(folder, num):
     for category in POPE_CATEGORIES:
         labels = []
         for k in range(num):
-            image = _picture(folder / "val2014", f"COCO_{k}.jpg", k)
+            image = _image(folder / "val2014", f"COCO_{k}.jpg", k)
             text = f"Is there a cat or {k} in the image?"
             label = "no" if k % 2 else "yes"
             labels.append({"image": image, "text": text, "label": label})
@@ -104,7 +104,7 @@ def _mme(folder, num):
         images = root / task / ("images" if task in APART else "")
         texts.mkdir(parents=True)
         for k in range(num):
-            _picture(images, f"{k:04d}.png", k)
+            _image(images, f"{k:04d}.png", k)
             lines = [("yes", "Yes"), ("no", "No")]
             text = "".join(
                 f"Is it {word}? Please answer yes or no.\t{answer}\n"
@@ -129,7 +129,7 @@ def _mmbench(folder, num):
                     *options,
                     answer,
                     f"leaf {k % 2}",
-                    base64.b64encode(_picture_bytes(k, "PNG")).decode(),
+                    base64.b64encode(_image_bytes(k, "PNG")).decode(),
                     "logic_reasoning",
                     "dev",
                 ]
@@ -149,14 +149,14 @@ def _questions(path, lines):
     write_jsonl(path, [{**line, "text": line["text"] + SUFFIX} for line in lines])
 
 
-def _picture(folder, name, k):
+def _image(folder, name, k):
     folder.mkdir(parents=True, exist_ok=True)
     file_format = "PNG" if name.endswith("png") else "JPEG"
-    (folder / name).write_bytes(_picture_bytes(k, file_format))
+    (folder / name).write_bytes(_image_bytes(k, file_format))
     return name
 
 
-def _picture_bytes(k, file_format):
+def _image_bytes(k, file_format):
     color = list(COLORS.values())[k % len(COLORS)]
     file = io.BytesIO()
     pixels = np.broadcast_to(np.array(color, "uint8"), (9 + k % 5, 12, 3))

@@ -21,7 +21,7 @@ def cases(benchmark, *left_out):
 
 
 def case(benchmark, name):
-    """One case."""
+    """One recorded case by name."""
     return next(found for found in GOLDEN[benchmark] if found["name"] == name)
 
 

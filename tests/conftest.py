@@ -67,7 +67,7 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves to PyTorch alone what is not marked `backends`."""
+    """Deselects tests without the mark `backends` on JAX and TensorFlow."""
     if keras.backend.backend() == "torch" or config.getoption("--everywhere"):
         return
     ours = [item for item in items if item.get_closest_marker("backends")]
@@ -82,7 +82,7 @@ def pytest_report_header(config):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Says how many random examples held, where the fuzz tests ran."""
+    """Reports how many random examples the fuzz tests checked."""
     if "fuzz_cases" in sys.modules:
         held = sys.modules["fuzz_cases"].EXAMPLES
         terminalreporter.write_line(f"{sum(held.values())} fuzz examples: {dict(held)}")
@@ -90,10 +90,10 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(autouse=True)
 def graphs_where_they_matter(request):
-    """On TensorFlow, makes graphs of what is marked `traced`, and of nothing else.
+    """On TensorFlow, traces graphs in tests marked `traced` only.
 
-    To trace a step takes some 8 s there, which was most of the time of the suite. What
-    is left runs the same operations one by one.
+    Tracing a step takes about 8 s there, most of the time of the suite. The other tests
+    run the same operations eagerly.
     """
     traced = request.node.get_closest_marker("traced")
     traced = traced or request.config.getoption("--everywhere")
@@ -109,7 +109,7 @@ def graphs_where_they_matter(request):
 
 @pytest.fixture(autouse=True)
 def clean_keras_state():
-    """Seed every test alike, and give back a global dtype policy it changed."""
+    """Seeds every test alike, and restores the global dtype policy afterwards."""
     keras.utils.set_random_seed(0)
     yield
     keras.config.set_dtype_policy("float32")

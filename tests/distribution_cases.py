@@ -1,4 +1,4 @@
-"""What the tests of distribution train; as a script, in the processes they start.
+"""The trainings that `test_distribution.py` compares; also run as a script by it.
 
     python distribution_cases.py FOLDER devices       8 devices of JAX, 2 of TensorFlow
     python distribution_cases.py FOLDER process       one process of several
@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 from plain_models import CLASSES, linear_model
-from tiny_models import picture, tiny_gemma3
+from tiny_models import random_image, tiny_gemma3
 
 import keras_betakd
 from keras_betakd import AnalyticBeta, InstanceBeta, ProcessShare, TaskBeta, TokenBeta
@@ -38,7 +38,7 @@ class Batches(keras.utils.PyDataset):
 
 
 def plain():
-    """Every kind of beta and of state, masked examples, a teacher's row of NaN."""
+    """All kinds of beta and of state, masked examples, and a teacher's row of NaN."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(11, 3, 4)).astype("float32")
     y = rng.integers(0, CLASSES, size=(11, 3))
@@ -68,19 +68,19 @@ def plain():
     return distiller, Batches({"student": x, "teacher": theirs}, y, weight)
 
 
-def pictures():
-    """The fused head; a part with pictures beside one with text alone, and reversed."""
+def images():
+    """The fused head; images on some devices, text alone on others, then reversed."""
     teacher, student = tiny_gemma3(width=16, heads=4), tiny_gemma3(heads=4)
     rng = np.random.default_rng(0)
     for model in (teacher, student):
         for variable in model.variables:
             variable.assign(variable + rng.normal(size=variable.shape, scale=0.1))
-    sees = [True, True, False, False, False, False, True]
+    has_image = [True, True, False, False, False, False, True]
     question = "Question: what color is the shape?"
     records = {
-        "prompts": [f"<image>\n{question}" if s else question for s in sees],
+        "prompts": [f"<image>\n{question}" if has else question for has in has_image],
         "responses": ["red", "blue is teal", "yes", "no", "green", "teal", "one two"],
-        "images": [[picture(i)] if s else [] for i, s in enumerate(sees)],
+        "images": [[random_image(i)] if has else [] for i, has in enumerate(has_image)],
     }
     energies = {
         "kl": keras_betakd.ForwardKLEnergy(),
@@ -99,7 +99,7 @@ def pictures():
 
 
 def trained(case, seed=0):
-    """What a case comes to: the numbers that training shows, and all variables."""
+    """Trains a case; returns what training reports, and all variables."""
     keras.utils.set_random_seed(seed)
     distiller, dataset = case()
     distiller.compile(keras.optimizers.SGD(0.02, momentum=0.5))
@@ -127,7 +127,7 @@ def as_list(variable):
 
 
 def check_same(received, expected):
-    """Compares what `trained` returned."""
+    """Asserts that two results of `trained` are equal."""
     assert received.keys() == expected.keys()
     # Bit for bit: the first process's on all of them, and never moved.
     assert received["teacher kept"] == expected["teacher given"]
@@ -140,14 +140,14 @@ def check_same(received, expected):
 
 
 def write(folder, **found):
-    """Writes results, and only then under their names: another process may wait."""
+    """Writes each result to a JSON file of its name."""
     for name, result in found.items():
         with open(os.path.join(folder, f"{name}.json"), "w") as file:
             json.dump(result, file)
 
 
 def on_devices(folder):
-    """Several devices of this process."""
+    """Runs the cases on several devices of this process."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -155,7 +155,7 @@ def on_devices(folder):
         two = [tf.config.LogicalDeviceConfiguration()] * 2
         tf.config.set_logical_device_configuration(processor, two)
         with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-            write(folder, plain=trained(plain), pictures=trained(pictures))
+            write(folder, plain=trained(plain), images=trained(images))
         return
     parallel = keras.distribution.DataParallel(auto_shard_dataset=False)
     with parallel.scope():
@@ -164,11 +164,11 @@ def on_devices(folder):
     mesh = keras.distribution.DeviceMesh((2, 4), ("batch", "model"), devices)
     layouts = keras_betakd.layout_map(mesh)
     with keras.distribution.ModelParallel(layout_map=layouts).scope():
-        write(folder, pictures=trained(pictures))
+        write(folder, images=trained(images))
 
 
 def in_process(folder):
-    """One process of several: JAX's, or PyTorch's under torchrun."""
+    """Runs the cases in one process of several: with JAX, or PyTorch by torchrun."""
     if keras.backend.backend() == "torch":
         import torch
 
@@ -186,7 +186,7 @@ def in_process(folder):
     seed = rank if keras.backend.backend() == "torch" else 0
     found = {f"plain{rank}": trained(plain, seed)}
     if keras.backend.backend() == "torch":
-        found[f"pictures{rank}"] = trained(pictures, seed)
+        found[f"images{rank}"] = trained(images, seed)
     write(folder, **found)
 
 

@@ -17,7 +17,7 @@ def log_softmax(x, temperature=1.0):
 
 
 def kl(log_p, log_q):
-    """sum p log(p / q); infinite where q excludes what p allows."""
+    """sum p log(p / q); infinite where q excludes a class that p allows."""
     allowed = log_p > -np.inf
     gap = np.where(allowed, log_p, 0.0) - np.where(allowed, log_q, 0.0)
     return np.where(gap == np.inf, np.inf, np.exp(log_p) * np.where(allowed, gap, 0.0)
@@ -43,7 +43,7 @@ def jensen_shannon(log_p, log_q, w):
 
 
 def adaptive_kl(log_p, log_q, log_fixed, mass=0.5):
-    """With the nucleus: the fewest of the largest classes that hold `mass`."""
+    """The head is the nucleus: the fewest largest classes that hold `mass`."""
     p, gap = np.exp(log_p), np.abs(np.exp(log_p) - np.exp(log_fixed))
     order = np.argsort(-p, axis=-1, kind="stable")
     before = np.cumsum(np.take_along_axis(p, order, -1), -1)
@@ -71,7 +71,7 @@ def decoupled(log_p, log_q, labels, alpha=1.0, beta=8.0):
 
 
 def taid(log_p, log_q, log_fixed, t):
-    """Infinite where no class is left for the target."""
+    """Infinite where the target has no class left."""
     target = log_softmax((1 - WIDE(t)) * log_fixed + WIDE(t) * log_p)
     return np.where(np.isnan(target).any(-1), np.inf, kl(target, log_q))
 
@@ -84,7 +84,7 @@ def sorted_distance(p, q):
 
 
 def _supported(teacher, student):
-    """The logits with 0 where both exclude a class, where the rest is, its size."""
+    """Logits, 0 where both exclude a class; the mask and number of other classes."""
     both = (teacher == -np.inf) & (student == -np.inf)
     teacher, student = (np.where(both, 0.0, x.astype(WIDE)) for x in (teacher, student))
     return teacher, student, ~both, (~both).sum(-1, keepdims=True)
@@ -127,12 +127,12 @@ def feature_cosine(teacher, student):
     return 0.5 * ((unit(teacher) - unit(student)) ** 2).sum(-1)
 
 
-def slopes(value, teacher, student, labels, step):
+def gradients(value, teacher, student, labels, step):
     """Central differences of each row's value, (N, V), by each of its entries.
 
     Args:
         value: teacher, student and fixed scores and labels of so many rows to values.
-        teacher, student: (N, V); a class of -inf gets the slope 0.
+        teacher, student: (N, V); a class of -inf gets the gradient 0.
         labels: (N,).
         step: (N,), how far to move an entry.
     """

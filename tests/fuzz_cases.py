@@ -29,7 +29,7 @@ EXAMPLES = collections.Counter()
 
 @dataclasses.dataclass
 class Cases:
-    """So many cases: scores (N, T, V) in float32, holding values of `dtype`; weights
+    """A number of cases: scores (N, T, V) in float32 with values of `dtype`; weights
     and labels (N, T)."""
 
     dtype: str
@@ -39,19 +39,19 @@ class Cases:
     labels: np.ndarray
 
     def supervised(self, *arrays):
-        """The rows that carry weight, one after the other."""
+        """The rows with a positive weight, in order."""
         return [x[self.weights != 0] for x in arrays]
 
 
 def rounded(x, dtype):
-    """float32 numbers that `dtype` holds."""
+    """float32 numbers that are representable in `dtype`."""
     x = ops.cast(ops.convert_to_tensor(np.asarray(x, "float32")), dtype)
     return np.array(ops.convert_to_numpy(ops.cast(x, "float32")))
 
 
 @st.composite
 def pairs(draw, rng, shape):
-    """Finite scores of teacher and student."""
+    """Finite scores of a teacher and a student."""
     scale, offset = (draw(st.sampled_from(x)) for x in (SCALES, [0.0, 0.0, 300.0]))
     teacher = scale * rng.normal(size=shape) + offset
     relation = draw(st.sampled_from(["apart", "apart", "near", "equal"]))
@@ -66,7 +66,7 @@ def pairs(draw, rng, shape):
 
 @st.composite
 def exclusions(draw, rng, shape):
-    """Classes to be -inf in the teacher and in the student; each keeps one."""
+    """Classes to be -inf in the teacher and in the student; each model keeps one."""
     pattern = draw(st.sampled_from(EXCLUDED))
     share = draw(st.sampled_from([0.2, 0.9]))
     sets = []

@@ -35,7 +35,7 @@ def finished(process):
 
 
 def run_killed(output, longest, kills, generator):
-    """Runs until it ends, killed at most so often; returns how often."""
+    """Runs to the end, killed at most a given number of times; returns the count."""
     count = 0
     while count < kills:
         process = start(output)
@@ -55,7 +55,7 @@ def run_killed(output, longest, kills, generator):
 
 
 def results(output):
-    """What a run leaves: its table without the seconds, its history, its weights."""
+    """Reads the results of a run: its table without the seconds, history, weights."""
     import h5py
 
     lines = output.with_suffix(".log").read_text().splitlines()
@@ -74,7 +74,7 @@ def results(output):
 
 
 def compare(expected, found):
-    """Raises where two runs differ."""
+    """Raises an error if two runs differ."""
     if expected[:2] != found[:2]:
         raise SystemExit("Tables or histories differ:\n" + "\n".join(found[0]))
     for name, value in expected[2].items():

@@ -32,7 +32,7 @@ STEPS = 3
 
 
 def expect_every_kind(distiller):
-    """Raises if the library has an energy or a beta that the distiller has not."""
+    """Raises an error if the distiller lacks an energy or a beta of the library."""
     used = {type(e) for e in distiller.energies.values()}
     used |= {type(b) for b in distiller.betas.values()}
     bases = keras_betakd.Energy, keras_betakd.Beta
@@ -42,7 +42,7 @@ def expect_every_kind(distiller):
 
 
 def trained():
-    """The distiller after a few steps, in which no state is what it was at first."""
+    """Returns the distiller after some steps; no state has its initial value."""
     keras.utils.set_random_seed(0)
     distiller = build_distiller(start=2)
     expect_every_kind(distiller)

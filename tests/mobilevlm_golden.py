@@ -52,7 +52,7 @@ def golden_model(kind, **kwargs):
 
 
 def batch(case, tokens, room=0):
-    """Inputs of batch A or B, each picture as `tokens` tokens, and `room` behind."""
+    """Inputs of batch A or B, each image as `tokens` tokens, and `room` behind."""
     ids, mask = golden()[f"{case}/input_ids"], golden()[f"{case}/attention_mask"]
     rows = []
     for row, kept in zip(ids, mask, strict=True):

@@ -21,7 +21,7 @@ class ConstantEnergy(Energy):
 
 
 def no_task_loss(y, logits):
-    """A cross-entropy of zero, so that the total is the term under test."""
+    """A cross-entropy of zero, so that the total is the energy term alone."""
     return 0.0 * logits[..., 0]
 
 

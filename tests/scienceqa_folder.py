@@ -1,4 +1,4 @@
-"""Writes a tiny data set in the official ScienceQA layout, pictures included."""
+"""Writes a tiny data set in the official ScienceQA layout, images included."""
 
 import json
 import os
@@ -20,7 +20,7 @@ SUBJECTS = ("natural science", "social science", "language science")
 def write_folder(directory, num=12, split_sizes=None, seed=0):
     """Writes `problems.json`, `pid_splits.json` and `images/` to `directory`.
 
-    Every other question shows a picture of one colour, in a size of its own, and
+    Every other question shows an image of one colour, in a size of its own, and
     asks for the colour; the rest are text alone and say the colour in the hint.
     The number of choices goes 2, 3, 4, 5 and round again.
 
@@ -90,8 +90,8 @@ def _write_image(directory, problem, pid, rng):
     os.makedirs(folder)
     shape = (rng.randint(6, 20), rng.randint(6, 20), 3)
     color = COLORS[problem["choices"][problem["answer"]]]
-    picture = np.broadcast_to(np.array(color, "uint8"), shape)
-    Image.fromarray(np.ascontiguousarray(picture)).save(
+    image = np.broadcast_to(np.array(color, "uint8"), shape)
+    Image.fromarray(np.ascontiguousarray(image)).save(
         os.path.join(folder, problem["image"])
     )
 

@@ -35,7 +35,7 @@ P = np.array([0.1, 0.4, 0.05, 0.3, 0.15], "float32")
     ],
 )
 def test_the_head_is_the_largest_classes_in_their_own_places(mass, rule, head):
-    """The paper's code marked places in ascending order and read them as classes."""
+    """The paper's code read positions in ascending order as classes."""
     rows = np.stack([P, P[::-1]])
     got = as_array(head_of(ops.convert_to_tensor(rows), mass, rule))
     np.testing.assert_array_equal(got, [head, head[::-1]])
@@ -53,7 +53,7 @@ def test_adaptive_kl_by_hand():
 
 
 def test_adaptive_kl_is_infinite_also_where_that_has_no_weight():
-    """The weight of the infinite direction is 0 in float32: the energy was NaN."""
+    """The infinite direction has weight 0 in float32; the energy was once NaN there."""
     teacher = np.array([[*np.log([0.4, 0.3, 0.3]), -math.inf]], "float32")
     student = np.array([[*np.log([0.5, 0.2, 0.3]), -60.0]], "float32")
     assert float(AdaptiveKLEnergy()(teacher, student)) == math.inf
@@ -89,7 +89,7 @@ def test_dkd_is_its_definition_and_binds_to_the_forward_kl():
 
 
 def test_dkd_without_other_classes():
-    """A teacher that allows the label alone teaches nothing of the others."""
+    """If the teacher allows the label alone, only the first part of DKD is left."""
     teacher = np.array([[0.0, -math.inf, -math.inf]], "float32")
     student = np.array([[math.log(0.5), math.log(0.3), math.log(0.2)]], "float32")
     target = {"logits": teacher, "labels": np.array([0])}

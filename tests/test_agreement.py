@@ -61,7 +61,7 @@ def test_chance_by_hand():
 
 @pytest.mark.parametrize("choices", ["AB", "ABCD"])
 def test_a_student_that_knows_nothing_of_its_teacher(choices):
-    """What it repeats is chance, however often it errs."""
+    """It repeats the teacher's errors at the rate of chance, whatever its accuracy."""
     rng = np.random.default_rng(0)
     size = 40_000
 

@@ -18,7 +18,7 @@ from archive_distiller import (
 
 
 def from_weights():
-    """Built anew from another start, then loaded; the teacher is not in the file."""
+    """Builds it from another start, then loads a file that has no teacher."""
     distiller = build_distiller(start=500)
     distiller.load_weights(WEIGHTS)
     return distiller

@@ -28,8 +28,8 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_weights_are_the_softmax_of_the_layer(name):
-    """On PyTorch keras-hub scales its queries in place: what had been read from the
-    layer before was scaled twice."""
+    """keras-hub scales its queries in place on PyTorch: queries recorded before that
+    were scaled twice."""
     model = set_weights(MODELS[name](), 1)
     view = view_of(model)
     preprocessor = DistillationPreprocessor(model.preprocessor, model.preprocessor, 6)
@@ -55,12 +55,12 @@ def test_weights_are_the_softmax_of_the_layer(name):
 
 
 def test_recording_inside_recording_leaves_nothing_behind():
-    """The inner one took the outer one's `call` away with its own."""
+    """The inner one once removed the outer one's `call` together with its own."""
     layer = view_of(tiny_gemma3()).image_projector()
-    picture = np.zeros((1, 1, 16, 16, 3), "float32")
+    image = np.zeros((1, 1, 16, 16, 3), "float32")
     with recorded(layer) as outer:
         with recorded(layer) as inner:
-            layer(picture)
-        layer(picture)
+            layer(image)
+        layer(image)
     assert [len(calls[0]) for calls in (outer, inner)] == [2, 1]
     assert "call" not in vars(layer)

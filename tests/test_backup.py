@@ -1,4 +1,4 @@
-"""A training that is broken off goes on as if nothing had been."""
+"""A resumed training gives the results of an uninterrupted one."""
 
 import resource
 import signal
@@ -17,7 +17,7 @@ X, Y, WEIGHT = token_batch(batch=10)
 
 
 class Rows(EpochDataset):
-    """Batches of two rows, dealt anew each epoch."""
+    """Batches of two rows, shuffled each epoch."""
 
     def __init__(self):
         super().__init__(range(len(X)), seed=0)
@@ -78,7 +78,7 @@ def keeper(way, folder):
     ],
 )
 def test_it_sees_the_same_data_and_has_the_same_losses(tmp_path, way, unbroken):
-    """Broken off in the third epoch, it once went on with the first one's order."""
+    """Resumed in the third epoch, a run once repeated the first epoch's data order."""
     with pytest.raises(KeyboardInterrupt):
         fit(distiller(), [keeper(way, tmp_path), Stop()])
     # A student with another start: everything must come from the file.
@@ -107,14 +107,14 @@ def test_a_second_fit_does_not_repeat_the_first_order():
     for _ in range(2):
         seen.clear()
         model.fit(dataset, verbose=0)
-        # Whatever looked at the first batches before training.
+        # Only the last five: the first batches may have been read before training.
         orders.append(tuple(seen[-5:]))
         assert sorted(i for rows in orders[-1] for i in rows) == list(range(10))
     assert orders[0] != orders[1]
 
 
 def test_a_list_of_callbacks_made_by_the_user():
-    """The order of the data was put in front of it as if it were a plain list."""
+    """A callback for the data order was once prepended to it as to a plain list."""
     model, history = distiller(), keras.callbacks.History()
     callbacks = keras.callbacks.CallbackList([history], model=model)
     model.fit(Rows(), callbacks=callbacks, verbose=0)
@@ -122,7 +122,7 @@ def test_a_list_of_callbacks_made_by_the_user():
 
 
 def test_a_full_disk_is_an_error_and_the_last_good_file_stays(tmp_path):
-    """A file that was half written took the place of the good one."""
+    """A half-written file once replaced the last complete one."""
     model = distiller()
     backup = TrainingBackup(tmp_path)
     fit(model, [backup], epochs=1)

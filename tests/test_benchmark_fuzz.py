@@ -1,4 +1,4 @@
-"""Random answers never crash a scorer, nor give a number that cannot be."""
+"""Random answers never crash a scorer or give a score outside its range."""
 
 import pytest
 from hypothesis import given, settings
@@ -68,7 +68,7 @@ QUESTIONS = {
 }
 
 
-def assert_sound(score, number):
+def assert_valid(score, number):
     low, high = score.interval
     assert 0.0 <= low <= number + 1e-9 and number - 1e-9 <= high <= 100.0
     assert 0 <= score.unparsed <= N and score.missing == 0
@@ -76,7 +76,7 @@ def assert_sound(score, number):
 
 def check_gqa(questions, answers):
     score = score_gqa(questions, answers)
-    assert_sound(score, score.accuracy)
+    assert_valid(score, score.accuracy)
     assert score.distribution >= 0.0
 
 
@@ -90,7 +90,7 @@ def check_textvqa(questions, answers):
         for question in questions
     ]
     score = score_textvqa(questions, textvqa_answers(questions, lines))
-    assert_sound(score, score.accuracy)
+    assert_valid(score, score.accuracy)
 
 
 def check_pope(questions, answers):
@@ -99,7 +99,7 @@ def check_pope(questions, answers):
     except ValueError as error:
         assert "is not defined" in str(error)  # As documented: no right yes.
     else:
-        assert_sound(score, score.mean_f1)
+        assert_valid(score, score.mean_f1)
 
 
 def check_mme(questions, answers):
@@ -112,7 +112,7 @@ def check_mmbench(rows, answers):
     answers = {row.id: text for row, text in zip(rows, answers.values(), strict=True)}
     for rule in MMBENCH_RULES:
         score = score_mmbench(rows, answers, rule)
-        assert_sound(score, score.circular_accuracy)
+        assert_valid(score, score.circular_accuracy)
         assert score.circular_accuracy <= score.vanilla_accuracy
         assert set(score.choices.values()) <= {*"ABCDEZ", None}
 
@@ -139,7 +139,7 @@ CHECKS = {
 @settings(max_examples=500)
 @given(ANSWERS)
 def test_ten_thousand_answers(answers):
-    """500 times 20 of them, to every scorer."""
+    """Passes 500 times 20 random answers to every scorer."""
     for benchmark, check in CHECKS.items():
         check(QUESTIONS[benchmark], answers)
 
@@ -161,7 +161,7 @@ few = settings(max_examples=200)
 @few
 @given(predictions=st.dictionaries(IDS, VALUES, max_size=N) | VALUES)
 def test_predictions_of_any_kind(benchmark, predictions):
-    """Whatever ids and answers there are: a score, or a documented error."""
+    """Arbitrary ids and answers give a score or a documented error."""
     try:
         score = SCORERS[benchmark](QUESTIONS[benchmark], predictions)
     except (TypeError, ValueError) as error:

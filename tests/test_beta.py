@@ -84,8 +84,8 @@ def test_nothing_supervised_adds_nothing():
 
 @pytest.mark.parametrize("raw", [-1e5, -1e3, -20.0, 20.0, 1e3, 1e5])
 def test_gradient_is_alive_beyond_the_bounds(raw):
-    """A clamp has none: a beta that momentum carried outside never came back. Nor had
-    x / sqrt(1 + x^2), by rounding, 4,000 times as far out as the bound."""
+    """A clamp has no gradient: a beta that momentum carried outside never came back. By
+    rounding, x / sqrt(1 + x^2) had none 4,000 times as far out as the bound either."""
     layer = InstanceBeta(multiplier=1.0)
     value, (slope,) = value_and_grad(layer.bounded, np.float32(raw))
     assert abs(value) <= np.float32(np.log(100.0))
@@ -93,7 +93,7 @@ def test_gradient_is_alive_beyond_the_bounds(raw):
 
 
 def test_far_outside_is_at_the_bound():
-    """Its square was infinite there, and beta back at its start."""
+    """The square of x was once infinite there, which set beta to its initial value."""
     layer = InstanceBeta(multiplier=1.0)
     assert float(layer.bounded(ops.array(1e25))) == pytest.approx(np.log(100.0))
 
@@ -108,7 +108,7 @@ def test_bounds_are_not_symmetric_when_the_start_is_not():
 @pytest.mark.parametrize("kind", [InstanceBeta, TaskBeta])
 @pytest.mark.parametrize("multiplier", [1.0, 500.0])
 def test_multiplier_speeds_up_but_does_not_inflate_the_gradient(multiplier, kind):
-    """An inflated gradient would crowd out the student's under global clipping."""
+    """An inflated gradient would dominate the student's under global clipping."""
     layer = kind(multiplier=multiplier)
     function = layer.bounded if kind is InstanceBeta else layer.unbounded
     _, (slope,) = value_and_grad(function, np.float32(0.0))
@@ -144,7 +144,7 @@ def test_a_task_beta_comes_back_from_its_bound(optimizer):
 
 @pytest.mark.parametrize("policy", ["float16", "bfloat16", "mixed_float16"])
 def test_beta_stays_float32(policy):
-    """1 + 1e-4 is 1 in bfloat16: a beta of that precision would stand still."""
+    """1 + 1e-4 is 1 in bfloat16: a beta of that precision would never change."""
     keras.config.set_dtype_policy(policy)
     layer = InstanceBeta(features="uncertainty", hidden_units=4)
     teacher = teacher_outputs()
@@ -195,7 +195,7 @@ def test_analytic_beta_follows_the_running_mean():
 
 @pytest.mark.parametrize("energy", [np.inf, np.nan])
 def test_an_energy_that_is_not_finite_leaves_an_analytic_beta_alone(energy):
-    """A divergence may be infinite for a batch; beta stayed at its lower bound then."""
+    """An infinite energy of one batch once kept beta at its lower bound for good."""
     layer = AnalyticBeta()
     layer(ONE_ROW)
     for value in (0.1, energy):
@@ -230,7 +230,7 @@ def test_bad_arguments_are_refused(make, message):
 
 @pytest.mark.parametrize(("raw", "bound"), [(1e3, 100.0), (-1e3, 0.01)])
 def test_a_task_beta_outside_its_bounds_counts_as_at_them(raw, bound):
-    """e^500 is infinite, and a file may hold anything. The gradient stays alive."""
+    """A file may hold any value; e^500 is infinite. The gradient must not vanish."""
     layer = TaskBeta()
     layer.build((1, 1))
     layer.raw.assign(raw)

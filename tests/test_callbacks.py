@@ -34,7 +34,7 @@ def test_windows_hold_their_own_mean():
 
 
 def test_a_broken_training_keeps_its_rows(tmp_path):
-    """The file held only what came after the kill."""
+    """The file once lost the rows from before the training was killed."""
     path = tmp_path / "history.csv"
 
     def fit(epochs, initial_epoch=0):

@@ -37,19 +37,19 @@ def energy64(teacher, student, temperature, power=2, form="divergence"):
 def test_value_and_gradient_against_float64(form, power):
     energy = kd.CTKDEnergy(10, initial_temperature=3.0, power=power, form=form)
     teacher = ops.convert_to_tensor(TEACHER, "float32")
-    value, (slope,) = value_and_grad(
+    value, (gradient,) = value_and_grad(
         lambda x: ops.sum(energy.call(teacher, x)), STUDENT.astype("float32")
     )
     expected = energy64(TEACHER, STUDENT, 3.0, power, form).sum()
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     gap = softmax64(STUDENT / 3) - softmax64(TEACHER / 3)
-    np.testing.assert_allclose(slope, 3.0 ** (power - 1) * gap, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(gradient, 3.0 ** (power - 1) * gap, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
 def test_the_gradient_of_theta_is_reversed(strength):
-    """Not reversed, as in the code released with Beta-KD, the temperature is learned to
-    make the loss small, and there is no adversary."""
+    """Without the reversal, as in the code released with Beta-KD, the temperature
+    learns to make the loss small instead of large."""
     energy = kd.CTKDEnergy(10, initial_temperature=3.0)
     energy.schedule.strength.assign(strength)
     theta = math.log(2 / 18)
@@ -61,14 +61,14 @@ def test_the_gradient_of_theta_is_reversed(strength):
         )
         return ops.sum(energy.at(teacher, student, temperature))
 
-    value, (slope,) = value_and_grad(loss, np.zeros(1, "float32"))
+    value, (gradient,) = value_and_grad(loss, np.zeros(1, "float32"))
     np.testing.assert_allclose(value, energy64(TEACHER, STUDENT, 3.0).sum(), rtol=1e-5)
 
     def at(theta):
         return energy64(TEACHER, STUDENT, 1 + 20 / (1 + math.exp(-theta))).sum()
 
     true = (at(theta + 1e-5) - at(theta - 1e-5)) / 2e-5
-    np.testing.assert_allclose(slope[0], -strength * true, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(gradient[0], -strength * true, rtol=1e-3, atol=1e-6)
 
 
 def test_reversal_does_not_change_the_value():
@@ -106,11 +106,11 @@ def temperature64(network, teacher, student, low=1.0, high=21.0):
 
 
 def test_a_predicted_temperature_against_float64():
-    """The student's gradient must not flow through the temperature: it would learn to
-    make it easy."""
+    """The student's gradient must not flow through the temperature, which it could use
+    to lower the loss."""
     energy = mlp_energy()
     teacher = ops.convert_to_tensor(TEACHER, "float32")
-    value, (slope,) = value_and_grad(
+    value, (gradient,) = value_and_grad(
         lambda x: ops.sum(energy.call(teacher, x)), STUDENT.astype("float32")
     )
     t = temperature64(energy.schedule.network, TEACHER, STUDENT)[..., None]
@@ -118,7 +118,7 @@ def test_a_predicted_temperature_against_float64():
     p, q = softmax64(TEACHER / t), softmax64(STUDENT / t)
     expected = t[..., 0] ** 2 * np.sum(p * np.log(p / q), axis=-1)
     np.testing.assert_allclose(value, expected.sum(), rtol=1e-4)
-    np.testing.assert_allclose(slope, t * (q - p), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(gradient, t * (q - p), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("make", [lambda: kd.CTKDEnergy(10), mlp_energy])
@@ -128,12 +128,12 @@ def test_excluded_classes_and_agreement(make):
     teacher, student = TEACHER.copy(), STUDENT.copy()
     teacher[..., 2] = student[..., 2] = -np.inf
     fixed = ops.convert_to_tensor(teacher, "float32")
-    value, (slope,) = value_and_grad(
+    value, (gradient,) = value_and_grad(
         lambda x: ops.sum(energy.call(fixed, x)), student.astype("float32")
     )
     assert np.isfinite(value)
-    assert np.isfinite(slope).all()
-    np.testing.assert_array_equal(slope[..., 2], 0)
+    assert np.isfinite(gradient).all()
+    np.testing.assert_array_equal(gradient[..., 2], 0)
     if isinstance(energy, kd.CTKDEnergy):
         kept = [0, 1, 3, 4]
         expected = energy64(teacher[..., kept], student[..., kept], 2.0).sum()
@@ -143,7 +143,7 @@ def test_excluded_classes_and_agreement(make):
 
 
 def test_reference_values():
-    """The numbers of the code released with Beta-KD, by its own conventions."""
+    """The numbers of the code released with Beta-KD, with its own conventions."""
     folder = os.path.join(os.path.dirname(__file__), "golden")
     with np.load(os.path.join(folder, "energies.npz")) as file:
         golden = dict(file)

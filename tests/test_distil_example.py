@@ -9,7 +9,7 @@ import keras_hub
 import pytest
 from PIL import Image
 from tiny_families import tiny_text
-from tiny_models import picture, tiny_gemma3, tiny_gemma_text
+from tiny_models import random_image, tiny_gemma3, tiny_gemma_text
 
 EXAMPLES = os.path.join(os.path.dirname(os.path.dirname(__file__)), "examples")
 sys.path.insert(0, EXAMPLES)
@@ -26,14 +26,14 @@ def run(monkeypatch, *arguments):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Presets, and questions with none, one and two pictures."""
+    """Presets, and questions with none, one and two images."""
     folder = tmp_path_factory.mktemp("distil")
     for name, width in (("teacher", 16), ("student", 8)):
         tiny_gemma3(width=width, max_images=2).save_to_preset(folder / name)
     tiny_gemma_text().save_to_preset(folder / "reader")
     tiny_text("GPT2").save_to_preset(folder / "other")
     for i in range(2):
-        Image.fromarray(picture(i, 20, 30)).save(folder / f"{i}.png")
+        Image.fromarray(random_image(i, 20, 30)).save(folder / f"{i}.png")
     rows = [
         {"image": "0.png", "question": "what color?", "answer": "red"},
         {"question": "is there a <image> circle?", "answer": "yes"},
@@ -71,8 +71,8 @@ def test_lora_student_and_int8_teacher(monkeypatch, tmp_path, folder, capsys):
     "student, options",
     [("reader", ["--energy", "forward-kl"]), ("other", ["--energy", "uld"])],
 )
-def test_a_student_without_eyes(monkeypatch, tmp_path, folder, student, options):
-    """Of the teacher's tokenizer, and of another."""
+def test_a_student_without_vision(monkeypatch, tmp_path, folder, student, options):
+    """With the teacher's tokenizer and with another one."""
     run(
         monkeypatch,
         *("--teacher", folder / "teacher", "--student", folder / student),

@@ -69,8 +69,8 @@ def distiller_of(energies=None, beta=None, optimizer=None, **kwargs):
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("path", ["fit", "evaluate", "train_on_batch", "test_on_batch"])
 def test_penalty_is_counted_once_on_every_path(path, jit_compile):
-    """On JAX, a loss added inside `compute_loss` is dropped without a word (0.2);
-    elsewhere it could be counted twice. beta 2, E 0.1, d 1 is -0.146574 everywhere."""
+    """JAX drops a loss that is added inside `compute_loss` (giving 0.2); elsewhere it
+    could count twice. With beta 2, E 0.1, d 1 the total is -0.146574 everywhere."""
     if jit_compile and keras.config.backend() == "torch":
         jit_compile = "auto"  # torch.compile needs a C++ toolchain; auto is eager
     distiller = distiller_of(
@@ -129,7 +129,7 @@ def test_task_loss_gets_a_beta_of_its_own():
 
 
 def test_one_sgd_step_moves_log_beta_to_004():
-    """Weights that never reach the optimizer never move; here E 0.1, d 1, lr 0.1."""
+    """Betas that the optimizer does not get never change; here E 0.1, d 1, lr 0.1."""
     distiller = distiller_of(
         ConstantEnergy(0.1), optimizer=keras.optimizers.SGD(0.1), loss=no_task_loss
     )
@@ -144,7 +144,7 @@ def test_one_sgd_step_moves_log_beta_to_004():
     "energy, settled", [(0.1, 5.0), (0.5, 1.0), (0.0, 100.0)], ids=str
 )
 def test_beta_settles_at_d_over_2l_or_at_its_bound(energy, settled):
-    """With an energy of 0 the objective has no floor: only the bound stops beta."""
+    """At an energy of 0 the objective has no lower bound: only the bound stops beta."""
     distiller = distiller_of(
         ConstantEnergy(energy),
         optimizer=keras.optimizers.Adam(0.1),
@@ -169,7 +169,7 @@ def test_beta_settles_at_d_over_2l_or_at_its_bound(energy, settled):
 
 
 def test_weight_decay_leaves_beta_alone():
-    """Decay would pull log beta towards its start."""
+    """Weight decay would pull log beta towards its initial value."""
     distiller = distiller_of(
         ConstantEnergy(0.5), optimizer=keras.optimizers.AdamW(0.01, weight_decay=0.5)
     )
@@ -198,7 +198,7 @@ def test_weight_decay_of_an_optimizer_named_by_string():
     [(["task"], "task"), (["loss"], "loss"), (["a", "a_beta"], "a_beta")],
 )
 def test_a_name_that_something_else_is_reported_under_is_refused(names, taken):
-    """An energy named "task" took the cross-entropy's weight: a `KeyError` in `fit`."""
+    """An energy named "task" once took the cross-entropy's weight: a `KeyError`."""
     energies = {name: ConstantEnergy(0.1) for name in names}
     with pytest.raises(ValueError, match=rf"taken: \['{taken}'"):
         distiller_of(energies)
@@ -235,7 +235,7 @@ def test_teacher_is_bit_identical_after_fit_and_stays_frozen():
 
 
 def test_evaluation_runs_without_dropout():
-    """A peer ran its student in training mode even under `evaluate`."""
+    """Another library ran its student in training mode even under `evaluate`."""
     distiller = distiller_of(student=linear_model(2, dropout=0.5))
     x, y, weight = token_batch()
     first, second = (distiller.test_on_batch(x, y, weight) for _ in range(2))
@@ -244,7 +244,7 @@ def test_evaluation_runs_without_dropout():
 
 @pytest.mark.parametrize("reduction", ["example", "token"])
 def test_example_without_supervision_equals_its_absence(reduction):
-    """Its token count of zero made the mean, and then everything, NaN."""
+    """Its token count of 0 once made the mean NaN, and with it the whole training."""
     x, y, weight = token_batch()
     distiller = distiller_of([energy() for energy in ENERGIES], reduction=reduction)
     whole = distiller.test_on_batch(x, y, weight, return_dict=True)
@@ -278,8 +278,8 @@ def test_batch_without_supervision_is_zero_and_moves_nothing(beta):
 @pytest.mark.parametrize("beta", [TaskBeta, TokenBeta], ids=lambda c: c.__name__)
 @pytest.mark.parametrize("padding", [0, 5, 50])
 def test_padding_changes_nothing(padding, beta):
-    """Random logits and labels of -100 at padded positions; one published method only
-    looked better than another as long as padding was counted."""
+    """Padded positions have random logits and labels of -100; one published method only
+    looked better than another because padding was counted."""
     x, y, weight = token_batch()
     rng = np.random.default_rng(7)
     more = rng.normal(scale=100.0, size=(4, padding, 4)).astype("float32")
@@ -400,7 +400,7 @@ def test_swapping_teacher_and_student_changes_the_energy():
 
 
 def test_student_equal_to_teacher_has_no_energy():
-    """A fast path once added half the hard-label loss in silence."""
+    """A shortcut once added half the hard-label loss without notice."""
     model = linear_model(1)
     distiller = distiller_of(teacher=model, student=linear_model(1))
     values = distiller.test_on_batch(*token_batch(), return_dict=True)
@@ -409,7 +409,7 @@ def test_student_equal_to_teacher_has_no_energy():
 
 @pytest.mark.traced
 def test_float16_student_gets_loss_scaling_and_float32_betas():
-    """Only the student is half precision: Keras looks at the outer model alone."""
+    """Only the student is half precision: Keras checks the outer model alone."""
     keras.config.set_dtype_policy("mixed_float16")
     student = linear_model(2)
     keras.config.set_dtype_policy("float32")

@@ -1,4 +1,4 @@
-"""Many devices and many processes come to what one device comes to."""
+"""Several devices and several processes give the results of one device."""
 
 import json
 import os
@@ -18,8 +18,8 @@ BACKEND = keras.backend.backend()
 
 @pytest.fixture(scope="module")
 def expected():
-    """What one device makes of each case."""
-    names = ("plain",) if BACKEND == "tensorflow" else ("plain", "pictures")
+    """The results of each case on one device."""
+    names = ("plain",) if BACKEND == "tensorflow" else ("plain", "images")
     return {
         name: distribution_cases.trained(getattr(distribution_cases, name))
         for name in names

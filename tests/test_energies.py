@@ -1,4 +1,4 @@
-"""The energies as losses: known faults of other libraries, masks, Keras' machinery."""
+"""The energies as losses: known bugs of other libraries, masks, Keras' machinery."""
 
 import json
 import math
@@ -118,7 +118,7 @@ def test_known_values(energy, expected):
 
 @every_energy
 def test_teacher_equal_to_student_is_exactly_zero(cls):
-    """Rounding noise of either sign ruins a weight that divides by the energy."""
+    """Rounding noise of either sign breaks a weight that divides by the energy."""
     x = logits(2, 4, 7, scale=10.0)
     value, grad = student_grad(cls(), x, x)
     assert value == 0.0
@@ -162,7 +162,7 @@ def test_forward_and_reverse_are_each_other_swapped():
     [(ForwardKLEnergy, 40.0), (ReverseKLEnergy, 40.0), (JensenShannonEnergy, 0.693147)],
 )
 def test_low_temperature_keeps_the_gradient_finite(cls, expected, dtype):
-    """The value looked healthy; the gradient ran through log(0) and was NaN."""
+    """Elsewhere the value is finite; the gradient goes through log(0) and is NaN."""
     teacher, student = [[2.0, 0.0, -2.0]], np.array([[0.0, 2.0, -2.0]], "float32")
     energy = cls(temperature=0.05)
     value, (grad,) = value_and_grad(
@@ -187,13 +187,13 @@ def test_large_vocabulary_is_not_clipped():
 
 @pytest.mark.parametrize("end", [0, 1])
 def test_jensen_shannon_refuses_the_ends(end):
-    """The formula is 0 there for every input, a loss that trains nothing."""
+    """With a weight of 0 or 1 the value is 0 for every input and trains nothing."""
     with pytest.raises(ValueError, match=f"ForwardKLEnergy.*teacher_weight={end}"):
         JensenShannonEnergy(teacher_weight=end)
 
 
 def test_value_does_not_depend_on_batch_length_or_vocabulary():
-    """A mean over the vocabulary, 0.194605, was returned under the name batch mean."""
+    """A mean over the vocabulary (0.194605) was returned under the name batch mean."""
     energy = ForwardKLEnergy()
     teacher, student = (np.tile(np.log(x), (2, 3, 1)) for x in (P, Q))
     assert float(energy(teacher, student)) == pytest.approx(0.583815, abs=1e-6)
@@ -235,7 +235,7 @@ def test_every_probability_energy_takes_temperature(cls):
 
 @every_energy
 def test_different_widths_raise(cls):
-    """Cropping probabilities gives a negative KL, padding the student invents mass."""
+    """Cropped probabilities give a negative KL; a padded student adds mass."""
     teacher = np.array([[2.0, 1.0, 0.0, -1.0, 0.5, 6.0, 6.0]], "float32")
     student = np.array([[1.0, 1.0, 0.0, 0.0, 0.0]], "float32")
     for run in (cls(), cls().call):
@@ -247,7 +247,7 @@ def test_different_widths_raise(cls):
 
 @pytest.mark.parametrize("shape", [(2, 5, 8), (3, 4, 8), (2, 4, 1, 8), (4, 8)])
 def test_different_positions_raise(shape):
-    """The reference trimmed both to the shorter one and returned a loss."""
+    """The reference trimmed both to the shorter length and returned a loss."""
     with pytest.raises(ValueError, match="same shape"):
         ForwardKLEnergy()(logits(2, 4, 8), logits(*shape))
 
@@ -286,7 +286,7 @@ def test_zero_probabilities_are_excluded_classes(cls):
 
 @every_energy
 def test_softmax_runs_over_classes_only(cls):
-    """3-D logits were normalised over time; then one step changes all others."""
+    """3-D logits were normalised over time, so that one step changed all others."""
     teacher, student = logits(2, 4, 7), logits(2, 4, 7, seed=1)
     before = per_position(cls(), teacher, student)
     student[:, 2] = logits(2, 7, seed=2)
@@ -312,7 +312,7 @@ def test_a_token_banned_by_both_models_counts_for_nothing():
     ids=lambda energy: f"{energy.name}-{getattr(energy, 'standardize', '')}",
 )
 def test_columns_excluded_by_both_equal_columns_removed(energy):
-    """A fill value after the fact protects the value, and leaves the gradient NaN."""
+    """Replacing non-finite values afterwards leaves the gradient NaN."""
     teacher, student = logits(2, 4, 7), logits(2, 4, 7, seed=1)
     value, grad = student_grad(energy, teacher, student)
     wide = [np.insert(x, [2, 7], -INF, axis=-1) for x in (teacher, student)]
@@ -336,7 +336,7 @@ def test_exclusion_by_one_model_is_infinite_for_a_divergence_that_is():
 @pytest.mark.parametrize("bad", [math.nan, INF])
 @every_energy
 def test_broken_logits_are_not_turned_into_a_number(cls, bad):
-    """One bad logit became a loss of 0 for the batch, which drives a weight up."""
+    """One NaN logit gave a loss of 0 for the batch, which raises a learned weight."""
     good, broken = [0.0, 1.0, 2.0], [0.0, bad, 2.0]
     assert not math.isfinite(single(cls(), good, broken))
     assert not math.isfinite(single(cls(), broken, good))
@@ -344,7 +344,7 @@ def test_broken_logits_are_not_turned_into_a_number(cls, bad):
 
 @every_logit_energy
 def test_constant_logits_have_a_bounded_gradient(cls):
-    """A head that starts at zero had a gradient of 1e7 (MSE) and 3e15 (cosine)."""
+    """A head of zeros had a gradient of 1e7 (MSE) and 3e15 (cosine)."""
     value, grad = student_grad(cls(), logits(2, 4, 7), np.zeros((2, 4, 7), "float32"))
     assert math.isfinite(value)
     assert 0.0 < np.abs(grad).max() < 1e3
@@ -405,10 +405,10 @@ def test_order_of_the_vocabulary_is_irrelevant(cls):
 
 @pytest.mark.parametrize(
     "cls",
-    # Its weight is a constant to the gradient, not to the slope.
+    # Its weight is a constant to the gradient, not to the difference quotient.
     [cls for cls in CLASSES.values() if cls is not AdaptiveKLEnergy],
 )
-def test_gradient_is_the_slope(cls):
+def test_gradient_is_the_difference_quotient(cls):
     teacher, student = logits(2, 4, 7), logits(2, 4, 7, seed=1)
     direction = logits(2, 4, 7, seed=2, scale=1.0)
     _, grad = student_grad(cls(), teacher, student)
@@ -433,7 +433,7 @@ def test_mean_is_over_the_supervised_weight(cls):
 
 @every_energy
 def test_row_without_supervision(cls):
-    """The count of answer tokens was 0 for a sample cut off, and the loss NaN."""
+    """Elsewhere a truncated sample had 0 answer tokens, and the loss was NaN."""
     teacher, student = logits(2, 4, 7), logits(2, 4, 7, seed=1)
     weights = np.array([[0, 0, 0, 0], [1, 1, 0, 0]], "float32")
     value, grad = student_grad(cls(), teacher, student, sample_weight=weights)
@@ -446,7 +446,7 @@ def test_row_without_supervision(cls):
 
 @pytest.mark.parametrize("cls", [ForwardKLEnergy, CosineProbsEnergy])
 def test_padding_changes_nothing(cls):
-    """With padding counted, one method looked better than another; it was not."""
+    """With padding counted, one method looked better than another without being so."""
     teacher, student = logits(2, 4, 7), logits(2, 4, 7, seed=1)
     value, grad = student_grad(cls(), teacher, student)
     junk = [logits(2, 50, 7, seed=seed, scale=30.0) for seed in (2, 3)]
@@ -463,7 +463,7 @@ def test_padding_changes_nothing(cls):
 @pytest.mark.parametrize("bad", [math.nan, INF, -INF])
 @every_energy
 def test_masked_positions_may_hold_anything(cls, bad, from_mask):
-    """Multiplied by a zero weight, NaN stays NaN, in the value and the gradient."""
+    """NaN times a weight of zero is NaN, in the value and in the gradient."""
     teacher, student = logits(2, 4, 7), logits(2, 4, 7, seed=1)
     mask = np.array([[1, 1, 0, 1], [0, 1, 1, 0]], "float32")
     energy = cls()
@@ -497,7 +497,7 @@ def test_keras_mask_and_sample_weight_multiply(reduction):
 
 @pytest.mark.parametrize("shape", [(3,), (3, 1), (3, 3), (3, 3, 1)])
 def test_weights_of_lower_rank_weigh_whole_examples(shape):
-    """Keras weighs time steps by (B,) where B = T, and scales by T for (B, 1)."""
+    """Keras weighs time steps by (B,) if B = T, and scales by T for (B, 1)."""
     teacher, student = logits(3, 3, 7), logits(3, 3, 7, seed=1)
     full = np.array([[1.0], [0.0], [3.0]]) * np.ones((3, 3))
     weights = full.reshape(3, 3, 1)[:, : math.prod(shape[1:])].reshape(shape)

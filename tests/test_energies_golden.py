@@ -93,7 +93,7 @@ def targets(case):
 
 
 def golden_key(case, name):
-    """The golden a case is held to: over common columns where both exclude one."""
+    """The golden entry of a case: over the common columns where both exclude one."""
     if case == "c_neginf_both" and name == "mse_logits_std":
         return "mse_logits_std_finitecols"
     return name
@@ -149,7 +149,7 @@ def double_precision():
 
 
 def closed_values_and_grads(energy, teacher, student, labels):
-    """The same in one go, as the fused head asks for them."""
+    """Value and gradient in one call, as the fused head computes them."""
     classes = student.shape[-1]
     labels = ops.convert_to_tensor(labels.reshape(-1))
     rows = [
@@ -215,8 +215,8 @@ def test_value_and_gradient_in_one_match_golden(name):
     ],
 )
 def test_closed_forms_keep_their_digits_far_from_zero(name, exact):
-    """log(q / p) from logits moved by a difference of log-sums rounded every class:
-    KL was off by 3 % between two models that agree, one with logits near 1,000."""
+    """log(q / p) was computed from logits shifted by a difference of log-sums: with
+    logits near 1,000 in one of two equal models, KL was off by 3 %."""
     rng = np.random.default_rng(0)
     teacher = (5 * rng.normal(size=(8, 512))).astype("float32")
     student = (teacher + 1e-3 * rng.normal(size=(8, 512)) + 1e3).astype("float32")
@@ -230,8 +230,8 @@ def test_closed_forms_keep_their_digits_far_from_zero(name, exact):
 
 @pytest.mark.parametrize("weight", [1e-3, 0.5, 0.999])
 def test_jensen_shannon_where_a_model_all_but_excludes_a_class(weight):
-    """Probabilities below float32's normal numbers, times a small weight, were rounded
-    so roughly that p / m - 1 fell below -1: NaN."""
+    """Subnormal float32 probabilities times a small weight were rounded so coarsely
+    that p / m - 1 fell below -1, which gave NaN."""
     rng = np.random.default_rng(0)
     teacher, student = (60 * rng.normal(size=(2, 16, 4096))).astype("float32")
     student[:8] = 3 * rng.normal(size=(8, 4096))
@@ -289,7 +289,7 @@ def test_masked_mean_has_masked_gradient(case):
 @pytest.mark.parametrize("name", LOGIT_ENERGIES)
 @pytest.mark.parametrize("case", NEGINF_ONE_SIDED)
 def test_one_sided_exclusion_is_undefined_in_logit_space(case, name):
-    """The reference turned this into a loss of exactly 0, without a word."""
+    """The reference returned a loss of exactly 0 without a warning."""
     teacher, student, _ = inputs(case)
     values = ops.convert_to_numpy(ENERGIES[name]().call(teacher, student))
     assert not np.isfinite(values).any()

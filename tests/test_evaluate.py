@@ -24,7 +24,7 @@ from keras_betakd.evaluation import MMBenchQuestion, generate_answers, read_json
 from keras_betakd.evaluation.benchmarks.registry import BENCHMARKS
 
 NUM = 4
-# The best score, and out of how many: of ScienceQA those with a picture, of MME those
+# The best score, and out of how many: of ScienceQA those with an image, of MME those
 # of perception, of MMBench without the rotations.
 BEST = {
     "scienceqa": (100.0, 2),
@@ -75,47 +75,47 @@ def official(report):
 
 @pytest.fixture
 def told(monkeypatch, data):
-    """Makes a stand-in for decoding, which says the right answers.
+    """Returns a function that replaces generation by the right answers.
 
-    It returns the ids of what it was asked, and stops like Ctrl-C after `stop_after`.
+    It returns the ids it was prompted with, and stops like Ctrl-C after `stop_after`.
     """
 
     def make(name, tell=None, stop_after=None):
         questions = BENCHMARKS[name].load(data[name])
         answers = {q.id: (tell or RIGHT[name])(q) for q in questions}
-        asked = []
+        prompted = []
 
         def decode(model, prompts, *args, **kwargs):
             for prompt in prompts:
-                if len(asked) == stop_after:
+                if len(prompted) == stop_after:
                     raise KeyboardInterrupt
-                asked.append(prompt.id)
+                prompted.append(prompt.id)
                 yield [(prompt, answers[prompt.id])]
 
         model = tiny_gemma3(sequence_length=320)
         monkeypatch.setattr(run, "load_model", lambda preset, **options: model)
         monkeypatch.setattr(run, "answered_groups", decode)
-        return asked
+        return prompted
 
     return make
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_a_model_is_asked_and_scored(name, data, student, tmp_path, capsys):
+def test_a_model_is_prompted_and_scored(name, data, student, tmp_path, capsys):
     assert main(arguments(name, data[name], student, tmp_path, "--limit", 2)) == 0
     benchmark, report = BENCHMARKS[name], report_of(tmp_path)
     every = benchmark.load(data[name])
-    asked = benchmark.first(every, 2)
+    chosen = benchmark.first(every, 2)
     # What is written reads as any LLaVA answer file, and has the same score.
     lines = read_jsonl(tmp_path / "answers.jsonl")
     answers = benchmark.answers(every, lines)
-    assert set(answers) == {question.id for question in asked}
-    expected = json.loads(json.dumps(benchmark.scores(asked, answers)))
+    assert set(answers) == {question.id for question in chosen}
+    expected = json.loads(json.dumps(benchmark.scores(chosen, answers)))
     assert {key: report[key] for key in expected} == expected
     assert report["prompt_format"] == benchmark.prompt_format
     assert all(line["model_id"] == str(student) for line in lines)
     printed = capsys.readouterr().out
-    assert f"{len(asked)} questions, {len(asked)} to be answered" in printed
+    assert f"{len(chosen)} questions, {len(chosen)} to be answered" in printed
     assert f"{report['official']} *" in printed
 
 
@@ -130,7 +130,7 @@ def test_right_answers_get_the_best_score(name, data, told, tmp_path):
 
 @pytest.mark.parametrize("family", ["Gemma3", "PaliGemma", "MobileVLM"])
 def test_the_answers_are_those_of_the_model(data, family, tmp_path):
-    """Whether a family's batches are answered one by one or together."""
+    """Holds whether a family's batches are answered one by one or together."""
     preset = saved(FAMILIES[family](width=16, sequence_length=160), tmp_path / family)
     args = arguments("gqa", data["gqa"], preset, tmp_path / "out", "--batch-size", 2)
     assert main(args) == 0
@@ -212,7 +212,7 @@ def test_killed_in_the_middle_and_started_again(student, tmp_path, capsys):
 GROUPED = {
     # Prompts of one length wait for each other: 0 and 3, 1 and 4, 2 and 5.
     "PaliGemma": 6,
-    # Two by two; one family is mended while it answers, the other has no cache.
+    # Two by two; one family is patched while it answers, the other has no cache.
     "Gemma3n": 8,
     "Qwen3_5": 8,
 }
@@ -224,7 +224,7 @@ def test_each_group_is_kept_as_soon_as_it_is_answered(family, tmp_path, capsys):
     done, last = GROUPED[family], "n8.jpg"
     preset = saved(FAMILIES[family](width=16, sequence_length=160), tmp_path / family)
     folder = write_benchmark("gqa", tmp_path / "data", 9)
-    sound = (folder / "images" / last).read_bytes()
+    intact = (folder / "images" / last).read_bytes()
     (folder / "images" / last).write_bytes(b"broken")
 
     def arguments_of(output, batch_size):
@@ -235,7 +235,7 @@ def test_each_group_is_kept_as_soon_as_it_is_answered(family, tmp_path, capsys):
     path = tmp_path / "broken" / "answers.jsonl"
     kept = {line["answer_id"]: line for line in read_jsonl(path)}
     assert sorted(kept) == [str(200 + k) for k in range(done)]
-    (folder / "images" / last).write_bytes(sound)
+    (folder / "images" / last).write_bytes(intact)
     capsys.readouterr()
     assert main(arguments_of("broken", 2)) == 0
     printed = capsys.readouterr().out
@@ -248,20 +248,20 @@ def test_each_group_is_kept_as_soon_as_it_is_answered(family, tmp_path, capsys):
     assert report_of(tmp_path / "broken") == report_of(tmp_path / "whole")
 
 
-def test_half_a_line_is_dropped_and_asked_again(data, told, tmp_path, capsys):
-    asked = told("gqa")
+def test_half_a_line_is_dropped_and_answered_again(data, told, tmp_path, capsys):
+    prompted = told("gqa")
     args = arguments("gqa", data["gqa"], "any", tmp_path)
     assert main(args) == 0
     report, path = report_of(tmp_path), tmp_path / "answers.jsonl"
     path.write_bytes(path.read_bytes()[:-30])
-    del asked[:]
+    del prompted[:]
     assert main(args) == 0
-    assert asked == ["203"]
+    assert prompted == ["203"]
     assert "ended in half a line" in capsys.readouterr().out
     assert report_of(tmp_path) == report
-    del asked[:]
+    del prompted[:]
     assert main(args) == 0
-    assert not asked
+    assert not prompted
 
 
 def test_ctrl_c_keeps_what_is_answered(data, told, tmp_path, capsys):
@@ -270,20 +270,20 @@ def test_ctrl_c_keeps_what_is_answered(data, told, tmp_path, capsys):
     assert main(args) == 130
     assert "goes on from there" in capsys.readouterr().err
     assert count_lines(tmp_path / "answers.jsonl") == 6
-    asked = told("pope")
+    prompted = told("pope")
     assert main(args) == 0
-    assert len(asked) == 6
+    assert len(prompted) == 6
 
 
 def test_more_questions_in_the_same_folder(data, told, tmp_path):
-    asked = told("mmbench")
+    prompted = told("mmbench")
     args = arguments("mmbench", data["mmbench"], "any", tmp_path)
     assert main([*args, "--limit", "1"]) == 0
-    assert asked == ["0", "1000000"]
+    assert prompted == ["0", "1000000"]
     assert main(args) == 0
-    assert len(asked) == 8
+    assert len(prompted) == 8
     assert main([*args, "--limit", "3"]) == 0
-    assert len(asked) == 8
+    assert len(prompted) == 8
     assert official(report_of(tmp_path))["n"] == 3
     # In the questions' order, which the published scorers of POPE and MME rely on.
     lines = read_jsonl(tmp_path / "answers.jsonl")
@@ -309,7 +309,7 @@ def test_answers_of_another_run(data, told, tmp_path, capsys, changed, message):
 
 
 def test_a_preset_that_was_trained_again(data, told, tmp_path, capsys):
-    """At the same path: its old answers are not its own."""
+    """The answers of an earlier model at the same path are not reused."""
     told("gqa")
     preset = tmp_path / "preset"
     preset.mkdir()
@@ -384,8 +384,8 @@ def test_what_a_person_can_put_right(data, student, tmp_path, capsys):
         and "greater --sequence-length" in message
     )
     assert "cannot be loaded" in error(student, "--dtype", "float7")
-    blind = saved(tiny_gemma_text(), tmp_path / "blind")
-    assert "takes no images" in error(blind)
+    text_model = saved(tiny_gemma_text(), tmp_path / "text")
+    assert "takes no images" in error(text_model)
 
 
 @pytest.mark.parametrize(
@@ -403,7 +403,7 @@ def test_wrong_arguments(tmp_path, capsys, more, message):
     assert message in capsys.readouterr().err
 
 
-def test_damaged_picture(data, student, tmp_path, capsys):
+def test_damaged_image(data, student, tmp_path, capsys):
     folder = tmp_path / "data"
     shutil.copytree(data["gqa"], folder)
     (folder / "images" / "n2.jpg").write_bytes(b"broken")
@@ -444,7 +444,7 @@ def test_two_versions_of_a_benchmark(data, tmp_path, capsys):
 
 
 def test_answers_without_a_score(data, told, tmp_path, capsys):
-    """POPE's F1 is not defined if nothing is rightly said to be there."""
+    """POPE's F1 is undefined if there is no true positive."""
     told("pope", tell=lambda question: "no")
     args = arguments("pope", data["pope"], "any", tmp_path)
     assert main(args) == 1

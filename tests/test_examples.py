@@ -35,7 +35,7 @@ def presets(tmp_path_factory):
 
 
 def test_real_models_on_a_real_folder(monkeypatch, tmp_path, presets, capsys):
-    """Letters, text-only questions beside pictures, LoRA, bfloat16."""
+    """With choice letters, text-only questions beside images, LoRA and bfloat16."""
     data = write_folder(str(tmp_path / "data"), num=12)
     output = tmp_path / "output"
     run(
@@ -61,7 +61,7 @@ def test_real_models_on_a_real_folder(monkeypatch, tmp_path, presets, capsys):
 
 @pytest.fixture(scope="module")
 def short_run(tmp_path_factory):
-    """The path without data of one's own, a step long: its arguments and output."""
+    """Arguments of a run of one step on made-up data, and its output."""
     folder, printed = tmp_path_factory.mktemp("output"), io.StringIO()
     arguments = ["--output", folder, "--epochs", 1, "--batch-size", 8]
     arguments += ["--limit", 8, "--eval-limit", 8]
@@ -90,7 +90,7 @@ def test_an_ended_run_is_shown_again_and_not_changed(monkeypatch, short_run, cap
         run(monkeypatch, *arguments, "--resume", "--seed", 1)
 
 
-def test_studies_leave_their_pictures(monkeypatch, tmp_path, capsys):
+def test_studies_leave_their_plots(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(three_losses, "BOUNDS", {"some": (0.1, 10.0)})
     small = {
         schedules: ["--steps", "2"],
@@ -100,8 +100,8 @@ def test_studies_leave_their_pictures(monkeypatch, tmp_path, capsys):
         command = [module.__name__, "--output", str(tmp_path), *arguments]
         monkeypatch.setattr(sys, "argv", command)
         module.main()
-        picture = tmp_path / f"{module.__name__}.png"
-        assert picture.read_bytes().startswith(b"\x89PNG")
+        plot = tmp_path / f"{module.__name__}.png"
+        assert plot.read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert "some | 0 | " in printed
 

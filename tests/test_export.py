@@ -1,11 +1,11 @@
-"""`keras.Model.export` of every family whose own logits are right when it has run."""
+"""An exported student answers as the student does, in the families that can do it."""
 
 import keras
 import numpy as np
 import pytest
 from test_families import logits_at_rows, model_of, records
 from tiny_families import SUPPORT
-from tiny_models import picture
+from tiny_models import random_image
 
 NAMES = {"torch": "PyTorch", "jax": "JAX", "tensorflow": "TensorFlow"}
 BACKEND = keras.backend.backend()
@@ -13,7 +13,7 @@ EXPORTED = SUPPORT["`Model.export`"]
 
 
 def serve(path, inputs):
-    """What the written file alone answers."""
+    """The outputs of the exported file, without the model."""
     if BACKEND == "torch":
         import torch
 
@@ -30,11 +30,11 @@ def serve(path, inputs):
     "name", [n for n, where in EXPORTED.items() if NAMES[BACKEND] in where]
 )
 def test_exported_model_answers_as_the_student(name, tmp_path):
-    """As the README says: fixed shapes; without them, no family exports on JAX."""
+    """Shapes are fixed, as in the README: without that no family exports on JAX."""
     model = model_of(name)
     rows = records(name)
-    if name == "Gemma4":  # pools by the width of the widest picture of a batch
-        rows["images"] = [[picture(0)], [picture(1)]]
+    if name == "Gemma4":  # pools by the width of the widest image of a batch
+        rows["images"] = [[random_image(0)], [random_image(1)]]
     expected, weight, inputs = logits_at_rows(model, rows)
     x = {key: np.asarray(inputs["x"][key]) for key in model.input}
     signature = {k: keras.InputSpec(v.dtype, v.shape, name=k) for k, v in x.items()}

@@ -13,12 +13,12 @@ from tiny_families import (
     FEATURES,
     LORA_LAYERS,
     QUANTIZED,
-    SEES,
-    SEVERAL_PICTURES,
+    SEVERAL_IMAGES,
     SUPPORT,
+    VISION,
     support_table,
 )
-from tiny_models import IMAGE_SIZE, picture, quantize
+from tiny_models import IMAGE_SIZE, quantize, random_image
 
 from keras_betakd import (
     AttentionEnergy,
@@ -38,30 +38,30 @@ K = 8
 SHAPES = [(IMAGE_SIZE, IMAGE_SIZE), (8, 32), (40, 12)]
 # Those with a view of their own, and of the other families, which share one, two: a
 # head that is the embedding, and one that is not.
-OWN_VIEWS = [*SEES, "GPT2", "Llama"]
+OWN_VIEWS = [*VISION, "GPT2", "Llama"]
 
 
 def on_backends(names):
-    """Families as parameters, those that a backend can break by their views marked."""
+    """Families as parameters; those whose views differ by backend are marked."""
     marks = {name: pytest.mark.backends for name in OWN_VIEWS}
     return [pytest.param(n, marks=marks.get(n, ())) for n in names]
 
 
-def records(name, pictures=(1, 1)):
-    """One record for each number of pictures."""
+def records(name, images=(1, 1)):
+    """One record for each number of images."""
     rows = {"ids": [], "prompts": [], "responses": [], "images": []}
-    for i, count in enumerate(pictures):
-        count = count if name in SEES else 0
+    for i, count in enumerate(images):
+        count = count if name in VISION else 0
         rows["ids"].append(f"q{i}")
         rows["prompts"].append("<image>\n" * count + "what color" + " red" * i)
         rows["responses"].append(["red", "yes"][i % 2])
         seeds = [(10 * i + j, *SHAPES[(i + j) % 3]) for j in range(count)]
-        rows["images"].append([picture(*seed) for seed in seeds])
+        rows["images"].append([random_image(*seed) for seed in seeds])
     return rows
 
 
 def model_of(name, seed=0, **kwargs):
-    """A model whose logits depend on all it is given."""
+    """A model whose logits depend on all of its inputs."""
     keras.utils.set_random_seed(seed)
     model = FAMILIES[name](**kwargs)
     rng = np.random.default_rng(seed)
@@ -73,7 +73,7 @@ def model_of(name, seed=0, **kwargs):
 
 @functools.cache
 def trained(name):
-    """A distiller after one step, its batch, and all weights from before the step."""
+    """A distiller after one step, its batch, and all weights before the step."""
     teacher, student = model_of(name, 1, width=16), model_of(name, 0)
     distiller = BetaKDDistiller(
         teacher,
@@ -95,13 +95,13 @@ def snapshot(model):
 
 
 def moved_since(before, model):
-    """Paths by identity: two layers of a model may have the same path."""
+    """Changed variables, compared by identity: two layers may share a path."""
     pairs = zip(before, model.weights, strict=True)
     return {id(w): w.path for old, w in pairs if (old != ops.convert_to_numpy(w)).any()}
 
 
 class Whole(keras.Model):
-    """A model compiled, without the preprocessing of keras-hub's `predict`."""
+    """A compiled model, without the preprocessing of keras-hub's `predict`."""
 
     def __init__(self, model):
         super().__init__()
@@ -126,7 +126,7 @@ class RowLogits(keras.Model):
 
 
 def logits_at_rows(model, rows, compiled=None, shaped=None):
-    """The logits of the answer rows, (B, K, V), their weights, and what was put in."""
+    """The logits of the answer rows, (B, K, V), their weights, and the inputs."""
     preprocessor = model.preprocessor
     x, _, weight = DistillationPreprocessor(preprocessor, preprocessor, K)(rows)
     inputs = {"x": x["student"], "positions": x["student_positions"]}
@@ -137,14 +137,14 @@ def logits_at_rows(model, rows, compiled=None, shaped=None):
 
 
 def only(rows, i):
-    """Record i in a batch of its own, of the same size: nothing to compile anew."""
+    """Record i as a batch of the same size, so that nothing is compiled again."""
     return {key: [value[i]] * len(value) for key, value in rows.items()}
 
 
 def with_places_of(x, other):
-    """Inputs of Qwen3.5, with empty places for as many pictures and patches as `other`.
+    """Inputs of Qwen3.5, with empty places for as many images and patches as `other`.
 
-    It pads pictures by the batch; each other shape would be compiled anew.
+    It pads images by the batch; each other shape would be compiled anew.
     """
     places = [v["pixel_values"].shape[1:3] for v in (x, other)]
     room = [(0, 0), *((0, more - n) for n, more in zip(*places, strict=True))]
@@ -163,7 +163,7 @@ def with_places_of(x, other):
 
 
 def own_logits(model, name, x):
-    """The model's own, as far as it gives each record of a batch what is its own."""
+    """The model's own logits, computed so that no record affects another."""
     if name == "Gemma3n":
         return own_gemma3n_logits(model, x)
     if name == "Qwen3_5":
@@ -172,7 +172,7 @@ def own_logits(model, name, x):
 
 
 def own_gemma3n_logits(model, x):
-    # One by one: it takes the padding of one record for the next one's picture. And not
+    # One by one: it takes the padding of one record for the next one's image. And not
     # by `model(x)`, whose head keeps the embeddings that the model was made with (a
     # matrix product outside of any layer) on JAX and TensorFlow.
     rows = [{k: v[i : i + 1] for k, v in x.items()} for i in range(2)]
@@ -183,12 +183,12 @@ def own_gemma3n_logits(model, x):
 
 
 def own_qwen_logits(model, x):
-    # Its functional model leaves out the rotary positions of pictures; `score` has
-    # them, for pictures one after another without padding.
+    # Its functional model leaves out the rotary positions of images; `score` has
+    # them, for images one after another without padding.
     grids = x["image_grid_thw"]
     grids = grids[grids.any(-1)]
-    pictures = x["pixel_values"][x["image_grid_thw"].any(-1)]
-    patches = [p[: np.prod(grid)] for p, grid in zip(pictures, grids, strict=True)]
+    images = x["pixel_values"][x["image_grid_thw"].any(-1)]
+    patches = [p[: np.prod(grid)] for p, grid in zip(images, grids, strict=True)]
     places = np.flatnonzero(x["image_sources"].ravel() >= 0)
     inputs = {
         "token_ids": x["token_ids"],
@@ -205,8 +205,8 @@ def own_qwen_logits(model, x):
 def test_rows_equal_the_models_own_logits(name):
     model = model_of(name)
     rows = records(name, (1, 2)) if name == "Qwen3_5" else records(name)
-    if name == "Gemma4":  # pools by the width of the widest picture of a batch
-        rows["images"] = [[picture(0)], [picture(1)]]
+    if name == "Gemma4":  # pools by the width of the widest image of a batch
+        rows["images"] = [[random_image(0)], [random_image(1)]]
     got, weight, inputs = logits_at_rows(model, rows)
     whole = own_logits(model, name, inputs["x"])
     expected = np.take_along_axis(whole, inputs["positions"][..., None], axis=1)
@@ -215,10 +215,10 @@ def test_rows_equal_the_models_own_logits(name):
 
 
 def test_qwen_positions_are_those_of_its_own_preprocessor():
-    """For one picture at a time; keras-hub counts those of a batch from the first."""
+    """With one image at a time; keras-hub counts those of a batch from the first."""
     preprocessor = model_of("Qwen3_5").preprocessor
     for i, shape in enumerate(SHAPES):
-        rows = {"prompts": ["see <image> what"], "images": [[picture(i, *shape)]]}
+        rows = {"prompts": ["see <image> what"], "images": [[random_image(i, *shape)]]}
         inputs = model_inputs(preprocessor, rows)
         own = preprocessor.generate_preprocess(
             {"prompts": inputs["prompts"], "images": np.stack(inputs["images"][0])}
@@ -246,7 +246,7 @@ SECOND_GENERATION = {
 VARIANTS = {
     "PaliGemma 2": ("PaliGemma", SECOND_GENERATION),
     "Gemma 2": ("Gemma", SECOND_GENERATION),
-    "Gemma 3n without pictures": ("Gemma3n", {"vision": False}),
+    "Gemma 3n without images": ("Gemma3n", {"vision": False}),
     "linear attention": (
         "Qwen3_5",
         {"layer_types": ("linear_attention",), "vision": False},
@@ -258,8 +258,8 @@ VARIANTS = {
 def test_rows_of_variants(variant):
     name, kwargs = VARIANTS[variant]
     model = model_of(name, **kwargs)
-    sees = name if kwargs.get("vision", True) else "text"
-    got, _, inputs = logits_at_rows(model, records(sees))
+    family = name if kwargs.get("vision", True) else "text"
+    got, _, inputs = logits_at_rows(model, records(family))
     if name == "Gemma3n":
         whole = own_gemma3n_logits(model, inputs["x"])
     else:
@@ -270,7 +270,7 @@ def test_rows_of_variants(variant):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_answer_and_its_end_alone_are_weighted(name):
-    """BLIP-2's own preprocessor, and those for text, weigh the question as well."""
+    """The preprocessors of BLIP-2 and of text families weigh the question as well."""
     preprocessor = model_of(name).preprocessor
     rows = records(name)
     _, y, weight = DistillationPreprocessor(preprocessor, preprocessor, K)(rows)
@@ -280,15 +280,15 @@ def test_the_answer_and_its_end_alone_are_weighted(name):
         assert end == preprocessor.tokenizer.end_token_id
 
 
-@pytest.mark.parametrize("name", SEES)
+@pytest.mark.parametrize("name", VISION)
 def test_a_sequence_too_short_is_refused_by_name(name):
-    """A packer cuts in silence; the picture's tokens go first where it comes last."""
+    """keras-hub's packers cut silently; image tokens are lost where they come last."""
     preprocessor = model_of(name).preprocessor
     limits = {"sequence_length": 3}
     if name == "BLIP2_FlanT5":
         limits = {"encoder_sequence_length": 3, "decoder_sequence_length": 1}
     rows = records(name)
-    if name in SEVERAL_PICTURES:
+    if name in SEVERAL_IMAGES:
         rows["prompts"] = [f"{p[8:]} <image>" for p in rows["prompts"]]
     for length, limit in limits.items():
         before = getattr(preprocessor, length)
@@ -307,11 +307,11 @@ def test_a_step_moves_the_student_and_beta_alone(name):
     moved = moved_since(before, distiller.student)
     view = distiller.student_view
     tower = {id(w) for layer in view.vision_tower() for w in layer.weights}
-    assert bool(tower) == (name in SEES)
+    assert bool(tower) == (name in VISION)
     assert not moved.keys() & tower
     assert view.head.matrix() is not None  # the fused head takes it
     projector = {id(w) for layer in view.projector() for w in layer.trainable_weights}
-    assert bool(projector) == (name in SEES)
+    assert bool(projector) == (name in VISION)
     assert not projector or moved.keys() & projector
     assert len(moved) > 0.8 * len(distiller.student.trainable_weights)
     assert np.isfinite(distiller.history.history["loss"][0])
@@ -321,7 +321,7 @@ def test_a_step_moves_the_student_and_beta_alone(name):
 def test_answers_do_not_depend_on_the_batch(name):
     model = model_of(name)
     model.compile(sampler="greedy")
-    several = (1, 2, 0) if name in SEVERAL_PICTURES else (1, 1, 1)
+    several = (1, 2, 0) if name in SEVERAL_IMAGES else (1, 1, 1)
     rows = records(name, several)
     options = {"max_new_tokens": 3, "progress": False}
     together = generate_answers(model, rows, **options)
@@ -347,14 +347,14 @@ def test_mixed_batches_give_each_record_what_it_has_alone(name):
         )
 
 
-@pytest.mark.parametrize("name", SEES)
-def test_the_picture_is_seen(name):
-    """A forgotten picture would leave every other test green."""
+@pytest.mark.parametrize("name", VISION)
+def test_the_image_changes_the_logits(name):
+    """No other test would notice that the images are not used."""
     model = model_of(name)
     rows = records(name)
     rows["prompts"] = rows["prompts"][:1] * 2
     rows["responses"] = rows["responses"][:1] * 2
-    rows["images"] = [[picture(0)], [picture(99)]]
+    rows["images"] = [[random_image(0)], [random_image(99)]]
     (first, second), weight, _ = logits_at_rows(model, rows)
     assert np.abs(first - second)[weight[0] > 0].max() > 1e-3
 
@@ -413,9 +413,9 @@ def test_lora_student_and_quantised_teacher(name):
     assert all("lora" in path or path.endswith("bias") for path in moved), moved
 
 
-@pytest.mark.parametrize("name", SEES[2:])
-def test_features_of_pictures(name):
-    """Image tokens of a teacher of another width; or a refusal that says why.
+@pytest.mark.parametrize("name", VISION[2:])
+def test_features_of_images(name):
+    """The image tokens of a teacher of another width, or an error that says why not.
 
     `test_features.py` has PaliGemma and Gemma 3, and their attention.
     """
@@ -436,10 +436,10 @@ def test_features_of_pictures(name):
     [
         # Its view puts them in order.
         pytest.param("Gemma3n", marks=pytest.mark.backends),
-        *sorted({*SEVERAL_PICTURES} & {*FEATURES} - {"Gemma3n"}),
+        *sorted({*SEVERAL_IMAGES} & {*FEATURES} - {"Gemma3n"}),
     ],
 )
-def test_features_of_pictures_belong_to_their_record(name):
+def test_features_of_images_belong_to_their_record(name):
     model = model_of(name)
     view, preprocessor = view_of(model), model.preprocessor
     reader = FeatureReader(view, {"image_features"})
@@ -463,7 +463,7 @@ def test_features_of_pictures_belong_to_their_record(name):
         )
 
 
-@pytest.mark.parametrize("name", sorted({*SEES} - {*SUPPORT["attention"]}))
+@pytest.mark.parametrize("name", sorted({*VISION} - {*SUPPORT["attention"]}))
 def test_attention_that_cannot_be_read_is_refused(name):
     teacher, student = model_of(name, 1, width=16), model_of(name, 0)
     distiller = BetaKDDistiller(teacher, student, AttentionEnergy())

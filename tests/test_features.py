@@ -17,7 +17,7 @@ from keras_betakd.models.hooks import recorded
 pytestmark = pytest.mark.backends
 
 
-def value_and_slope(energy, teacher, student):
+def value_and_student_gradient(energy, teacher, student):
     """Values of an energy, and the gradient of their sum."""
     teacher = ops.convert_to_tensor(teacher, "float32")
     found = value_and_gradient(
@@ -54,19 +54,21 @@ EXPECTED = {
 @pytest.mark.parametrize("name", EXPECTED)
 def test_value_and_gradient_against_float64(name):
     energy, expected = getattr(kd, name)(), EXPECTED[name]
-    value, gradient = value_and_slope(energy, T, S)
+    value, gradient = value_and_student_gradient(energy, T, S)
     np.testing.assert_allclose(value, expected(T, S), rtol=2e-5, atol=1e-6)
-    step, slope = 1e-5, np.zeros_like(S)
+    step, expected_gradient = 1e-5, np.zeros_like(S)
     for index in np.ndindex(*S.shape):
         up, down = S.copy(), S.copy()
         up[index], down[index] = up[index] + step, down[index] - step
-        slope[index] = (expected(T, up) - expected(T, down)).sum() / (2 * step)
-    np.testing.assert_allclose(gradient, slope, rtol=1e-3, atol=2e-6)
+        expected_gradient[index] = (expected(T, up) - expected(T, down)).sum() / (
+            2 * step
+        )
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-3, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_agreement_is_exactly_zero(name):
-    value, gradient = value_and_slope(getattr(kd, name)(), T, T)
+    value, gradient = value_and_student_gradient(getattr(kd, name)(), T, T)
     np.testing.assert_array_equal(value, np.zeros_like(value))
     np.testing.assert_allclose(gradient, 0.0, atol=1e-7)
 
@@ -80,7 +82,7 @@ def test_relations_do_not_depend_on_scale_or_rotation():
 
 @pytest.mark.parametrize("name", ["FeatureCosineEnergy", "FeatureRelationEnergy"])
 def test_a_vector_of_zeros_has_a_finite_gradient(name):
-    value, gradient = value_and_slope(getattr(kd, name)(), T, 0 * S)
+    value, gradient = value_and_student_gradient(getattr(kd, name)(), T, 0 * S)
     assert np.isfinite(value).all()
     assert np.isfinite(gradient).all()
 
@@ -150,7 +152,7 @@ def test_an_example_shares_its_weight_among_its_tokens():
 
 
 def some_energies(*names):
-    """The energies of these names; a step of all eight compiles for long."""
+    """The energies of these names; compiling a step with all eight takes long."""
     every = {
         "cosine": kd.CosineProbsEnergy(),
         "mse": kd.FeatureMSEEnergy(),
@@ -265,7 +267,7 @@ def test_numbers_against_separate_runs_in_float64():
     ],
     ids=["grid2", "grid4"],
 )
-def test_fused_and_whole_logits_train_alike(grid, names):
+def test_fused_and_full_logits_train_alike(grid, names):
     runs = []
     for fused in (True, False):
         distiller = pair(
@@ -283,22 +285,24 @@ def test_fused_and_whole_logits_train_alike(grid, names):
     assert runs[0][0]["mse_beta"] != runs[0][1]["mse_beta"]
 
 
-def test_records_without_a_picture_do_not_count():
-    blind = {k: list(v) for k, v in vqa_records(4).items()}
+def test_records_without_an_image_do_not_count():
+    mixed = {k: list(v) for k, v in vqa_records(4).items()}
     for i in (1, 3):
-        blind["images"][i] = None
-        blind["prompts"][i] = blind["prompts"][i].replace("<image>", "")
-    seen = {k: [v[0], v[2]] * 2 for k, v in blind.items()}  # nothing to compile anew
-    of_pictures = ("mse", "pooled", "top", "relation", "attention", "image")
-    distiller = pair(some_energies(*of_pictures, "states"))
-    some = numbers(distiller.test_on_batch(blind, return_dict=True))
-    rest = numbers(distiller.test_on_batch(seen, return_dict=True))
-    for name in of_pictures:
+        mixed["images"][i] = None
+        mixed["prompts"][i] = mixed["prompts"][i].replace("<image>", "")
+    with_images = {
+        k: [v[0], v[2]] * 2 for k, v in mixed.items()
+    }  # nothing to compile anew
+    of_images = ("mse", "pooled", "top", "relation", "attention", "image")
+    distiller = pair(some_energies(*of_images, "states"))
+    some = numbers(distiller.test_on_batch(mixed, return_dict=True))
+    rest = numbers(distiller.test_on_batch(with_images, return_dict=True))
+    for name in of_images:
         np.testing.assert_allclose(some[name], rest[name], rtol=1e-4, err_msg=name)
     assert some["states"] != pytest.approx(rest["states"], rel=1e-4)
 
 
-def test_a_batch_without_pictures_leaves_beta_alone():
+def test_a_batch_without_images_leaves_beta_alone():
     records = {k: list(v) for k, v in vqa_records(3).items()}
     records["images"] = [None] * 3
     records["prompts"] = [p.replace("<image>", "") for p in records["prompts"]]
@@ -362,7 +366,7 @@ def test_three_losses_train_save_and_resume(tmp_path):
 
 
 def test_pali_gemma_pair():
-    # Image tokens stand before the text there, and there is one picture a record.
+    # Image tokens stand before the text there, and there is one image a record.
     names = ("mse", "states", "attention", "image")
     distiller = pair(
         some_energies(*names), tiny_pali_gemma(16, image_size=32), tiny_pali_gemma()
@@ -371,7 +375,7 @@ def test_pali_gemma_pair():
     assert all(logs[name] > 0 for name in names)
 
 
-def test_two_pictures_a_record():
+def test_two_images_a_record():
     records = {k: list(v) for k, v in vqa_records(3).items()}
     records["images"] = [[x[0], x[0][::-1]] for x in records["images"]]
     records["prompts"] = [p + "<image>" for p in records["prompts"]]
@@ -397,7 +401,7 @@ def test_a_model_without_the_features_is_refused(features):
         kd.BetaKDDistiller(tiny_gemma3(), student, energies=energies)
 
 
-def test_a_beta_for_each_token_is_refused_at_the_picture():
+def test_a_beta_for_each_token_is_refused_at_the_image():
     with pytest.raises(ValueError, match="no value for each answer token"):
         pair(kd.FeatureMSEEnergy(), beta=kd.TokenBeta())
 

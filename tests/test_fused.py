@@ -102,17 +102,17 @@ class Case:
         kernel = self.kernel if kernel is None else kernel
         return (self.coefficients * self.values(definitions, rows, kernel)).sum()
 
-    def slope(self, definitions, argument):
+    def numeric_gradient(self, definitions, argument):
         """Central differences of the total in float64."""
         x = getattr(self, argument)
-        slope, step = np.zeros_like(x), 1e-6
+        gradient, step = np.zeros_like(x), 1e-6
         for i in np.ndindex(x.shape):
             up, down = x.copy(), x.copy()
             up[i] += step
             down[i] -= step
             change = self.total(definitions, **{argument: up})
-            slope[i] = change - self.total(definitions, **{argument: down})
-        return slope / (2 * step)
+            gradient[i] = change - self.total(definitions, **{argument: down})
+        return gradient / (2 * step)
 
     def fused(self, energies, tile_rows=None, dtype="float32", **arguments):
         """The `HeadLoss`, with some of the arrays replaced by given tensors."""
@@ -157,7 +157,7 @@ def test_value_and_gradients_against_float64(name, tile_rows):
     assert float(result.total) == pytest.approx(case.total([definition]), rel=5e-6)
     for argument in ("rows", "kernel"):
         got = case.gradient({name: energy}, argument, tile_rows=tile_rows)
-        want = case.slope([definition], argument)
+        want = case.numeric_gradient([definition], argument)
         np.testing.assert_allclose(got, want, rtol=2e-5, atol=3e-6)
     # What the betas learn from is the energy itself.
     got = case.gradient({name: energy}, "coefficients", tile_rows=tile_rows)
@@ -168,8 +168,8 @@ def test_value_and_gradients_against_float64(name, tile_rows):
 
 @pytest.mark.parametrize("soft_cap, block", [(None, 3), (2.0, 3), (2.0, 2), (None, 1)])
 def test_excluded_classes_soft_cap_and_several_energies(soft_cap, block, monkeypatch):
-    """-inf in both models is legal; a selection by product would give NaN here. Blocks
-    that do not divide the tile are filled with rows that count for nothing."""
+    """-inf in both models is valid, but masking by a product would give NaN. Blocks
+    that do not divide the tile are filled with rows that have no weight."""
     for name in ("_BLOCK_BYTES", "_EAGER_BLOCK_BYTES"):
         monkeypatch.setattr(f"keras_betakd.head_loss.tiles.{name}", 0)
     monkeypatch.setattr("keras_betakd.head_loss.tiles._BLOCK_ROWS", block)
@@ -180,7 +180,7 @@ def test_excluded_classes_soft_cap_and_several_energies(soft_cap, block, monkeyp
     result = case.fused(energies, tile_rows=3)
     with np.errstate(all="ignore"):
         assert float(result.total) == pytest.approx(case.total(definitions), rel=5e-6)
-        want = case.slope(definitions, "rows")
+        want = case.numeric_gradient(definitions, "rows")
     got = case.gradient(energies, "rows", tile_rows=3)
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=3e-6)
 
@@ -188,19 +188,19 @@ def test_excluded_classes_soft_cap_and_several_energies(soft_cap, block, monkeyp
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("classes", [V, 3, 2])
 def test_tiles_add_to_the_gradient_of_the_head_in_pieces(classes, dtype, monkeypatch):
-    """Of 262,144 classes a second copy of it was 268 MB; V may leave a rest."""
+    """For 262,144 classes a second copy took 268 MB; V need not divide into pieces."""
     monkeypatch.setattr("keras_betakd.backends._PIECE_BYTES", 4 * WIDTH * classes)
     energy, definition = ENERGIES["forward_kl"]
     case = Case()
     got = case.gradient({"kl": energy}, "kernel", tile_rows=2, dtype=dtype)
-    want = case.slope([definition], "kernel")
+    want = case.numeric_gradient([definition], "kernel")
     exact = dtype == "float32"
     tolerance = {"rtol": 2e-5, "atol": 3e-6} if exact else {"atol": 0.05}
     np.testing.assert_allclose(got, want, **tolerance)
 
 
 def test_logits_made_in_parts_of_the_head_are_those_of_the_whole(monkeypatch):
-    """PyTorch makes them so on a processor; here V leaves a rest."""
+    """PyTorch computes them in parts on a CPU; here V does not divide into parts."""
     case, energies = Case(), {"kl": ForwardKLEnergy()}
     assert V % 3
     whole = case.fused(energies).task
@@ -210,7 +210,7 @@ def test_logits_made_in_parts_of_the_head_are_those_of_the_whole(monkeypatch):
 
 
 def test_rows_without_weight_may_hold_anything():
-    """A product with a zero weight would hand on their NaN."""
+    """Multiplied by a zero weight, NaN would stay NaN."""
     case, energies = Case(), {"kl": ForwardKLEnergy()}
     clean = float(case.fused(energies, tile_rows=3).total)
     case.rows[UNSUPERVISED] = math.nan
@@ -241,7 +241,7 @@ def test_nothing_supervised_gives_zero(tile_rows):
 
 
 def test_no_more_logits_at_a_time_than_a_tile(monkeypatch):
-    """Whole logits, copied to float32 several times, are what ran out of memory."""
+    """Full logits, with several float32 copies, exhausted the memory."""
     seen, compute = set(), ForwardKLEnergy.value_and_gradient
 
     def watched(energy, teacher, student):
@@ -255,7 +255,7 @@ def test_no_more_logits_at_a_time_than_a_tile(monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_hidden_states(dtype):
-    """Rows in half precision under a float32 head lose nothing more."""
+    """Half-precision rows under a float32 head lose no further precision."""
     case, energies = Case(), {"cos": CosineProbsEnergy()}
     half = ops.cast(ops.convert_to_tensor(case.rows), dtype)
     case.rows = as_array(ops.cast(half, "float32")).astype("f8")
@@ -296,7 +296,7 @@ def test_a_subclass_with_another_formula_does_not_inherit_the_closed_form():
 
 @pytest.mark.parametrize("label", [0, 1, 2])
 def test_only_the_first_largest_class_is_right(label):
-    """Ties are frequent in bfloat16; a head of zeros must not be right everywhere."""
+    """Ties are frequent in bfloat16; a head of zeros must not count as always right."""
     x = ops.array([[1.0, 3.0, 3.0], [5.0, 5.0, 5.0], [-math.inf, -math.inf, -2.0]])
     before = as_array(x).copy()
     found = is_argmax(x, ops.full((3,), label, dtype="int32"))
@@ -313,7 +313,7 @@ def test_a_tile_is_as_large_as_the_budget_allows_and_a_product_needs():
 
 
 def test_tiles_of_a_loop_leave_room_for_the_gradient_beside_them():
-    """They took as much as one tile alone: 750 MB became 935."""
+    """They were as large as a single tile may be: memory grew from 750 MB to 935."""
     alone, looped = (rows_per_tile(2**18, 256, count) for count in (128, 1024))
     assert alone >= 128 and looped <= alone // 2
     assert looped == rows_per_tile(2**18, 256)
@@ -374,11 +374,9 @@ def distiller(fused, head_policy="train", energies=None, beta=None, **kwargs):
 @pytest.mark.parametrize(
     "reads_logits", [pytest.param(False, marks=pytest.mark.traced), True]
 )
-def test_training_is_the_same_as_with_whole_logits(reads_logits):
-    """With betas of every kind; where one reads the teacher's logits, they are made.
-
-    Only three of them then: of all six a step compiles for long.
-    """
+def test_training_is_the_same_as_with_full_logits(reads_logits):
+    """With betas of every kind; if one reads the teacher's logits, they are computed.
+    Only three then, since compiling a step with all six takes long."""
     histories = []
     for fused in (True, False):
         keras.utils.set_random_seed(3)  # of the betas' first weights
@@ -421,7 +419,7 @@ def test_frozen_and_lora_heads(head_policy):
 
 @pytest.mark.traced
 def test_one_compilation_for_answers_of_any_length(monkeypatch):
-    """Tiles that followed the number of supervised rows would compile once for each."""
+    """Tiles sized by the supervised rows would be compiled for each number of them."""
     traces = []
     compute = CosineProbsEnergy.value_and_gradient
 

@@ -67,8 +67,8 @@ def test_a_task_beta_keeps_its_bounds_whatever_its_variable_holds(options, raw):
 
 @given(options=ranges(), raw=NUMBERS)
 def test_what_a_network_predicts_is_bent_into_the_bounds(options, raw):
-    """Its square overflowed from 2e19 on, which gave back the start instead of the
-    bound; and 4,000 times as far out as the bound is, no gradient was left."""
+    """From 2e19 on the square overflowed, which gave the initial value instead of the
+    bound; 4,000 times as far out as the bound, no gradient was left."""
     layer = InstanceBeta(**options, multiplier=1.0)
     value, (slope,) = value_and_grad(layer.bounded, np.float32(raw))
     assert within(value, options)
@@ -84,7 +84,7 @@ def test_what_a_network_predicts_is_bent_into_the_bounds(options, raw):
 
 @given(data=st.data(), log_beta=st.floats(-10, 10, width=32), dim=POSITIVE)
 def test_a_term_is_lowest_at_d_over_2l(data, log_beta, dim):
-    """Its slope is beta l - d / 2. A masked row may be NaN: that got into the slope."""
+    """The derivative is beta l - d / 2. NaN of a masked row once reached it."""
     rng = np.random.default_rng(data.draw(SEEDS))
     raw, weights = random_weights(data, rng)
     energy = rng.exponential(size=SHAPE).astype("float32")
@@ -127,8 +127,8 @@ def test_a_task_beta_settles_at_d_over_2l_or_at_its_bound(options, energy):
 
 @given(options=ranges(), energies=st.lists(ENERGIES, max_size=6), data=st.data())
 def test_an_analytic_beta_is_d_over_2l_within_its_bounds(options, energies, data):
-    """One infinite energy, which a divergence may be, set it to its lower bound for
-    good; NaN did so for NaN."""
+    """One infinite energy, valid for a divergence, set beta to its lower bound for
+    good, and one NaN set it to NaN."""
     layer = AnalyticBeta(**options, momentum=0.5)
     layer.build(SHAPE)
     total = count = 0.0

@@ -1,4 +1,4 @@
-"""Every energy on random scores: its value, its slope, its masks, in float64 numbers.
+"""Every energy on random scores: values, gradients and masks, against float64 numbers.
 
 A few examples with the suite. A long run, which ends by saying how many it was:
 
@@ -229,19 +229,19 @@ def compare(subject, case, values, gradient, weights):
         off = np.abs(values - expected)
         assert (off <= limit)[finite].all(), (values, expected, limit)
         assert not np.isnan(gradient[~np.isnan(values)]).any()
-        slope = exact.slopes(subject.value, teacher, student, labels, 1e-5 * unit)
+        numeric = exact.gradients(subject.value, teacher, student, labels, 1e-5 * unit)
         shares = weights / weights.sum()
-        largest = np.abs(slope).max(-1)
+        largest = np.abs(numeric).max(-1)
         limit = (1e-3 + HALF[case.dtype]) * largest + 8 * subject.size / unit * rounding
         limit = limit + kinks(subject, teacher, student) / unit + unclear[1]
-        off = np.abs(gradient - shares[:, None] * slope).max(-1)
-        # A slope that float16 cannot hold is infinite, and the step is left out.
+        off = np.abs(gradient - shares[:, None] * numeric).max(-1)
+        # A gradient that float16 cannot hold is infinite, and the step is left out.
         held = finite & (shares * largest < LARGEST.get(case.dtype, np.inf))
-        assert (off <= shares * limit + 1e-7)[held].all(), (gradient, slope, limit)
+        assert (off <= shares * limit + 1e-7)[held].all(), (gradient, numeric, limit)
 
 
 def scale_and_rounding(subject, teacher, student):
-    """By how much scores must move to matter, and what their rounding loses of that."""
+    """The scale of a noticeable change of the scores, and their rounding error."""
     x = np.stack([teacher, student]).astype("float64")
     if subject.temperature is not None:
         t = subject.temperature
@@ -264,7 +264,7 @@ def allowed_error(subject, expected, rounding):
 
 
 def kinks(subject, teacher, student):
-    """How much of a slope hangs on the sign of a gap that is next to nothing."""
+    """How much of a gradient depends on the sign of a gap that is nearly 0."""
     if not subject.linear or "cross_entropy" in subject.name:
         return 0.0
     p, q = (np.exp(log_softmax(x, subject.temperature)) for x in (teacher, student))
@@ -279,9 +279,8 @@ def kinks(subject, teacher, student):
 
 
 def undecided(subject, teacher, student, step):
-    """What the adaptive KL and its slope may be off by: its halves are weighed by a
-    ratio of gaps, which rounding decides where they are small, and a toss where classes
-    tie."""
+    """Largest error of the adaptive KL and of its gradient. Its halves are weighed by a
+    ratio of gaps, decided by rounding where they are small and arbitrary at ties."""
     if "adaptive" not in subject.name:
         return 0.0, 0.0
     p, q = (np.exp(log_softmax(x, subject.temperature)) for x in (teacher, student))
@@ -297,13 +296,13 @@ def undecided(subject, teacher, student, step):
         lambda p, q, *_: kl(p, q) - kl(q, p), subject.temperature, subject.size
     )
     rows = (teacher, student, np.zeros(len(teacher), int))
-    slope = np.abs(exact.slopes(between, *rows, step)).max(-1)
-    return share * np.abs(between(teacher, student, student, rows[-1])), share * slope
+    change = np.abs(exact.gradients(between, *rows, step)).max(-1)
+    return share * np.abs(between(teacher, student, student, rows[-1])), share * change
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
 @settings(max_examples=max(1, settings.default.max_examples // 4))
 @given(case=cases())
-def test_value_slope_and_masks(name, case):
+def test_value_gradient_and_masks(name, case):
     check(SUBJECTS[name], case)
     EXAMPLES["energies"] += TOGETHER

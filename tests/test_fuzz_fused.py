@@ -1,4 +1,4 @@
-"""The fused head on random rows and heads: dense logits and float64 say the same.
+"""The fused head on random rows and heads, against dense logits and float64.
 
 See `test_fuzz_energies.py` for the command of a long run.
 """
@@ -82,7 +82,7 @@ ENERGIES = {
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What is compiled once: rows, classes, rows of a tile, precision, soft cap."""
+    """The compiled settings: rows, classes, tile rows, precision, soft cap."""
 
     rows: int
     classes: int
@@ -176,7 +176,7 @@ def fused(setup, *tensors):
 
 
 def dense(setup, *tensors):
-    """The same from whole logits, differentiated by the backend."""
+    """The same from the full logits, differentiated by the backend."""
     tensors = dict(zip(INPUTS, tensors, strict=True))
     coefficients = tensors["coefficients"]
     supervised = ops.any(coefficients != 0, axis=0)

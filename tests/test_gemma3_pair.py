@@ -1,4 +1,4 @@
-"""A pair of Gemma 3 with weights that need no seed: the same numbers everywhere."""
+"""A pair of Gemma 3 with fixed weights gives the same numbers on every backend."""
 
 import json
 import os
@@ -61,9 +61,9 @@ def three_steps():
 
 @pytest.mark.traced
 def test_same_numbers_on_every_backend():
-    """Three steps of training. On PyTorch, Keras clears the gradients of parameters
-    listed by path; two models of one family share their paths, and the student's
-    gradients were never cleared: the first step was right, the others were not."""
+    """Compares three training steps. On PyTorch, Keras clears the gradients of
+    parameters by their paths; two models of one family share paths, and the student's
+    gradients were not cleared: all steps but the first were wrong."""
     with open(GOLDEN) as file:
         expected = json.load(file)
     for step, (was, now) in enumerate(zip(expected, three_steps(), strict=True)):
@@ -78,7 +78,7 @@ def test_first_step_against_float64():
     x, y, weight = distiller.preprocessor(vqa_records(EXAMPLES))
     logits = {}
     for role in ("teacher", "student"):
-        # The same pictures for both stand with the student alone.
+        # The same images for both stand with the student alone.
         whole = getattr(distiller, role)({**x["student"], **x[role]})
         where = x[f"{role}_positions"][..., None]
         logits[role] = np.take_along_axis(ops.convert_to_numpy(whole), where, axis=1)

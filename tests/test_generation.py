@@ -5,7 +5,7 @@ import keras_hub
 import numpy as np
 import pytest
 from scienceqa_folder import write_folder
-from tiny_models import picture, tiny_gemma3, tiny_gemma_text, tiny_pali_gemma
+from tiny_models import random_image, tiny_gemma3, tiny_gemma_text, tiny_pali_gemma
 
 from keras_betakd.data import ScienceQADataset, load_scienceqa
 from keras_betakd.evaluation import clean_answer, decoding, generate_answers
@@ -24,7 +24,7 @@ def random_weights(model):
 
 
 def deep_pali_gemma():
-    """Three layers: with one, the cache holds nothing of a token's context."""
+    """Three layers: with one, the cache is independent of a token's context."""
     model = tiny_pali_gemma(width=16)
     config = {**model.backbone.get_config(), "num_layers": 3}
     return keras_hub.models.PaliGemmaCausalLM(
@@ -35,7 +35,7 @@ def deep_pali_gemma():
 
 @pytest.fixture(scope="module")
 def text_model():
-    """One model for the tests that leave it as it was: JAX compiles it once."""
+    """One model for tests that do not change it, so that JAX compiles it once."""
     model = random_weights(tiny_gemma_text(width=16))
     model.compile(sampler="greedy")
     return model
@@ -49,12 +49,12 @@ MODELS = {
 
 
 def batches(name, size=5, batch_size=2):
-    """Prompts of five lengths; for Gemma 3, with and without a picture."""
+    """Prompts of five lengths; for Gemma 3, with and without an image."""
     rows = []
     for i in range(size):
         has_image = name == "pali_gemma" or (name == "gemma3" and i % 2 == 0)
         mark = "<image>\n" if has_image else ""
-        images = [picture(i, height=9 + i, width=20 - i)] if has_image else []
+        images = [random_image(i, height=9 + i, width=20 - i)] if has_image else []
         rows.append((f"q{i}", mark + " ".join(WORDS[: 2 * i + 1]), images))
     for start in range(0, size, batch_size):
         ids, prompts, images = zip(*rows[start : start + batch_size], strict=True)
@@ -67,7 +67,7 @@ def batches(name, size=5, batch_size=2):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_answers_do_not_depend_on_the_batch_size(name):
-    # Public fault: accuracy changed with the evaluation batch size. In keras-hub,
+    # Reported bug: accuracy changed with the evaluation batch size. In keras-hub,
     # PaliGemma's answers do when the prompts of a batch differ in length, and a
     # limit on the new tokens is one for the longest prompt of the batch.
     model = random_weights(MODELS[name]())
@@ -76,7 +76,7 @@ def test_answers_do_not_depend_on_the_batch_size(name):
     assert list(alone) == ["q0", "q1", "q2", "q3", "q4"]
     assert len(set(alone.values())) > 1, "the weights say the same to everything"
     assert generate_answers(model, batches(name), **options) == alone
-    # Not four: keras-hub's Gemma 3 misplaces the pictures on TensorFlow when as many
+    # Not four: keras-hub's Gemma 3 misplaces the images on TensorFlow when as many
     # prompts as image tokens come together, because `keras.ops.add` of a (4, 4) and
     # a (4, 1) tensor takes the column for a row there. A real model has 256.
     together = batches(name, batch_size=5)
@@ -84,7 +84,7 @@ def test_answers_do_not_depend_on_the_batch_size(name):
 
 
 def test_prompts_of_many_lengths_do_not_all_wait(monkeypatch):
-    # They hold their pictures; unbounded, those of a whole benchmark were in memory.
+    # They hold their images; unbounded, those of a whole benchmark were in memory.
     model = random_weights(MODELS["pali_gemma"]())
     options = {"batch_size": 2, "max_new_tokens": 6}
     expected = generate_answers(model, batches("pali_gemma"), progress=False, **options)
@@ -101,7 +101,7 @@ def test_prompts_of_many_lengths_do_not_all_wait(monkeypatch):
 
 
 def test_greedy_whatever_the_sampler_and_the_model_unchanged(text_model):
-    # Public fault: keras-hub draws at random by default, so that scores changed
+    # Reported bug: keras-hub draws at random by default, so that scores changed
     # from run to run.
     model = random_weights(tiny_gemma_text(width=16))
     model.compile(sampler="random")
@@ -160,7 +160,7 @@ def test_limits_on_length_are_exact(text_model):
 
 
 def forced(model, pieces):
-    """Makes a text model say the pieces in turn, whatever the prompt."""
+    """Makes a text model generate the pieces in turn, for any prompt."""
     tokenizer = model.preprocessor.tokenizer
     ids = [tokenizer.token_to_id(piece) for piece in pieces]
     generate_step = model.generate_step
@@ -181,7 +181,7 @@ def forced(model, pieces):
 
 
 def test_end_marks_and_the_prompt_are_removed():
-    # Public fault: "2011<|im_end|>" against "2011" scored nothing; elsewhere, the
+    # Reported bug: "2011<|im_end|>" against "2011" scored nothing; elsewhere, the
     # prompt was echoed in front of the answer.
     words = ["\u2581yes", "<end_of_turn>", "\u2581no"]
     model = forced(tiny_gemma_text(), words)
@@ -189,8 +189,8 @@ def test_end_marks_and_the_prompt_are_removed():
     assert answers == {"0": "yes", "1": "yes"}
 
 
-def test_dataset_of_questions_with_and_without_pictures(tmp_path):
-    # Public fault: a batch of text alone crashed a model that can see.
+def test_dataset_of_questions_with_and_without_images(tmp_path):
+    # Reported bug: a batch of text alone crashed a model with vision.
     records = load_scienceqa(
         write_folder(tmp_path, num=6, split_sizes={"val": 6}), "val"
     )
@@ -198,14 +198,14 @@ def test_dataset_of_questions_with_and_without_pictures(tmp_path):
     model = tiny_gemma3(sequence_length=160)
     answers = generate_answers(model, dataset, max_new_tokens=2, progress=False)
     assert sorted(answers) == ["1", "2", "3", "4", "5", "6"]
-    # Without pictures, the same batches give other prompts and still run.
+    # Without images, the same batches give other prompts and still run.
     texts = [r for r in records if r.image is None]
     alone = ScienceQADataset(texts, batch_size=2)
     only = generate_answers(model, alone, max_new_tokens=2, progress=False)
     assert only == {r.id: answers[r.id] for r in texts}
 
 
-def test_progress_is_shown_only_when_asked_for(text_model, capsys):
+def test_progress_is_shown_only_on_request(text_model, capsys):
     generate_answers(text_model, batches("text", 3), max_new_tokens=1, progress=False)
     assert capsys.readouterr().out == ""
     generate_answers(text_model, batches("text", 3), max_new_tokens=1)

@@ -140,7 +140,7 @@ def test_files(tmp_path):
     assert found.image.replace("\\", "/") == "images/n1.jpg"
 
 
-def test_faulty_files(tmp_path):
+def test_invalid_files(tmp_path):
     with pytest.raises(ValueError, match="question_id='7', which has none"):
         load_gqa(*write_files(tmp_path, question_id=7))
     with pytest.raises(ValueError, match="question 1: `text` must end with"):

@@ -1,4 +1,4 @@
-"""Pictures of every kind come out alike, and broken ones say so."""
+"""Images of every kind are read alike, and broken ones raise an error."""
 
 import io
 import warnings
@@ -25,15 +25,15 @@ WHITES = {
 }
 
 
-def encode(picture, format="PNG", **options):
+def encode(image, format="PNG", **options):
     file = io.BytesIO()
-    picture.save(file, format, **options)
+    image.save(file, format, **options)
     return file.getvalue()
 
 
 @pytest.mark.parametrize("mode", WHITES)
 def test_white_stays_white_in_every_mode(mode):
-    # Public fault: only RGBA was converted, and a CMYK file broke a long run; a
+    # Reported bug: only RGBA was converted, and a CMYK file broke a long run; a
     # plain `convert("RGB")` of 16 bit grey clips nearly everything to white.
     result = load_image(Image.new(mode, (3, 2), WHITES[mode]))
     assert result.shape == (2, 3, 3)
@@ -48,9 +48,9 @@ def test_white_of_a_palette_stays_white():
 
 @pytest.mark.parametrize("mode", ["I;16", "I"])
 def test_middle_grey_of_16_bit_is_not_clipped(mode):
-    picture = Image.new(mode, (2, 1), 32896)  # 128 * 257
-    picture.putpixel((1, 0), 65535)
-    np.testing.assert_array_equal(load_image(picture)[0, :, 0], [128, 255])
+    image = Image.new(mode, (2, 1), 32896)  # 128 * 257
+    image.putpixel((1, 0), 65535)
+    np.testing.assert_array_equal(load_image(image)[0, :, 0], [128, 255])
 
 
 def test_16_bit_png_file():
@@ -62,32 +62,32 @@ def test_16_bit_png_file():
 def test_transparency_is_laid_over_white():
     # Black at alpha 0, 51 and 255 over white: 255 * (1 - alpha / 255).
     pixels = np.array([[[0, 0, 0, 0], [0, 0, 0, 51], [0, 0, 0, 255]]], "uint8")
-    picture = Image.fromarray(pixels)
+    image = Image.fromarray(pixels)
     expected = [255, 204, 0]
-    np.testing.assert_array_equal(load_image(picture)[0, :, 1], expected)
+    np.testing.assert_array_equal(load_image(image)[0, :, 1], expected)
     np.testing.assert_array_equal(load_image(pixels)[0, :, 1], expected)
-    np.testing.assert_array_equal(load_image(picture.convert("LA"))[0, :, 1], expected)
+    np.testing.assert_array_equal(load_image(image.convert("LA"))[0, :, 1], expected)
 
 
 def test_transparent_palette_is_laid_over_white():
-    picture = Image.new("P", (2, 1))
-    picture.putpalette([0, 0, 0, 200, 10, 20])
-    picture.putpixel((1, 0), 1)
-    data = encode(picture, transparency=0)
+    image = Image.new("P", (2, 1))
+    image.putpalette([0, 0, 0, 200, 10, 20])
+    image.putpixel((1, 0), 1)
+    data = encode(image, transparency=0)
     np.testing.assert_array_equal(load_image(data), [[[255] * 3, [200, 10, 20]]])
 
 
 def test_orientation_from_the_camera_is_applied():
-    picture = Image.new("RGB", (3, 1), "black")
-    picture.putpixel((0, 0), (255, 255, 255))
+    image = Image.new("RGB", (3, 1), "black")
+    image.putpixel((0, 0), (255, 255, 255))
     exif = Image.Exif()
     exif[0x0112] = 6  # Shown after a quarter turn clockwise.
-    result = load_image(encode(picture, exif=exif))
+    result = load_image(encode(image, exif=exif))
     np.testing.assert_array_equal(result[:, 0, 0], [255, 0, 0])
 
 
-def test_the_same_picture_from_every_source(tmp_path):
-    # Public fault: a loader expected a picture and got a dict.
+def test_the_same_image_from_every_source(tmp_path):
+    # Reported bug: a loader expected an image and got a dict.
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 3), dtype="uint8")
     data = encode(Image.fromarray(pixels))
     path = tmp_path / "a.png"
@@ -200,7 +200,7 @@ def test_decompression_bomb_is_an_error(monkeypatch):
     ],
 )
 def test_marks_in_user_text_lose_their_meaning(mark):
-    # Public fault: a literal mark in a question was counted as one more image.
+    # Reported bug: a literal mark in a question was counted as one more image.
     result = neutralize_image_marks(f"What is {mark}{mark}?")
     assert mark not in result
     assert result == f"What is {mark[0]} {mark[1:]}{mark[0]} {mark[1:]}?"

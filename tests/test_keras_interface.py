@@ -19,7 +19,7 @@ def distiller(**options):
 
 @pytest.mark.parametrize("method", ["fit", "evaluate", "predict", "summary"])
 def test_arguments_stand_in_the_order_of_keras(method):
-    """`fit(x, y, 8, 2, 0)` once raised: `verbose` was a keyword alone."""
+    """`fit(x, y, 8, 2, 0)` once raised an error: `verbose` was keyword-only."""
     ours, theirs = (
         list(inspect.signature(getattr(cls, method)).parameters)
         for cls in (BetaKDDistiller, keras.Model)

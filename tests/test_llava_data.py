@@ -35,7 +35,7 @@ def only(entry, folder=None):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three pictures of different size and mode."""
+    """Three images of different size and mode."""
     (tmp_path / "sub").mkdir()
     Image.new("RGB", (4, 3), (9, 8, 7)).save(tmp_path / "a.png")
     Image.new("LA", (2, 5), (255, 0)).save(tmp_path / "sub" / "b.png")
@@ -84,7 +84,7 @@ def test_a_file_of_something_else(tmp_path, data, message):
         load_llava(path)
 
 
-def test_faulty_arguments(tmp_path):
+def test_invalid_arguments(tmp_path):
     with pytest.raises(FileNotFoundError, match="no.json"):
         load_llava(tmp_path / "no.json")
     with pytest.raises(FileNotFoundError, match="`image_folder`.*'no'"):
@@ -133,12 +133,12 @@ def test_other_names_of_speakers_and_a_first_turn_of_gpt():
         ({"image": {"path": None}}, "an image must be"),
         # Text where bytes belong must not be taken for a path.
         ({"image": {"bytes": "iVBORw0KGgo="}}, "an image must be"),
-        # Read as text alone, the pictures would be lost in silence.
+        # Read as text alone, the images would be lost in silence.
         ({"images": ["a.png"]}, "'image'"),
         ({"video": "a.mp4"}, "'image'"),
     ],
 )
-def test_a_faulty_record_is_named(changes, message):
+def test_an_invalid_record_is_named(changes, message):
     with pytest.raises(ValueError, match=f"Record 'x': .*{message}.*Received: "):
         load_llava([item(**changes)])
     del (unnamed := item(**changes))["id"]
@@ -153,13 +153,13 @@ def test_ids_are_made_unique():
     assert [record.id for record in records] == [
         *("a", "a#2", "a#3", "3", "a#4", "7", "3#2", "a#2#2")
     ]
-    for faulty in (True, 1.5, ["a"]):
+    for invalid in (True, 1.5, ["a"]):
         with pytest.raises(ValueError, match="Record '1': `id`"):
-            load_llava([item(), item(id=faulty)])
+            load_llava([item(), item(id=invalid)])
 
 
-def test_a_single_picture_without_a_mark_gets_one(folder):
-    # LLaVA's trainers lose the picture of such a record.
+def test_a_single_image_without_a_mark_gets_one(folder):
+    # LLaVA's trainers lose the image of such a record.
     record = only(item(" Hi", "Hello!", "Why?", "So.", image="a.png"), folder)
     assert record.prompts == ("<image>\n Hi", "Why?")
 
@@ -170,16 +170,16 @@ def test_the_mark_may_stand_in_a_later_turn(folder):
 
 
 @pytest.mark.parametrize("marks, images", [(2, 1), (1, 2), (3, 2), (0, 2)])
-def test_marks_and_pictures_must_agree(folder, marks, images):
-    # Public fault: the difference was found by the model, in the middle of a run.
+def test_marks_and_images_must_agree(folder, marks, images):
+    # Reported bug: the difference was found by the model, in the middle of a run.
     entry = item("<image>" * marks + "?", "A.", image=["a.png"] * images)
     received = f"Record 'x'.*Received: {marks} marks, {images} images"
     with pytest.raises(ValueError, match=received):
         load_llava([entry], folder)
 
 
-def test_marks_that_mean_no_picture_are_neutralized(folder):
-    # Public fault: literal marks in user text counted as images.
+def test_marks_that_mean_no_image_are_neutralized(folder):
+    # Reported bug: literal marks in user text counted as images.
     texts = ("  <image>a  b <IMAGE> <|im_end|>[img] x<y ", "See <image>. ")
     record = only(item(*texts, image="a.png"), folder)
     assert record.prompts == ("  <image>a  b < IMAGE> < |im_end|>[ img] x<y ",)
@@ -189,8 +189,8 @@ def test_marks_that_mean_no_picture_are_neutralized(folder):
     assert LlavaRecord("x", record.prompts, record.responses) == record
 
 
-def test_pictures_of_every_mode_from_every_source(folder):
-    # Public fault: a loader that expected a picture got a dict or bytes instead.
+def test_images_of_every_mode_from_every_source(folder):
+    # Reported bug: a loader that expected an image got a dict or bytes instead.
     file = io.BytesIO()
     Image.new("P", (3, 3)).save(file, "PNG")
     data = file.getvalue()
@@ -203,9 +203,9 @@ def test_pictures_of_every_mode_from_every_source(folder):
         folder / "c.jpg",
     ]
     entry = item("<image>" * 5, "Five.", image=sources[:5])
-    pictures = read_images(only(entry, folder))
-    assert all(p.dtype == np.uint8 and p.shape[-1] == 3 for p in pictures)
-    assert (pictures[2] == 255).all()  # Fully transparent.
+    images = read_images(only(entry, folder))
+    assert all(p.dtype == np.uint8 and p.shape[-1] == 3 for p in images)
+    assert (images[2] == 255).all()  # Fully transparent.
     assert only(item(image=sources[5])).images == (str(folder / "c.jpg"),)
 
 
@@ -221,8 +221,8 @@ def test_a_path_may_turn_inside_the_folder(folder):
     assert only(item(image=outside)).images == (outside,)
 
 
-def test_missing_pictures(folder):
-    # Public fault: a missing file was found only in the middle of the run.
+def test_missing_images(folder):
+    # Reported bug: a missing file was found only in the middle of the run.
     items = [*ITEMS, item(image="gone.png"), item(image="lost.png"), ITEMS[0]]
     with pytest.raises(FileNotFoundError, match="Record 'x'.*gone.png"):
         load_llava(items, folder)
@@ -237,8 +237,8 @@ def test_missing_pictures(folder):
 
 
 def test_records_of_every_kind_that_cannot_be_used_are_skipped(folder):
-    # Public fault: one empty answer among 665,000 records refused them all.
-    faulty = [
+    # Reported bug: one empty answer among 665,000 records refused them all.
+    invalid = [
         item("Hi", " ", id="empty"),
         item("Hi", "Hello!", "Bye", id="odd"),
         item(id="marks", image=["a.png", "c.jpg"]),
@@ -250,10 +250,10 @@ def test_records_of_every_kind_that_cannot_be_used_are_skipped(folder):
         "no dict",
         item(id="empty", conversations=None),
     ]
-    for entry in faulty:
+    for entry in invalid:
         with pytest.raises((ValueError, FileNotFoundError)):
             load_llava([entry], folder)
-    items = [ITEMS[0], *faulty, *ITEMS[1:], item(id="empty")]
+    items = [ITEMS[0], *invalid, *ITEMS[1:], item(id="empty")]
     with pytest.warns(UserWarning, match="10 of 14 .*'empty', 'odd'") as caught:
         records = load_llava(items, folder, on_error="skip")
     assert len(caught) == 1
@@ -310,7 +310,7 @@ def test_batches(folder):
         dataset[2]
 
 
-def test_a_picture_that_breaks_later_is_named(folder):
+def test_an_image_that_breaks_later_is_named(folder):
     dataset = LlavaDataset(load_llava(ITEMS, folder), batch_size=3)
     (folder / "a.png").write_bytes(b"broken")
     with pytest.raises(ValueError, match="Record '1'.*a.png"):
@@ -338,16 +338,16 @@ def test_raw_records_are_no_records():
         LlavaDataset([item()], batch_size=2)
 
 
-PICTURE = np.zeros((2, 2, 3), "uint8")
+IMAGE = np.zeros((2, 2, 3), "uint8")
 
 
-def many(texts, pictured=0, seed=0):
-    """Records "0", "1", ... of random lengths, pictured ones strewn in between."""
+def many(texts, with_image=0, seed=0):
+    """Records "0", "1", ... of random lengths, some with an image, in random order."""
     generator = np.random.default_rng(seed)
-    counts = generator.permutation([0] * texts + [1] * pictured)
+    counts = generator.permutation([0] * texts + [1] * with_image)
     lengths = generator.integers(1, 200, len(counts))
     return [
-        LlavaRecord(str(i), ["q"], ["a" * int(length)], [PICTURE] * int(count))
+        LlavaRecord(str(i), ["q"], ["a" * int(length)], [IMAGE] * int(count))
         for i, (count, length) in enumerate(zip(counts, lengths, strict=True))
     ]
 
@@ -411,11 +411,11 @@ def test_shuffled_groups_come_mixed():
 
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("group", [False, True])
-@pytest.mark.parametrize("texts, pictured", [(17, 11), (1, 1), (8, 8), (0, 5)])
-def test_shards_march_in_step(shuffle, group, texts, pictured):
-    # Public fault: one process with text alone waited for another's vision tower.
+@pytest.mark.parametrize("texts, with_image", [(17, 11), (1, 1), (8, 8), (0, 5)])
+def test_shards_march_in_step(shuffle, group, texts, with_image):
+    # Reported bug: one process with text alone waited for another's vision tower.
     options = {"batch_size": 5, "shuffle": shuffle, "group_by_modality": group}
-    records = many(texts, pictured)
+    records = many(texts, with_image)
     whole = LlavaDataset(records, seed=3, **options)
     shares = [
         ProcessShare(LlavaDataset(records, seed=3, **options), index=i, count=4)
@@ -456,7 +456,7 @@ def places(value):
 
 @settings(max_examples=150)
 @given(st.data())
-def test_mutated_records_are_sound_or_refused(folder, data):
+def test_mutated_records_are_valid_or_refused(folder, data):
     entries = copy.deepcopy(ITEMS)
     for _ in range(data.draw(st.integers(1, 3))):
         container, key = data.draw(st.sampled_from(list(places(entries))))
@@ -479,7 +479,7 @@ def test_mutated_records_are_sound_or_refused(folder, data):
 
 @settings(max_examples=100)
 @given(st.data())
-def test_a_file_with_a_hole_is_sound_or_refused(folder, data):
+def test_a_file_with_a_hole_is_valid_or_refused(folder, data):
     text = "\n".join(map(json.dumps, ITEMS)).encode()
     start = data.draw(st.integers(0, len(text)))
     stop = data.draw(st.integers(start, len(text)))

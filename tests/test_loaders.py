@@ -1,4 +1,4 @@
-"""What must hold in every loader and benchmark: marks, pictures, end marks."""
+"""What must hold in every loader and benchmark: marks, images, end marks."""
 
 import inspect
 import shutil
@@ -63,7 +63,7 @@ def with_marks(name, folder):
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_marks_in_questions_choices_and_hints(name, copied):
-    # Public fault: literal marks in user text counted as pictures. Neutralized ones
+    # Reported bug: literal marks in user text counted as images. Neutralized ones
     # also kept answer files of this library from being matched with their questions.
     benchmark = BENCHMARKS[name]
     questions = benchmark.load(with_marks(name, copied(name)))
@@ -73,8 +73,8 @@ def test_marks_in_questions_choices_and_hints(name, copied):
         assert own == neutralize_image_marks(own)
         assert prompt.startswith("<image>\n") == (question.image is not None)
     assert "< start_of_image>" in "".join(prompts)
-    picture = np.zeros((4, 4, 3), "uint8")
-    images = [[picture] if q.image is not None else [] for q in questions]
+    image = np.zeros((4, 4, 3), "uint8")
+    images = [[image] if q.image is not None else [] for q in questions]
     preprocessor = tiny_gemma3(sequence_length=320).preprocessor
     model_inputs(preprocessor, {"prompts": prompts, "images": images})
     lines = [benchmark.line(q, RIGHT[name](q)) for q in questions]
@@ -106,7 +106,7 @@ FAMILY_MARKS = {
 
 @pytest.mark.parametrize("family", FAMILY_MARKS)
 def test_a_mark_in_a_response(family):
-    # It became the place of a picture that is not there, and was trained as an answer.
+    # It became the place of an image that is not there, and was trained as an answer.
     record = {
         "ids": ["7"],
         "prompts": ["<image>\nHi"],
@@ -120,8 +120,8 @@ def test_a_mark_in_a_response(family):
     model_inputs(preprocessor, record)
 
 
-def test_two_marks_of_one_picture_that_has_a_fixed_place():
-    # Both were dropped, and a record whose second picture was lost went on.
+def test_two_marks_of_one_image_that_has_a_fixed_place():
+    # Both were dropped, and a record whose second image was lost went on.
     record = {
         "prompts": ["<image>\nHi"],
         "images": [[np.zeros((4, 4, 3), "uint8")]],
@@ -133,9 +133,9 @@ def test_two_marks_of_one_picture_that_has_a_fixed_place():
         model_inputs(preprocessor, record)
 
 
-# --- Pictures ---
+# --- Images ---
 
-PICTURES = {
+IMAGE_FILES = {
     "gqa": ("images/n1.jpg", "Record '201'"),
     "textvqa": ("train_images/a1.jpg", "Record '34602'"),
     "pope": ("val2014/COCO_1.jpg", "Record '1'"),
@@ -144,11 +144,11 @@ PICTURES = {
 }
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_a_missing_picture_is_named_before_any_is_read(name, copied):
-    # Public fault: it was found in the middle of the run.
-    folder, (picture, message) = copied(name), PICTURES[name]
-    (folder / picture).unlink()
+@pytest.mark.parametrize("name", IMAGE_FILES)
+def test_a_missing_image_is_named_before_any_is_read(name, copied):
+    # Reported bug: it was found in the middle of the run.
+    folder, (image, message) = copied(name), IMAGE_FILES[name]
+    (folder / image).unlink()
     with pytest.raises(FileNotFoundError, match=message):
         benchmark = BENCHMARKS[name]
         run.check_questions(benchmark, run.load_questions(benchmark, folder))
@@ -162,7 +162,7 @@ def test_a_missing_picture_is_named_before_any_is_read(name, copied):
         ("%", "Question '1': its image is not in base64"),
     ],
 )
-def test_a_picture_that_a_table_lacks(copied, cell, message):
+def test_an_image_that_a_table_lacks(copied, cell, message):
     # The index of a row that is not there is valid base64, too.
     folder = copied("mmbench")
     path = folder / "mmbench_dev_20230712.tsv"
@@ -178,18 +178,18 @@ WHITES = {"1": 1, "L": 255, "LA": (255, 255), "P": 0, "RGB": (255,) * 3}
 WHITES |= {"RGBA": (0, 0, 0, 0), "CMYK": (0,) * 4, "I;16": 65535}
 
 
-def test_pictures_of_every_mode_get_the_same_answer(copied):
-    # Public fault: a rare CMYK file broke a run after hours. All of these are white,
+def test_images_of_every_mode_get_the_same_answer(copied):
+    # Reported bug: a rare CMYK file broke a run after hours. All of these are white,
     # and all questions the same, so are the answers.
     folder = copied("gqa")
     first = BENCHMARKS["gqa"].load(folder)[0]
     questions = []
     for number, (mode, color) in enumerate(WHITES.items()):
-        picture = Image.new(mode, (5, 4), color)
+        image = Image.new(mode, (5, 4), color)
         if mode == "P":
-            picture.putpalette([255] * 3)
+            image.putpalette([255] * 3)
         path = folder / "images" / f"{number}.jpg"
-        picture.save(path, "TIFF" if mode == "CMYK" else "PNG")
+        image.save(path, "TIFF" if mode == "CMYK" else "PNG")
         fields = {"id": str(number), "image": str(path)}
         questions.append(type(first)(**{**vars(first), **fields}))
     model = tiny_gemma3(sequence_length=160)
@@ -224,7 +224,7 @@ def test_on_error_is_the_same_argument_everywhere(name):
 @pytest.mark.parametrize("end", ["</s>", "<|im_end|>", "<end_of_turn>\nNo yes C"])
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_end_marks_that_a_generator_left(name, folders, end):
-    # Public fault: "2011<|im_end|>" against "2011" scored nothing, and "No</s>" was
+    # Reported bug: "2011<|im_end|>" against "2011" scored nothing, and "No</s>" was
     # read as yes.
     benchmark = BENCHMARKS[name]
     questions = benchmark.load(folders[name])

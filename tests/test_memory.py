@@ -34,7 +34,7 @@ class ResidentSize(keras.callbacks.Callback):
 @pytest.mark.traced
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_flat_over_500_steps():
-    """A graph or a batch that is kept at each step ends a long run after hours."""
+    """A graph or batch that is kept at each step ends a long run after hours."""
     teacher, student = (
         keras.Sequential([keras.Input((POSITIONS, WIDTH)), keras.layers.Dense(CLASSES)])
         for _ in range(2)

@@ -104,7 +104,7 @@ STATES = {"A": "Maryland", "B": "New Hampshire", "C": "Rhode Island", "D": "Verm
 
 @pytest.mark.parametrize("match", [match_vlmevalkit, match_opencompass])
 def test_right_answers_in_other_forms_and_letters_in_words(match):
-    # Public fault: only a bare letter was right, and one was picked out of any word.
+    # Reported bug: only a bare letter was right, and one was picked out of any word.
     right = ("B", "B.", "New Hampshire", "The colony shown is New Hampshire.")
     assert [match(text, STATES) for text in right] == ["B"] * 4
     for text in ("", "None of these", "None of the above", "Don't know", "Answer"):
@@ -144,7 +144,7 @@ def test_missing_and_refused_answers_are_wrong():
 
 
 def test_an_empty_cell_is_read_as_the_text_nan():
-    # So where sodium is asked for, no answer is the right one.
+    # So where sodium is the answer, no answer is the right one.
     found = score_mmbench([question(options=("Na", "K"))], {})
     assert (found.circular_accuracy, found.missing) == (100.0, 1)
 
@@ -179,10 +179,10 @@ def write_table(path, *rows):
 
 
 def test_table(tmp_path):
-    picture = base64.b64encode(b"picture" * 30_000).decode()
+    image = base64.b64encode(b"picture" * 30_000).decode()
     path = write_table(
         tmp_path / "dev.tsv",
-        [7, 'Say "hi"\nor "bye"?', "", "N/A", "na", "c\td", "", "B", "x", picture]
+        [7, 'Say "hi"\nor "bye"?', "", "N/A", "na", "c\td", "", "B", "x", image]
         + ["coarse_perception", "dev"],
         [1000007, "What?", "nan", "one", "None", "3", "4", "D", "x", "7", "", "dev"],
     )
@@ -198,13 +198,13 @@ def test_table(tmp_path):
         "coarse_perception",
     )
     assert first.image == b"picture" * 30_000
-    assert copy.image == first.image  # The toolkit's tables hold a picture once.
+    assert copy.image == first.image  # The toolkit's tables hold an image once.
     # An option "None" hides the right one, as published.
     assert (copy.asked_options, copy.original, copy.hint) == (["one"], "7", None)
     assert "picture" not in repr(first) and len(repr(first)) < 500
 
 
-def test_faulty_tables(tmp_path):
+def test_invalid_tables(tmp_path):
     row = [7, "?", "", "a", "b", "", "", "A", "x", "%", "", "dev"]
     path = write_table(tmp_path / "dev.tsv", row, row[:5])
     with pytest.raises(ValueError, match="row 2: must have as many cells.*'7'"):

@@ -1,4 +1,4 @@
-"""MME: the published parser and points, paired by picture instead of by line."""
+"""MME: the published parser and points, paired by image instead of by line."""
 
 import pytest
 from benchmark_golden import case, cases
@@ -17,7 +17,7 @@ APART = ("artwork", "celebrity", "landmark", "posters", "scene")
 
 
 def write_folder(folder, tasks):
-    """MME's folder: five of its tasks have their pictures and texts apart."""
+    """MME's folder: five of its tasks have their images and texts apart."""
     for task, files in tasks.items():
         apart = task in APART
         texts = folder / task / "questions_answers_YN" if apart else folder / task
@@ -70,7 +70,7 @@ def test_published_prompts(golden, tmp_path):
     assert prompts == logged
 
 
-def test_one_answer_about_a_picture(tmp_path):
+def test_one_answer_about_an_image(tmp_path):
     # The published scorer pairs lines: one too few shifts all that follow, and it
     # notices only where their number is odd.
     with pytest.raises(ValueError, match=r"2 questions about 'color/0001'.*#1'\]"):
@@ -106,10 +106,10 @@ def test_traps_of_the_parser(text, expected):
 
 
 def test_by_hand():
-    # Pictures: both right, one right, none. acc = 3/6, acc+ = 1/3: 50 + 33.33.
+    # Images: both right, one right, none. acc = 3/6, acc+ = 1/3: 50 + 33.33.
     task = MMETask(right=(2, 1, 0))
     assert task.score == pytest.approx(50 + 100 / 3)
-    # Picture by picture 200, 50, 0: mean 83.33, s^2 = 10833.33, error s / sqrt(3).
+    # Image by image 200, 50, 0: mean 83.33, s^2 = 10833.33, error s / sqrt(3).
     assert task.standard_error == pytest.approx((10833.3333 / 3) ** 0.5, abs=1e-3)
     tasks = {name: pair(name, "1") + pair(name, "2") for name in MME_PERCEPTION}
     given = {}
@@ -117,7 +117,7 @@ def test_by_hand():
         given |= answers("yes", "no", task=name, file="1")
         given |= answers("yes", "maybe", task=name, file="2")
     found = score_mme(sum(tasks.values(), []), given)
-    # Each task: acc 3/4, acc+ 1/2: 125. Pictures 200 and 50: error 75, ten of them.
+    # Each task: acc 3/4, acc+ 1/2: 125. Images 200 and 50: error 75, ten of them.
     assert (found.perception, found.cognition) == (pytest.approx(1250.0), None)
     assert (found.n, found.unparsed, found.missing) == (40, 10, 0)
     half = 1.959964 * 75 * 10**0.5
@@ -125,7 +125,7 @@ def test_by_hand():
     assert found.cognition_interval is None
 
 
-def test_a_single_picture_has_no_interval():
+def test_a_single_image_has_no_interval():
     tasks = MME_COGNITION
     given = {}
     for task in tasks:
@@ -134,7 +134,7 @@ def test_a_single_picture_has_no_interval():
     assert (found.cognition, found.cognition_interval) == (200.0, None)
 
 
-def test_pictures_without_answers_are_left_out_and_counted():
+def test_images_without_answers_are_left_out_and_counted():
     found = score_mme(pair(file="1") + pair(file="2"), answers("yes", "no"))
     assert (found.per_task["OCR"].score, found.missing, found.n) == (200.0, 2, 2)
     # A task without a file stops the published scorer.
@@ -144,15 +144,15 @@ def test_pictures_without_answers_are_left_out_and_counted():
 
 def test_answers_that_belong_to_no_question():
     line = {"question_id": "OCR/1.png", "prompt": "Is it a 7?", "text": "Yes"}
-    asked = MMEQuestion(
+    question = MMEQuestion(
         "OCR/1#1", "Is it a 7? Please answer yes or no.", "OCR", 1, "Yes"
     )
     with pytest.raises(ValueError, match="Answer 1: belongs to no question"):
         mme_answers(pair(), [line])
     with pytest.raises(ValueError, match="Answer 1: belongs to no question"):
-        mme_answers([asked], [line | {"question_id": "OCR/2.png"}])
+        mme_answers([question], [line | {"question_id": "OCR/2.png"}])
     with pytest.raises(ValueError, match="Answer 2: occurs more often"):
-        mme_answers([asked], [line, line])
+        mme_answers([question], [line, line])
     with pytest.raises(ValueError, match="1 of 1 that do not"):
         score_mme(pair(), answers("yes", task="count"))
     with pytest.raises(TypeError, match="must be a string.*None"):
@@ -170,7 +170,7 @@ def test_wrong_questions():
         MMETask(right=())
 
 
-def test_faulty_folders(tmp_path):
+def test_invalid_folders(tmp_path):
     lines = [["Is it? Please answer yes or no.", "Yes"]]
     write_folder(tmp_path, {"OCR": {"1.txt": lines}, "count": {}})
     with pytest.raises(ValueError, match="must hold two lines"):

@@ -10,7 +10,7 @@ from keras import ops
 from mobilevlm_golden import KINDS, SIZES, batch, golden, golden_model
 from test_families import moved_since, snapshot
 from tiny_families import tiny_mobilevlm
-from tiny_models import picture
+from tiny_models import random_image
 
 from keras_betakd.mobilevlm import LDPv2Projector, MobileVLMBackbone, MobileVLMCausalLM
 from keras_betakd.models import load_model
@@ -36,7 +36,7 @@ def test_image_features(kind):
 @pytest.mark.parametrize("case", ["A", "B"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_hidden_states_and_logits(kind, case):
-    """Batch B is padded, and one of its records has no picture."""
+    """Batch B is padded, and one of its records has no image."""
     model = golden_model(kind)
     inputs = batch(case, model.backbone.num_image_tokens)
     kept = inputs["padding_mask"]
@@ -51,7 +51,7 @@ def test_hidden_states_and_logits(kind, case):
 @pytest.mark.backends
 @pytest.mark.parametrize("kind", KINDS)
 def test_text_alone(kind):
-    """A batch without any picture: its places for pictures hold nothing of use."""
+    """In a batch without any image, the image inputs are unused placeholders."""
     model = golden_model(kind)
     inputs = {k: v[1:2] for k, v in batch("B", model.backbone.num_image_tokens).items()}
     assert not (inputs["token_ids"] < 0).any()
@@ -100,7 +100,7 @@ RELEASED = {
 
 
 def test_parameters_of_the_released_sizes():
-    """Counted without a weight being made, in a process that holds nothing after."""
+    """Counts parameters without creating weights, in a process of its own."""
     code = f"""
 import math, keras
 from keras_betakd.mobilevlm import MobileVLMBackbone
@@ -125,7 +125,7 @@ for (width, layers, heads, inner), projector, count in {list(RELEASED.values())}
 
 
 def test_blocks_after_the_features_are_not_run():
-    """The last block's weights come with every checkpoint and must change nothing."""
+    """Every checkpoint has the last block's weights; they must change nothing."""
     model = golden_model("llava")
     inputs = batch("A", 16)
     before = ops.convert_to_numpy(model(inputs))
@@ -148,7 +148,7 @@ def test_fit_of_raw_records_as_any_model_of_keras_hub():
     model.compile(optimizer=keras.optimizers.Adam(3e-2))
     before = snapshot(model)
     records = {
-        "images": np.stack([picture(0), picture(1)]),
+        "images": np.stack([random_image(0), random_image(1)]),
         "prompts": ["<image>\nwhat color", "<image>\nwhat shape"],
         "responses": ["red", "a circle"],
     }
@@ -162,14 +162,14 @@ def test_fit_of_raw_records_as_any_model_of_keras_hub():
 def test_a_single_prompt_gives_a_single_answer():
     model = tiny_mobilevlm()
     model.compile(sampler="greedy")
-    single = {"prompts": "<image>\nwhat", "images": picture(0)}
+    single = {"prompts": "<image>\nwhat", "images": random_image(0)}
     answer = model.generate(single, max_length=110, strip_prompt=True)
     several = {key: [value] * 2 for key, value in single.items()}
     assert model.generate(several, max_length=110, strip_prompt=True) == [answer] * 2
 
 
 def test_a_preset_loads_in_another_precision(tmp_path):
-    """All of it: the tower too, which is no part of the functional model's layers."""
+    """This includes the tower, which is not among the functional model's layers."""
     model = tiny_mobilevlm()
     model.save_to_preset(tmp_path / "preset")
     loaded = load_model(tmp_path / "preset", dtype="bfloat16")

@@ -105,7 +105,7 @@ def write(folder, weights, config, kind="safetensors", shards=2, dtype="float32"
 
 
 def write_clip(folder):
-    """The whole of CLIP: what it says of texts must not get in the way."""
+    """Writes all of CLIP: the text weights must not disturb the loading."""
     tower = {
         k.removeprefix("model.vision_tower.vision_tower."): v
         for k, v in tensors("llava").items()
@@ -144,14 +144,14 @@ def test_every_public_layout_loads_to_the_same_numbers(tmp_path):
         expected = golden()["llava/B/logits"][kept]
         np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5, err_msg=name)
         assert model.backbone.get_config()["projector_type"] == "mlp2x_gelu"
-        # The original pads pictures; Hugging Face's port crops them.
+        # The original pads images; Hugging Face's port crops them.
         converter = model.preprocessor.image_converter
         assert converter.aspect_ratio == ("crop" if "port" in name else "pad")
         assert model.preprocessor.num_image_tokens == 16
 
 
 def test_mobilevlm_loads_from_bfloat16(tmp_path):
-    """As the released files; on a grid of 12 x 12, where the golden one is 2 x 2."""
+    """Like the released files, with a grid of 12 x 12 where the golden one is 2 x 2."""
     clip = write_clip(tmp_path / "clip")
     config = {**ORIGINAL, "mm_projector_type": "ldpnetv2", "mm_vision_tower": str(clip)}
     folder = write(
@@ -251,7 +251,7 @@ def test_other_architectures_are_refused(wrong, message):
 
 
 def test_configurations_of_the_published_models():
-    """What Hugging Face's files leave out are defaults of its classes."""
+    """Values missing in Hugging Face's files are the defaults of its classes."""
     port = {
         "text_config": {"vocab_size": 32064, "rms_norm_eps": 1e-5},
         "vision_config": {**CLIP, "hidden_size": 1024, "num_hidden_layers": 24},
@@ -278,7 +278,7 @@ def test_any_loader_of_presets_takes_a_public_checkpoint(tmp_path):
 
 
 def test_a_language_model_gets_a_new_projector(tmp_path):
-    """Where alignment pre-training starts: MobileLLaMA knows nothing of pictures."""
+    """Alignment pre-training starts from MobileLLaMA, which takes no images."""
     clip = write_clip(tmp_path / "clip")
     weights = without_tower(tensors("llava"))
     weights = {k: v for k, v in weights.items() if "mm_projector" not in k}

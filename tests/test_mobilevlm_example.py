@@ -45,7 +45,9 @@ def stage(folder, name, student, data, *more):
     )
 
 
-def test_a_language_model_learns_to_see_in_two_stages(monkeypatch, folder, capsys):
+def test_a_language_model_learns_to_use_images_in_two_stages(
+    monkeypatch, folder, capsys
+):
     """The first stage starts from public checkpoints, the second from a preset."""
     language_model = folder / "language_model"
     run(monkeypatch, *stage(folder, "pretrain", language_model, "captions.json"))
@@ -64,8 +66,8 @@ def test_a_language_model_learns_to_see_in_two_stages(monkeypatch, folder, capsy
         with open(folder / name / "history.csv") as file:
             (row, *_) = csv.DictReader(file)
         assert float(row["image_beta"]) > 0 and float(row["answer_beta"]) > 0
-        picture = (folder / name / "history.png").read_bytes()
-        assert picture.startswith(b"\x89PNG")
+        plot = (folder / name / "history.png").read_bytes()
+        assert plot.startswith(b"\x89PNG")
 
 
 def test_what_a_stage_needs(monkeypatch, capsys):

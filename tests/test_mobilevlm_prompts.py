@@ -1,4 +1,4 @@
-"""Prompts, labels and pictures as the released LLaVA and MobileVLM make them."""
+"""Prompts, labels and images as the released LLaVA and MobileVLM make them."""
 
 import json
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 from mobilevlm_golden import GOLDEN
-from tiny_models import picture
+from tiny_models import random_image
 
 from keras_betakd.mobilevlm import (
     IMAGE_TOKEN_ID,
@@ -18,7 +18,7 @@ from keras_betakd.mobilevlm import (
 from keras_betakd.mobilevlm.conversation import TEMPLATES
 
 CASES = json.loads((GOLDEN / "llava_prompts.json").read_text())
-PICTURES = np.load(GOLDEN / "clip_pictures.npz")
+CLIP_IMAGES = np.load(GOLDEN / "clip_images.npz")
 # The released code trains nothing of these, with a warning that scrolls by.
 MASKED = {
     "answer_contains_separator": "has ' ASSISTANT: ' in its text",
@@ -39,7 +39,7 @@ def preprocessor(**kwargs):
 
 
 def turns(case):
-    """Prompts and responses; a leading answer is the data loader's affair."""
+    """Prompts and responses; the data loader handles a leading answer."""
     said = [m for m in case["conversations"] if m["value"] != "ignored"]
     prompts = [m["value"] for m in said if m["from"] == "human"]
     return prompts, [m["value"] for m in said if m["from"] == "gpt"]
@@ -47,7 +47,7 @@ def turns(case):
 
 def record(case, **kwargs):
     prompts, responses = turns(case)
-    images = [picture(0)] if case["has_image"] else []
+    images = [random_image(0)] if case["has_image"] else []
     return {"prompts": [prompts], "responses": [responses], "images": [images]}
 
 
@@ -69,7 +69,7 @@ def test_token_ids_and_labels_of_conversations(case):
 
 @named("train")
 def test_what_the_model_is_trained_on(case):
-    """Shifted by one, with every picture's tokens, and nothing masked in silence."""
+    """Labels are shifted by one, with all image tokens; nothing is masked silently."""
     layer = preprocessor(template=case["version"])
     if case["name"] in MASKED:
         with pytest.raises(ValueError, match=MASKED[case["name"]]):
@@ -91,7 +91,7 @@ def test_what_the_model_is_trained_on(case):
 @named("eval")
 def test_token_ids_of_questions(case):
     layer = preprocessor(max_images_per_prompt=2)
-    images = [[picture(i) for i in range(case["question"].count("<image>"))]]
+    images = [[random_image(i) for i in range(case["question"].count("<image>"))]]
     x = layer.generate_preprocess({"prompts": [case["question"]], "images": images})
     times = [TOKENS if i == IMAGE_TOKEN_ID else 1 for i in case["input_ids"]]
     expected = np.repeat(case["input_ids"], times)
@@ -102,17 +102,17 @@ def test_token_ids_of_questions(case):
 
 
 @pytest.mark.parametrize("aspect_ratio, key", [("pad", "pad"), ("crop", "square")])
-@pytest.mark.parametrize("name", sorted({key.split("/")[0] for key in PICTURES}))
-def test_pictures_equal_pillows(name, aspect_ratio, key):
+@pytest.mark.parametrize("name", sorted({key.split("/")[0] for key in CLIP_IMAGES}))
+def test_images_equal_pillows(name, aspect_ratio, key):
     converter = MobileVLMImageConverter((56, 56), aspect_ratio)
-    got = converter(PICTURES[f"{name}/image"])
-    expected = PICTURES[f"{name}/{key}_pixel_values"].transpose(1, 2, 0)
+    got = converter(CLIP_IMAGES[f"{name}/image"])
+    expected = CLIP_IMAGES[f"{name}/{key}_pixel_values"].transpose(1, 2, 0)
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
 
 
-def test_pictures_may_be_floats_and_in_batches():
+def test_images_may_be_floats_and_in_batches():
     converter = MobileVLMImageConverter((16, 16))
-    image = picture(3, 20, 12)
+    image = random_image(3, 20, 12)
     expected = converter(image)
     for batch in ([image, image], np.stack([image, image]).astype("float32")):
         np.testing.assert_array_equal(converter(batch), [expected, expected])
@@ -130,7 +130,7 @@ def test_a_conversation_goes_on():
     np.testing.assert_array_equal(got, whole["token_ids"][0, :size])
 
 
-def test_text_of_answers_has_no_pictures_and_marks():
+def test_text_of_answers_has_no_images_and_marks():
     layer = preprocessor()
     words = tokenizer()("two people")
     ids = [1, IMAGE_TOKEN_ID, *(int(i) for i in words), 2, 0]
@@ -146,7 +146,7 @@ def test_text_of_answers_has_no_pictures_and_marks():
         ({"prompts": [[""]], "images": [[]]}, "empty prompt"),
         ({"prompts": [["say </s>"]], "images": [[]]}, "has '</s>' in its text"),
         ({"images": [[]]}, r"0 image\(s\) and 1 image mark"),
-        ({"images": [[picture(0)] * 2]}, r"2 image\(s\) and 1 image mark"),
+        ({"images": [[random_image(0)] * 2]}, r"2 image\(s\) and 1 image mark"),
         ({"responses": [["word " * 200]]}, "sequence_length of .* more than 160"),
     ],
 )
@@ -155,14 +155,14 @@ def test_records_that_cannot_be_trained_are_refused_by_name(wrong, message):
         "ids": ["q7"],
         "prompts": [["<image>\nwhat"]],
         "responses": [["red"]],
-        "images": [[picture(0)]],
+        "images": [[random_image(0)]],
     }
     preprocessor()(good)
     with pytest.raises(ValueError, match=f"'q7'.*{message}|{message}.*'q7'"):
         preprocessor()({**good, **wrong})
 
 
-def test_captions_have_one_picture():
+def test_captions_have_one_image():
     layer = preprocessor(template="plain")
     with pytest.raises(ValueError, match="1 prompts, 0 images in record"):
         layer({"prompts": ["what"], "responses": ["red"]})
@@ -186,8 +186,8 @@ def test_token_counts_are_what_a_record_needs():
     rows = {"prompts": [["<image>\nwhat", "why"]], "responses": [["red", "so"]]}
     ((needed, trained),) = layer.token_counts(rows)
     layer.sequence_length = needed
-    _, _, weight = layer({**rows, "images": [[picture(0)]]})
+    _, _, weight = layer({**rows, "images": [[random_image(0)]]})
     assert weight.sum() == trained and weight[0, -1] == 1
     layer.sequence_length = needed - 1
     with pytest.raises(ValueError, match=f"needs a sequence_length of {needed} "):
-        layer({**rows, "images": [[picture(0)]]})
+        layer({**rows, "images": [[random_image(0)]]})

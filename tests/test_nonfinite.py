@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from test_faults import lookup
+from test_nonfinite_teacher import lookup
 
 from keras_betakd import (
     AnalyticBeta,
@@ -28,11 +28,11 @@ IDS = np.array([[0, 1, 2], [1, 2, 0], [2, BAD, 1], [0, 0, 1], [1, 1, 2], [0, 2, 
 LABELS = np.array([[1, 2, 3], [0, 1, 2], [3, 3, 0], [1, 1, 2], [4, 0, 1], [2, 2, 0]])
 
 
-def distiller(fault, energy=ForwardKLEnergy, beta=TaskBeta, **options):
+def distiller(value, energy=ForwardKLEnergy, beta=TaskBeta, **options):
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(1)
     teacher, student = rng.normal(size=(4, 5)), rng.normal(size=(4, 5))
-    student[BAD, 0] = fault
+    student[BAD, 0] = value
     model = BetaKDDistiller(lookup(teacher), lookup(student), energy(), beta())
     optimizer = keras.optimizers.AdamW(0.1, weight_decay=0.1)
     model.compile(optimizer=optimizer, **options)
@@ -57,25 +57,25 @@ def state(model):
 
 @pytest.mark.traced
 @pytest.mark.parametrize(
-    "fault, energy, beta",
+    "value, energy, beta",
     [
         (np.nan, ForwardKLEnergy, TaskBeta),
         (np.inf, ReverseKLEnergy, AnalyticBeta),
         (-np.inf, ForwardKLEnergy, lambda: TokenBeta(features="uncertainty")),
     ],
 )
-def test_a_bad_step_is_as_if_it_had_not_been(fault, energy, beta):
+def test_a_bad_step_is_as_if_it_had_not_been(value, energy, beta):
     """NaN once reached betas, moments and means, and an infinite KL the betas."""
-    with_fault, without = distiller(fault, energy, beta), distiller(0.0, energy, beta)
+    nonfinite, finite = (distiller(x, energy, beta) for x in (value, 0.0))
     with pytest.warns(RuntimeWarning, match=r"of 1 samples .* of samples 'zwei'\. 1 b"):
-        found = fit(with_fault, range(6))
-    expected = fit(without, [0, 1, 4, 5])
+        found = fit(nonfinite, range(6))
+    expected = fit(finite, [0, 1, 4, 5])
     assert found.keys() == expected.keys()
     for name in found:
         assert found[name] == pytest.approx(expected[name], rel=1e-5), name
-    # But for the fault itself, which weight decay can turn into another one.
-    with_fault.student.weights[0].assign(without.student.weights[0])
-    for ours, theirs in zip(state(with_fault), state(without), strict=True):
+    # Except for the non-finite value itself, which weight decay may change.
+    nonfinite.student.weights[0].assign(finite.student.weights[0])
+    for ours, theirs in zip(state(nonfinite), state(finite), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
@@ -101,7 +101,7 @@ def test_samples_without_ids_are_named_by_their_place():
 
 
 def test_an_epoch_without_a_single_step_is_an_error():
-    """It ended with a loss of 0, which looks like a success."""
+    """It once ended with a loss of 0, which looks like a success."""
     with (
         pytest.warns(RuntimeWarning, match="'zwei'"),
         pytest.raises(NonFiniteError, match="All 1 batches of epoch 1 were skipped"),
@@ -111,7 +111,7 @@ def test_an_epoch_without_a_single_step_is_an_error():
 
 @pytest.mark.traced
 def test_a_gradient_that_is_not_finite_behind_a_finite_loss():
-    """The slope of the root is infinite at 0."""
+    """The derivative of the square root is infinite at 0."""
     inputs = keras.Input((3,), dtype="int32")
     outputs = ops.sqrt(keras.layers.Embedding(4, 5)(inputs))
     student = keras.Model(inputs, outputs)
@@ -127,20 +127,20 @@ def test_a_gradient_that_is_not_finite_behind_a_finite_loss():
 
 
 @pytest.mark.parametrize(
-    "spoiled, finite",
+    "nonfinite, finite",
     [([], True), ([np.nan], False), ([np.inf, -np.inf], False), ([-np.inf], False)],
 )
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_finite_gradients_are_told_apart(spoiled, finite, dtype):
+def test_finite_gradients_are_told_apart(nonfinite, finite, dtype):
     """4,000 entries of 30 are finite, though float16 cannot hold their sum."""
     gradient = np.full(4000, 30.0)
-    gradient[1000 : 1000 + len(spoiled)] = spoiled
+    gradient[1000 : 1000 + len(nonfinite)] = nonfinite
     gradients = [ops.ones((2, 2)), None, ops.cast(ops.array(gradient), dtype)]
     assert bool(all_finite(gradients)) == finite
 
 
 def test_the_optimizer_is_in_a_weights_file_once(tmp_path):
-    """Keras' walk of a wrapped optimizer would write its moments twice."""
+    """Keras' traversal of a wrapped optimizer would write its moments twice."""
     model, again = distiller(0.0), distiller(0.0)
     fit(model, [0, 1])
     path = str(tmp_path / "x.weights.h5")

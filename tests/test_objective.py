@@ -69,7 +69,7 @@ def test_nan_in_a_row_without_weight_reaches_neither_value_nor_gradient():
 
 
 def test_nan_in_a_row_without_weight_does_not_reach_the_slope_of_beta():
-    """The slope of beta * l towards log beta is l, also where it does not count."""
+    """The derivative of beta * l by log beta is l, also at an ignored row."""
     weights = objective.row_weights(ops.array(WEIGHTS))
     energy = ops.array(np.where(WEIGHTS == 0, np.nan, 0.1), dtype="float32")
     value, (slope,) = value_and_grad(

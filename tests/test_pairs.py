@@ -1,4 +1,4 @@
-"""Pairs that differ: vocabularies, tokenizers, pictures; and what of a pair trains."""
+"""Pairs that differ: vocabularies, tokenizers, images; and what of a pair trains."""
 
 import keras
 import numpy as np
@@ -43,7 +43,7 @@ def fitted(distiller, records, **kwargs):
 
 @pytest.mark.backends
 def test_padded_vocabularies_are_cut_before_they_are_normalised():
-    """Cutting after gives -0.06, filling up with zeros 1.55."""
+    """Cutting after the softmax gives -0.06, padding with zeros 1.55."""
     teacher = np.array([[2, 1, 0, -1, 0.5, 6, 6]], "float32")
     student = np.array([[1, 1, 0, 0, 0, 9]], "float32")
     models = []
@@ -106,7 +106,7 @@ def test_uld_against_its_definition():
 
 
 def test_tokens_are_paired_where_the_same_text_was_read():
-    """ "red" is r-ed here and re-d there: only start and end can be compared."""
+    """One splits "red" as r-ed, one as re-d: only start and end can be compared."""
 
     class Tokenizer:
         def __init__(self, pieces):
@@ -142,8 +142,8 @@ def test_tokens_are_paired_where_the_same_text_was_read():
 )
 def test_models_with_different_tokenizers(teacher, student):
     teacher, student = teacher(width=12), student()
-    sees = getattr(teacher.preprocessor, "image_converter", None) is not None
-    records = vqa_records(3) if sees else TEXT
+    takes_images = getattr(teacher.preprocessor, "image_converter", None) is not None
+    records = vqa_records(3) if takes_images else TEXT
     with pytest.raises(ValueError, match="ULDEnergy"):
         BetaKDDistiller(teacher, student, ForwardKLEnergy())
     with pytest.raises(ValueError, match="Tokenizer.*Tokenizer.*ULDEnergy"):
@@ -159,10 +159,10 @@ def test_models_with_different_tokenizers(teacher, student):
     assert 0 < history["uld"][0] < 2
 
 
-# Pictures
+# Images
 
 
-def test_teacher_sees_and_student_reads():
+def test_teacher_takes_images_and_student_text_alone():
     teacher, student = tiny_gemma3(width=12), tiny_gemma_text()
     records = vqa_records(4)
     pair = teacher.preprocessor, student.preprocessor
@@ -258,7 +258,7 @@ def test_presets_that_cannot_be_loaded_are_explained(tmp_path):
 
 
 def test_lora_is_merged_into_the_exported_preset(tmp_path):
-    """Apart from the base, keras-hub saves the factors alone."""
+    """keras-hub would save the factors alone, without the base weights."""
     student = tiny_gemma3()
     distiller = BetaKDDistiller(tiny_gemma3(width=12), student, ForwardKLEnergy())
     student.backbone.enable_lora(2)

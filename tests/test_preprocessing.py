@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from tiny_models import (
-    picture,
+    random_image,
     tiny_gemma3,
     tiny_gemma_text,
     tiny_pali_gemma,
@@ -25,7 +25,7 @@ def pieces(preprocessor, ids, weights):
 
 @pytest.mark.parametrize("other", [tiny_gemma3, tiny_pali_gemma])
 def test_both_models_answer_the_same_tokens(gemma3, other):
-    """Another number of image tokens, another length, the same answers."""
+    """The models differ in image tokens and length; the answers are the same."""
     student = other(image_size=32, sequence_length=60).preprocessor
     x, y, weight = DistillationPreprocessor(gemma3, student, 6)(vqa_records(3))
     assert pieces(gemma3, y[0], weight[0]) == ["▁red", "<eos>"]
@@ -47,7 +47,7 @@ def test_prompt_tokens_carry_no_weight(gemma3):
     records = {
         "prompts": ["<image>\nred red red"],
         "responses": ["red"],
-        "images": [[picture(0)]],
+        "images": [[random_image(0)]],
     }
     _, y, weight = DistillationPreprocessor(gemma3, gemma3, 8)(records)
     assert weight.sum() == 2
@@ -55,11 +55,11 @@ def test_prompt_tokens_carry_no_weight(gemma3):
 
 
 def test_records_as_keras_hub_takes_them(gemma3):
-    """Its own mark in the prompt, one array of pictures, strings as bytes."""
+    """With an image mark in the prompt, one array of images, and strings as bytes."""
     records = {
         "prompts": np.array([b"<start_of_image>\nwhat color?"] * 2),
         "responses": np.array([b"red", b"blue"]),
-        "images": np.stack([picture(0), picture(1)]),
+        "images": np.stack([random_image(0), random_image(1)]),
     }
     x, _, _ = DistillationPreprocessor(gemma3, gemma3, 8)(records)
     expected, _, _ = gemma3(
@@ -89,7 +89,7 @@ def test_a_sequence_that_fits_exactly_is_not_refused():
 
 
 def test_an_image_that_would_be_cut_names_its_record():
-    """keras-hub cuts image tokens in silence, while the features stay."""
+    """keras-hub silently truncates image tokens but keeps their features."""
     student = tiny_gemma3(sequence_length=40).preprocessor
     records = vqa_records(2)
     records["prompts"][1] = "is there a circle? " * 4 + "<image>"
@@ -97,7 +97,7 @@ def test_an_image_that_would_be_cut_names_its_record():
         DistillationPreprocessor(student, student, 6)(records)
 
 
-def no_picture(records):
+def no_image(records):
     records["images"][1] = []
 
 
@@ -109,12 +109,12 @@ def no_mark(records):
     records["prompts"][1] = "what color?"
 
 
-def two_pictures(records):
+def two_images(records):
     records["prompts"][1] = "<image><image> what color?"
-    records["images"][1] = [picture(0), picture(1)]
+    records["images"][1] = [random_image(0), random_image(1)]
 
 
-def grey_picture(records):
+def grey_image(records):
     records["images"][1] = [np.zeros((8, 8), "uint8")]
 
 
@@ -123,33 +123,33 @@ def long_answer(records):
 
 
 @pytest.mark.parametrize(
-    "spoil, message",
+    "corrupt, message",
     [
-        (no_picture, r"'q1' has 0 image\(s\) and 1 image mark"),
+        (no_image, r"'q1' has 0 image\(s\) and 1 image mark"),
         (two_marks, r"'q1' has 1 image\(s\) and 2 image mark"),
         (no_mark, r"'q1' has 1 image\(s\) and 0 image mark"),
-        (two_pictures, "'q1' has 2 images.* max_images_per_prompt=1"),
-        (grey_picture, r"'q1': an image must be .* Received: shape=\(8, 8\)"),
+        (two_images, "'q1' has 2 images.* max_images_per_prompt=1"),
+        (grey_image, r"'q1': an image must be .* Received: shape=\(8, 8\)"),
         (long_answer, "record 'q1' has .* more than max_response_length=6"),
     ],
     ids=lambda x: getattr(x, "__name__", ""),
 )
-def test_a_bad_record_is_named(gemma3, spoil, message):
+def test_a_bad_record_is_named(gemma3, corrupt, message):
     records = vqa_records(3)
-    spoil(records)
+    corrupt(records)
     with pytest.raises(ValueError, match=message):
         DistillationPreprocessor(gemma3, gemma3, 6)(records)
 
 
-def test_pali_gemma_takes_exactly_one_picture():
+def test_pali_gemma_takes_exactly_one_image():
     preprocessor = tiny_pali_gemma().preprocessor
     records = vqa_records(2)
-    no_picture(records)
+    no_image(records)
     with pytest.raises(ValueError, match="'q1' has 0 images.* exactly one"):
         DistillationPreprocessor(preprocessor, preprocessor, 6)(records)
 
 
-def test_pictures_for_a_model_without_eyes_are_refused():
+def test_images_for_a_model_without_vision_are_refused():
     preprocessor = tiny_gemma_text().preprocessor
     with pytest.raises(ValueError, match="has no `image_converter`"):
         DistillationPreprocessor(preprocessor, preprocessor, 6)(vqa_records(2))
@@ -192,7 +192,7 @@ def test_bad_capacity_is_refused(gemma3):
 
 
 def test_text_families_train_on_the_response_alone():
-    """keras-hub's own text preprocessors take one text and weigh all of it."""
+    """keras-hub's text preprocessors take one text and weigh all of it."""
     preprocessor = tiny_gemma_text(sequence_length=32).preprocessor
     records = {"prompts": ["what color is it?"], "responses": ["red"]}
     x, y, weight = DistillationPreprocessor(preprocessor, preprocessor, 6)(records)

@@ -11,7 +11,7 @@ from keras_betakd.data import EpochParts, ScienceQADataset, load_scienceqa
 
 
 def test_shares_hold_every_record_once(tmp_path):
-    """In the data set's own shuffled order, in every epoch; copies weigh nothing."""
+    """Each epoch keeps the order of the data set; padding copies have no weight."""
     records = load_scienceqa(write_folder(str(tmp_path), num=12), "train")
     whole = ScienceQADataset(records, 5, shuffle=True, seed=3)
     shares = [
@@ -29,7 +29,7 @@ def test_shares_hold_every_record_once(tmp_path):
             dataset.on_epoch_end()
 
 
-def test_only_the_pictures_of_a_share_are_read(tmp_path, monkeypatch):
+def test_only_the_images_of_a_share_are_read(tmp_path, monkeypatch):
     records = load_scienceqa(write_folder(str(tmp_path), num=12), "train")
     dataset = ScienceQADataset(records, 4)
     read = []
@@ -121,7 +121,7 @@ _PATHS = {
 if keras.backend.backend() == "torch":
 
     def test_a_process_of_torchrun_that_joined_no_others_is_an_error(monkeypatch):
-        """It would train a model of its own without a word."""
+        """It would train a separate model without a warning."""
         monkeypatch.setenv("WORLD_SIZE", "2")
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
         distiller = BetaKDDistiller(linear_model(1), linear_model(2), ForwardKLEnergy())

@@ -1,4 +1,4 @@
-"""Presets give the numbers of the code released with Beta-KD, where those are sound."""
+"""The released losses and weightings against the numbers of the released code."""
 
 import os
 
@@ -36,14 +36,14 @@ def check(energy, case, released, gradient=True, scale=1.0):
     target = ops.convert_to_tensor(teacher)
     if energy.needs_labels:
         target = {"logits": target, "labels": targets}
-    value, (slope,) = value_and_grad(
+    value, (gradient,) = value_and_grad(
         lambda x: energy(target, x, sample_weight=mask), student
     )
     expected = GOLDEN[f"{case}/ref/{released}"]
     np.testing.assert_allclose(scale * value, expected, rtol=3e-6, err_msg=released)
     if gradient:
         expected = GOLDEN[f"{case}/refgrad/{released}"]
-        np.testing.assert_allclose(scale * slope, expected, rtol=1e-4, atol=3e-7)
+        np.testing.assert_allclose(scale * gradient, expected, rtol=1e-4, atol=3e-7)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -101,9 +101,9 @@ def test_align_kd_and_kl_up_to_what_they_count(case):
 
 
 def test_adaptive_kl_is_not_the_released_one():
-    """Whose gradient grows without bound as the student comes close."""
+    """The released one's gradient is unbounded as the student comes close."""
     teacher, student, mask, _ = inputs("j_near_identical")
-    _, (slope,) = value_and_grad(
+    _, (gradient,) = value_and_grad(
         lambda x: released_energy("adaptive_kl")(
             ops.convert_to_tensor(teacher), x, sample_weight=mask
         ),
@@ -111,7 +111,7 @@ def test_adaptive_kl_is_not_the_released_one():
     )
     released = GOLDEN["j_near_identical/refgrad/adaptive_kl"]
     assert np.abs(released).max() > 1.0
-    assert np.abs(slope).max() < 1e-3
+    assert np.abs(gradient).max() < 1e-3
 
 
 def test_every_name_is_in_the_docstring():
@@ -151,7 +151,7 @@ def test_task_weighting(case):
 
 
 def test_instance_weighting():
-    """Of each example's own losses; there a batch's mean was copied to all of it."""
+    """By each example's own losses; the released code gives all the batch's mean."""
     name = "weighting/instance/per_sample_losses_feat2d"
     losses = GOLDEN["weighting/per_sample_losses"]
     value = total("instance", losses, -GOLDEN[f"{name}/log_vars"].T)
@@ -178,7 +178,7 @@ def test_in_a_distiller(name):
 
 
 def test_unknown_names_are_refused():
-    """There they fall back to another loss without a word."""
+    """The released code falls back to another loss without a warning."""
     with pytest.raises(ValueError, match="must be one of .*'fkl'"):
         released_energy("forward-kl")
     with pytest.raises(ValueError, match="must be one of"):

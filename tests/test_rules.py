@@ -40,7 +40,7 @@ def test_only_public_keras(path):
 
 @pytest.mark.parametrize("path", sources("examples"))
 def test_examples_import_public_names_only(path):
-    """From the packages that users know, not from their submodules."""
+    """Examples import from the packages that users know, not from submodules."""
     packages = "data energies evaluation files head_loss mobilevlm models preprocessing"
     public = {"keras_betakd", *(f"keras_betakd.{name}" for name in packages.split())}
     with open(os.path.join(ROOT, path)) as file:
@@ -127,7 +127,7 @@ def test_imports_run_one_way():
 
 
 def test_evaluation_knows_nothing_of_the_distiller():
-    """Nor of what prepares its batches. Other packages are checked above."""
+    """Nor of the preparation of its batches. The test above checks other packages."""
     below = ("preprocessor", "batches", "DistillationPreprocessor", "ProcessShare")
     below = tuple(f"keras_betakd.preprocessing.{name}" for name in below)
     imports = own_imports("keras_betakd/evaluation")
@@ -135,7 +135,7 @@ def test_evaluation_knows_nothing_of_the_distiller():
 
 
 def test_models_import_mobilevlm_in_one_function():
-    """Only where a preset of its own is loaded: it imports keras-hub at the top."""
+    """It is imported only to load a MobileVLM preset, since it imports keras-hub."""
     mobilevlm = "keras_betakd.mobilevlm"
     imports = own_imports("keras_betakd/models")
     found = [path for path, name in imports if name.startswith(mobilevlm)]
@@ -145,10 +145,8 @@ def test_models_import_mobilevlm_in_one_function():
 
 
 def test_every_module_can_be_imported_first():
-    """No module needs that another one was imported before it.
-
-    `keras_betakd/__init__.py`, which imports all, is replaced by an empty package.
-    """
+    """No module relies on an earlier import of another. `keras_betakd/__init__.py`,
+    which imports all modules, is replaced by an empty package."""
     code = """
 import importlib, sys, types
 
@@ -174,7 +172,7 @@ for name in sys.argv[1:]:
 
 @pytest.mark.backends
 def test_importing_an_energy_costs_no_more_than_keras():
-    """Neither keras-hub nor a second backend is loaded for it."""
+    """Neither keras-hub nor a second backend is imported for it."""
     code = (
         "import sys, keras; before = set(sys.modules); "
         "from keras_betakd import CosineProbsEnergy; "
@@ -204,8 +202,8 @@ def test_every_public_name_is_documented():
     assert [n for n in public if n not in readme] == []
 
 
-def test_every_test_that_the_table_of_faults_names_exists():
-    """A test that is renamed would leave a kind of fault without one, unnoticed."""
+def test_every_test_that_the_table_of_bugs_names_exists():
+    """A renamed test would leave a kind of bug without its test, unnoticed."""
     with open(os.path.join(ROOT, "tests", "CASES.md")) as file:
         named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", file.read())
     assert len(named) > 80

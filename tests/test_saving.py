@@ -27,7 +27,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 def gemma_distiller(seed=0):
-    """A pair with different widths, image sizes and lengths, one file's worth."""
+    """A pair with different widths, image sizes and lengths, enough for one file."""
     keras.utils.set_random_seed(seed)
     teacher = tiny_gemma3(width=16)
     student = tiny_gemma3(image_size=32, sequence_length=80)
@@ -61,8 +61,8 @@ def plain_distiller(seed=1, **kwargs):
 
 @pytest.mark.traced
 def test_archive_brings_everything_back(tmp_path):
-    """The same losses afterwards, and a teacher that is frozen: a model made from a
-    config with `trainable=False` once did not hand that on to its vision tower."""
+    """The losses are the same afterwards, and the teacher is frozen: a model built from
+    a config with `trainable=False` did not pass that on to its vision tower."""
     distiller = gemma_distiller()
     losses(distiller, 2)
     path = tmp_path / "distiller.keras"
@@ -100,7 +100,7 @@ def test_archive_of_models_that_share_their_preprocessor(tmp_path, shared):
 
 
 def test_weights_file_holds_no_teacher_and_training_goes_on(tmp_path):
-    """In a new process, from a file, with another start: the same losses."""
+    """A new process with other initial weights loads a file and has the same losses."""
     distiller = gemma_distiller()
     losses(distiller, 2)
     path = tmp_path / "step2.weights.h5"

@@ -48,7 +48,7 @@ def record(id, answer=0, **fields):
 
 
 def test_by_hand():
-    # A question with a hint and a picture is in TXT and in IMG.
+    # A question with a hint and an image is in TXT and in IMG.
     both = record("1", hint="h", image="a.png", grade="grade6")
     neither = record("2", grade="grade7", subject="social science")
     score = score_scienceqa([both, neither], {"1": "A", "2": "B"})
@@ -67,9 +67,9 @@ def test_by_hand():
 
 
 def test_intervals_of_the_score():
-    pictured = [record(str(k), image="a.png") for k in range(3)]
+    with_image = [record(str(k), image="a.png") for k in range(3)]
     answers = {"0": "A", "1": "A", "2": "B", "3": "B"}
-    score = score_scienceqa([*pictured, record("3")], answers)
+    score = score_scienceqa([*with_image, record("3")], answers)
     assert score.n == 4
     assert score.interval == Accuracy(2, 4).interval
     assert score.image_interval == Accuracy(2, 3).interval

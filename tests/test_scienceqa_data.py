@@ -57,7 +57,7 @@ def test_four_spaces_become_two_as_published():
 
 
 def test_image_marks_in_every_user_text_are_neutralized():
-    # Public fault: literal marks in user text counted as images.
+    # Reported bug: literal marks in user text counted as images.
     item = record(
         question="What is <image>?",
         choices=("<start_of_image>", "<|image_pad|>"),
@@ -108,7 +108,7 @@ def test_image_lies_under_the_split_of_the_problem(folder):
         ({"image": ["image.png"]}, "plain name"),
     ],
 )
-def test_faulty_record_is_named_or_skipped(folder, changes, message):
+def test_invalid_record_is_named_or_skipped(folder, changes, message):
     edit_problem(folder, "5", **changes)
     with pytest.raises(ValueError, match=f"Record '5'.*{message}"):
         load_scienceqa(folder, "train")
@@ -133,8 +133,8 @@ def test_missing_key_and_missing_problem_are_named(folder):
     assert dict(records.skipped)["3"].startswith("Record '3': problems.json lacks")
 
 
-def test_missing_picture_is_found_at_load(folder):
-    # Public fault: a missing file was found only in the middle of the run.
+def test_missing_image_is_found_at_load(folder):
+    # Reported bug: a missing file was found only in the middle of the run.
     os.remove(image_path(folder, "3"))
     with pytest.raises(FileNotFoundError, match="Record '3'"):
         load_scienceqa(folder, "train")
@@ -143,7 +143,7 @@ def test_missing_picture_is_found_at_load(folder):
     assert [pid for pid, _ in records.skipped] == ["3"]
 
 
-def test_faulty_files_and_arguments(folder, tmp_path):
+def test_invalid_files_and_arguments(folder, tmp_path):
     with pytest.raises(ValueError, match="'dev'"):
         load_scienceqa(folder, "dev")
     with pytest.raises(ValueError, match="on_error='ignore'"):
@@ -163,9 +163,9 @@ def test_batches(folder):
     first = batches[0]
     assert first["ids"].tolist() == ["1", "2", "3"]
     assert [len(images) for images in first["images"]] == [1, 0, 1]
-    picture = first["images"][0][0]
+    image = first["images"][0][0]
     expected = np.asarray(Image.open(image_path(folder, "1")))
-    np.testing.assert_array_equal(picture, expected)
+    np.testing.assert_array_equal(image, expected)
     starts = [prompt.startswith("<image>\n") for prompt in first["prompts"]]
     assert starts == [True, False, True]
     letter = "AB"[dataset.records[0].answer]
@@ -233,7 +233,7 @@ def test_pickled_copy_goes_on_where_the_original_was(folder):
 
 
 def test_every_kind_of_image_field(folder, tmp_path):
-    # Public fault: a loader that expected a picture got None, a dict or a path.
+    # Reported bug: a loader that expected an image got None, a dict or a path.
     path = image_path(folder, "1")
     with open(path, "rb") as file:
         data = file.read()
@@ -262,7 +262,7 @@ def test_impossible_image_fields_are_found_at_construction(image, error, message
         ScienceQADataset([record("1"), record("9", image)], batch_size=1)
 
 
-def test_picture_that_breaks_later_raises_and_never_thins_the_batch(folder):
+def test_image_that_breaks_later_raises_and_never_thins_the_batch(folder):
     path = image_path(folder, "3")
     dataset = ScienceQADataset(load_scienceqa(folder), batch_size=4)
     with open(path, "r+b") as file:
@@ -272,8 +272,8 @@ def test_picture_that_breaks_later_raises_and_never_thins_the_batch(folder):
     with pytest.raises(ValueError, match="Record '3'"):
         ScienceQADataset(dataset.records, batch_size=4, verify_images=True)
     with pytest.warns(UserWarning, match="1 of 8"):
-        sound = ScienceQADataset(dataset.records, batch_size=4, on_error="skip")
-    assert sound[0]["ids"].tolist() == ["1", "2", "4", "5"]
+        readable = ScienceQADataset(dataset.records, batch_size=4, on_error="skip")
+    assert readable[0]["ids"].tolist() == ["1", "2", "4", "5"]
 
 
 class Numbers(keras.utils.PyDataset):
@@ -315,7 +315,7 @@ def fit(dataset, **kwargs):
 def test_workers_finish_three_epochs_and_hand_on_errors(
     folder, workers, processes, monkeypatch
 ):
-    # Public fault: more than one worker hung at the end of the first epoch, and
+    # Reported bug: more than one worker hung at the end of the first epoch, and
     # process workers never started.
     monkeypatch.setenv("KERAS_BACKEND", "numpy")  # Of the spawned: quick to import.
     method = multiprocessing.get_start_method()

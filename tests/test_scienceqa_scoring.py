@@ -46,7 +46,7 @@ def test_strict_scores_are_the_published_ones(name):
         assert score.choices.get(pid) == (None if index == -1 else index), pid
 
 
-def test_no_question_with_a_picture():
+def test_no_question_with_an_image():
     # The published scorer divides by zero.
     records, predictions, _ = golden_case("no_multimodal_item")
     score = score_scienceqa(records, predictions, parser=parse_letter_strict)
@@ -125,7 +125,7 @@ def test_strict_parser(text, expected):
     ],
 )
 def test_choice_in_whatever_form(text):
-    # Public fault: a right answer in another form than a bare letter was wrong.
+    # Reported bug: a right answer in another form than a bare letter was wrong.
     assert parse_choice(text, STATES) == 1
 
 
@@ -171,7 +171,7 @@ def test_choice_in_whatever_form(text):
     ],
 )
 def test_no_guess(text):
-    # Public fault: "None of the above" gave A and B, "Don't know" D, "Answer" A;
+    # Reported bug: "None of the above" gave A and B, "Don't know" D, "Answer" A;
     # elsewhere, an unreadable answer became a random choice.
     assert parse_choice(text, STATES) is None
 
@@ -188,7 +188,7 @@ def test_only_letters_of_choices_count(count):
             assert parse_choice(text, choices) == expected
 
 
-def test_choices_with_marks_are_read_as_they_were_asked():
+def test_choices_with_marks_are_read_as_in_the_prompt():
     # Cleaning an answer took the mark out of such a choice, too: none was ever right.
     choices = ("<|image_pad|>", "the tag <img>", "text")
     assert parse_choice("< |image_pad|>", choices) == 0
@@ -197,7 +197,7 @@ def test_choices_with_marks_are_read_as_they_were_asked():
 
 
 def test_more_than_eight_choices():
-    # Public fault: the pronoun "I" was read as the ninth letter.
+    # Reported bug: the pronoun "I" was read as the ninth letter.
     assert parse_choice("I think it is C", NINE) == 2
     assert parse_choice("I think so", NINE) is None
     assert parse_choice("I, for one, would say so", NINE) is None
@@ -247,7 +247,7 @@ def test_wording_of_the_choices(text, choices, expected):
 
 
 def test_clean_answer():
-    # Public fault: "2011<|im_end|>" against "2011" scored nothing.
+    # Reported bug: "2011<|im_end|>" against "2011" scored nothing.
     assert clean_answer(" 2011<|im_end|>\nmore") == "2011"
     assert clean_answer("<bos>a < b</s></s>") == "a < b"
     assert clean_answer("<pad><pad>") == ""

@@ -37,9 +37,9 @@ def test_problems_of_a_seed_are_the_same_and_of_another_not(problems):
     again = make_problems(5, seed=3)
     other = make_problems(5, seed=4)
     for problem, same, different in zip(problems, again, other, strict=False):
-        assert np.array_equal(problem.picture, same.picture)
+        assert np.array_equal(problem.image, same.image)
         assert (problem.question, problem.answer) == (same.question, same.answer)
-        assert not np.array_equal(problem.picture, different.picture)
+        assert not np.array_equal(problem.image, different.image)
 
 
 def test_every_family_is_drawn_and_every_choice_is_right_somewhere(problems):
@@ -51,11 +51,11 @@ def test_every_family_is_drawn_and_every_choice_is_right_somewhere(problems):
 
 
 def test_magnets_that_attract_repel_when_one_is_turned():
-    """Read from the pixels: unlike poles face each other across the gap."""
+    """Checks the pixels: unlike poles face each other across the gap."""
     for problem in make_problems(300, seed=5):
         if problem.family != "magnets":
             continue
-        pixels = problem.picture.astype(int)
+        pixels = problem.image.astype(int)
         red = (pixels[..., 0] > 150) & (pixels[..., 2] < 80)
         blue = (pixels[..., 2] > 150) & (pixels[..., 0] < 90)
         row = (red | blue).any(axis=1).nonzero()[0].mean().astype(int)
@@ -73,15 +73,15 @@ def test_the_biased_teacher_is_taught_wrong_in_its_part_alone(problems):
 
 
 def test_of_an_easy_vqa_question_the_teacher_alone_is_shown_the_choices():
-    picture = np.zeros((64, 64, 3), "uint8")
+    image = np.zeros((64, 64, 3), "uint8")
     record = ScienceQARecord(
-        "7", "is there a circle?", ("no", "yes"), 1, "", picture, skill="presence"
+        "7", "is there a circle?", ("no", "yes"), 1, "", image, skill="presence"
     )
     problem = as_problem(record)
     assert (problem.question, problem.family) == (record.question, record.skill)
     assert "(A) no (B) yes" in problem.prompt and record.question in problem.prompt
     assert problem.biased_answer == problem.answer == 1
-    assert np.array_equal(problem.picture, picture)
+    assert np.array_equal(problem.image, image)
 
 
 def test_paired_differences_are_those_of_scipy():
@@ -106,7 +106,7 @@ def test_every_arm_can_be_made():
 
 
 def test_a_held_beta_is_a_fixed_one():
-    """The grid's betas stand in variables; nothing else may differ."""
+    """The grid's betas are variables; nothing else may differ."""
     weights = keras.ops.array([[0.5], [0.5]])
     held, fixed = BETAS["fixed"](3.0), keras_betakd.FixedBeta(3.0)
     assert np.isclose(float(held(weights)), float(fixed(weights)))
@@ -166,7 +166,7 @@ def test_the_report_finds_the_grid_s_choice_and_the_difference_to_it(tmp_path):
 @pytest.mark.backends
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="the study runs on JAX")
 def test_runs_side_by_side_are_those_of_fit(tmp_path):
-    """The loop over Keras' training steps gives what `fit` gives."""
+    """The loop over Keras' training steps gives the results of `fit`."""
     import runs
     from tasks import Split, Task
     from tiny_models import tiny_gemma_text
@@ -187,7 +187,7 @@ def test_runs_side_by_side_are_those_of_fit(tmp_path):
     split = Split(
         student={
             "tokens": rng.integers(1, 9, (8, 3)).astype("int32"),
-            "pictures": rng.normal(size=(8, 2, 4)).astype("float32"),
+            "images": rng.normal(size=(8, 2, 4)).astype("float32"),
         },
         teacher={**encoded.inputs, "rows": encoded.inputs["rows"][:, :1]},
         labels=labels,

@@ -166,14 +166,14 @@ def test_at_the_end_the_energy_is_the_forward_kl():
 
 
 def test_at_agreement_the_energy_is_exactly_zero():
-    """It was 1e-13 and less, since the target was log q but for rounding."""
+    """It was once up to 1e-13, since the target was log q up to rounding."""
     logits = np.random.default_rng(0).normal(scale=3.0, size=(50, 9)).astype("float32")
     energy = kd.TAIDEnergy(10, start=0.3, temperature=4.0)
     assert not as_array(energy.call(logits, logits)).any()
 
 
 def test_models_without_a_common_class_are_infinitely_far_apart():
-    """It was NaN, which a weight of 0 does not remove."""
+    """The energy was once NaN, which a weight of 0 does not remove."""
     teacher = np.array([[0.0, 1.0, -math.inf, -math.inf]], "float32")
     student = teacher[:, ::-1].copy()
     assert float(kd.TAIDEnergy(10)(teacher, student)) == math.inf

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import pytest
 from test_families import model_of, records
-from tiny_models import picture, quantize
+from tiny_models import quantize, random_image
 
 from keras_betakd import (
     AttentionEnergy,
@@ -34,14 +34,14 @@ from keras_betakd import (
 from keras_betakd.teacher_cache import build
 
 K = 8
-PICTURES = (1, 0, 2, 1)  # of the records of a family that takes any number
+IMAGE_COUNTS = (1, 0, 2, 1)  # of the records of a family that takes any number
 
 
 def rows_of(name, count=3):
-    """Records; where several models train on them, as many as make equal batches: each
-    other size would be compiled anew. `test_order_and_batches_do_not_matter` has one.
-    """
-    return records(name, PICTURES if name == "Gemma3" else (1,) * count)
+    """Records. Where several models train on them, their number fills equal batches,
+    since every other size would be compiled again.
+    `test_order_and_batches_do_not_matter` has one."""
+    return records(name, IMAGE_COUNTS if name == "Gemma3" else (1,) * count)
 
 
 def parts(*energies, beta=None):
@@ -76,14 +76,14 @@ def assert_same(got, expected, rtol=1e-5):
 
 
 def build_cache(name, directory, teacher=None, data=None, **kwargs):
-    """A cache of a teacher alone; small batches, so that there are several."""
+    """Builds a cache of a teacher alone; small batches, so that there are several."""
     teacher = teacher or model_of(name, 1, width=16)
     kwargs = {"batch_size": 2, "max_response_length": K, "verbose": 0} | kwargs
     return cache_teacher(teacher, data or rows_of(name), directory, **kwargs)
 
 
 CASES = {
-    "pictures and features": (
+    "images and features": (
         "Gemma3",
         lambda: parts(
             ForwardKLEnergy(),
@@ -136,7 +136,7 @@ def test_dense_path_and_a_vocabulary_in_common(top_k, tmp_path):
 
 
 class TopK(ForwardKLEnergy):
-    """Forward KL from a teacher that is known as the issue says, in plain NumPy."""
+    """Forward KL from the teacher's top-k probabilities, in plain NumPy."""
 
     fuses = False
 
@@ -151,7 +151,7 @@ class TopK(ForwardKLEnergy):
 
 
 def known_by_top_k(logits, k):
-    """Log-probabilities: the k best, and the rest shared alike."""
+    """Log-probabilities: the best k, and the rest spread uniformly."""
     ops = keras.ops
     log_p = ops.log_softmax(ops.cast(logits, "float32"), axis=-1)
     ranks = ops.argsort(ops.argsort(-log_p, axis=-1), axis=-1)
@@ -163,7 +163,7 @@ def known_by_top_k(logits, k):
 @pytest.mark.backends
 @pytest.mark.parametrize("top_k", [4, None])
 def test_quantised_teacher(top_k, tmp_path):
-    """Its head has no matrix to keep: the logits are kept themselves."""
+    """Its head has no matrix to store, so the cache stores logits."""
     name = "Llama"
     data, teacher = rows_of(name, 4), model_of(name, 1, width=16)
     quantize(teacher, "int8")
@@ -177,7 +177,7 @@ def test_quantised_teacher(top_k, tmp_path):
 
 
 def test_all_classes_but_one_are_all_there_is(tmp_path):
-    """What is left after the best V - 1 is one class, known by the rest."""
+    """Only one class is left after the best V - 1, so the rest determines it."""
     data, teacher = rows_of("Llama", 4), model_of("Llama", 1, width=16)
     energies = ForwardKLEnergy(), ReverseKLEnergy(), CosineProbsEnergy()
     live = distiller_of(teacher, model_of("Llama", 0), *parts(*energies))
@@ -188,7 +188,7 @@ def test_all_classes_but_one_are_all_there_is(tmp_path):
 
 
 def test_order_and_batches_do_not_matter(tmp_path):
-    """Rows are found by id: dealt anew and cut otherwise, each record has its own."""
+    """Rows are found by id: each record gets its own in any order and batch size."""
     name, data = "PaliGemma", records("PaliGemma", (1,) * 5)
     teacher = model_of(name, 1, width=16)
     cached = build_cache(name, tmp_path, teacher, data)
@@ -204,7 +204,7 @@ def test_order_and_batches_do_not_matter(tmp_path):
 
 @pytest.mark.backends
 def test_half_precision_is_kept_as_such(tmp_path):
-    """Rows of a bfloat16 teacher take two bytes a number, and lose nothing."""
+    """Rows of a bfloat16 teacher take two bytes a number, without loss."""
     name, data = "Llama", rows_of("Llama", 4)
     teacher = model_of(name, 1, width=16)
     teacher = type(teacher).from_config(teacher.get_config() | {"dtype": "bfloat16"})
@@ -226,9 +226,9 @@ def test_teacher_that_overflows_is_left_out_as_when_live(tmp_path):
     name, data = "Llama", rows_of("Llama")
     teacher = model_of(name, 1, width=16)
     embedding = teacher.backbone.token_embedding.embeddings
-    spoilt = keras.ops.convert_to_numpy(embedding).copy()
-    spoilt[teacher.preprocessor.tokenizer.token_to_id("▁red")] = np.nan
-    embedding.assign(spoilt)
+    corrupted = keras.ops.convert_to_numpy(embedding).copy()
+    corrupted[teacher.preprocessor.tokenizer.token_to_id("▁red")] = np.nan
+    embedding.assign(corrupted)
     for top_k in (None, 3):
         cached = build_cache(name, tmp_path / str(top_k), teacher, top_k=top_k)
         fed = distiller_of(cached, model_of(name, 0), *parts(ForwardKLEnergy()))
@@ -245,7 +245,7 @@ def contents(directory):
 
 
 class Stopping(keras.utils.PyDataset):
-    """Batches of one record, until the power fails."""
+    """Batches of one record; calls `fail` at record `last`."""
 
     def __init__(self, data, last, fail):
         super().__init__()
@@ -298,16 +298,16 @@ def test_what_is_there_is_not_made_again(tmp_path, monkeypatch):
     (tmp_path / "00001.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="has lost its file '00001"):
         CachedTeacher(tmp_path)
-    asked = []
+    computed = []
     outputs = build.TeacherSource.outputs
 
     def counted(source, batch):
-        asked.extend(batch["ids"])
+        computed.extend(batch["ids"])
         return outputs(source, batch)
 
     monkeypatch.setattr(build.TeacherSource, "outputs", counted)
     build_until(tmp_path, last=None)
-    assert asked == ["q2", "q3"]
+    assert computed == ["q2", "q3"]
     assert contents(tmp_path) == before
 
 
@@ -320,14 +320,14 @@ def text_cache(tmp_path_factory):
 
 @pytest.fixture
 def cache(text_cache, tmp_path):
-    """A copy of a small cache, to be spoilt."""
+    """A copy of a small cache, to be damaged."""
     for name, data in contents(text_cache).items():
         (tmp_path / name).write_bytes(data)
     return tmp_path
 
 
 def read(directory, data=None):
-    """What training reads."""
+    """Reads the batches as training does."""
     student = model_of("Llama", 0).preprocessor
     teacher = CachedTeacher(directory).preprocessor
     return DistillationPreprocessor(teacher, student, K)(data or rows_of("Llama"))
@@ -381,14 +381,14 @@ def test_other_records_are_refused(data, message, text_cache):
         read(text_cache, data)
 
 
-def test_augmented_picture_is_refused(tmp_path):
+def test_augmented_image_is_refused(tmp_path):
     name, data = "Gemma3", rows_of("Gemma3")
     cached = build_cache(name, tmp_path)
     fed = distiller_of(cached, model_of(name, 0), *parts(ForwardKLEnergy()))
-    # The same picture in another dtype is the same picture.
+    # The same image in another dtype is the same image.
     data["images"][0] = [image.astype("float32") for image in data["images"][0]]
     fed.evaluate(data, verbose=0)
-    data["images"][2] = [data["images"][2][0], picture(99)]
+    data["images"][2] = [data["images"][2][0], random_image(99)]
     with pytest.raises(ValueError, match="'q2' is not what it was.*augmentation"):
         fed.evaluate(data, verbose=0)
 
@@ -414,7 +414,7 @@ def test_two_records_with_one_id(tmp_path):
 
 
 def test_disk_that_is_full(tmp_path):
-    """A file is whole or not there; the message says which could not be written."""
+    """No partial file is left; the message names the file that could not be written."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
     try:
@@ -427,7 +427,7 @@ def test_disk_that_is_full(tmp_path):
 
 
 def test_goes_to_other_processes(text_cache):
-    """Workers of a data set get a copy; open files cannot be copied."""
+    """Workers of a data set get a copy, and open files cannot be copied."""
     teacher = CachedTeacher(text_cache).preprocessor
     data = rows_of("Llama")
     expected = teacher.encode(data, data["ids"], K).inputs

@@ -118,7 +118,7 @@ def test_the_soft_score_leaves_each_person_out_in_turn(equal, expected):
 
 
 def test_answers_are_normalized_even_where_all_ten_agree():
-    # Public fault: only then not, and "Black." against ten times "black" scored 0.
+    # Reported bug: only then not, and "Black." against ten times "black" scored 0.
     questions = [
         question("1", people=["black"] * 10),
         question("2", "?", ["2011"] * 10),
@@ -193,7 +193,7 @@ def test_files(tmp_path, ocr):
     assert found.image.replace("\\", "/") == "images/a1.jpg"
 
 
-def test_faulty_files(tmp_path):
+def test_invalid_files(tmp_path):
     questions, annotations = write_files(tmp_path, f"Another one?{SUFFIX}")
     with pytest.raises(ValueError, match="question 1: belongs to no question"):
         load_textvqa(questions, annotations)

@@ -90,7 +90,7 @@ def test_weights_travel_in_x(preprocessor):
     assert weight[0].tolist() == [1, 1, 0, 0, 0, 0]
 
 
-def test_records_are_dealt_anew_each_epoch():
+def test_records_are_shuffled_each_epoch():
     records = {"prompts": list("abcdefgh"), "responses": list("ABCDEFGH")}
     keras.utils.set_random_seed(3)
     dataset = RecordBatches(records, batch_size=8, shuffle=True)
@@ -107,7 +107,7 @@ def test_records_are_dealt_anew_each_epoch():
 @pytest.mark.backends
 @pytest.mark.traced
 def test_fit_and_evaluate_on_raw_records():
-    """The three lines of the README, end to end, with validation."""
+    """Runs the three lines of the README end to end, with validation."""
     teacher, student = tiny_gemma3(width=16), tiny_gemma3()
     distiller = BetaKDDistiller(teacher, student, ForwardKLEnergy())
     distiller.compile(optimizer=keras.optimizers.AdamW(1e-2))
@@ -167,7 +167,7 @@ def weight_of_another_shape(x, y, weight):
 
 
 @pytest.mark.parametrize(
-    "spoil, message",
+    "corrupt, message",
     [
         (negative_weight, "finite and not negative"),
         (nan_weight, "finite and not negative"),
@@ -176,14 +176,14 @@ def weight_of_another_shape(x, y, weight):
     ],
     ids=lambda x: getattr(x, "__name__", ""),
 )
-def test_bad_batches_are_refused(spoil, message):
+def test_bad_batches_are_refused(corrupt, message):
     with pytest.raises(ValueError, match=message):
-        distiller().train_on_batch(*spoil(*token_batch()))
+        distiller().train_on_batch(*corrupt(*token_batch()))
 
 
 @pytest.mark.backends
 def test_ignored_labels_without_weight_are_harmless():
-    """Out of range, they gave another result on each backend."""
+    """Labels out of range once gave different results on each backend."""
     x, y, weight = token_batch()
     expected = distiller().test_on_batch(x, y, weight)
     y[weight == 0] = -100

@@ -50,7 +50,7 @@ def values(weights):
 
 
 def moved(distiller, optimizer, steps=2, records=RECORDS):
-    """Paths of the student's weights that training moved."""
+    """Paths of the student's weights that training changed."""
     weights = distiller.student.weights
     before = values(weights)
     distiller.compile(optimizer=optimizer)
@@ -80,7 +80,7 @@ def test_lora_moves_its_own_weights_and_no_vision_layer(layers):
 @pytest.mark.traced
 @pytest.mark.parametrize("policy", ["bfloat16", "mixed_bfloat16"])
 def test_adam_moves_lora_and_beta_in_half_precision(policy):
-    """Case of a user whose loss was the same each epoch: 1 + 1e-4 is 1 in bfloat16."""
+    """A user reported the same loss in every epoch: 1 + 1e-4 is 1 in bfloat16."""
     distiller = text_pair(dtype=policy)
     distiller.student.backbone.enable_lora(2)
     beta = distiller.betas["forward_kl"]
@@ -94,7 +94,7 @@ def test_adam_moves_lora_and_beta_in_half_precision(policy):
 
 
 def test_int4_teacher_with_lora_student():
-    """`test_families.py` has int8."""
+    """`test_families.py` tests int8."""
     teacher = tiny_gemma3(width=16)
     quantize(teacher, "int4")
     distiller = pair(teacher=teacher)
@@ -108,7 +108,7 @@ def test_int4_teacher_with_lora_student():
 @pytest.mark.backends
 @pytest.mark.traced
 def test_accumulated_steps_equal_one_large_batch():
-    """Weight decay counts once too."""
+    """Weight decay is applied once, too."""
 
     def trained(batch_size, steps):
         distiller = text_pair()

@@ -7,7 +7,7 @@ import pytest
 from keras import ops
 from test_families import model_of
 from tiny_models import (
-    picture,
+    random_image,
     tiny_gemma3,
     tiny_gemma_text,
     tiny_pali_gemma,
@@ -72,14 +72,14 @@ def test_vision_tower_is_the_encoder_without_its_projector(make):
 
 @pytest.mark.backends
 def test_text_only_sample_has_the_numbers_it_has_alone():
-    """An empty picture beside it must change nothing, and must not crash."""
+    """An empty image beside it must change nothing, and must not raise an error."""
     model = tiny_gemma3()
     view, preprocessor = view_of(model), model.preprocessor
     preprocess = DistillationPreprocessor(preprocessor, preprocessor, 4)
     mixed = {
         "prompts": ["<image>\nwhat color is it?", "is there a circle?"],
         "responses": ["red", "yes"],
-        "images": [[picture(1)], []],
+        "images": [[random_image(1)], []],
     }
     alone = {"prompts": mixed["prompts"][1:], "responses": ["yes"], "images": [None]}
     together = view.hidden_states(preprocess(mixed)[0]["student"])
@@ -99,7 +99,7 @@ def test_text_only_sample_has_the_numbers_it_has_alone():
 @pytest.mark.backends
 @pytest.mark.parametrize("name", ["Gemma3", "Gemma4"])
 def test_as_many_records_as_image_tokens(name):
-    """On TensorFlow their pictures were written into each other."""
+    """On TensorFlow their image features were once written into each other."""
     model = model_of(name, **({"max_images": 1} if name == "Gemma3" else {}))
     view, preprocessor = view_of(model), model.preprocessor
     preprocess = DistillationPreprocessor(preprocessor, preprocessor, 4)
@@ -112,7 +112,7 @@ def test_as_many_records_as_image_tokens(name):
         ]
         found = view.hidden_states(together)
     expected = np.concatenate([ops.convert_to_numpy(x) for x in expected])
-    # Another record's picture is off by more than 1. A norm divides by the length of
+    # Another record's image is off by more than 1. A norm divides by the length of
     # vectors of four numbers, some of which are short: of roundings of 1e-7 it makes
     # 2e-5, and of the much shorter ones of a model that is not trained 7e-4.
     assert np.abs(expected[0] - expected[1]).max() > 1
@@ -122,7 +122,7 @@ def test_as_many_records_as_image_tokens(name):
 def text_only_twin(model):
     """The same language model without a vision tower.
 
-    Not the model itself on an empty batch of pictures, which is what keras-hub makes
+    Not the model itself on an empty batch of images, which is what keras-hub makes
     of a missing one: TensorFlow's convolution fails on that on some processors.
     """
     config = {**model.backbone.get_config(), "vision_encoder": None}
@@ -132,10 +132,10 @@ def text_only_twin(model):
     return twin
 
 
-def test_pictures_of_other_sizes_do_not_depend_on_their_neighbours():
-    """keras-hub pads a batch to its largest picture before it resizes."""
+def test_images_of_other_sizes_do_not_depend_on_their_neighbours():
+    """keras-hub pads a batch to its largest image before it resizes."""
     preprocessor = tiny_gemma3().preprocessor
-    small, large = picture(1, 20, 30), picture(2, 50, 40)
+    small, large = random_image(1, 20, 30), random_image(2, 50, 40)
     records = {"prompts": ["<image>", "<image>"], "images": [[small], [large]]}
     together = model_inputs(preprocessor, records)["images"]
     alone = model_inputs(preprocessor, {"prompts": ["<image>"], "images": [[small]]})[

@@ -43,7 +43,7 @@ def row(image=None, question="What is it?", answer="a cat", **more):
 # --- Lists ---
 
 
-def test_every_kind_of_picture(path):
+def test_every_kind_of_image(path):
     pixels, data = Image.open(path), path.read_bytes()
     cells = [None, str(path), {"bytes": data, "path": None}, data, pixels, RED]
     cells += [{"bytes": None, "path": str(path)}, [str(path), RED]]
@@ -52,8 +52,8 @@ def test_every_kind_of_picture(path):
     for record in records:
         marks = "<image>\n" * len(record.images)
         assert record.prompts == (f"{marks}What is it?",)
-        for picture in read_images(record):
-            np.testing.assert_array_equal(picture, RED)
+        for image in read_images(record):
+            np.testing.assert_array_equal(image, RED)
     batch = LlavaDataset(records, batch_size=8)[0]
     assert batch["responses"] == ["a cat"] * 8
     assert batch["ids"] == list("01234567")
@@ -74,11 +74,11 @@ def test_names_of_columns_and_folders(path):
     assert record.prompts == ("<image>\nA < image>?\nOne word.",)
     assert record.responses == ("yes",)
     np.testing.assert_array_equal(read_images(record)[0], RED)
-    # A list may leave the picture out altogether.
+    # A list may leave the image out altogether.
     assert load_vqa([{"question": "?", "answer": "a"}])[0].images == ()
 
 
-def test_missing_pictures(path):
+def test_missing_images(path):
     rows = [row(str(path)), row(str(path.parent / "2.png"))]
     with pytest.raises(FileNotFoundError, match="Record '1'"):
         load_vqa(rows)
@@ -100,9 +100,9 @@ def test_rows_that_cannot_be_used_are_skipped(path):
         row(n=1.5),
         row(n="a"),
     ]
-    for faulty in rows[1:-1]:
+    for invalid in rows[1:-1]:
         with pytest.raises(ValueError):
-            load_vqa([rows[0], faulty], id_column="n")
+            load_vqa([rows[0], invalid], id_column="n")
     with pytest.warns(UserWarning, match="7 of 9") as caught:
         records = load_vqa(rows, id_column="n", on_error="skip")
     assert [caught[0].filename, len(caught)] == [__file__, 1]
@@ -127,7 +127,7 @@ def test_rows_that_cannot_be_used_are_skipped(path):
         (7, TypeError, "Received: int"),
     ],
 )
-def test_faulty_rows(rows, error, message):
+def test_invalid_rows(rows, error, message):
     with pytest.raises(error, match=message):
         load_vqa(rows)
 
@@ -136,14 +136,14 @@ def test_faulty_rows(rows, error, message):
 
 
 class Feature:
-    """As `datasets.Image`."""
+    """Stands for `datasets.Image`."""
 
     def __init__(self, decode=True):
         self.decode = decode
 
 
 class Table:
-    """As a `datasets.Dataset` of pictures, which counts what it reads."""
+    """Stands for a `datasets.Dataset` with images; counts the rows that are read."""
 
     def __init__(self, rows, decode=True):
         self.rows = rows
@@ -164,7 +164,7 @@ class Table:
         return Table(self.rows, feature.decode)
 
 
-def test_pictures_of_a_dataset_are_read_when_needed(path):
+def test_images_of_a_dataset_are_read_when_needed(path):
     data = path.read_bytes()
     cells = [
         {"bytes": data, "path": "1.png"},
@@ -197,7 +197,7 @@ NAMES = {"image": "picture", "question": "q", "answer": "a", "id": "n"}
 def test_a_name_of_no_column_is_found_before_any_row_is_read(
     name, on_error, kind, tmp_path
 ):
-    # Public fault: with a wrong name of the images, a list was trained without them.
+    # Reported bug: with a wrong name of the images, a list was trained without them.
     # The row lacks an answer, and must not be what the error is about.
     rows = [{**{column: None for column in NAMES.values()}, "more": 1}]
     if kind == "parquet":
@@ -291,7 +291,7 @@ def test_vqav2(tmp_path):
     assert read_images(records[0])[0].shape == RED.shape
 
 
-def test_faulty_vqav2(tmp_path):
+def test_invalid_vqav2(tmp_path):
     paths = vqav2(tmp_path, question_id=43)
     with pytest.raises(ValueError, match="Record '42': each question needs an annot"):
         load_vqav2(*paths, tmp_path)
@@ -342,7 +342,7 @@ def test_questions_of_vqav2_that_cannot_be_used_are_skipped(tmp_path):
 
 
 def llava_entries(folder):
-    """What LLaVA's converter writes of the test split."""
+    """Entries of the test split as LLaVA's converter writes them."""
     entries = []
     for record in load_scienceqa(folder, "test"):
         prompt = scienceqa_prompt(record).removeprefix("<image>\n")
@@ -415,17 +415,17 @@ def test_llavas_file_of_other_questions(scienceqa):
 def test_llavas_questions_that_cannot_be_used_are_skipped(scienceqa):
     entries = llava_entries(scienceqa)
     edit_problem(scienceqa, entries[0]["id"], hint="Another.")
-    (pictured,) = (e for e in entries[1:] if "image" in e)
-    (scienceqa / "images" / "test" / pictured["image"]).unlink()
+    (with_image,) = (e for e in entries[1:] if "image" in e)
+    (scienceqa / "images" / "test" / with_image["image"]).unlink()
     unknown = {**entries[1], "id": "99", "image": None}
     # The index of an entry that is no record is left to the question of that id.
     path = write_llava(scienceqa, [unknown, 7, {"id": [1]}, "3", *entries])
     with pytest.warns(UserWarning, match="6 of 8") as caught:
         records = load_scienceqa_llava(path, scienceqa, on_error="skip")
     assert [caught[0].filename, len(caught)] == [__file__, 1]
-    faulty = [entries[0]["id"], pictured["id"]]
-    assert [name for name, _ in records.skipped] == ["99", "1", "2", "3", *faulty]
-    kept = [entry["id"] for entry in entries if entry["id"] not in faulty]
+    invalid = [entries[0]["id"], with_image["id"]]
+    assert [name for name, _ in records.skipped] == ["99", "1", "2", "3", *invalid]
+    kept = [entry["id"] for entry in entries if entry["id"] not in invalid]
     assert [record.id for record in records] == kept
 
 
@@ -510,23 +510,23 @@ few = settings(max_examples=150)
 @few
 @given(which=st.sampled_from([0, 1]), mutation=mutations())
 def test_damaged_files(folders, name, which, mutation):
-    """A documented error, or records."""
+    """Damaged files give records or a documented error."""
     path = folders / DAMAGED[name][which]
-    sound = path.read_text()
+    intact = path.read_text()
     way, new = mutation
     if path.suffix == ".jsonl" or "coco_pope" in path.name:
-        lines = [json.loads(line) for line in sound.splitlines()]
+        lines = [json.loads(line) for line in intact.splitlines()]
         damaged = mutated(lines, [0.0, *way], new)
         text = "\n".join(map(json.dumps, damaged))
     else:
-        text = json.dumps(mutated(json.loads(sound), way, new))
+        text = json.dumps(mutated(json.loads(intact), way, new))
     path.write_text(text)
     try:
         load_files(name, folders)
     except (FileNotFoundError, ValueError) as error:
         assert str(error)
     finally:
-        path.write_text(sound)
+        path.write_text(intact)
 
 
 @few
@@ -547,12 +547,12 @@ def test_damaged_lines_of_mme_and_mmbench(folders, text):
         ("mmbench", "mmbench_dev_20230712.tsv"),
     ):
         path = folders / name / file
-        sound = path.read_bytes()
-        damaged = sound[: len(sound) // 2] + text.encode("utf-8", "surrogatepass")
+        intact = path.read_bytes()
+        damaged = intact[: len(intact) // 2] + text.encode("utf-8", "surrogatepass")
         path.write_bytes(damaged)
         try:
             BENCHMARKS[name].load(folders / name)
         except (FileNotFoundError, ValueError) as error:
             assert str(error)
         finally:
-            path.write_bytes(sound)
+            path.write_bytes(intact)

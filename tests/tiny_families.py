@@ -47,7 +47,7 @@ def byte_pairs(special, merges=("r e", "re d", "y e", "ye s")):
 
 
 def tiny_gemma3n(width=8, sequence_length=96, max_images=2, vision=True):
-    """A Gemma 3n; a picture becomes 4 tokens."""
+    """A Gemma 3n; an image becomes 4 tokens."""
     tokenizer = keras_hub.models.Gemma3nTokenizer(
         proto=tokenizer_proto(symbols=GEMMA3N_PIECES)
     )
@@ -96,7 +96,7 @@ def tiny_gemma3n(width=8, sequence_length=96, max_images=2, vision=True):
 
 
 def _mobilenet():
-    """16 x 16 pictures to 2 x 2 places."""
+    """Maps 16 x 16 images to 2 x 2 positions."""
     blocks = {
         "stackwise_block_types": [["er"], ["er"]],
         "stackwise_num_filters": [[16], [16]],
@@ -121,7 +121,7 @@ def _mobilenet():
 
 
 def tiny_gemma4(width=8, sequence_length=96, max_images=2, soft_tokens=4, **kwargs):
-    """A Gemma 4; a picture becomes up to `soft_tokens` tokens, by its shape."""
+    """A Gemma 4; an image becomes up to `soft_tokens` tokens, by its shape."""
     tokenizer = keras_hub.models.Gemma4Tokenizer(
         proto=tokenizer_proto(symbols=GEMMA4_PIECES)
     )
@@ -170,7 +170,7 @@ def tiny_gemma4(width=8, sequence_length=96, max_images=2, soft_tokens=4, **kwar
 def tiny_qwen3_5(
     width=8, sequence_length=160, vision=True, layer_types=("full_attention",)
 ):
-    """A Qwen3.5 with pictures of any shape; linear attention takes long to compile."""
+    """A Qwen3.5 with images of any shape; linear attention takes long to compile."""
     vocabulary, merges = byte_pairs(QWEN_PIECES)
     tokenizer = keras_hub.models.Qwen3_5Tokenizer(vocabulary=vocabulary, merges=merges)
     backbone = keras_hub.models.Qwen3_5Backbone(
@@ -187,7 +187,7 @@ def tiny_qwen3_5(
         linear_num_value_heads=2,
         linear_key_head_dim=4,
         linear_value_head_dim=4,
-        vision_encoder=_qwen_eyes(width) if vision else None,
+        vision_encoder=_qwen_vision(width) if vision else None,
         mrope_section=[1, 1, 1],
     )
     converter = keras_hub.layers.Qwen3_5ImageConverter(
@@ -203,8 +203,8 @@ def tiny_qwen3_5(
     )
 
 
-def _qwen_eyes(width):
-    """Known to keras-hub's presets by its name alone."""
+def _qwen_vision(width):
+    """A vision encoder that keras-hub does not export: it is looked up by its name."""
     sizes = {
         "depth": 1,
         "hidden_size": 16,
@@ -225,8 +225,8 @@ def _qwen_eyes(width):
     return encoder
 
 
-def _blip2_eyes(width):
-    eyes = keras_hub.models.BLIP2VisionEncoder(
+def _blip2_vision(width):
+    vision_encoder = keras_hub.models.BLIP2VisionEncoder(
         image_size=IMAGE_SIZE,
         patch_size=8,
         num_layers=1,
@@ -252,7 +252,7 @@ def _blip2_eyes(width):
         dropout=0.0,
         layer_norm_epsilon=1e-6,
     )
-    return {"vision_encoder": eyes, "qformer": qformer}
+    return {"vision_encoder": vision_encoder, "qformer": qformer}
 
 
 def _blip2_converter():
@@ -275,7 +275,7 @@ def tiny_blip2_opt(width=8, sequence_length=96):
         qformer_hidden_dim=8,
     )
     backbone = keras_hub.models.BLIP2Backbone(
-        **_blip2_eyes(width), language_model=language_model
+        **_blip2_vision(width), language_model=language_model
     )
     preprocessor = keras_hub.models.BLIP2CausalLMPreprocessor(
         tokenizer=tokenizer,
@@ -286,7 +286,7 @@ def tiny_blip2_opt(width=8, sequence_length=96):
 
 
 def tiny_blip2_t5(width=8, sequence_length=64):
-    """A BLIP-2 with Flan-T5: an encoder reads picture and prompt."""
+    """A BLIP-2 with Flan-T5: an encoder reads image and prompt."""
     tokenizer = keras_hub.models.BLIP2FlanT5Tokenizer(
         proto=tokenizer_proto(end_piece="</s>")
     )
@@ -301,7 +301,7 @@ def tiny_blip2_t5(width=8, sequence_length=64):
         dropout=0.0,
     )
     backbone = keras_hub.models.BLIP2Backbone(
-        **_blip2_eyes(width), language_model=language_model
+        **_blip2_vision(width), language_model=language_model
     )
     preprocessor = keras_hub.models.BLIP2Seq2SeqLMPreprocessor(
         tokenizer=tokenizer,
@@ -315,7 +315,7 @@ def tiny_blip2_t5(width=8, sequence_length=64):
 def tiny_mobilevlm(
     width=8, sequence_length=128, max_images=2, projector_type="ldpnetv2", **kwargs
 ):
-    """A MobileVLM V2; a picture becomes 4 tokens, those of a LLaVA would be 16."""
+    """A MobileVLM V2; an image becomes 4 tokens, those of a LLaVA would be 16."""
     proto = pathlib.Path(__file__).parent / "golden" / "llama_tiny.model"
     tokenizer = MobileVLMTokenizer(str(proto))
     backbone = MobileVLMBackbone(
@@ -433,14 +433,14 @@ FAMILIES = {
     "MobileVLM": tiny_mobilevlm,
     **{name: functools.partial(tiny_text, name) for name in _TEXT},
 }
-SEES = list(FAMILIES)[:8]
-SEVERAL_PICTURES = ["Gemma3", "Gemma3n", "Gemma4", "Qwen3_5", "MobileVLM"]
-FEATURES = [name for name in SEES if name not in ("Qwen3_5", "BLIP2_FlanT5")]
+VISION = list(FAMILIES)[:8]
+SEVERAL_IMAGES = ["Gemma3", "Gemma3n", "Gemma4", "Qwen3_5", "MobileVLM"]
+FEATURES = [name for name in VISION if name not in ("Qwen3_5", "BLIP2_FlanT5")]
 
 EVERYWHERE = "PyTorch, JAX, TensorFlow"
 # Where `keras.Model.export` writes what answers as the student does. The logits of
 # keras-hub's own call are not those that its `generate` and this library use for
-# pictures of Gemma 3n (it takes padding for the next record's) and Qwen3.5 (it leaves
+# images of Gemma 3n (it takes padding for the next record's) and Qwen3.5 (it leaves
 # out their rotary positions); `torch.export` cannot trace Gemma 4's pooling.
 EXPORTED = {n: EVERYWHERE for n in FAMILIES if n not in ("Gemma3n", "Qwen3_5")}
 EXPORTED["Gemma4"] = "JAX, TensorFlow"
@@ -454,7 +454,7 @@ SUPPORT = {
     "`Model.export`": EXPORTED,
     "LoRA": list(FAMILIES),
     "int8 teacher": list(FAMILIES),  # with LoRA, in one test
-    "0 to N images": SEVERAL_PICTURES,
+    "0 to N images": SEVERAL_IMAGES,
     "image features": FEATURES,
     "attention": ["PaliGemma", "Gemma3"],
 }

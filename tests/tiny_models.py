@@ -73,7 +73,7 @@ def tiny_gemma3(
     heads=2,
     **backbone_kwargs,
 ):
-    """A Gemma 3 with a vision tower: a picture becomes `grid` x `grid` tokens."""
+    """A Gemma 3 with a vision tower: an image becomes `grid` x `grid` tokens."""
     tokenizer = keras_hub.models.Gemma3Tokenizer(proto=tokenizer_proto(extra_word))
     vision_encoder = keras_hub.models.Gemma3VisionEncoder(
         image_size=image_size,
@@ -113,7 +113,7 @@ def tiny_gemma3(
 
 
 def tiny_pali_gemma(width=8, image_size=IMAGE_SIZE, sequence_length=80, **kwargs):
-    """A PaliGemma: 16x16 pictures become 4 image tokens in front of the text."""
+    """A PaliGemma: 16x16 images become 4 image tokens in front of the text."""
     tokenizer = keras_hub.models.PaliGemmaTokenizer(proto=tokenizer_proto())
     backbone = keras_hub.models.PaliGemmaBackbone(
         vocabulary_size=tokenizer.vocabulary_size(),
@@ -169,18 +169,18 @@ def quantize(model, mode, **kwargs):
     gc.unfreeze()
 
 
-def picture(seed, height=IMAGE_SIZE, width=IMAGE_SIZE):
+def random_image(seed, height=IMAGE_SIZE, width=IMAGE_SIZE):
     return np.random.default_rng(seed).integers(
         0, 256, size=(height, width, 3), dtype="uint8"
     )
 
 
 def vqa_records(size=4, image_size=IMAGE_SIZE):
-    """Raw records as the ScienceQA loader yields them, every one with a picture."""
+    """Raw records as the ScienceQA loader yields them, every one with an image."""
     colors = ["red", "blue", "green", "teal"]
     return {
         "ids": [f"q{i}" for i in range(size)],
         "prompts": ["<image>\nQuestion: what color is the shape?"] * size,
         "responses": [colors[i % 4] for i in range(size)],
-        "images": [[picture(i, image_size, image_size)] for i in range(size)],
+        "images": [[random_image(i, image_size, image_size)] for i in range(size)],
     }

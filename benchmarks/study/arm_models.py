@@ -1,4 +1,4 @@
-"""The arms' energies and betas, made of their names (`arms.py`)."""
+"""The arms' energies and betas, built from their names (`arms.py`)."""
 
 import math
 

@@ -76,7 +76,7 @@ GROUPS = {
     ),
 }
 
-# What was found with the study's seeds, by the names that a picture gives it.
+# What was found with the study's seeds, by the names that the plots give it.
 FOUND = {
     "instance, features=uncertainty": "instance, uncertainty",
     "task, task_loss=weighted": "task, and of CE",

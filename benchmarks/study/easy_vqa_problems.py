@@ -1,4 +1,4 @@
-"""easy-VQA as problems of the study: real questions on the pictures of a public set."""
+"""easy-VQA as problems of the study: real questions on the images of a public set."""
 
 import random
 
@@ -36,6 +36,6 @@ def as_problem(record):
         choices=tuple(record.choices),
         answer=record.answer,
         lamplit=False,
-        picture=load_image(record.image),
+        image=load_image(record.image),
         prompt=scienceqa_prompt(record),
     )

@@ -1,4 +1,4 @@
-"""What is measured of a trained student and of its betas."""
+"""Measures of a trained student and of its betas."""
 
 import numpy as np
 from scipy import stats
@@ -65,7 +65,7 @@ def predicted_betas(beta, split):
 
 
 def of_betas(model, split, logits):
-    """What the first beta makes of held-out questions.
+    """Measures of the first beta on held-out questions.
 
     Beta times energy, which should settle at d / 2; and where beta depends on the
     question, its rank correlation with the energy, how well a low beta tells the

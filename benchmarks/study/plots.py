@@ -1,4 +1,4 @@
-"""The pictures of STUDY.md."""
+"""The plots of STUDY.md."""
 
 import os
 
@@ -17,15 +17,15 @@ TITLES = {
 
 
 def draw(results, folder):
-    """Writes the pictures; returns their names."""
-    pictures = {
+    """Writes the plots; returns their names."""
+    figures = {
         "accuracy.png": accuracies(results),
         "curves.png": curves(results),
         "beta.png": betas(results),
     }
-    for name, figure in pictures.items():
+    for name, figure in figures.items():
         figure.savefig(os.path.join(folder, name), dpi=110)
-    return list(pictures)
+    return list(figures)
 
 
 def accuracies(results):

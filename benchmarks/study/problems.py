@@ -1,6 +1,6 @@
 """ScienceQA-like problems, drawn: seven families, two questions each.
 
-Everything is made from a seed, without files or network. About a third of the pictures
+Everything is made from a seed, without files or network. About a third of the images
 are lamplit (a yellow ground): that is the known part of the world about which the
 "biased" teacher of `teachers.py` was taught wrong answers in four families.
 """
@@ -25,9 +25,9 @@ BIASED_FAMILIES = ("counting", "thermometer", "magnets", "clock")
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A question on a picture, with its choices and the index of the right one.
+    """A question on an image, with its choices and the index of the right one.
 
-    `prompt` is how the teacher is asked.
+    `prompt` is the prompt of the teacher.
     """
 
     family: str
@@ -35,7 +35,7 @@ class Problem:
     choices: tuple
     answer: int
     lamplit: bool
-    picture: np.ndarray
+    image: np.ndarray
     prompt: str
 
     @property
@@ -62,9 +62,9 @@ def make_problem(rng):
     lamplit = bool(rng.random() < LAMPLIT)
     ground = np.array(LAMPLIGHT if lamplit else DAYLIGHT) + rng.integers(-6, 7, 3)
     ground = tuple(int(c) for c in np.clip(ground, 0, 255))
-    picture = Image.new("RGB", (SCALE * SIZE, SCALE * SIZE), ground)
-    question, choices, answer = FAMILIES[family](ImageDraw.Draw(picture), rng)
-    pixels = np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.BOX))
+    image = Image.new("RGB", (SCALE * SIZE, SCALE * SIZE), ground)
+    question, choices, answer = FAMILIES[family](ImageDraw.Draw(image), rng)
+    pixels = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX))
     prompt = f"<image>\n{question}"
     return Problem(family, question, choices, int(answer), lamplit, pixels, prompt)
 
@@ -74,9 +74,9 @@ def counting(draw, rng):
     places = _places(rng, counts.sum())
     for i, (x, y) in enumerate(places):
         draw.ellipse((x - 5, y - 5, x + 5, y + 5), RED if i < counts[0] else BLUE)
-    asked = rng.integers(2)
-    question = f"how many {('red', 'blue')[asked]} dots are there?"
-    return question, NUMBERS[:6], counts[asked] - 1
+    counted = rng.integers(2)
+    question = f"how many {('red', 'blue')[counted]} dots are there?"
+    return question, NUMBERS[:6], counts[counted] - 1
 
 
 def bars(draw, rng):

@@ -1,4 +1,4 @@
-"""The runs, asked by arm, setting and measure."""
+"""Looks up runs by arm, setting and measure, and compares them."""
 
 import collections
 

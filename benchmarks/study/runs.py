@@ -1,4 +1,4 @@
-"""The runs of an arm, all settings and seeds at once; what came of each as numbers.
+"""Trains and measures the runs of an arm, all settings and seeds at once.
 
 A run is Keras' own training step of the model under test (`train_step`, what `fit`
 compiles), put into a loop by `jax.lax.scan` and beside the other runs of its arm by
@@ -190,21 +190,21 @@ def training_data(arm, tasks):
     """`(x, y, sample_weight)` for an arm's model: the rows of all settings in turn."""
     splits = [task.train for task in tasks]
 
-    def joined(read):
+    def stacked(read):
         return keras.tree.map_structure(
             lambda *arrays: np.concatenate(arrays), *map(read, splits)
         )
 
-    student, labels = joined(lambda s: s.student), joined(lambda s: s.labels)
+    student, labels = stacked(lambda s: s.student), stacked(lambda s: s.labels)
     weight = np.ones(labels.shape, "float32")
     if arm == "ce":
         return student, labels, weight
     if arm.startswith("keras.distillation"):
-        logits = joined(lambda s: s.teacher_logits)[:, None]
+        logits = stacked(lambda s: s.teacher_logits)[:, None]
         return {**student, "teacher_logits": logits}, labels, weight
     x = {
         "student": student,
-        "teacher": joined(lambda s: s.teacher),
+        "teacher": stacked(lambda s: s.teacher),
         "teacher_positions": np.zeros(labels.shape, "int32"),
         "sample_weight": weight,
     }

@@ -1,4 +1,4 @@
-"""The runs as JSON lines, one each; none is repeated."""
+"""A file of runs as JSON lines; a run in it is not made again."""
 
 import json
 import os

@@ -10,38 +10,38 @@ HEADS = 2
 def make_student(task):
     """An untrained student: projector, one decoder block, head; answers in one word.
 
-    Its inputs are what the frozen vision tower made of the picture and the question's
-    tokens; it gives the logits of the answer, (B, 1, V).
+    Its inputs are the frozen vision tower's output for the image, and the question's
+    tokens; it returns the logits of the answer, (B, 1, V).
     """
     shapes = {name: array.shape[1:] for name, array in task.train.student.items()}
     tokens = keras.Input(shapes["tokens"], dtype="int32", name="tokens")
-    pictures = keras.Input(shapes["pictures"], name="pictures")
+    images = keras.Input(shapes["images"], name="images")
     words = keras.layers.Embedding(task.vocabulary, WIDTH)(tokens)
-    seen = keras.layers.Dense(WIDTH, name="projector")(pictures)
+    seen = keras.layers.Dense(WIDTH, name="projector")(images)
     x = keras.layers.Concatenate(axis=1)([seen, words])
     x = x + keras_hub.layers.PositionEmbedding(x.shape[1])(x)
     block = keras_hub.layers.TransformerDecoder(2 * WIDTH, HEADS, normalize_first=True)
     x = keras.layers.LayerNormalization()(block(x)[:, -1:])
     logits = keras.layers.Dense(task.vocabulary, name="head")(x)
-    return keras.Model({"tokens": tokens, "pictures": pictures}, logits)
+    return keras.Model({"tokens": tokens, "images": images}, logits)
 
 
 class StoredLogits(keras.Model):
-    """The teacher of `keras.distillation`: hands on what stands in the batch."""
+    """The teacher of `keras.distillation`: returns its logits out of the batch."""
 
     def call(self, inputs, training=None):
         return inputs["teacher_logits"]
 
 
 class WithStoredTeacher(keras.Model):
-    """A student that is not disturbed by the teacher's logits in the batch."""
+    """A student that ignores the teacher's logits in the batch."""
 
     def __init__(self, student):
         super().__init__()
         self.student = student
 
     def call(self, inputs, training=None):
-        inputs = {name: inputs[name] for name in ("tokens", "pictures")}
+        inputs = {name: inputs[name] for name in ("tokens", "images")}
         return self.student(inputs, training=training)
 
 

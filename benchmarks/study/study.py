@@ -4,7 +4,7 @@
     python benchmarks/study/study.py run       # all runs; goes on where it was stopped
     python benchmarks/study/study.py confirm   # what was found, with other seeds
     python benchmarks/study/study.py easy_vqa  # the same on easy-VQA
-    python benchmarks/study/study.py report    # writes STUDY.md and its pictures
+    python benchmarks/study/study.py report    # writes STUDY.md and its plots
     python benchmarks/study/study.py teachers  # trains both teachers anew
 
 `cell` trains the students of one arm in one setting anew, and prints their accuracy

@@ -1,7 +1,7 @@
-"""STUDY.md out of the runs: `study_template.md`, its tables and its numbers filled in.
+"""Writes STUDY.md from the runs: fills in the tables and numbers of its template.
 
-The template's fields are `{{expression}}`, evaluated on the functions of this module;
-so no number of the report stands anywhere but in the runs.
+The fields of `study_template.md` are `{{expression}}`, evaluated on the functions of
+this module, so that every number of the report comes from the runs.
 """
 
 import json
@@ -33,11 +33,11 @@ TITLES = {
 }
 
 
-def write_study(runs, path, pictures):
-    """Writes the report and its pictures."""
+def write_study(runs, path, folder):
+    """Writes the report, and its plots to `folder`."""
     results, fresh = Results(runs, SEEDS), Results(runs, FRESH_SEEDS)
-    draw(results, pictures)
-    with open(os.path.join(pictures, "study_template.md")) as file:
+    draw(results, folder)
+    with open(os.path.join(folder, "study_template.md")) as file:
         template = file.read()
     with open(path, "w") as file:
         file.write(filled_in(template, Report(results, fresh)))
@@ -55,11 +55,11 @@ def filled_in(template, report):
 
 
 class Report:
-    """What the template may ask for; each method gives text.
+    """What the template's expressions may name; each method gives text.
 
     Args:
         results: `Results`.
-        fresh: `Results` of other seeds, for what `fresh` may be asked.
+        fresh: `Results` of other seeds, on which `fresh` gives the same numbers.
     """
 
     c_task, c_instance = "cosine-probs / task", "cosine-probs / instance"

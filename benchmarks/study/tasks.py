@@ -1,8 +1,8 @@
-"""What the students train and are tested on: arrays, with the teacher's cached outputs.
+"""The students' training and test data as arrays, with the teacher's cached outputs.
 
-A student is the language model of a vision-language model. It looks through the
-teacher's frozen vision tower, as in the paper; since the tower is frozen and pictures
-are not augmented, it computes once, and a student reads what it made of a picture.
+A student is the language model of a vision-language model. Its images go through
+the teacher's frozen vision tower, as in the paper; since the tower is frozen and images
+are not augmented, the tower computes once, and a student reads its cached output.
 An answer is one word, so the teacher's row for it does not depend on the label, and
 one cache serves right and wrong labels.
 """
@@ -28,7 +28,7 @@ class Split:
     """Questions as arrays, one row each.
 
     Attributes:
-        student: dict of `"tokens"` (N, T) and `"pictures"` (N, P, F).
+        student: dict of `"tokens"` (N, T) and `"images"` (N, P, F).
         teacher: what a `CachedTeacher` reads, dict of arrays.
         labels: (N, 1) token ids to train on.
         right: (N,) token ids of the right answers.
@@ -110,7 +110,7 @@ def teacher_splits(teacher, tower_of, problems, folder, name):
     arrays = {
         "student": {
             "tokens": questions_as_tokens(tokenizer, everything),
-            "pictures": seen_by(tower_of, everything),
+            "images": seen_by(tower_of, everything),
         },
         "teacher": outputs,
         "labels": right[:, None],
@@ -162,7 +162,7 @@ def questions_as_tokens(tokenizer, problems):
 
 
 def seen_by(teacher, problems):
-    """(N, P, F): the pictures as they leave the teacher's vision tower."""
-    pixels = np.stack([p.picture for p in problems])[:, None]
+    """(N, P, F): the images as they leave the teacher's vision tower."""
+    pixels = np.stack([p.image for p in problems])[:, None]
     pixels = pixels.astype("float32") * PIXEL_SCALE + PIXEL_OFFSET
     return teacher.backbone.vision_encoder.predict(pixels, batch_size=300, verbose=0)

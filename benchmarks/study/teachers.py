@@ -4,7 +4,7 @@ Both are Gemma 3 vision-language models (`make_teacher`). The "good" one is trai
 from nothing on right answers: first its vision tower with a head for each question,
 which is thrown away, then the whole. The "biased" one goes on from it, tower frozen,
 and is truly taught wrong: in `Problem.in_biased_part` its labels are the choice after
-the right one. So it is sure of its errors, and it is known where it errs.
+the right one. So it is confident in its errors, and it is known where they are.
 """
 
 import json
@@ -33,7 +33,7 @@ LEARNING_RATES = {"tower": 2e-3, "good": 2e-3, "biased": 1e-3}
 
 
 PRESETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "presets")
-# By the data they answer. A student looks through the tower of the first.
+# By the data they answer. A student's images go through the tower of the first.
 TEACHERS = {
     "drawn": {name: os.path.join(PRESETS, name) for name in ("good", "biased")},
     "easy-vqa": {
@@ -119,7 +119,7 @@ def records_of(problems, answers):
         "ids": [str(i) for i in range(len(problems))],
         "prompts": [p.prompt for p in problems],
         "responses": [p.choices[a] for p, a in zip(problems, answers, strict=True)],
-        "images": [p.picture for p in problems],
+        "images": [p.image for p in problems],
     }
 
 
@@ -127,7 +127,7 @@ def train_tower(vision_encoder, problems):
     """Teaches the tower what the questions ask for, one linear head for each."""
     questions = sorted({p.question for p in problems})
     numbers = np.array([questions.index(p.question) for p in problems])
-    pixels = np.stack([p.picture for p in problems])[:, None]
+    pixels = np.stack([p.image for p in problems])[:, None]
     images = keras.Input((1, SIZE, SIZE, 3))
     number = keras.Input((len(questions), 1))
     found = keras.layers.Rescaling(PIXEL_SCALE, PIXEL_OFFSET)(images)

@@ -1,4 +1,4 @@
-"""An optimizer whose step is left out where a gradient is not finite."""
+"""`FiniteStepsOptimizer`: an optimizer that skips steps with non-finite gradients."""
 
 import keras
 from keras import ops
@@ -8,7 +8,7 @@ from keras_betakd.backends import gradient_values, run_if
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
 class FiniteStepsOptimizer(keras.optimizers.Optimizer):
-    """Wraps an optimizer, and skips the steps that would spoil what it trains.
+    """Wraps an optimizer, and skips the steps whose gradients are not finite.
 
     A gradient with NaN or infinity in it changes no variable: not the model's, not the
     optimizer's moments, not its count of steps. `BetaKDDistiller.compile` wraps the

@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclasses.dataclass
 class Features:
-    """The features that energies compare; `None` where none asked for them.
+    """The features that energies compare; `None` where no energy needs them.
 
     Attributes:
         hidden_states: (B, K, H), the last hidden states at the answer rows.

@@ -1,4 +1,4 @@
-"""`load_model`: loads a generative model from a preset, of whatever task class."""
+"""`load_model`: loads a generative model of any task class from a preset."""
 
 import json
 import pathlib

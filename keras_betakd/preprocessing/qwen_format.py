@@ -53,7 +53,7 @@ class Qwen3_5Format(TextFormat):
         """Model inputs of the prompts without answers, padded to `sequence_length`."""
         empty = {**inputs, "responses": [""] * len(inputs["prompts"])}
         x, _, weight = self.training(empty, sequence_length)
-        # Without the end mark of the empty answer, which is what is to be predicted.
+        # Without the end mark of the empty answer: the model has to predict it.
         lengths = self.prompt_lengths(inputs, sequence_length)[self.answer_length]
         mask = np.arange(weight.shape[1])[None] < np.array(lengths)[:, None]
         padding = self.preprocessor.tokenizer.pad_token_id

@@ -1,4 +1,4 @@
-"""One frozen vision tower in both models: pictures are looked at once."""
+"""One frozen vision tower in both models: it computes once."""
 
 import keras
 import numpy as np
@@ -40,8 +40,8 @@ def counted_calls(layer):
     return calls
 
 
-def looks(distiller):
-    """How often a step looks at the pictures: the student, the teacher."""
+def runs_of(distiller):
+    """Whether an evaluation runs the tower of the student, and of the teacher."""
     towers = [
         view.vision_tower()[0]
         for view in (distiller.student_view, distiller.teacher_view)
@@ -59,18 +59,18 @@ def _embeddings(tower):
 
 @pytest.mark.parametrize("make", [tiny_gemma3, tiny_pali_gemma, tiny_mobilevlm])
 def test_the_same_tower_computes_once(make):
-    assert looks(pair(make)) == [True, False]
-    assert looks(pair(make, same=False)) == [True, True]
+    assert runs_of(pair(make)) == [True, False]
+    assert runs_of(pair(make, same=False)) == [True, True]
 
 
 def test_a_tower_that_trains_is_not_shared():
-    assert looks(pair(freeze=None)) == [True, True]
+    assert runs_of(pair(freeze=None)) == [True, True]
 
 
 def test_training_gives_the_same_numbers_as_with_two_towers():
     shared, apart = pair(), pair()
     records = vqa_records(EXAMPLES)
-    # Pictures for each model by itself: no longer known to be the same.
+    # Images for each model by itself: no longer known to be the same.
     x, y, weights = apart.preprocessor(records)
     x["teacher"]["images"] = x["student"]["images"].copy()
     for _ in range(2):
@@ -84,7 +84,7 @@ def test_training_gives_the_same_numbers_as_with_two_towers():
 @pytest.mark.traced
 @pytest.mark.parametrize("entry", ["train_on_batch", "evaluate"])
 def test_weights_loaded_later_part_the_towers(entry):
-    """What was compiled for one tower would go on giving the teacher the student's."""
+    """What was compiled for one tower would keep giving both models its features."""
     distiller, records = pair(), vqa_records(EXAMPLES)
     distiller.test_on_batch(records)
     distiller.train_on_batch(records)

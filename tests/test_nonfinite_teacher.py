@@ -43,14 +43,14 @@ def kl(p, q):
 
 
 @pytest.mark.parametrize(
-    "fault", [pytest.param(np.nan, marks=pytest.mark.traced), np.inf, -np.inf]
+    "value", [pytest.param(np.nan, marks=pytest.mark.traced), np.inf, -np.inf]
 )
-def test_energy_is_the_mean_over_the_rows_that_are_finite(fault):
+def test_energy_is_the_mean_over_the_rows_that_are_finite(value):
     teacher, student = tables()
-    sound = IDS != BAD
+    finite = IDS != BAD
     expected = kl(teacher[IDS], student[IDS])
-    expected = np.mean([e[s].mean() for e, s in zip(expected, sound, strict=True)])
-    teacher[BAD] = fault
+    expected = np.mean([e[s].mean() for e, s in zip(expected, finite, strict=True)])
+    teacher[BAD] = value
     distiller = BetaKDDistiller(
         lookup(teacher), lookup(student), ForwardKLEnergy(), FixedBeta(1.0)
     )
@@ -64,7 +64,7 @@ def test_energy_is_the_mean_over_the_rows_that_are_finite(fault):
         assert np.isfinite(ops.convert_to_numpy(weight)).all()
 
 
-def test_one_excluded_class_is_no_fault():
+def test_one_excluded_class_is_not_counted_as_nonfinite():
     teacher, student = tables()
     teacher[:, 4] = student[:, 4] = -np.inf
     distiller = BetaKDDistiller(lookup(teacher), lookup(student), ForwardKLEnergy())
@@ -80,7 +80,7 @@ def test_one_excluded_class_is_no_fault():
     "beta", [pytest.param(TaskBeta, marks=pytest.mark.traced), InstanceBeta]
 )
 def test_a_model_that_overflows_behind_one_word(beta):
-    """Through the fused head; the word is in the second batch of two."""
+    """With the fused head; the word that overflows is in the second of two batches."""
     teacher, student = tiny_text("Llama", width=12), tiny_text("Llama")
     records = {"prompts": ["what color", "a zebra"], "responses": ["red", "yes"]}
     embedding = teacher.backbone.token_embedding.embeddings
