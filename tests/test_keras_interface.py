@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from plain_models import linear_model, token_batch
+from tiny_models import tiny_gemma_text
 
 import keras_betakd
 from keras_betakd import BetaKDDistiller, FixedBeta, ForwardKLEnergy, TaskBeta
@@ -64,11 +65,15 @@ def test_summary_takes_a_line_length_and_shows_the_layers_of_both_models():
     distiller().summary(70, None, lines.append)
     assert {len(line) for line in lines} == {70}
     lines.clear()
-    model = distiller()
-    model.summary(print_fn=lines.append, expand_nested=True)
-    text = "\n".join(lines)
-    for part in (model.student, model.teacher):
-        assert part.layers[-1].name in text
+    gemmas = tiny_gemma_text(12), tiny_gemma_text()
+    # keras-hub's `summary` takes only three arguments by position.
+    for pair in (gemmas, (linear_model(1), linear_model(2))):
+        lines.clear()
+        model = BetaKDDistiller(*pair, ForwardKLEnergy())
+        model.summary(print_fn=lines.append, expand_nested=True, show_trainable=True)
+        text = "\n".join(lines)
+        for part in pair:
+            assert part.layers[-1].name in text
 
 
 def test_the_public_names_are_listed():

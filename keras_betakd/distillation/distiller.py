@@ -83,9 +83,10 @@ class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
         fused: whether the LM heads and the losses run as one operation that never
             holds the logits of all rows (`keras_betakd.head_loss`): the same numbers
             with much less memory. `"auto"` (default) does so where it is possible: the
-            student's head can be read as a matrix, and task loss and weighted metrics
-            are the default ones, since others need the logits. `True` raises an error
-            where it is not possible; `False` always computes full logits.
+            student's head can be read as a matrix, every energy can be fused, and task
+            loss and weighted metrics are the default ones, since others need the
+            logits. `True` raises an error where it is not possible; `False` always
+            computes full logits.
         vocabulary_size: how many classes, from the first, the two models have in
             common, where a vocabulary is padded (Qwen's 151,936 against 152,064):
             logits are cut to them before anything is normalised. `None` if the
@@ -380,8 +381,14 @@ class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
             write(line)
         if expand_nested:
             for model in (self.student, self.teacher):
+                # By name: keras-hub's tasks take some of them by name alone.
                 model.summary(
-                    line_length, positions, print_fn, True, show_trainable, layer_range
+                    line_length=line_length,
+                    positions=positions,
+                    print_fn=print_fn,
+                    expand_nested=True,
+                    show_trainable=show_trainable,
+                    layer_range=layer_range,
                 )
 
     def generate(self, *args, **kwargs):
