@@ -37,6 +37,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import hypothesis
 import keras
 import pytest
+from precision import compiles_float16
 
 # The same few examples everywhere, however slow the machine; on demand, many others.
 _common = {
@@ -105,6 +106,17 @@ def graphs_where_they_matter(request):
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture(autouse=True)
+def float16_where_it_compiles(request):
+    """Skips what computes in float16 where the compiler has no code for it."""
+    case = getattr(request.node, "callspec", None)
+    values = [] if case is None else case.params.values()
+    half = any(value in ("float16", "mixed_float16") for value in map(str, values))
+    half = half or request.node.get_closest_marker("float16")
+    if half and not compiles_float16():
+        pytest.skip("XLA does not compile float16 for this processor")
 
 
 @pytest.fixture(autouse=True)

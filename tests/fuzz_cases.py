@@ -12,13 +12,14 @@ import hypothesis
 import numpy as np
 from hypothesis import strategies as st
 from keras import ops
+from precision import compiles_float16
 
 # Few shapes, since JAX compiles every operation anew for each: one in the suite.
 NIGHTLY = hypothesis.settings.default.max_examples > 10
 SHAPES = [(3, 7), (1, 2), (4, 17)] if NIGHTLY else [(3, 7)]
 # Cases of one call, each drawn by itself: a call costs as much for many.
 TOGETHER = 16 if NIGHTLY else 4
-DTYPES = ["float32", "bfloat16", "float16"]
+DTYPES = ["float32", "bfloat16"] + (["float16"] if compiles_float16() else [])
 SCALES = [0.0, 1e-4, 1.0, 10.0, 100.0, 1e4]
 EXCLUDED = ["none", "none", "shared", "teacher", "student", "apart"]
 GARBAGE = [math.nan, math.inf, -math.inf, 1e30]

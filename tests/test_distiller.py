@@ -407,6 +407,7 @@ def test_student_equal_to_teacher_has_no_energy():
     assert float(values["forward_kl"]) == 0.0
 
 
+@pytest.mark.float16
 @pytest.mark.traced
 def test_float16_student_gets_loss_scaling_and_float32_betas():
     """Only the student is half precision: Keras checks the outer model alone."""

@@ -161,6 +161,7 @@ def test_moving_average_of_weights():
 
 
 @pytest.mark.backends
+@pytest.mark.float16
 @pytest.mark.traced
 def test_a_batch_that_overflows_is_skipped_for_student_and_beta():
     distiller = text_pair(dtype="mixed_float16")
