@@ -14,6 +14,7 @@ from keras_betakd import (
     BetaKDDistiller,
     CosineLogitsEnergy,
     CosineProbsEnergy,
+    FeatureMSEEnergy,
     FixedBeta,
     ForwardKLEnergy,
     InstanceBeta,
@@ -325,16 +326,29 @@ def test_a_plain_kernel_is_a_head_and_arrays_of_numpy_are_inputs():
     names = ("rows", "kernel", "teacher_rows", "teacher_kernel", "labels")
     arrays = [getattr(case, name) for name in names]
     arrays = [x.astype("float32") if x.ndim == 2 else x for x in arrays]
-    coefficients = case.coefficients.astype("float32")
-    result = fused_head_loss(*arrays, coefficients, energies, tile_rows=4)
-    assert float(result.total) == float(expected.total)
-    np.testing.assert_array_equal(as_array(result.task), as_array(expected.task))
+    # In float64 too, as NumPy makes them; PyTorch once ended in an error of `scatter`.
+    for coefficients in (case.coefficients.astype("float32"), case.coefficients):
+        result = fused_head_loss(*arrays, coefficients, energies, tile_rows=4)
+        assert float(result.total) == float(expected.total)
+        np.testing.assert_array_equal(as_array(result.task), as_array(expected.task))
+
+
+def test_one_label_for_each_row():
+    case = Case()
+    case.labels = case.labels[:, None]
+    with pytest.raises(ValueError, match="`labels` must have the shape"):
+        case.fused({"kl": ForwardKLEnergy()})
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
         ({"coefficients": np.ones((1, N))}, "coefficients.*1 \\+ E"),
+        ({"coefficients": np.ones((2, 1))}, "coefficients.*\\(2, 1\\)"),
+        ({"teacher_rows": np.ones((N - 1, TEACHER_WIDTH))}, "`teacher_rows` must have"),
+        ({"tile_rows": 0}, "`tile_rows` must be a positive integer"),
+        ({"energies": [ForwardKLEnergy()]}, "`energies` must be a dict"),
+        ({"energies": {"f": FeatureMSEEnergy()}}, "`energies` must be a dict"),
         ({"kernel": np.ones((V - 1, WIDTH))}, "same classes"),
         ({"energies": {"uld": ULDEnergy()}}, "cannot be fused.*uld"),
     ],

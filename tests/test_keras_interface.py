@@ -18,7 +18,11 @@ def distiller(**options):
     )
 
 
-@pytest.mark.parametrize("method", ["fit", "evaluate", "predict", "summary"])
+METHODS = ["fit", "evaluate", "predict", "summary"]
+METHODS += ["train_on_batch", "test_on_batch", "predict_on_batch"]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_arguments_stand_in_the_order_of_keras(method):
     """`fit(x, y, 8, 2, 0)` once raised an error: `verbose` was keyword-only."""
     ours, theirs = (
@@ -42,7 +46,13 @@ def test_positional_arguments_reach_keras():
     assert seen == [0, 0]  # `steps_per_epoch` 1 of two batches of 2
     values = model.evaluate(*half[:2], 2, 0, half[2], None, None, True)
     assert values["loss"] == pytest.approx(history.history["val_loss"][-1], rel=1e-6)
-    assert np.shape(model.predict(x, 2, 0)) == (4, 3, 5)
+    logits = model.predict(x, 2, 0)
+    assert np.shape(logits) == (4, 3, 5)
+    # `predict_on_batch` once returned what `call` hands to the loss.
+    np.testing.assert_allclose(model.predict_on_batch(x), logits, rtol=1e-6)
+    assert set(model.test_on_batch(*half, True)) == set(values)
+    with pytest.raises(ValueError, match="`class_weight` is not supported"):
+        model.train_on_batch(*half, {0: 2.0})
 
 
 @pytest.mark.parametrize("fused", [None, "never", "Auto"])

@@ -139,11 +139,7 @@ class DistillationTrainer:
         `initial_epoch` (see `TrainingBackup`) sees the same batches as one that was
         never interrupted.
         """
-        if class_weight is not None:
-            raise ValueError(
-                "`class_weight` is not supported; give each label its weight in "
-                f"`sample_weight`. Received: {class_weight}"
-            )
+        _expect_no_class_weight(class_weight)
         self.freeze_parts()
         self._check_tower()
         ours = [NonFiniteReport(self.on_nonfinite, at_epochs=True)]
@@ -216,25 +212,39 @@ class DistillationTrainer:
         x, _, _ = self._format(x, None, None, batch_size)
         if isinstance(x, keras.utils.PyDataset):
             batch_size = None
+        with self._student_alone():
+            return super().predict(x, batch_size, verbose, steps, callbacks)
+
+    @contextlib.contextmanager
+    def _student_alone(self):
+        """A context in which `call` returns the student's logits."""
         self._predicting = True
         try:
-            return super().predict(x, batch_size, verbose, steps, callbacks)
+            yield
         finally:
             self._predicting = False
 
-    def train_on_batch(self, x, y=None, sample_weight=None, **kwargs):
+    def train_on_batch(
+        self, x, y=None, sample_weight=None, class_weight=None, return_dict=False
+    ):
         """One training step on a batch; as `keras.Model.train_on_batch`."""
+        _expect_no_class_weight(class_weight)
         self._check_tower()
         x, y, sample_weight = self._format_batch(x, y, sample_weight)
         with self._reporting("this step"):
-            return super().train_on_batch(x, y, sample_weight=sample_weight, **kwargs)
+            return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
 
-    def test_on_batch(self, x, y=None, sample_weight=None, **kwargs):
+    def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
         """The losses of a batch; as `keras.Model.test_on_batch`."""
         self._check_tower()
         x, y, sample_weight = self._format_batch(x, y, sample_weight)
         with self._reporting("this batch"):
-            return super().test_on_batch(x, y, sample_weight=sample_weight, **kwargs)
+            return super().test_on_batch(x, y, sample_weight, return_dict)
+
+    def predict_on_batch(self, x):
+        """The student's logits at the answer rows of a batch: (B, K, V)."""
+        with self._student_alone():
+            return super().predict_on_batch(self._format_batch(x, None, None)[0])
 
     def make_train_function(self, force=False):
         # Each `fit` calls this; weights may have been loaded since the last one.
@@ -286,3 +296,11 @@ class DistillationTrainer:
     def _format_batch(self, x, y, sample_weight):
         formatter = BatchFormatter(self.preprocessor, parts=batch_parts(self))
         return (*formatter((x, y, sample_weight)), None, None)[:3]
+
+
+def _expect_no_class_weight(class_weight):
+    if class_weight is not None:
+        raise ValueError(
+            "`class_weight` is not supported; give each label its weight in "
+            f"`sample_weight`. Received: {class_weight}"
+        )

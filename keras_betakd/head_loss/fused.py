@@ -31,6 +31,7 @@ from keras import ops
 
 from keras_betakd.backends import add_outer, runs_eagerly
 from keras_betakd.distribution.devices import parts_of_batch, spread_by_part
+from keras_betakd.energies.base import Energy
 from keras_betakd.head_loss.tiles import HeadTiles, rows_per_tile
 from keras_betakd.models.heads import HeadMatrix
 
@@ -142,9 +143,10 @@ def fused_head_loss(
         gradient: `task` (the cross-entropy), `energies` by name, and `correct`.
 
     Raises:
-        ValueError: if `coefficients` has another number of rows than 1 + E, if an
-            energy cannot be fused (its attribute `fuses` is false), or if the two
-            kernels have different numbers of classes.
+        ValueError: if the shapes are not those above, if `energies` is no dict of
+            energies between logits, if one of them cannot be fused (its attribute
+            `fuses` is false), if the two kernels have different numbers of classes, or
+            if `tile_rows` is not positive.
 
     Example:
 
@@ -191,10 +193,18 @@ def fused_head_loss(
     student_head = _as_matrix(student_head)
     if not callable(teacher_head):
         teacher_head = _as_matrix(teacher_head)
-    student_rows, teacher_rows, coefficients = map(
-        ops.convert_to_tensor, (student_rows, teacher_rows, coefficients)
+    student_rows, teacher_rows, labels, coefficients = map(
+        ops.convert_to_tensor, (student_rows, teacher_rows, labels, coefficients)
     )
-    _expect_fitting(student_head, teacher_head, coefficients, energies)
+    coefficients = ops.cast(coefficients, "float32")
+    _expect_energies(energies)
+    _expect_rows(student_rows, teacher_rows, labels, coefficients, 1 + len(energies))
+    _expect_same_classes(student_head, teacher_head)
+    if tile_rows is not None and not (isinstance(tile_rows, int) and tile_rows > 0):
+        raise ValueError(
+            "`tile_rows` must be a positive integer or `None`. Received: "
+            f"tile_rows={tile_rows}"
+        )
     kernel = student_head.kernel
     if tile_rows is None:
         tile_rows = rows_per_tile(*kernel.shape, student_rows.shape[0])
@@ -252,14 +262,15 @@ def _as_matrix(head):
     return HeadMatrix(kernel, dtype=keras.backend.standardize_dtype(kernel.dtype))
 
 
-def _expect_fitting(student_head, teacher_head, coefficients, energies):
-    """Raises if the arguments of `fused_head_loss` do not fit together."""
-    terms = 1 + len(energies)
-    if coefficients.shape[0] not in (None, terms):
+def _expect_energies(energies):
+    """Raises unless `energies` is a dict of energies that the fused head computes."""
+    if not isinstance(energies, dict) or not all(
+        isinstance(e, Energy) and e.features in (None, "image_logits")
+        for e in energies.values()
+    ):
         raise ValueError(
-            "`coefficients` must have a row for the cross-entropy and for each energy, "
-            f"(1 + E, N). Received: coefficients.shape={tuple(coefficients.shape)}, "
-            f"energies={list(energies)}"
+            "`energies` must be a dict of energies between logits, for example "
+            f'{{"kl": ForwardKLEnergy()}}. Received: energies={energies}'
         )
     others = [name for name, energy in energies.items() if not energy.fuses]
     if others:
@@ -267,14 +278,37 @@ def _expect_fitting(student_head, teacher_head, coefficients, energies):
             f"These energies need the full logits and cannot be fused: {others}. Call "
             "them on the logits instead"
         )
-    classes = student_head.kernel.shape[0]
-    if isinstance(teacher_head, HeadMatrix):
-        if teacher_head.kernel.shape[0] != classes:
+
+
+def _expect_rows(student, teacher, labels, coefficients, terms):
+    """Raises unless teacher rows, labels and coefficients are those of N rows."""
+    n = student.shape[0]
+    received = {
+        "teacher_rows": (tuple(teacher.shape), (n, *teacher.shape[1:])),
+        "labels": (tuple(labels.shape), (n,)),
+        "coefficients": (tuple(coefficients.shape), (terms, n)),
+    }
+    for name, (shape, expected) in received.items():
+        fits = len(shape) == len(expected) and all(
+            a == b or None in (a, b) for a, b in zip(shape, expected, strict=True)
+        )
+        if not fits:
             raise ValueError(
-                "The two heads must be over the same classes. Received: "
-                f"student_head with {classes}, teacher_head with "
-                f"{teacher_head.kernel.shape[0]}"
+                f"`{name}` must have the shape {expected}, with N={n} student rows and "
+                f"1 + E = {terms} terms: the cross-entropy and each energy. Received: "
+                f"{name}.shape={shape}"
             )
+
+
+def _expect_same_classes(student_head, teacher_head):
+    if not isinstance(teacher_head, HeadMatrix):
+        return
+    classes = [head.kernel.shape[0] for head in (student_head, teacher_head)]
+    if classes[0] != classes[1]:
+        raise ValueError(
+            "The two heads must be over the same classes. Received: student_head with "
+            f"{classes[0]}, teacher_head with {classes[1]}"
+        )
 
 
 def _parameter_gradients(energies, coefficients, derivatives):
