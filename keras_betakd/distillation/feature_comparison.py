@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from keras import ops
 
-from keras_betakd.head_loss.terms import AnswerRows
+from keras_betakd.head_loss.terms import ImageRows
 from keras_betakd.objective import normalised
 
 ANSWER = (None, "hidden_states", "attention")
@@ -20,7 +20,7 @@ class FeatureTerms(NamedTuple):
 
     Attributes:
         values: dict of values (B, N) by the names of the energies between features.
-        image_rows: dict of `AnswerRows`, the hidden states at the image tokens, by the
+        image_rows: dict of `ImageRows`, the hidden states at the image tokens, by the
             names of the energies between logits there.
         weights: dict of weights (B, N) that add up to one, by the names of all
             energies.
@@ -215,7 +215,7 @@ def _image_rows(student, teacher):
     ours, theirs = (
         ops.reshape(x, (ops.shape(x)[0], -1, x.shape[-1])) for x in (ours, theirs)
     )
-    return AnswerRows(ours, theirs, labels=None), mask
+    return ImageRows(ours, theirs), mask
 
 
 def _token_mask(present, tokens):

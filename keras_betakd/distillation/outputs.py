@@ -23,8 +23,7 @@ class DistillationOutputs(NamedTuple):
             all zero once the batch is found not to be finite.
         finite: bool (B, K), where the teacher's output is finite.
         feature_values: dict of the values (B, N) of energies between features.
-        image_rows: dict of `AnswerRows`, the hidden states at image tokens of energies
-            between logits there.
+        image_rows: dict of the `ImageRows` of energies between logits at image tokens.
     """
 
     student: Any

@@ -7,7 +7,7 @@ tokens.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
@@ -29,6 +29,20 @@ class AnswerRows:
     student: Any
     teacher: Any
     labels: Any
+
+
+class ImageRows(NamedTuple):
+    """Student and teacher at the image tokens of a batch.
+
+    A `NamedTuple`, since it leaves the distiller's `call`, and a dataclass does not
+    leave a compiled function on JAX.
+
+    Attributes:
+        student, teacher: (B, N, H) hidden states.
+    """
+
+    student: Any
+    teacher: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +97,8 @@ def batch_terms(
     Args:
         answer: the `AnswerRows`.
         feature_values: dict of values (B, N) of the energies between features.
-        image_rows: dict of `AnswerRows` without labels, the image tokens of the
-            energies between logits at image tokens.
+        image_rows: dict of the `ImageRows` of the energies between logits at image
+            tokens.
         weighting: the `Weighting` of all terms.
         energies: dict of all energies.
         heads: the `Heads`.
@@ -183,7 +197,7 @@ def image_logits_term(rows, weights, log_beta, energy, heads, gradients):
     """Computes beta * l of an energy between the logits at image tokens.
 
     Args:
-        rows: `AnswerRows` of the hidden states (B, N, H) at the image tokens.
+        rows: the `ImageRows`.
         weights, log_beta: (B, N) and broadcastable to it.
         energy: an energy that needs no labels.
         heads: the `Heads`.
