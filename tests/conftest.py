@@ -62,8 +62,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--everywhere",
         action="store_true",
-        help="on JAX and TensorFlow, run what is not marked `backends`, too, and make "
-        "graphs of all of it",
+        help="on JAX and TensorFlow, run what is not marked `backends`, too",
     )
 
 
@@ -97,7 +96,6 @@ def graphs_where_they_matter(request):
     run the same operations eagerly.
     """
     traced = request.node.get_closest_marker("traced")
-    traced = traced or request.config.getoption("--everywhere")
     if keras.backend.backend() != "tensorflow" or traced:
         yield
         return

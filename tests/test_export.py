@@ -26,6 +26,7 @@ def serve(path, inputs):
     return loaded.serve(inputs).numpy()
 
 
+@pytest.mark.traced
 @pytest.mark.parametrize(
     "name", [n for n, where in EXPORTED.items() if NAMES[BACKEND] in where]
 )
