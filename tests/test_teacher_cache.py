@@ -271,6 +271,7 @@ def build_until(directory, last, fail=die):
     return build_cache("Llama", directory, data=data)
 
 
+@pytest.mark.traced  # as the other process computes
 def test_killed_and_started_again_it_is_the_same_to_the_bit(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "FILE_RECORDS", 2)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
