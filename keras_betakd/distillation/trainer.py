@@ -80,7 +80,8 @@ class DistillationTrainer:
         self.on_nonfinite = check_policy(on_nonfinite)
         optimizer = resolved_optimizer(optimizer, self.student, auto_scale_loss)
         automatic = weighted_metrics == "auto"
-        self._needs_logits = loss != "auto" or not (automatic or not weighted_metrics)
+        has_metrics = bool(weighted_metrics) and not automatic
+        self._needs_logits = loss != "auto" or has_metrics
         self._check_fused()
         self._reports_accuracy = automatic
         learned = [v for b in self.all_betas().values() for v in b.variables]
@@ -137,7 +138,8 @@ class DistillationTrainer:
         put it into `sample_weight`. The order of data sets and records depends on the
         seed and the epoch's number alone, so a training that is resumed at
         `initial_epoch` (see `TrainingBackup`) sees the same batches as one that was
-        never interrupted.
+        never interrupted. For raw records that seed is drawn from NumPy's global
+        generator when `fit` begins: call `keras.utils.set_random_seed` right before.
         """
         _expect_no_class_weight(class_weight)
         self.freeze_parts()

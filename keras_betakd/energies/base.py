@@ -229,13 +229,17 @@ def _float32_or_wider(*dtypes):
     return "float64" if "float64" in names else "float32"
 
 
+def shapes_agree(a, b):
+    """Whether two static shapes can be the same; an unknown size (`None`) fits any."""
+    return len(a) == len(b) and all(
+        m == n or None in (m, n) for m, n in zip(a, b, strict=True)
+    )
+
+
 def check_same_shape(teacher, student):
     """Raises unless both tensors are of the same positions and classes."""
     expected, received = tuple(teacher.shape), tuple(student.shape)
-    same = len(expected) == len(received) and all(
-        a == b or None in (a, b) for a, b in zip(expected, received, strict=True)
-    )
-    if not same:
+    if not shapes_agree(expected, received):
         raise ValueError(
             "Teacher and student logits must have the same shape (..., V): one row "
             "of class scores per position, for the same positions and the same V "

@@ -31,7 +31,7 @@ from keras import ops
 
 from keras_betakd.backends import add_outer, runs_eagerly
 from keras_betakd.distribution.devices import parts_of_batch, spread_by_part
-from keras_betakd.energies.base import Energy
+from keras_betakd.energies.base import Energy, shapes_agree
 from keras_betakd.head_loss.tiles import HeadTiles, rows_per_tile
 from keras_betakd.models.heads import HeadMatrix
 
@@ -289,10 +289,7 @@ def _expect_rows(student, teacher, labels, coefficients, terms):
         "coefficients": (tuple(coefficients.shape), (terms, n)),
     }
     for name, (shape, expected) in received.items():
-        fits = len(shape) == len(expected) and all(
-            a == b or None in (a, b) for a, b in zip(shape, expected, strict=True)
-        )
-        if not fits:
+        if not shapes_agree(shape, expected):
             raise ValueError(
                 f"`{name}` must have the shape {expected}, with N={n} student rows and "
                 f"1 + E = {terms} terms: the cross-entropy and each energy. Received: "
