@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from keras_betakd.data.images import neutralize_image_marks
-from keras_betakd.evaluation.answer_text import clean_answer
+from keras_betakd.evaluation.answer_text import clean_answer, without_marks
 
 LETTERS = string.ascii_uppercase
 
@@ -114,7 +114,7 @@ def parse_choice(text: str, choices: Sequence[str]) -> int | None:
     1
     >>> parse_choice("None of the above", ["Maryland", "New Hampshire"])
     """
-    text = _normalized(text)
+    text = _normalized(clean_answer(text))
     # Neutralized as in the prompt: a mark in a choice is part of its text.
     options = [_normalized(neutralize_image_marks(choice)) for choice in choices]
     whole = _whole(text, options)
@@ -138,7 +138,7 @@ def _only(indices, count):
 
 def _normalized(text):
     # Image marks that are left after cleaning belong to the text of a choice.
-    text = neutralize_image_marks(clean_answer(text))
+    text = neutralize_image_marks(without_marks(text))
     text = unicodedata.normalize("NFKC", text)
     text = text.replace("\u2019", "'").replace("*", "").replace("`", "")
     return re.sub(r"[^\S\n]*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text)).strip()
