@@ -164,7 +164,7 @@ B. It is in the north.
 B. Because it is in the north.
 B, it is in the north.
 """,
-    "sentences": """
+    "sentences": r"""
 It's B.
 I think it's B.
 It’s B
@@ -218,6 +218,10 @@ The answer is B (it is colder than the rest)
 The answer is B. Photosynthesis has nothing to do with it.
 A is wrong. B is correct.
 A: incorrect. B: correct.
+B\n\nExplanation: A is Maryland.
+B\nA is in the south. C is small.
+Sure, B.
+Answer B
 It is not A, it's B.
 The answer is not A. The answer is B.
 Option A is incorrect; option B is correct.
@@ -261,6 +265,10 @@ Jawabannya adalah B.
 Đáp án là B.
 Ответ: B
 Правильный ответ: B.
+C'est B.
+Es ist B.
+Es la B.
+La correcta es la B.
 Ответ — B
 الإجابة: B
 الإجابة هي B
@@ -328,6 +336,9 @@ The answer is A. \boxed{B}
 {"answer": ["A", "B"]}
 ["A", "B"]
 - A\n- B
+A. No\nB. Yes
+A. Yes, it is.\nB. No.\nC. No.
+B\nThe answer is A.
 ~~B~~
 not B
 not [B]

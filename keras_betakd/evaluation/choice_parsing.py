@@ -16,6 +16,7 @@ from keras_betakd.evaluation.choice_statements import (
     BARE,
     LABEL,
     LEADING,
+    LISTED,
     MENTIONED,
     OR_LETTER,
     REFUSED_AFTER,
@@ -246,7 +247,8 @@ def _leading(letters, rest, spans, options):
     if not match:
         return set()
     labels = [(LABEL.search(rest, 0, start), i) for start, _, i in spans]
-    if len({i for label, i in labels if label}) > 1:
+    listed = {_index(match) for match in LISTED.finditer(rest)}
+    if len(listed) > 1 or len({i for label, i in labels if label}) > 1:
         return set()
     start, index = match.start(match.lastindex), _index(match)
     option = options[index] if index < len(options) else ""

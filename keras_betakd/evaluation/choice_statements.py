@@ -33,10 +33,13 @@ BARE = re.compile(
     rf"""[(\["']*(?:{WRAPPED}|([A-Za-z]))[)\]"'.:,;!?。、]*\s*[✓✔✅☑\ufe0f]*"""
 )
 LEADING = re.compile(
-    rf"(?:\(([A-Za-z])\)|([A-Z])\s?(?:[.):\n、]|(?<!I),)(?!{_WORD}|\s?[A-Z]\.)"
+    rf"(?:\(([A-Za-z])\)|([A-Z])\s?(?:[.):、]|(?<!I),)(?!{_WORD}|\s?[A-Z]\.)"
+    r"|([A-HJ-Z])(?=\n)"
     rf"|([A-HJ-Z])\s[-–—|](?=\s)|([a-z])\)|{IN_BRACKETS}"
     rf"|{QUOTED}(?=\s*(?:[.:,\n]|[-–—]\s|$)))"
 )
+# Labels at the beginning of lines: a list of the choices.
+LISTED = re.compile(r"^(?:\(([A-Z])\)|([A-Z])(?:[.):、](?=\s)|$))", re.MULTILINE)
 LABEL = re.compile(r"(?:[(\[{【]([A-Za-z])[)\]}】]|\b([A-Z])\s?[.):、])\s*$")
 
 _SURELY = (
@@ -73,7 +76,7 @@ _IS = (
     r"(?:\s*[:=→⇒]|\s+[-–—](?=\s)|\s+(?:es|est|ist|[èé]|is|är|er|jest|to|je|on|este|là"
     r"|adalah|είναι|это|це|هي|هو|היא|הוא)\b)?"
 )
-_ARTICLE = r"(?:(?:la|el|le|lo|il|die|der|das|de|het|o|a|os)\s+|l')?"
+_ARTICLE = r"(?i:(?:la|el|le|lo|il|die|der|das|de|het|o|a|os)\s+|l')?"
 _NOUNS = (
     r"opci[óo]n|option|op[çc][ãa]o|opzione|optie|opcja|alternativ[ae]?|letra|lettre"
     r"|lettera|buchstabe|variant[ae]?|вариант|буква|pilihan|lựa\s+chọn"
@@ -82,6 +85,8 @@ _STATED_ELSEWHERE = (
     rf"(?i:\b(?:{_ANSWERS}){_ADJECTIVES}{_IS}[\s:]*{_ARTICLE}(?:(?:{_NOUNS})\s+)?)"
     rf"(?<!{_WORD})"
     rf"(?:{_ANY_LETTER}|([A-HJ-Za-hj-z])(?=\s*(?:है|हैं)))"
+    r"|(?:^|\n|[.!?,]\s+)(?i:c'est|es(?:\s+ist)?|è|é|das\s+ist|richtig\s+ist"
+    rf"|la\s+(?:correcta|bonne|corretta|correta)\s+(?:es|est|è|é))\s+{_ARTICLE}{_LETTER}"
 )
 _ASIAN_END = (
     rf"(?={_ENDS}|\s*,|\s*(?:选项|選項|项|項|因[为為]|[还還]是|[或和与與及]|而不|です|だ(?!れ)|でしょう|である"
@@ -105,7 +110,7 @@ _MENTIONED = (
     rf"(?:^|[.!?;:]\s+{_TITLES}|\n|\b(?i:is|be|was|say|choose|select|pick)\s+"
     rf"|\b(?i:it|that|answer)'s\s+|\b(?i:go|going|went|agree)\s+(?i:with|for)\s+){_LETTER}"
     r"|\b(?i:so|thus|hence|therefore|then|clearly|definitely|(?:most\s+)?likely|probably"
-    rf"|finally),?\s+(?:\(([A-Za-z])\)|([A-HJ-Z])(?={_ENDS}))"
+    rf"|finally|sure|yes|ok|okay|answer),?\s+(?:\(([A-Za-z])\)|([A-HJ-Z])(?={_ENDS}))"
     r"|\b(?i:choose|select|pick|(?:go|going|went|agree)\s+(?:with|for)|it\s+is|it's"
     rf"|that's)\s+{WRAPPED}"
     rf"|^{WRAPPED}(?=[.,:;!]?\s*$)"
@@ -113,7 +118,7 @@ _MENTIONED = (
     rf"(?:\s*:\s*|\s+)(?:([A-Z])(?![\w'+#-])|([a-z])(?={_ENDS}))"
     rf"|\b(?i:option|choice)(?:\s*:\s*|\s*){WRAPPED}"
     rf"|\b(?i:{_NOUNS})\s*:?\s+(?:{WRAPPED}|([A-Z])(?=\s*,|{_ENDS}))"
-    rf"|(?:选项|選項)\s*(?:{WRAPPED}|([A-Z])(?!{_WORD}))"
+    rf"|(?:选项|選項)\s*:?\s*(?:{WRAPPED}|([A-Z])(?!{_WORD}))"
     r"|\(([A-Z])\)"
 )
 MENTIONED = re.compile(_MENTIONED, re.MULTILINE)
