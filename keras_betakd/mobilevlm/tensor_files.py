@@ -58,7 +58,7 @@ class TensorFiles:
                 continue
             file = _open(path)
             for name in names:
-                yield name, _checked(path, lambda name=name: file.tensor(name))
+                yield name, _checked(path, file.tensor, name)
 
     def _expect_new(self, names, path):
         twice = [name for name in names if name in self.paths]
@@ -153,12 +153,12 @@ def _plain_name(index, tensor, name, suffix):
 def _open(path):
     """Opens a file of tensors; errors name the file."""
     kind = SafetensorsFile if path.suffix == ".safetensors" else PyTorchFile
-    return _checked(path, lambda: kind(path))
+    return _checked(path, kind, path)
 
 
-def _checked(path, action):
+def _checked(path, action, argument):
     try:
-        return action()
+        return action(argument)
     except (ImportError, MemoryError):
         raise
     except Exception as error:  # the libraries raise errors of different kinds
