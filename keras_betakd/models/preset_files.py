@@ -89,10 +89,17 @@ def check_preset(folder, load_weights=True):
         settings.append((folder / name, read_object(folder / name)))
     for path, values in settings:
         _check_values(values, path)
+        dtype = values.get("dtype")
+        if not (dtype is None or isinstance(dtype, str) or _is_serialized(dtype)):
+            raise _wrong(path, "dtype", dtype, "a name, or a serialized policy")
     shapes = _shapes(folder) if load_weights else []
     if shapes:
         for path, values in settings[:2] if task else settings[:1]:
             _check_sizes(values, shapes, path)
+
+
+def _is_serialized(value):
+    return isinstance(value, dict) and {"class_name", "config"} <= set(value)
 
 
 def _section(values, key, path):
