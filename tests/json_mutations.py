@@ -12,7 +12,12 @@ WRONG = [
     *("", "2", "x", "None", "../x", "a\0b", "\ud800", "mixed_bfloat16"),
     *([], [1], [None], {}, {"a": 1}, [[[[[]]]]]),
 ]
-VALUES = st.sampled_from(WRONG) | st.integers() | st.floats() | st.text(max_size=4)
+VALUES = (
+    st.sampled_from(WRONG).map(copy.deepcopy)
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=4)
+)
 
 
 def places(value, path=()):
