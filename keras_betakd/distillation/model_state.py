@@ -5,12 +5,10 @@ afterwards. `described` says what was done, by the position of each layer in the
 of `sublayers`; `apply_description` does it again.
 """
 
-from keras_betakd.distillation.lora_state import (
-    has_lora,
-    load_unmerged_once,
-    own_variables,
-    sublayers,
-)
+import keras
+
+from keras_betakd.distillation.lora_state import has_lora, load_unmerged_once
+from keras_betakd.models.layers import own_variables, sublayers
 
 # GPTQ and AWQ need data; Keras builds their layers from the config alone.
 _QUANTISED_AT_ONCE = ("int8", "int4", "float8")
@@ -24,7 +22,10 @@ def described(model):
         if has_lora(layer):
             lora[str(i)] = [layer.lora_rank, layer.lora_alpha]
         if getattr(layer, "quantization_mode", None) in _QUANTISED_AT_ONCE:
-            modes[str(i)] = layer.quantization_mode
+            # Keras builds another one from the config, int4 layers with one at all.
+            quantizer = getattr(layer, "inputs_quantizer", None)
+            quantizer = keras.saving.serialize_keras_object(quantizer)
+            modes[str(i)] = [layer.quantization_mode, quantizer]
         if not layer.trainable:
             frozen.append(i)
         still = [name for name, v in own_variables(layer).items() if not v.trainable]
@@ -58,10 +59,13 @@ def apply_description(model, description):
             f"{len(classes)}, or of other ones. Load it with the versions of Keras and "
             "keras-hub that it was saved with."
         )
-    for i, mode in description["quantized"].items():
-        if layers[int(i)].quantization_mode is None:
-            config = getattr(layers[int(i)], "quantization_config", None)
-            layers[int(i)].quantize(mode, config=config)
+    for i, (mode, quantizer) in description["quantized"].items():
+        layer = layers[int(i)]
+        if layer.quantization_mode is None:
+            config = getattr(layer, "quantization_config", None)
+            layer.quantize(mode, config=config)
+        if hasattr(layer, "inputs_quantizer"):
+            layer.inputs_quantizer = quantizer
     for i, (rank, alpha) in description["lora"].items():
         if not has_lora(layers[int(i)]):
             layers[int(i)].enable_lora(rank, lora_alpha=alpha)

@@ -8,6 +8,7 @@ import shutil
 
 from keras_betakd.files import atomic_write
 from keras_betakd.folders import FolderOwner
+from keras_betakd.models.layers import sublayers
 
 _CONFIGS = ("config.json", "task.json")
 
@@ -44,20 +45,30 @@ def save_preset(model, folder):
     _expect_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     drafts = folder.with_name(f".{folder.name}.draft")
-    with FolderOwner(drafts, "save_preset") as owner:
+    with _scratch(drafts) as owner:
         draft = drafts / "preset"
-        shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
-        try:
-            model.save_to_preset(str(draft))
-            for name in _CONFIGS:
-                _without_mixed_precision(draft / name)
-            _expect_loadable(model, draft)
-            owner.expect()
-            _replace(draft, folder, drafts / "before")
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        drafts.rmdir()
+        model.save_to_preset(str(draft))
+        for name in _CONFIGS:
+            _without_mixed_precision(draft / name)
+        _expect_loadable(model, draft)
+        owner.expect()
+        _replace(draft, folder, drafts / "before")
+
+
+@contextlib.contextmanager
+def _scratch(folder):
+    """A folder of this process alone, which is removed afterwards."""
+    try:
+        with FolderOwner(folder, "save_preset") as owner:
+            # What a process that was killed has left.
+            shutil.rmtree(folder / "preset", ignore_errors=True)
+            try:
+                yield owner
+            finally:
+                shutil.rmtree(folder / "preset", ignore_errors=True)
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _expect_free(folder):
@@ -93,19 +104,29 @@ def _in_weight_precision(config):
 
 def _expect_loadable(model, draft):
     """Loads the preset of a quantised model; others need no proof and much memory."""
-    import keras_hub
-
-    if not any("int" in v.dtype or "float8" in v.dtype for v in model.weights):
+    quantised = _quantised(model)
+    if not quantised:
         return
+    cause, problem = None, "other layers or inputs would be quantised"
     try:
-        keras_hub.models.Task.from_preset(str(draft))
+        found = _quantised(type(model).from_preset(str(draft)))
     except Exception as error:
+        found, problem, cause = None, f"{type(error).__name__}: {error}"[:200], error
+    if found != quantised:
         raise ValueError(
             "This quantised model cannot be saved as a preset: keras-hub would not "
-            f"load it again ({type(error).__name__}: {str(error)[:200]}). Quantise the "
-            "language model alone, or save the model before it is quantised and "
-            "quantise it once loaded."
-        ) from error
+            f"load it as it is ({problem}). Save the model before it is quantised, and "
+            "quantise it once it is loaded."
+        ) from cause
+
+
+def _quantised(model):
+    """How each quantised layer computes: its mode, and whether its inputs are too."""
+    layers = [x for x in sublayers(model) if getattr(x, "quantization_mode", None)]
+    return [
+        (x.name, x.quantization_mode, type(getattr(x, "inputs_quantizer", None)))
+        for x in layers
+    ]
 
 
 def _replace(draft, folder, before):
