@@ -218,7 +218,7 @@ def is_array(source) -> bool:
     >>> is_array(np.zeros((4, 6))), is_array("a.png")
     (True, False)
     """
-    return hasattr(source, "__array__") and not isinstance(source, str)
+    return hasattr(source, "__array__") and not isinstance(source, (str, bytes))
 
 
 def _expect_image(source):
