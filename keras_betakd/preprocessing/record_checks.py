@@ -142,9 +142,9 @@ def _expect_full(responses, names):
         for text in turns:
             if not text or text.isspace():
                 raise ValueError(
-                    f"The response of record {name} is empty: only its end mark would "
-                    "be trained. Give an answer, or leave the record out. Received: "
-                    f"{text!r}"
+                    f"Record {name}: its response is empty, so that only the end mark "
+                    "would be trained. Give an answer, or leave the record out. "
+                    f"Received: {text!r}"
                 )
 
 
@@ -157,7 +157,7 @@ def expect_prompts(prompts, images, names):
         for number, text in enumerate(turns):
             if (not text or text.isspace()) and (number or not found):
                 raise ValueError(
-                    f"The prompt of record {name} is empty, and there is no image to "
-                    "describe: nothing would be answered. Give a prompt, or leave the "
-                    f"record out. Received: {text!r}"
+                    f"Record {name}: its prompt is empty and has no image, so that "
+                    "nothing would be answered. Give a prompt, or leave the record "
+                    f"out. Received: {text!r}"
                 )

@@ -103,7 +103,7 @@ def turns_by_record(values, names, what):
             found.append(as_turns(value))
         except ValueError as error:
             raise ValueError(
-                f"The {what} of record {name} {error}. Correct it, or leave the record "
+                f"Record {name}: its {what} {error}. Correct it, or leave the record "
                 "out."
             ) from error
     return found
@@ -139,8 +139,8 @@ def id_texts(ids):
             texts.append(as_id(value))
         except ValueError as error:
             raise ValueError(
-                f"The id of record number {number} of the batch {error}. Give it one, "
-                'or leave "ids" out.'
+                f"Record number {number} of the batch: its id {error}. Give it one, or "
+                'leave "ids" out.'
             ) from error
     return texts
 

@@ -151,7 +151,7 @@ def expect_no_special_tokens(family, prompts, responses, names):
             token = special.find_end(text, family.token_ids)
             if token is not None:
                 raise ValueError(
-                    f"The response of record {name} has {token!r}, which this model's "
+                    f"Record {name} has {token!r} in its response, which this model's "
                     "tokenizer reads as a token that begins, ends or pads a text: what "
                     "follows would be trained, and never be answered. The end mark is "
                     "added by itself; take it out of the response. Received: "
@@ -161,9 +161,9 @@ def expect_no_special_tokens(family, prompts, responses, names):
 
 def _image_error(name, what, token, text):
     return ValueError(
-        f"The {what} of record {name} has {token!r}, which this model reads as a token "
-        "of an image, where no image stands. If it is meant as text, "
+        f"Record {name} has the image mark {token!r} in its {what}, where no image "
+        "stands, and this model would read it as one. "
         "`keras_betakd.data.neutralize_image_marks` takes its meaning away; images "
-        "stand in prompts only, each where its image mark is. Received: "
+        "stand in prompts only, each at its own mark. Received: "
         f"{what}={reprlib.repr(text)}"
     )
