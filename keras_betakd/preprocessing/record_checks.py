@@ -83,7 +83,7 @@ def checked_records(records):
                 f"Every prompt needs one {what}. Received: {size} prompts, "
                 f'{len(values)} entries of "{key}"'
             )
-    names = record_ids(entries, size)
+    names = record_ids(records, size)
     checked = {"ids": id_texts(entries["ids"]) if "ids" in entries else None}
     checked["prompts"] = turns_by_record(entries["prompts"], names, "prompt")
     if "responses" in entries:
