@@ -20,6 +20,7 @@ from keras_betakd.distillation.nonfinite import (
     NonFiniteCounts,
     finite_rows,
     nonfinite_rows,
+    unweighted_nonfinite,
     zero_nonfinite_rows,
 )
 from keras_betakd.distillation.outputs import (
@@ -201,6 +202,7 @@ class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
         self.loss_tracker = trackers.loss
         self.task_loss_tracker = trackers.task_loss
         self.accuracy_tracker = trackers.accuracy
+        self.objective_tracker = trackers.objective
         self.energy_trackers = trackers.energies
         self.beta_trackers = trackers.betas
         self.schedule_trackers = trackers.schedules
@@ -329,7 +331,9 @@ class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
         rows = [nonfinite_rows(value, weights[name]) for name, value in values.items()]
         lost = [any_row(ops.cast(found, "int32")) for found in rows]
         finite = ops.isfinite(total) & ~ops.any(ops.stack(lost))
-        self.faults.update(y_pred.finite, rows, finite, weights["task"], x.get("ids"))
+        task, ids = weights["task"], x.get("ids")
+        lost = unweighted_nonfinite(y_pred.student, task)
+        self.faults.update(y_pred.finite, rows, lost, finite, task, ids)
         for name, weight in weights.items():
             weights[name] = ops.where(finite, weight, 0.0)
         return finite
