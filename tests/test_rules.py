@@ -82,7 +82,7 @@ MAY_IMPORT = {
     "preprocessing": ("distribution", "data"),
     "mobilevlm": ("data", "preprocessing"),
     "released": ("energies", "betas"),
-    "models": ("backends", "mobilevlm"),
+    "models": ("backends", "preprocessing", "mobilevlm"),
     "head_loss": ("backends", "distribution", "objective", "energies", "models"),
     "evaluation": ("files", "version", "data", "preprocessing", "models"),
     "distillation": (

@@ -226,7 +226,10 @@ class DistillationTrainer:
         )
 
     def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
-        """The student's logits at the answer rows: (N, K, V)."""
+        """The student's logits at the answer rows: (N, K, V).
+
+        Those of a plain model have the shape that its own `predict` gives them.
+        """
         x, _, _ = self._format(x, None, None, batch_size)
         if isinstance(x, keras.utils.PyDataset):
             batch_size = None
@@ -260,7 +263,7 @@ class DistillationTrainer:
             return super().test_on_batch(x, y, sample_weight, return_dict)
 
     def predict_on_batch(self, x):
-        """The student's logits at the answer rows of a batch: (B, K, V)."""
+        """The student's logits at the answer rows of a batch; as `predict`."""
         with self._student_alone():
             return super().predict_on_batch(self._format_batch(x, None, None)[0])
 

@@ -116,7 +116,7 @@ class DistillationPreprocessor:
             self._check_vocabularies()
         ids = record_ids(records, len(records["prompts"]))
         length = self.max_response_length
-        shown = _without_images(records) if self.blind_student else records
+        shown = without_images(records) if self.blind_student else records
         student = self._student.encode(shown, ids, length)
         if self.teacher_preprocessor is self.student_preprocessor:
             teacher = student
@@ -182,7 +182,8 @@ def _check_records(records):
         raise ValueError(f"Every prompt needs one response. Received: {sizes} entries.")
 
 
-def _without_images(records):
+def without_images(records):
+    """The records as a student without vision is shown them: text, without marks."""
     prompts = [[drop_mark(t) for t in as_turns(p)] for p in records["prompts"]]
     rest = {key: value for key, value in records.items() if key != "images"}
     return {**rest, "prompts": prompts}
