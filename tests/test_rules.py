@@ -83,7 +83,7 @@ MAY_IMPORT = {
     "preprocessing": ("distribution", "data"),
     "mobilevlm": ("files", "folders", "data", "preprocessing"),
     "released": ("energies", "betas"),
-    "models": ("backends", "files", "folders", "mobilevlm"),
+    "models": ("backends", "files", "folders", "preprocessing", "mobilevlm"),
     "head_loss": ("backends", "distribution", "objective", "energies", "models"),
     "evaluation": ("files", "folders", "version", "data", "preprocessing", "models"),
     "distillation": (

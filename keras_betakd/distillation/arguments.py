@@ -15,7 +15,7 @@ from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
 _SKIPPING = (keras.optimizers.LossScaleOptimizer, FiniteStepsOptimizer)
 
 # Names of the distiller's own metrics, and of its weights of the cross-entropy.
-_REPORTED = ("loss", "accuracy", "task", "task_loss", "task_beta")
+_REPORTED = ("loss", "objective", "accuracy", "task", "task_loss", "task_beta")
 
 
 def named_energies(energies):
@@ -42,13 +42,14 @@ def _expect_names_apart(energies):
         names += [name, f"{name}_beta"]
         if energy.schedule is not None:
             names.append(f"{name}_{energy.schedule.shown_as}")
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted({n for n in names if names.count(n) > 1 or n.startswith("val_")})
     if twice:
         raise ValueError(
             f"Names that are taken: {twice}. An energy is reported under its name and "
-            f"its beta under that with `_beta`, beside {', '.join(_REPORTED)}. Give "
-            "the energy another one, by `name=` or as the key of a dict. Received: "
-            f"energies named {list(energies)}"
+            f"its beta under that with `_beta`, beside {', '.join(_REPORTED)}; names "
+            "with val_ in front are those of the validation. Give the energy another "
+            "one, by `name=` or as the key of a dict. Received: energies named "
+            f"{list(energies)}"
         )
 
 

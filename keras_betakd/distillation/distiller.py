@@ -1,5 +1,6 @@
 """`BetaKDDistiller`: trains a student on its labels and on a teacher."""
 
+import math
 import sys
 
 import keras
@@ -20,6 +21,7 @@ from keras_betakd.distillation.nonfinite import (
     NonFiniteCounts,
     finite_rows,
     nonfinite_rows,
+    unweighted_nonfinite,
     zero_nonfinite_rows,
 )
 from keras_betakd.distillation.outputs import (
@@ -32,6 +34,7 @@ from keras_betakd.distillation.outputs import (
 from keras_betakd.distillation.replica_loss import batch_loss
 from keras_betakd.distillation.saving import DistillerSaving, Untracked
 from keras_betakd.distillation.shared_tower import SharedTower
+from keras_betakd.distillation.student_methods import StudentMethods
 from keras_betakd.distillation.summary import LINE_LENGTH, parameter_table, parts_of
 from keras_betakd.distillation.trainer import DistillationTrainer
 from keras_betakd.energies.masking import attached_mask
@@ -39,13 +42,16 @@ from keras_betakd.head_loss.terms import AnswerRows, Heads, Weighting, batch_ter
 from keras_betakd.models.outputs import ModelOutputs
 from keras_betakd.models.views import view_of
 from keras_betakd.objective import REDUCTIONS, any_row, row_weights, weighted_mean
+from keras_betakd.preprocessing.adapters import is_raw_records
 from keras_betakd.preprocessing.batches import by_model
 
 ROLES = ("student", "teacher")
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
-class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
+class BetaKDDistiller(
+    DistillationTrainer, DistillerSaving, StudentMethods, keras.Model
+):
     """Distils a teacher into a student with learned weights (Beta-KD).
 
     Minimises, over the supervised answer tokens,
@@ -202,23 +208,36 @@ class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
         self.loss_tracker = trackers.loss
         self.task_loss_tracker = trackers.task_loss
         self.accuracy_tracker = trackers.accuracy
+        self.objective_tracker = trackers.objective
         self.energy_trackers = trackers.energies
         self.beta_trackers = trackers.betas
         self.schedule_trackers = trackers.schedules
 
     # The forward pass
 
+    def __call__(self, *args, **kwargs):
+        # Keras would convert the texts of raw records to tensors first.
+        if args and is_raw_records(args[0]):
+            args = (self._format_batch(args[0], None, None)[0], *args[1:])
+        return super().__call__(*args, **kwargs)
+
     def call(self, inputs, training=None):
         inputs = by_model(inputs)
         with self._tower.once(inputs):
-            student = self._outputs(self.student_view, "student", inputs, training)
             if self._predicting:
-                return student.logits
+                return self._predicted(inputs, training)
+            student = self._outputs(self.student_view, "student", inputs, training)
             inputs = self._tower.with_images(inputs)
             teacher = self._outputs(self.teacher_view, "teacher", inputs, False)
         finite = finite_rows(teacher)
         teacher = without_gradient(zero_nonfinite_rows(teacher, finite))
         return self._distillation_outputs(inputs, student, teacher, finite)
+
+    def _predicted(self, inputs, training):
+        """The student's logits: (B, K, V), or those of a plain model as they are."""
+        if inputs.get("student_positions") is None:
+            return self.student_view.logits(inputs["student"], training=training)
+        return self._outputs(self.student_view, "student", inputs, training).logits
 
     def _outputs(self, view, role, inputs, training):
         """The `ModelOutputs` of a model: logits (B, K, V), or rows (B, K, H)."""
@@ -330,7 +349,9 @@ class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
         rows = [nonfinite_rows(value, weights[name]) for name, value in values.items()]
         lost = [any_row(ops.cast(found, "int32")) for found in rows]
         finite = ops.isfinite(total) & ~ops.any(ops.stack(lost))
-        self.faults.update(y_pred.finite, rows, finite, weights["task"], x.get("ids"))
+        task, ids = weights["task"], x.get("ids")
+        lost = unweighted_nonfinite(y_pred.student, task)
+        self.faults.update(y_pred.finite, rows, lost, finite, task, ids)
         for name, weight in weights.items():
             weights[name] = ops.where(finite, weight, 0.0)
         return finite
@@ -357,6 +378,10 @@ class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
         y = ops.where(weights != 0, ops.reshape(y, ops.shape(weights)), 0)
         counted = ops.reshape(x["sample_weight"], ops.shape(weights))
         return super().compute_metrics(x, y, y_pred.student, counted)
+
+    def count_params(self):
+        """The number of parameters of teacher, student, betas and energies."""
+        return sum(math.prod(v.shape) for part in parts_of(self).values() for v in part)
 
     def summary(
         self,
@@ -391,7 +416,3 @@ class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
                     show_trainable=show_trainable,
                     layer_range=layer_range,
                 )
-
-    def generate(self, *args, **kwargs):
-        """The student's answers; as `keras_hub.models.CausalLM.generate`."""
-        return self.student.generate(*args, **kwargs)

@@ -9,7 +9,11 @@ from keras_betakd.distillation.arguments import (
     resolved_optimizer,
     resolved_task_loss,
 )
+from keras_betakd.distillation.metric_arguments import resolved_metrics
+from keras_betakd.distillation.monitoring import direct_monitors
 from keras_betakd.distillation.nonfinite_report import (
+    EVALUATED_BATCH,
+    STEP,
     NonFiniteReport,
     NonFiniteWatch,
     check_policy,
@@ -44,7 +48,9 @@ class DistillationTrainer:
         optimizer="auto",
         loss="auto",
         *,
+        metrics=None,
         weighted_metrics="auto",
+        loss_weights=None,
         auto_scale_loss=True,
         on_nonfinite="skip",
         **kwargs,
@@ -58,9 +64,13 @@ class DistillationTrainer:
             loss: the task loss; `"auto"` for the sparse cross-entropy from logits.
                 Another must be a `keras.losses.Loss` or a function that takes labels
                 (B, K) and logits (B, K, V) and returns one value for each label.
-            weighted_metrics: metrics of the student at the supervised rows; `"auto"`
-                for its accuracy. Others are given its logits, which rules out the
-                fused head.
+            metrics, weighted_metrics: metrics of the student at the supervised rows,
+                in the forms that Keras takes. Both are weighted, with the weights of
+                the labels: at slots without an answer token a metric means nothing.
+                `"accuracy"` is the distiller's own, which `"auto"` (default) stands
+                for. Others are given labels (B, K) and logits (B, K, V), which rules
+                out the fused head.
+            loss_weights: not supported; the betas weight the terms.
             auto_scale_loss: whether to scale the loss when the student computes in
                 float16.
             on_nonfinite: what to do about NaN and infinity. Rows where the teacher's
@@ -72,24 +82,26 @@ class DistillationTrainer:
             **kwargs: as for `keras.Model.compile`.
 
         Raises:
-            ValueError: a loss that is no function of labels and logits, an unknown
-                `on_nonfinite`, `fused=True` where the logits are needed, or an
-                optimizer with weight decay that is built already.
+            ValueError: a loss that is no function of labels and logits; a metric that
+                expects probabilities, or with the name of one of the distiller's own;
+                `loss_weights`; an unknown `on_nonfinite`; `fused=True` where the logits
+                are needed; or an optimizer with weight decay that is built already.
         """
         self.freeze_parts()
         self.on_nonfinite = check_policy(on_nonfinite)
+        _expect_no_loss_weights(loss_weights)
         optimizer = resolved_optimizer(optimizer, self.student, auto_scale_loss)
-        automatic = weighted_metrics == "auto"
-        has_metrics = bool(weighted_metrics) and not automatic
-        self._needs_logits = loss != "auto" or has_metrics
+        others, self._reports_accuracy = resolved_metrics(
+            metrics, weighted_metrics, self._trackers.directions()
+        )
+        self._needs_logits = loss != "auto" or bool(others)
         self._check_fused()
-        self._reports_accuracy = automatic
         learned = [v for b in self.all_betas().values() for v in b.variables]
         learned += [e.parameter for e in self.energies.values()]
         exclude_from_weight_decay(optimizer, [v for v in learned if v is not None])
         super().compile(
             optimizer=optimizer,
-            weighted_metrics=None if automatic else weighted_metrics,
+            weighted_metrics=others or None,
             auto_scale_loss=False,
             **kwargs,
         )
@@ -98,6 +110,7 @@ class DistillationTrainer:
             {
                 "optimizer": optimizer,
                 "loss": loss,
+                "metrics": metrics,
                 "weighted_metrics": weighted_metrics,
                 "auto_scale_loss": auto_scale_loss,
                 "on_nonfinite": on_nonfinite,
@@ -160,13 +173,16 @@ class DistillationTrainer:
             # Keras would shuffle by a state that a resumed training does not have.
             shuffle = False
             ours.append(EpochOrder(x, initial_epoch))
+        callbacks = with_callbacks(callbacks, *ours)
+        betas = self.all_betas().values()
+        direct_monitors(callbacks, self._trackers.directions(), betas)
         return super().fit(
             x,
             y,
             batch_size=None if batched else batch_size,
             epochs=epochs,
             verbose=verbose,
-            callbacks=with_callbacks(callbacks, *ours),
+            callbacks=callbacks,
             validation_split=validation_split,
             validation_data=validation_data,
             shuffle=shuffle,
@@ -210,7 +226,10 @@ class DistillationTrainer:
         )
 
     def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
-        """The student's logits at the answer rows: (N, K, V)."""
+        """The student's logits at the answer rows: (N, K, V).
+
+        Those of a plain model have the shape that its own `predict` gives them.
+        """
         x, _, _ = self._format(x, None, None, batch_size)
         if isinstance(x, keras.utils.PyDataset):
             batch_size = None
@@ -233,18 +252,18 @@ class DistillationTrainer:
         _expect_no_class_weight(class_weight)
         self._check_tower()
         x, y, sample_weight = self._format_batch(x, y, sample_weight)
-        with self._reporting("this step"):
+        with self._reporting(STEP):
             return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
 
     def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
         """The losses of a batch; as `keras.Model.test_on_batch`."""
         self._check_tower()
         x, y, sample_weight = self._format_batch(x, y, sample_weight)
-        with self._reporting("this batch"):
+        with self._reporting(EVALUATED_BATCH):
             return super().test_on_batch(x, y, sample_weight, return_dict)
 
     def predict_on_batch(self, x):
-        """The student's logits at the answer rows of a batch: (B, K, V)."""
+        """The student's logits at the answer rows of a batch; as `predict`."""
         with self._student_alone():
             return super().predict_on_batch(self._format_batch(x, None, None)[0])
 
@@ -276,20 +295,21 @@ class DistillationTrainer:
         if self.fused is True and (self._needs_logits or unfusable or not has_matrix):
             raise ValueError(
                 "`fused=True` needs a student whose LM head can be seen (a keras-hub "
-                "CausalLM that is not quantised) and the default `loss` and "
-                "`weighted_metrics`: others are given the logits, which the fused head "
-                'never makes, as do some energies. Use `fused="auto"`. Received: '
+                "CausalLM that is not quantised), the default `loss`, and no `metrics` "
+                "or `weighted_metrics` but its accuracy: others are given the logits, "
+                "which the fused head never makes, as do some energies. Use "
+                '`fused="auto"`. Received: '
                 f"student={type(self.student).__name__}, head={head}, energies that "
                 f"need logits: {unfusable}"
             )
 
     @contextlib.contextmanager
-    def _reporting(self, when):
+    def _reporting(self, part):
         watch = NonFiniteWatch(self)
         yield
         if self.on_nonfinite == "raise":
-            watch.expect_none(self)
-        watch.report(self, when, batches=0)
+            watch.expect_none(self, part)
+        watch.report(self, part, batches=0)
 
     def _format(self, x, y, sample_weight, batch_size, shuffle=False):
         pair, parts = self.preprocessor, batch_parts(self)
@@ -298,6 +318,15 @@ class DistillationTrainer:
     def _format_batch(self, x, y, sample_weight):
         formatter = BatchFormatter(self.preprocessor, parts=batch_parts(self))
         return (*formatter((x, y, sample_weight)), None, None)[:3]
+
+
+def _expect_no_loss_weights(loss_weights):
+    if loss_weights is not None:
+        raise ValueError(
+            "`loss_weights` is not supported: the betas weight the terms of the loss. "
+            "Give an energy a constant weight by `FixedBeta`, the cross-entropy by "
+            f"`task_beta=FixedBeta(...)`. Received: loss_weights={loss_weights}"
+        )
 
 
 def _expect_no_class_weight(class_weight):
