@@ -80,6 +80,8 @@ def test_presets_of_all_families_are_accepted(name, tmp_path):
         ({"dropout": -0.5}, "wrong dropout"),
         ({"rope_max_wavelength": -1}, "wrong rope_max_wavelength"),
         ({"final_logit_soft_cap": math.nan}, "wrong final_logit_soft_cap"),
+        ({"final_logit_soft_cap": -1.0}, "wrong final_logit_soft_cap"),
+        ({"attention_logit_soft_cap": {"a": 1}}, "wrong attention_logit_soft_cap"),
     ],
 )
 def test_sizes_and_ranges_before_a_model_is_made(values, message, preset):
