@@ -95,7 +95,8 @@ MAY_IMPORT = {
         *("backends", "files", "folders", "betas", "preprocessing", "models"),
         "distillation",
     ),
-    "callbacks": ("files", "folders", "distillation"),
+    "callbacks": ("files",),
+    "training_backup": ("files", "folders", "distillation"),
 }
 
 
