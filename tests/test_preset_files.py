@@ -139,6 +139,7 @@ def test_a_task_of_another_class_is_no_model(name, preset):
         assert "CausalLM" in type(model).__name__
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_weight_that_is_no_number_is_named(value, preset):
     with h5py.File(preset / "model.weights.h5", "r+") as file:
