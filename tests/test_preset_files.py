@@ -114,6 +114,7 @@ def test_files_that_are_no_json_objects(content, name, preset):
         lambda found: found.update(config=None),
         lambda found: found.update(config=[]),
         lambda found: found.update(registered_name=5),
+        lambda found: found.clear() or found.update(config=[], model_type=["a"]),
         lambda found: found.update(registered_name="no>Such"),
         lambda found: found["config"].update(dtype=5),
         lambda found: found["config"].update(dtype={"config": "mixed"}),
