@@ -39,7 +39,7 @@ NO_IMAGES = [
     *(np.zeros((4, 4, 5), "uint8"), np.zeros((1, 2, 4, 4, 3), "uint8")),
     *(np.zeros((4, 4, 3), "int64") - 1, np.zeros((4, 4, 3), "int64") + 256),
 ]
-NO_WEIGHTS = [math.nan, math.inf, -1, -0.5, "1", None, [1, 2], {"a": 1}, 1j]
+NO_WEIGHTS = [math.nan, math.inf, -1, -0.5, 10**400, "1", None, [1], {"a": 1}, 1j]
 NO_COLUMNS = [5, 1.5, True, "abc", {"a": 1}, print]
 
 
@@ -167,6 +167,14 @@ def test_whatever_records_hold_they_are_refused_or_train(found):
     except DOCUMENTED:
         return
     assert_trains(batch)
+
+
+def test_an_id_may_be_any_whole_number():
+    """One beyond the range of floats ended in an OverflowError."""
+    found = records()
+    found["ids"][1] = 10**400
+    x, *_ = formatter()(found)
+    assert bytes(x["ids"][1]).startswith(b"1000")
 
 
 def test_undamaged_records_train():

@@ -100,7 +100,10 @@ def _real_numbers(sample_weight):
     weight = ops.convert_to_numpy(sample_weight)
     is_wrong = weight.dtype.kind in "SUcmM"
     if weight.dtype.kind == "O":
-        is_wrong = not all(isinstance(w, numbers.Real) for w in weight.flat)
+        # Whole numbers that no type of NumPy holds are objects, too.
+        is_wrong = not all(
+            isinstance(w, numbers.Real) and abs(w) < 2**64 for w in weight.flat
+        )
     if is_wrong:
         raise ValueError(
             "`sample_weight` must hold numbers. Received: "
