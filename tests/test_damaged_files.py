@@ -23,7 +23,7 @@ from keras_betakd import (
     TrainingBackup,
     load_student_weights,
 )
-from keras_betakd.distillation.weights_files import _END_SIZE
+from keras_betakd.distillation.weights_files import END_SIZE
 
 X, Y, WEIGHT = token_batch()
 
@@ -77,7 +77,7 @@ def test_bit_flips(tmp_path, good):
     before, generator = state_of(model), random.Random(0)
     for _ in range(40):
         damaged, bit = bytearray(content), generator.randrange(8 * len(content))
-        if bit // 8 >= len(content) - _END_SIZE:
+        if bit // 8 >= len(content) - END_SIZE:
             continue  # in the digest itself, which the next test is about
         damaged[bit // 8] ^= 1 << bit % 8
         for load in ways(tmp_path, damaged):
@@ -91,7 +91,7 @@ def test_flips_in_the_digest_change_no_number(tmp_path, good):
     content = good.read_bytes()
     expected = distiller()
     expected.load_weights(good)
-    for position in range(len(content) - _END_SIZE, len(content), 5):
+    for position in range(len(content) - END_SIZE, len(content), 5):
         damaged = bytearray(content)
         damaged[position] ^= 1
         model = distiller(seed=9)
@@ -103,7 +103,7 @@ def test_flips_in_the_digest_change_no_number(tmp_path, good):
             expect_unchanged(model, state_of(expected))
 
 
-@pytest.mark.parametrize("size", [0, 1, 100, -_END_SIZE - 1])
+@pytest.mark.parametrize("size", [0, 1, 100, -END_SIZE - 1])
 def test_truncated_files(tmp_path, good, size):
     model = distiller(seed=9)
     before = state_of(model)
@@ -124,7 +124,7 @@ def test_a_folder_and_a_file_that_is_not_there(tmp_path):
 
 def without_digest(path):
     content = path.read_bytes()
-    path.write_bytes(content[:-_END_SIZE])
+    path.write_bytes(content[:-END_SIZE])
     return path
 
 
