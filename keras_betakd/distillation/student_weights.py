@@ -1,4 +1,4 @@
-"""`load_student_weights`: the student out of a distiller's file, without the teacher."""
+"""`load_student_weights`: the student out of a distiller's file, without teacher."""
 
 import functools
 
