@@ -200,20 +200,29 @@ def test_links_to_other_files_are_not_followed(tmp_path, good, kind):
 
 
 def test_archives_carry_checksums(tmp_path):
+    """A flip is an error, or in a byte that stands for nothing, such as a date."""
     model, path = distiller(), tmp_path / "a.keras"
     model.save(path)
-    content, generator = path.read_bytes(), random.Random(1)
-    other = distiller(seed=9)
-    before = state_of(other)
+    content, generator, refused = path.read_bytes(), random.Random(1), 0
     for _ in range(10):
         damaged, bit = bytearray(content), generator.randrange(8 * len(content))
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
-        with pytest.raises((ValueError, zipfile.BadZipFile)):
-            keras.saving.load_model(path)
-        with pytest.raises(ValueError, match="a.keras' cannot be loaded"):
+        other = distiller(seed=9)
+        before = state_of(other)
+        try:
             other.load_weights(path)
-    expect_unchanged(other, before)
+            expect_unchanged(other, state_of(model))
+        except ValueError as error:
+            assert "a.keras' cannot be loaded" in str(error)
+            expect_unchanged(other, before)
+            refused += 1
+        try:
+            loaded = keras.saving.load_model(path)
+        except (ValueError, KeyError, zipfile.BadZipFile):
+            continue
+        expect_unchanged(loaded, state_of(model))
+    assert refused >= 5
 
 
 def test_other_threads_may_draw_while_a_file_is_verified(monkeypatch):
