@@ -13,7 +13,12 @@ import keras
 
 from keras_betakd.backends import random_state, set_random_state
 from keras_betakd.distillation.lora_state import unmerged
-from keras_betakd.distillation.model_state import apply_description, described
+from keras_betakd.distillation.model_state import (
+    apply_description,
+    copy_shared_layers,
+    described,
+    shared_layers,
+)
 from keras_betakd.distillation.summary import bytes_of
 from keras_betakd.distillation.weights_files import (
     ARCHIVE,
@@ -187,6 +192,7 @@ class DistillerSaving:
             "cross_tokenizer": getattr(self.preprocessor, "cross_tokenizer", False),
             "shares": _shared_parts(self.teacher, self.student),
             "layers": {r: described(getattr(self, r)) for r in ("teacher", "student")},
+            "shared_layers": shared_layers(self.teacher, self.student),
         }
 
     @classmethod
@@ -196,6 +202,7 @@ class DistillerSaving:
         _share_parts(teacher, student, config.pop("shares"))
         for role, description in config.pop("layers", {}).items():
             apply_description(config[role], description)
+        copy_shared_layers(teacher, student, config.pop("shared_layers", ()))
         length = config.pop("max_response_length")
         options = {k: config.pop(k) for k in ("blind_student", "cross_tokenizer")}
         if length is not None:
