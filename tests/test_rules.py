@@ -81,19 +81,23 @@ MAY_IMPORT = {
     "energies": ("backends", "objective"),
     "betas": ("objective",),
     "preprocessing": ("distribution", "data"),
+    "fingerprints": ("files", "version", "preprocessing"),
     "mobilevlm": ("files", "folders", "data", "preprocessing"),
     "released": ("energies", "betas"),
     "models": ("backends", "files", "folders", "mobilevlm"),
     "head_loss": ("backends", "distribution", "objective", "energies", "models"),
-    "evaluation": ("files", "folders", "version", "data", "preprocessing", "models"),
+    "evaluation": (
+        *("files", "folders", "version", "data", "preprocessing", "fingerprints"),
+        "models",
+    ),
     "distillation": (
         *("backends", "files", "folders", "version", "distribution", "objective"),
         *("energies", "betas", "preprocessing", "mobilevlm", "models", "head_loss"),
     ),
     "evaluate": ("evaluation",),
     "teacher_cache": (
-        *("backends", "files", "folders", "betas", "preprocessing", "models"),
-        "distillation",
+        *("backends", "files", "folders", "betas", "preprocessing", "fingerprints"),
+        *("models", "distillation"),
     ),
     "callbacks": ("files", "folders", "distillation"),
 }
