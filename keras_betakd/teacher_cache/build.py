@@ -96,11 +96,6 @@ def cache_teacher(
             "`dataset` must be raw records or batches of them, and come to an end. "
             f"Received: {type(dataset).__name__}"
         )
-    if not batches.num_batches:
-        raise ValueError(
-            "`dataset` must hold at least one record. Received: none; was everything "
-            "filtered out?"
-        )
     with FolderOwner(directory, "cache_teacher") as owner:
         _build(CacheFolder(directory, owner), source, batches, verbose)
     return CachedTeacher(directory)
@@ -134,6 +129,11 @@ def _record_files(folder, batches, source, settings_digest, verbose):
             digests[file.name] = file.close(finite)
             file = _File(folder, len(digests), source, settings_digest)
         progress.add(1)
+    if not seen:
+        raise ValueError(
+            "`dataset` must hold at least one record. Received: none; was everything "
+            "filtered out?"
+        )
     finite.report()
     return digests
 
