@@ -8,8 +8,8 @@ The folder holds `train.jsonl` and, to be scored on, `test.jsonl`, one question 
     {"image": "images/1.jpg", "question": "What color is the car?", "answer": "red"}
 
 `image` is a path that stays in the folder, a list of them, or left out for a question
-without image. A preset is a folder that `save_to_preset` wrote, the name of a keras-hub preset,
-or a handle such as `hf://...`. The teacher is held in bfloat16 (int8 with
+without image. A preset is a folder that `save_to_preset` wrote, the name of a keras-hub
+preset, or a handle such as `hf://...`. The teacher is held in bfloat16 (int8 with
 `--quantize`); the student computes in bfloat16 and keeps its weights in float32, so
 that small updates are not lost. With `--lora-rank`, only LoRA weights train, and the
 saved student has them merged.

@@ -256,10 +256,8 @@ def table(hits, questions):
 
 def expect_replaceable(directory):
     """Raises if something other than a preset would be overwritten."""
-    found = os.listdir(directory) if os.path.isdir(directory) else []
-    if set(found) - {LOCK_NAME} and not os.path.exists(
-        os.path.join(directory, "task.json")
-    ):
+    found = set(os.listdir(directory) if os.path.isdir(directory) else ())
+    if found - {LOCK_NAME} and "task.json" not in found:
         raise ValueError(f"`--output` is neither empty nor a preset: {directory!r}")
 
 
