@@ -100,7 +100,8 @@ MAY_IMPORT = {
         *("backends", "files", "folders", "betas", "preprocessing", "fingerprints"),
         *("models", "distillation"),
     ),
-    "callbacks": ("files", "folders", "distillation"),
+    "callbacks": ("files",),
+    "training_backup": ("files", "folders", "distillation"),
 }
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from keras_betakd import fingerprints
 from keras_betakd.folders import FolderOwner
 from keras_betakd.preprocessing.adapters import as_dataset
+from keras_betakd.preprocessing.record_checks import checked_records
 from keras_betakd.teacher_cache.files import HEAD, CachedRecord, CacheFolder
 from keras_betakd.teacher_cache.finite import FiniteTokens, expect_finite_head
 from keras_betakd.teacher_cache.outputs import ids_of
@@ -121,7 +122,7 @@ def _record_files(folder, batches, source, settings_digest, verbose):
     batches.on_epoch_begin()
     file = _File(folder, 0, source, settings_digest)
     for i in range(batches.num_batches):
-        batch = batches[i]
+        batch = checked_records(batches[i])
         ids = ids_of(batch)
         _expect_once(ids, seen)
         file.add(ids, batch)
