@@ -114,6 +114,32 @@ def resolved_task_beta(task_beta):
     return TaskBeta() if task_beta is True else expect_beta(task_beta)
 
 
+def expect_parts_apart(models, betas, energies):
+    """Raises where a step would change one part through two owners.
+
+    Args:
+        models: dict of student and teacher, whose layers `expect_apart` compares.
+        betas: dict of beta layers by the names of their terms.
+        energies: dict of energies.
+    """
+    parts = [(f"the {role}", model) for role, model in models.items()]
+    parts += [(f"the beta of {name}", beta) for name, beta in betas.items()]
+    for name, energy in energies.items():
+        learns = energy if energy.projects else None
+        state = learns, energy.schedule, getattr(energy, "projection", None)
+        parts += [(f"the energy {name}", part) for part in state if part is not None]
+    owners = {}
+    for owner, part in parts:
+        for x in (part, *getattr(part, "weights", ())):
+            other = owners.setdefault(id(x), owner)
+            if other != owner and {owner, other} != {"the student", "the teacher"}:
+                raise ValueError(
+                    "Student, teacher, each beta, and each energy that learns or has "
+                    f"a schedule need layers of their own. Received: {owner} shares "
+                    f"{getattr(x, 'path', None) or x.name!r} with {other}"
+                )
+
+
 def expect_fused(fused):
     """`fused`, if it is one of its values."""
     if fused not in ("auto", True, False):

@@ -10,6 +10,7 @@ import os
 
 import keras
 
+from keras_betakd.distillation.freezing import given_back
 from keras_betakd.distillation.summary import bytes_of
 from keras_betakd.files import atomic_write
 from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
@@ -168,7 +169,8 @@ def _replacing(model, filepath, ending, overwrite):
 
 def _model_config(model):
     """The config of teacher or student, without that of its own `compile`."""
-    config = keras.saving.serialize_keras_object(model)
+    with given_back(model):
+        config = keras.saving.serialize_keras_object(model)
     config.pop("compile_config", None)
     return config
 

@@ -9,6 +9,7 @@ from keras_betakd.distillation.arguments import (
     resolved_optimizer,
     resolved_task_loss,
 )
+from keras_betakd.distillation.freezing import expect_trainable
 from keras_betakd.distillation.nonfinite_report import (
     NonFiniteReport,
     NonFiniteWatch,
@@ -143,6 +144,7 @@ class DistillationTrainer:
         """
         _expect_no_class_weight(class_weight)
         self.freeze_parts()
+        expect_trainable(self.student, self.freeze)
         self._check_tower()
         ours = [NonFiniteReport(self.on_nonfinite, at_epochs=True)]
         if validation_split and is_raw_records(x):
@@ -249,8 +251,12 @@ class DistillationTrainer:
             return super().predict_on_batch(self._format_batch(x, None, None)[0])
 
     def make_train_function(self, force=False):
-        # Each `fit` calls this; weights may have been loaded since the last one.
+        # Each `fit` and `train_on_batch` calls this, once all variables exist. Weights
+        # may have been loaded since the last one, and another distiller of the same
+        # models may have frozen others.
         expect_process_group()
+        self.freeze_parts()
+        expect_trainable(self.student, self.freeze)
         variables = self.variables + self.optimizer.variables
         self._watched = reduced_gradients(self.trainable_variables, variables)
         return super().make_train_function(force)
