@@ -196,6 +196,7 @@ class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
         expect_apart(self.student_view, self.teacher_view, self.freeze)
         apply_freeze(self.student_view, self.freeze)
         freeze_teacher(self.teacher)
+        self._is_frozen = self.student.built and self.teacher.built
 
     def _build_betas(self):
         """Creates the betas' variables now, so that files can be loaded at once."""
@@ -227,14 +228,13 @@ class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
 
     def call(self, inputs, training=None):
         inputs = by_model(inputs)
-        unbuilt = not (self.student.built and self.teacher.built)
         with self._tower.once(inputs):
             student = self._outputs(self.student_view, "student", inputs, training)
             if self._predicting:
                 return student.logits
             inputs = self._tower.with_images(inputs)
             teacher = self._outputs(self.teacher_view, "teacher", inputs, False)
-        if unbuilt:  # their variables exist from here on
+        if not self._is_frozen:  # models that this batch has built
             self.freeze_parts()
         finite = finite_rows(teacher)
         teacher = without_gradient(zero_nonfinite_rows(teacher, finite))
