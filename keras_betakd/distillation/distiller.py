@@ -39,6 +39,7 @@ from keras_betakd.distillation.saving import DistillerSaving
 from keras_betakd.distillation.shared_tower import SharedTower
 from keras_betakd.distillation.summary import LINE_LENGTH, parameter_table, parts_of
 from keras_betakd.distillation.trainer import DistillationTrainer
+from keras_betakd.distribution.devices import expect_on_devices
 from keras_betakd.energies.masking import attached_mask
 from keras_betakd.head_loss.terms import AnswerRows, Heads, Weighting, batch_terms
 from keras_betakd.models.outputs import ModelOutputs
@@ -165,6 +166,7 @@ class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
         }
         self.task_beta = resolved_task_beta(task_beta)
         models = {"student": student, "teacher": teacher}
+        expect_on_devices(self._parts_on_devices())
         expect_parts_apart(models, self.all_betas(), self.energies)
         self.reduction = reduction
         self.freeze = freeze
@@ -187,6 +189,16 @@ class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
         """Dict of the beta layers by the names of their terms, `"task"` first."""
         task = {} if self.task_beta is None else {"task": self.task_beta}
         return {**task, **self.betas}
+
+    def _parts_on_devices(self):
+        """Dict of variables by the names of who made them."""
+        states = [e.schedule.variables for e in self.energies.values() if e.schedule]
+        return {
+            "the teacher": self.teacher.variables,
+            "the student": self.student.variables,
+            "the betas": [v for b in self.all_betas().values() for v in b.variables],
+            "the energies": [v for state in states for v in state],
+        }
 
     def freeze_parts(self):
         """Freezes the teacher, and of the student what `freeze` says.

@@ -16,7 +16,7 @@ from keras_betakd.distillation.nonfinite_report import (
     check_policy,
     with_callbacks,
 )
-from keras_betakd.distribution.devices import batch_parts
+from keras_betakd.distribution.devices import batch_parts, expect_on_devices
 from keras_betakd.distribution.replicas import expect_process_group, reduced_gradients
 from keras_betakd.preprocessing.adapters import is_raw_records, split_records
 from keras_betakd.preprocessing.batches import BatchFormatter, EpochOrder, formatted
@@ -28,8 +28,8 @@ class DistillationTrainer:
     Every kind of data is brought into the distiller's form (see
     `keras_betakd.preprocessing.batches`) and handed on to `keras.Model`. Mixed into
     `BetaKDDistiller`, in front of `keras.Model`; it reads `preprocessor`, `student`,
-    `student_view`, `energies` and `fused`, and calls `freeze_parts()`, `all_betas()`
-    and `_tower.check()`.
+    `student_view`, `energies` and `fused`, and calls `freeze_parts()`, `all_betas()`,
+    `_parts_on_devices()` and `_tower.check()`.
     """
 
     on_nonfinite = "skip"
@@ -105,6 +105,7 @@ class DistillationTrainer:
                 **kwargs,
             }
         )
+        self._expect_on_devices()
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
@@ -270,6 +271,13 @@ class DistillationTrainer:
         for variable in self.trainable_variables:
             variable.value.grad = None
 
+    def _expect_on_devices(self):
+        parts = self._parts_on_devices()
+        if self.compiled:
+            parts["the optimizer"] = self.optimizer.variables
+        parts["the distiller"] = self.variables + self.metrics_variables
+        expect_on_devices(parts)
+
     def _check_tower(self):
         if self._tower.check():
             # Compiled for the other case.
@@ -298,10 +306,12 @@ class DistillationTrainer:
         watch.report(self, when, batches=0)
 
     def _format(self, x, y, sample_weight, batch_size, shuffle=False):
+        self._expect_on_devices()
         pair, parts = self.preprocessor, batch_parts(self)
         return formatted(x, y, sample_weight, batch_size, shuffle, pair, parts)
 
     def _format_batch(self, x, y, sample_weight):
+        self._expect_on_devices()
         formatter = BatchFormatter(self.preprocessor, parts=batch_parts(self))
         return (*formatter((x, y, sample_weight)), None, None)[:3]
 
