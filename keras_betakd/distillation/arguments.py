@@ -4,8 +4,11 @@ Energies and betas by name, vocabularies, the default preprocessor; optimizer an
 loss.
 """
 
+import warnings
+
 import keras
 
+from keras_betakd.backends import runs_eagerly
 from keras_betakd.betas import Beta, TaskBeta
 from keras_betakd.distillation.finite_steps_optimizer import FiniteStepsOptimizer
 from keras_betakd.distillation.freezing import computes_in_float16
@@ -210,6 +213,35 @@ def resolved_optimizer(optimizer, student, auto_scale_loss):
     if not isinstance(optimizer, _SKIPPING):
         optimizer = FiniteStepsOptimizer(optimizer)
     return optimizer
+
+
+def expect_no_compiler(jit_compile):
+    """Raises where `jit_compile` asks for `torch.compile`."""
+    if runs_eagerly() and jit_compile not in (None, False, "auto"):
+        raise ValueError(
+            "A distiller's step cannot run under `torch.compile`, which `jit_compile` "
+            "stands for on PyTorch: it splits and guards the step at so many places "
+            "that compiling takes minutes for the smallest models, and is done again "
+            'in later steps. Use `jit_compile="auto"` or `False`, or JAX, which '
+            "compiles the step as a whole (an archive saved there: load it with "
+            f"`compile=False`). Received: jit_compile={jit_compile!r}"
+        )
+
+
+def warn_of_unequal_parts(reduction, optimizer):
+    """Warns where gradient accumulation and a mean over tokens do not go together."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    steps = inner.gradient_accumulation_steps or 1
+    if reduction == "token" and steps > 1:
+        warnings.warn(
+            f"With `gradient_accumulation_steps={steps}` each of {steps} batches is "
+            'averaged over its own tokens (`reduction="token"`), and the batches are '
+            "averaged with equal weight: tokens of a batch with few of them count "
+            "more than in one large batch, and the gradient is not that of the large "
+            'batch. `reduction="example"` gives the same gradient for any division, '
+            "if all batches have as many examples with a supervised token",
+            stacklevel=3,
+        )
 
 
 def resolved_task_loss(loss):

@@ -82,7 +82,11 @@ class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
             is, as in the paper. A beta helps where labels may be wrong: they keep CE
             large, and so its beta small (`benchmarks/STUDY.md`).
         reduction: `"example"` (default) averages over the tokens of an example, then
-            over examples; `"token"` over all tokens.
+            over examples; `"token"` over all tokens. With gradient accumulation these
+            are the means of each batch, which are then averaged with equal weight:
+            that is the mean of the large batch for `"example"` if all parts of it have
+            as many examples with a supervised token, and for `"token"` only if they
+            have as many tokens (`compile` warns).
         freeze: what of the student does not train: `"vision_tower"` (default; the
             projector and the language model train, as in the paper),
             `"all_but_projector"` (as when a new projector is aligned first), `None`, or

@@ -6,8 +6,10 @@ import keras
 
 from keras_betakd.distillation.arguments import (
     exclude_from_weight_decay,
+    expect_no_compiler,
     resolved_optimizer,
     resolved_task_loss,
+    warn_of_unequal_parts,
 )
 from keras_betakd.distillation.freezing import expect_trainable
 from keras_betakd.distillation.nonfinite_report import (
@@ -70,16 +72,21 @@ class DistillationTrainer:
                 or metrics. `"skip"` (default) goes on, and names the samples in a
                 warning at the end of the epoch. `"raise"` ends the run with a
                 `NonFiniteError` that names them; it waits for each step's result.
-            **kwargs: as for `keras.Model.compile`.
+            **kwargs: as for `keras.Model.compile`. On PyTorch, `jit_compile` must be
+                `"auto"` (operation by operation there) or `False`: `torch.compile`
+                takes minutes for this step, and compiles it anew again and again.
 
         Raises:
             ValueError: a loss that is no function of labels and logits, an unknown
-                `on_nonfinite`, `fused=True` where the logits are needed, or an
-                optimizer with weight decay that is built already.
+                `on_nonfinite`, `fused=True` where the logits are needed, an optimizer
+                with weight decay that is built already, or `jit_compile=True` on
+                PyTorch.
         """
+        expect_no_compiler(kwargs.get("jit_compile"))
         self.freeze_parts()
         self.on_nonfinite = check_policy(on_nonfinite)
         optimizer = resolved_optimizer(optimizer, self.student, auto_scale_loss)
+        warn_of_unequal_parts(self.reduction, optimizer)
         automatic = weighted_metrics == "auto"
         has_metrics = bool(weighted_metrics) and not automatic
         self._needs_logits = loss != "auto" or has_metrics
