@@ -143,6 +143,7 @@ def _generate(args, benchmark, questions, journal):
     """Generates the answers to these questions and appends them to the journal."""
     model = run.load_generator(args, questions)
     bar = keras.utils.Progbar(len(questions), unit_name="question")
+    bar.update(0)  # the first answers may take a minute
     for lines in answer_lines(
         model, benchmark, questions, args.batch_size, args.max_new_tokens
     ):

@@ -93,7 +93,8 @@ MAY_IMPORT = {
     "teacher_cache": (
         *("backends", "files", "betas", "preprocessing", "models", "distillation"),
     ),
-    "callbacks": ("files", "distillation"),
+    "history_plot": ("files",),
+    "callbacks": ("files", "distillation", "history_plot"),
 }
 
 
