@@ -158,9 +158,9 @@ def test_other_arguments_are_passed_on():
         assert distiller.generate(own, **options) == expected
     with pytest.raises(ValueError, match="leaves no room in 8. Give a greater `max_l"):
         distiller.generate(asked, max_length=8)
-    with pytest.raises(ValueError, match=r"also \['image'\]"):
+    with pytest.raises(ValueError, match="no key 'image'; did you mean"):
         distiller.generate({"image": IMAGES[0], "prompts": "<image>" + QUESTION})
-    with pytest.raises(ValueError, match="length {'images': 1, 'prompts': 2}"):
+    with pytest.raises(ValueError, match="must have one entry for each of the 2"):
         distiller.generate({"images": IMAGES[:1], "prompts": [QUESTION] * 2})
 
 

@@ -32,7 +32,7 @@ from keras_betakd.distillation.outputs import (
     without_gradient,
 )
 from keras_betakd.distillation.replica_loss import batch_loss
-from keras_betakd.distillation.saving import DistillerSaving
+from keras_betakd.distillation.saving import DistillerSaving, Untracked
 from keras_betakd.distillation.shared_tower import SharedTower
 from keras_betakd.distillation.student_methods import StudentMethods
 from keras_betakd.distillation.summary import LINE_LENGTH, parameter_table, parts_of
@@ -150,6 +150,7 @@ class BetaKDDistiller(
                 f"`reduction` must be one of {REDUCTIONS}. Received: {reduction}"
             )
         self.student = student
+        self._teacher_holder = Untracked(teacher)
         self.teacher = teacher
         self.betas = named_betas(beta, list(self.energies))
         self.schedules = {

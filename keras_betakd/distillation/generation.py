@@ -7,49 +7,31 @@ import numpy as np
 
 from keras_betakd.models.uncached_decoding import token_decoder
 from keras_betakd.preprocessing.image_formats import format_of
-from keras_betakd.preprocessing.image_inputs import (
-    expect_no_mark_without_image,
-    images_by_record,
-)
+from keras_betakd.preprocessing.image_inputs import expect_no_mark_without_image
 from keras_betakd.preprocessing.model_inputs import generation_inputs, model_inputs
-from keras_betakd.preprocessing.records import as_turns, record_ids
-
-_KEYS = ("prompts", "images", "ids", "responses", "sample_weight")
+from keras_betakd.preprocessing.record_checks import CheckedRecords, checked_records
 
 
 def as_records(inputs):
-    """What `generate` takes as a batch of raw records.
+    """What `generate` takes as a batch of raw records, checked.
 
     Args:
         inputs: a prompt, a sequence of prompts, or a dict of `"prompts"` and more, of
             one record or of several.
 
     Returns:
-        `(records, is_single)`: a dict of sequences, and whether it is one record that
+        `(records, is_single)`: a `CheckedRecords`, and whether it is one record that
         was not in a sequence.
 
     Raises:
-        ValueError: unknown keys, or entries of different length.
+        ValueError: as for `checked_records`.
     """
     records = inputs if isinstance(inputs, dict) else {"prompts": inputs}
-    unknown = sorted(set(records) - set(_KEYS))
-    if unknown:
-        raise ValueError(
-            f"`generate` takes {', '.join(_KEYS)}. Received: also {unknown}. In the "
-            "form of the student's family, call `distiller.student.generate`."
-        )
-    records = {key: value for key, value in records.items() if value is not None}
-    single = isinstance(records["prompts"], (str, bytes))
-    single = single or getattr(records["prompts"], "shape", None) == ()
+    prompts = records["prompts"]
+    single = isinstance(prompts, (str, bytes)) or getattr(prompts, "shape", 1) == ()
     if single:
-        records = {key: [value] for key, value in records.items()}
-    sizes = {key: len(value) for key, value in records.items()}
-    if len(set(sizes.values())) > 1:
-        raise ValueError(
-            "Each prompt needs one entry of the rest, and a single prompt (a string) "
-            f"those of one record. Received: entries of length {sizes}"
-        )
-    return records, single
+        records = {k: None if v is None else [v] for k, v in records.items()}
+    return checked_records(records), single
 
 
 def student_answers(view, records, max_length, stop_token_ids, strip_prompt):
@@ -57,14 +39,14 @@ def student_answers(view, records, max_length, stop_token_ids, strip_prompt):
 
     Args:
         view: the model's `CausalLMView`.
-        records: dict of sequences of one length, from `as_records`.
+        records: the `CheckedRecords`.
         max_length, stop_token_ids, strip_prompt: as for the model's `generate`.
     """
     model = view.model
     family = format_of(model.preprocessor)
     inputs = _inputs(family, records)
     _expect_room(family, inputs, records, max_length)
-    count = _image_count(records)
+    count = sum(map(len, records["images"]))
     if count and not family.decodes_cached:
         return _uncached(model, inputs, max_length, stop_token_ids, strip_prompt)
     # Otherwise no answer repeats its prompt, and keras-hub's stripping fails.
@@ -81,25 +63,16 @@ def student_answers(view, records, max_length, stop_token_ids, strip_prompt):
 
 
 def _inputs(family, records):
-    shown = {k: records[k] for k in ("prompts", "images", "ids") if k in records}
+    shown = {k: v for k, v in records.items() if k in ("prompts", "images", "ids")}
+    shown = CheckedRecords(shown, records.names)
     inputs = model_inputs(family.preprocessor, shown)
-    if family.takes_turns:
-        inputs["responses"] = _earlier_responses(records)
+    if family.takes_turns and "responses" in records:
+        # Those to all turns but the last, which is asked.
+        pairs = zip(records["prompts"], records["responses"], strict=True)
+        inputs["responses"] = [found[: len(turns) - 1] for turns, found in pairs]
     if getattr(family.preprocessor, "image_converter", None) is None:
-        expect_no_mark_without_image(inputs["prompts"], _names(records))
+        expect_no_mark_without_image(inputs["prompts"], records.names)
     return inputs
-
-
-def _names(records):
-    return record_ids(records, len(records["prompts"]))
-
-
-def _earlier_responses(records):
-    """For each record, the responses to all of its turns but the last."""
-    prompts = [as_turns(prompt) for prompt in records["prompts"]]
-    responses = map(as_turns, records.get("responses", [[]] * len(prompts)))
-    pairs = zip(prompts, responses, strict=True)
-    return [answers[: len(turns) - 1] for turns, answers in pairs]
 
 
 def _expect_room(family, inputs, records, max_length):
@@ -110,7 +83,7 @@ def _expect_room(family, inputs, records, max_length):
     for attribute, lengths in family.prompt_lengths(inputs, start).items():
         limit = limits.get(attribute) or getattr(preprocessor, attribute)
         room = attribute == family.answer_length
-        for name, length in zip(_names(records), lengths, strict=True):
+        for name, length in zip(records.names, lengths, strict=True):
             if length + room > limit:
                 raise ValueError(
                     f"Record {name}: its prompt has {length} tokens, those of its "
@@ -118,12 +91,6 @@ def _expect_room(family, inputs, records, max_length):
                     f"`max_length` or `student.preprocessor.{attribute}`, or shorten "
                     "the prompt."
                 )
-
-
-def _image_count(records):
-    names = _names(records)
-    found = images_by_record(records.get("images"), len(names), names)
-    return sum(map(len, found))
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from keras_betakd.preprocessing.adapters import as_dataset
+from keras_betakd.preprocessing.record_checks import checked_records
 from keras_betakd.teacher_cache import fingerprints
 from keras_betakd.teacher_cache.files import CachedRecord, CacheFolder
 from keras_betakd.teacher_cache.outputs import ids_of
@@ -106,7 +107,7 @@ def _record_files(folder, batches, source, verbose):
     batches.on_epoch_begin()
     file = _File(folder, 0, source)
     for i in range(batches.num_batches):
-        batch = batches[i]
+        batch = checked_records(batches[i])
         ids = ids_of(batch)
         _expect_once(ids, seen)
         file.add(ids, batch)
