@@ -164,6 +164,7 @@ def _generate(args, benchmark, questions, journal):
     with usage_errors():
         journal.expect_maker(run.maker_of(model))
     bar = keras.utils.Progbar(len(questions), unit_name="question")
+    bar.update(0)  # the first answers may take a minute
     for lines in answer_lines(
         model, benchmark, questions, args.batch_size, args.max_new_tokens
     ):

@@ -156,11 +156,11 @@ def test_other_arguments_are_passed_on():
     for options in ({"stop_token_ids": stop}, {"max_length": 50}):
         expected = distiller.student.generate(own, **options)
         assert distiller.generate(own, **options) == expected
-    with pytest.raises(ValueError, match="leaves no room in 20. Give a greater `max_l"):
-        distiller.generate(asked, max_length=20)
-    with pytest.raises(ValueError, match=r"also \['image'\]"):
+    with pytest.raises(ValueError, match="leaves no room in 8. Give a greater `max_l"):
+        distiller.generate(asked, max_length=8)
+    with pytest.raises(ValueError, match="no key 'image'; did you mean"):
         distiller.generate({"image": IMAGES[0], "prompts": "<image>" + QUESTION})
-    with pytest.raises(ValueError, match="length {'prompts': 2, 'images': 1}"):
+    with pytest.raises(ValueError, match="must have one entry for each of the 2"):
         distiller.generate({"images": IMAGES[:1], "prompts": [QUESTION] * 2})
 
 

@@ -100,7 +100,8 @@ MAY_IMPORT = {
         *("backends", "files", "folders", "betas", "preprocessing", "fingerprints"),
         *("models", "distillation"),
     ),
-    "callbacks": ("files",),
+    "history_plot": ("files",),
+    "callbacks": ("files", "history_plot"),
     "training_backup": ("files", "folders", "distillation"),
 }
 

@@ -416,6 +416,14 @@ class BetaKDDistiller(
         counted = ops.reshape(x["sample_weight"], ops.shape(weights))
         return super().compute_metrics(x, y, y_pred.student, counted)
 
+    def objective(self, values):
+        """The loss at the best betas, from means by the names of their metrics.
+
+        Args:
+            values: dict of `"task_loss"` and the energies.
+        """
+        return self._trackers.objective_of(values)
+
     def count_params(self):
         """The number of parameters of teacher, student, betas and energies."""
         return sum(math.prod(v.shape) for part in parts_of(self).values() for v in part)

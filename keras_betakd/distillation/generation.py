@@ -9,16 +9,11 @@ from keras_betakd.models.uncached_decoding import token_decoder
 from keras_betakd.preprocessing.image_formats import format_of
 from keras_betakd.preprocessing.image_inputs import expect_no_mark_without_image
 from keras_betakd.preprocessing.model_inputs import generation_inputs, model_inputs
-from keras_betakd.preprocessing.record_checks import (
-    RECORD_KEYS,
-    CheckedRecords,
-    checked_records,
-    expect_known_keys,
-)
+from keras_betakd.preprocessing.record_checks import CheckedRecords, checked_records
 
 
 def as_records(inputs):
-    """What `generate` takes as a batch of raw records.
+    """What `generate` takes as a batch of raw records, checked.
 
     Args:
         inputs: a prompt, a sequence of prompts, or a dict of `"prompts"` and more, of
@@ -29,15 +24,13 @@ def as_records(inputs):
         was not in a sequence.
 
     Raises:
-        ValueError: records that cannot be used, as for `checked_records`.
+        ValueError: as for `checked_records`.
     """
     records = inputs if isinstance(inputs, dict) else {"prompts": inputs}
-    expect_known_keys(records, RECORD_KEYS, "The records of `generate`")
-    records = {key: value for key, value in records.items() if value is not None}
-    single = isinstance(records["prompts"], (str, bytes))
-    single = single or getattr(records["prompts"], "shape", None) == ()
+    prompts = records["prompts"]
+    single = isinstance(prompts, (str, bytes)) or getattr(prompts, "shape", 1) == ()
     if single:
-        records = {key: [value] for key, value in records.items()}
+        records = {k: None if v is None else [v] for k, v in records.items()}
     return checked_records(records), single
 
 
@@ -46,7 +39,7 @@ def student_answers(view, records, max_length, stop_token_ids, strip_prompt):
 
     Args:
         view: the model's `CausalLMView`.
-        records: a `CheckedRecords`, from `as_records`.
+        records: the `CheckedRecords`.
         max_length, stop_token_ids, strip_prompt: as for the model's `generate`.
     """
     model = view.model
@@ -70,20 +63,16 @@ def student_answers(view, records, max_length, stop_token_ids, strip_prompt):
 
 
 def _inputs(family, records):
-    shown = {key: records[key] for key in ("prompts", "images", "ids")}
-    inputs = model_inputs(family.preprocessor, CheckedRecords(shown, records.names))
-    if family.takes_turns:
-        inputs["responses"] = _earlier_responses(records)
+    shown = {k: v for k, v in records.items() if k in ("prompts", "images", "ids")}
+    shown = CheckedRecords(shown, records.names)
+    inputs = model_inputs(family.preprocessor, shown)
+    if family.takes_turns and "responses" in records:
+        # Those to all turns but the last, which is asked.
+        pairs = zip(records["prompts"], records["responses"], strict=True)
+        inputs["responses"] = [found[: len(turns) - 1] for turns, found in pairs]
     if getattr(family.preprocessor, "image_converter", None) is None:
         expect_no_mark_without_image(inputs["prompts"], records.names)
     return inputs
-
-
-def _earlier_responses(records):
-    """For each record, the responses to all of its turns but the last."""
-    prompts = records["prompts"]
-    pairs = zip(prompts, records.get("responses", [[]] * len(prompts)), strict=True)
-    return [answers[: len(turns) - 1] for turns, answers in pairs]
 
 
 def _expect_room(family, inputs, records, max_length):

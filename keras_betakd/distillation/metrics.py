@@ -60,16 +60,26 @@ class Trackers:
             **{metric.name: "max" for metric in larger},
         }
 
+    def objective_of(self, values):
+        """The loss at the best betas (see `Objective`), from means by their names.
+
+        Args:
+            values: dict of numbers by metric: `"task_loss"`, and the energies.
+        """
+        terms = {"task": "task_loss", **{name: name for name in self.energies}}
+        return sum(self._best(name, values[metric]) for name, metric in terms.items())
+
     def _objective(self):
-        """The loss at the best betas, from the means of the epoch so far."""
-        terms = {"task": self.task_loss, **self.energies}
+        """The objective of the means of the epoch so far; 0 where no row counts."""
         total = 0.0
-        for name, metric in terms.items():
-            beta, value = self._betas.get(name), metric.result()
-            if beta is not None:
-                value = best_term(value, beta.dim, beta.bounds)
-            total = total + ops.where(metric.count > 0, value, 0.0)
+        for name, metric in {"task": self.task_loss, **self.energies}.items():
+            term = self._best(name, metric.result())
+            total = total + ops.where(metric.count > 0, term, 0.0)
         return total
+
+    def _best(self, name, value):
+        beta = self._betas.get(name)
+        return value if beta is None else best_term(value, beta.dim, beta.bounds)
 
     def update(self, total, terms, outputs):
         """Adds a batch.

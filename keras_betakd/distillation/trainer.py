@@ -1,9 +1,11 @@
 """`DistillationTrainer`: compile, fit, evaluate, predict and the *_on_batch methods."""
 
 import contextlib
+import sys
 
 import keras
 
+from keras_betakd.backends import runs_eagerly
 from keras_betakd.distillation.arguments import (
     exclude_from_weight_decay,
     expect_no_compiler,
@@ -186,6 +188,7 @@ class DistillationTrainer:
         callbacks = with_callbacks(callbacks, *ours)
         betas = self.all_betas().values()
         direct_monitors(callbacks, self._trackers.directions(), betas)
+        self._announce_compiling(verbose, self.train_function)
         return super().fit(
             x,
             y,
@@ -223,6 +226,7 @@ class DistillationTrainer:
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             report = NonFiniteReport(self.on_nonfinite, at_epochs=False)
             callbacks = with_callbacks(callbacks, report)
+            self._announce_compiling(verbose, self.test_function)
         return super().evaluate(
             x,
             y,
@@ -243,8 +247,19 @@ class DistillationTrainer:
         x, _, _ = self._format(x, None, None, batch_size)
         if isinstance(x, keras.utils.PyDataset):
             batch_size = None
+        self._announce_compiling(verbose, self.predict_function)
         with self._student_alone():
             return super().predict(x, batch_size, verbose, steps, callbacks)
+
+    def _announce_compiling(self, verbose, function):
+        """Writes a line in front of Keras' progress bar, which is silent so long."""
+        compiles = not (runs_eagerly() or self.run_eagerly or function)
+        if compiles and verbose and keras.config.is_interactive_logging_enabled():
+            name = keras.backend.backend()
+            sys.stdout.write(
+                f"Compiling the first step on {name}; this can take a minute.\n"
+            )
+            sys.stdout.flush()
 
     @contextlib.contextmanager
     def _student_alone(self):

@@ -186,7 +186,7 @@ def _with_responses(records):
 
 
 def without_images(records):
-    """Checked records as a student without vision is shown them: without images."""
+    """The records as a model without vision takes them."""
     prompts = [[drop_mark(text) for text in turns] for turns in records["prompts"]]
     images = [[] for _ in prompts]
     expect_prompts(prompts, images, records.names)
