@@ -117,6 +117,14 @@ def test_a_batch_is_in_one_range():
     )
 
 
+def test_a_batch_of_two_ranges_is_refused():
+    mixed = np.stack([RGB, RGB / 255])
+    with pytest.raises(ValueError, match="'b': its image seems to have values in 0..1"):
+        images_by_record(mixed, 2, NAMES)
+    with pytest.raises(ValueError, match="'b': its image seems to have values in 0..1"):
+        images_by_record([RGB, mixed], 2, NAMES)
+
+
 @pytest.mark.parametrize("shape", [(2, 8, 6, 3), (2, 1, 8, 6, 3), (2, 2, 8, 6, 3)])
 def test_arrays_of_all_images(shape):
     images = np.arange(np.prod(shape)).reshape(shape).astype("uint8")
