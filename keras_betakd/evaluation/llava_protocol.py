@@ -95,6 +95,21 @@ def read_questions(
     return questions
 
 
+def expect_ids_once(questions: Sequence[tuple], path: str | os.PathLike) -> None:
+    """Raises a `ValueError` if two lines of `read_questions` have one id.
+
+    Not for TextVQA, where the id is the image's.
+    """
+    seen: dict[str, int] = {}
+    for number, (name, *_) in enumerate(questions, 1):
+        if name in seen:
+            raise ValueError(
+                f"{os.fspath(path)!r}, question {number}: has the id {name!r} of "
+                f"question {seen[name]}. Keep one line of each id."
+            )
+        seen[name] = number
+
+
 def require_texts(fields: Mapping, keys: Sequence[str], where: str) -> list[str]:
     """The strings under these keys of an object, checked.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from keras_betakd.evaluation.llava_protocol import (
     VQAQuestion,
+    expect_ids_once,
     read_questions,
     short_answer_prompt,
 )
@@ -129,7 +130,8 @@ def load_gqa(
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: A file is damaged, or a question has no annotation.
+        ValueError: A file is damaged, or a question has no annotation or stands in it
+            twice.
 
     Example:
 
@@ -138,8 +140,10 @@ def load_gqa(
     ```
     """
     annotations = read_json(annotation_file)
+    lines = read_questions(question_file, image_folder)
+    expect_ids_once(lines, question_file)
     questions = []
-    for name, text, image, _ in read_questions(question_file, image_folder):
+    for name, text, image, _ in lines:
         if not isinstance(annotations, Mapping) or name not in annotations:
             raise ValueError(
                 f"Each question needs an entry in {os.fspath(annotation_file)!r}. "

@@ -150,7 +150,8 @@ def _read_file(path, task, images):
         raise FileNotFoundError(f"There is no image to the questions in {path!r}.")
     with open_text(path) as file:
         lines = [line.strip().split("\t") for line in file if line.strip()]
-    if [len(fields) for fields in lines] != [2, 2]:
+    damaged = any("\0" in text for fields in lines for text in fields)
+    if damaged or [len(fields) for fields in lines] != [2, 2]:
         raise ValueError(
             f"{path!r} must hold two lines of a question, a tab and Yes or No. "
             f"Received: {lines}"

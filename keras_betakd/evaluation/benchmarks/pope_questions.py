@@ -10,6 +10,7 @@ from typing import Any
 
 from keras_betakd.evaluation.llava_protocol import (
     VQAQuestion,
+    expect_ids_once,
     read_questions,
     require_texts,
     short_answer_prompt,
@@ -77,7 +78,8 @@ def load_pope(
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: A file is damaged, or questions and labels do not agree.
+        ValueError: A file is damaged, or an id stands twice, or questions and labels do
+            not agree.
 
     Example:
 
@@ -86,6 +88,7 @@ def load_pope(
     ```
     """
     lines = read_questions(question_file, image_folder)
+    expect_ids_once(lines, question_file)
     categories = [
         require_texts(fields, ["category"], f"Question {name!r}")[0]
         for name, _, _, fields in lines
