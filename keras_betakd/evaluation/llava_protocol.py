@@ -9,6 +9,7 @@ Source: Liu et al. 2023 (LLaVA).
 """
 
 import collections
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -93,6 +94,23 @@ def read_questions(
         text = text.removesuffix(SHORT_ANSWER_SUFFIX)
         questions.append((name, text, os.path.join(image_folder, image), fields))
     return questions
+
+
+@contextlib.contextmanager
+def naming_file(path: str | os.PathLike):
+    """Within, the message of a `ValueError` gets the name of the file that is read.
+
+    Example:
+
+    ```python
+    with naming_file("testdev_balanced_questions.json"):
+        GQAQuestion.from_annotation("1", {})
+    ```
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)!r}: {error}") from error
 
 
 def expect_ids_once(questions: Sequence[tuple], path: str | os.PathLike) -> None:

@@ -15,6 +15,7 @@ from keras_betakd.data.images import neutralize_image_marks
 from keras_betakd.evaluation.llava_protocol import (
     SHORT_ANSWER_SUFFIX,
     VQAQuestion,
+    naming_file,
     queues,
     require_texts,
     short_answer_prompt,
@@ -156,10 +157,11 @@ def _read_file(path, task, images):
             f"{path!r} must hold two lines of a question, a tab and Yes or No. "
             f"Received: {lines}"
         )
-    return [
-        MMEQuestion(f"{task}/{stem}#{k}", question, task, stem, answer, images[stem])
-        for k, (question, answer) in enumerate(lines, 1)
-    ]
+    with naming_file(path):
+        return [
+            MMEQuestion(f"{task}/{stem}#{k}", text, task, stem, answer, images[stem])
+            for k, (text, answer) in enumerate(lines, 1)
+        ]
 
 
 def mme_prompt(question: MMEQuestion) -> str:

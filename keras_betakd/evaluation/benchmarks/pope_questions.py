@@ -11,6 +11,7 @@ from typing import Any
 from keras_betakd.evaluation.llava_protocol import (
     VQAQuestion,
     expect_ids_once,
+    naming_file,
     read_questions,
     require_texts,
     short_answer_prompt,
@@ -89,10 +90,11 @@ def load_pope(
     """
     lines = read_questions(question_file, image_folder)
     expect_ids_once(lines, question_file)
-    categories = [
-        require_texts(fields, ["category"], f"Question {name!r}")[0]
-        for name, _, _, fields in lines
-    ]
+    with naming_file(question_file):
+        categories = [
+            require_texts(fields, ["category"], f"Question {name!r}")[0]
+            for name, _, _, fields in lines
+        ]
     labels = {
         category: iter(_labels(label_folder, category, categories.count(category)))
         for category in dict.fromkeys(categories)
@@ -102,8 +104,9 @@ def load_pope(
         *labelled, label = next(labels[category])
         if labelled != [fields["image"], text]:
             raise ValueError(
-                f"Question {name!r} ({category}) is {[fields['image'], text]}, but the "
-                f"label in its place is about {labelled}. {_USE_VERSION}"
+                f"{os.fspath(question_file)!r}: Question {name!r} ({category}) is "
+                f"{[fields['image'], text]}, but the label in its place is about "
+                f"{labelled}. {_USE_VERSION}"
             )
         questions.append(POPEQuestion(name, text, category, label, image))
     return questions

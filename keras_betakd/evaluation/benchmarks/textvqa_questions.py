@@ -13,6 +13,7 @@ from typing import Any
 from keras_betakd.data.images import neutralize_image_marks
 from keras_betakd.evaluation.llava_protocol import (
     VQAQuestion,
+    naming_file,
     queues,
     read_questions,
     require_texts,
@@ -134,7 +135,9 @@ def _annotated(path):
                 f"{where}: the question_id {texts[0]!r} has an entry above already. "
                 "Keep one entry of each."
             )
-        questions[texts[0]] = TextVQAQuestion(*texts, answers=entry.get("answers"))
+        with naming_file(path):
+            question = TextVQAQuestion(*texts, answers=entry.get("answers"))
+        questions[question.id] = question
     return list(questions.values())
 
 
