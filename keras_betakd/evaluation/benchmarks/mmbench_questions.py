@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from keras_betakd.data.images import IMAGE_MARK, neutralize_image_marks
 from keras_betakd.data.scienceqa import LETTER_PROMPT_SUFFIX
 from keras_betakd.evaluation.benchmarks.tsv_tables import read_tsv
-from keras_betakd.evaluation.llava_protocol import VQAQuestion, answers_of
+from keras_betakd.evaluation.llava_protocol import VQAQuestion
+from keras_betakd.evaluation.predictions import answers_of
 
 OPTION_LETTERS = "ABCD"
 COPY_STEP = 1_000_000
