@@ -17,8 +17,9 @@ from keras_betakd.distillation.nonfinite_report import (
 )
 from keras_betakd.distribution.devices import batch_parts
 from keras_betakd.distribution.replicas import expect_process_group, reduced_gradients
-from keras_betakd.preprocessing.adapters import is_raw_records, split_records
-from keras_betakd.preprocessing.batches import BatchFormatter, EpochOrder, formatted
+from keras_betakd.preprocessing.adapters import raw_records, split_records
+from keras_betakd.preprocessing.batches import BatchFormatter, formatted
+from keras_betakd.preprocessing.epochs import EpochOrder
 
 
 class DistillationTrainer:
@@ -140,26 +141,48 @@ class DistillationTrainer:
         `initial_epoch` (see `TrainingBackup`) sees the same batches as one that was
         never interrupted. For raw records that seed is drawn from NumPy's global
         generator when `fit` begins: call `keras.utils.set_random_seed` right before.
+
+        `steps_per_epoch` divides a pass over data that comes in batches, as in Keras:
+        the next epoch goes on where the last one ended, and the last one of a pass is
+        shorter if need be. Data of unknown size is read as it comes; data that never
+        ends needs `steps_per_epoch`.
         """
         _expect_no_class_weight(class_weight)
+        self._expect_compiled("fit")
         self.freeze_parts()
         self._check_tower()
         ours = [NonFiniteReport(self.on_nonfinite, at_epochs=True)]
-        if validation_split and is_raw_records(x):
-            x, validation_data = split_records(x, validation_split)
+        records = raw_records(x) if validation_split else None
+        if records is not None:
+            if sample_weight is not None:
+                records = {**records, "sample_weight": sample_weight}
+                sample_weight = None
+            x, validation_data = split_records(records, validation_split)
             validation_split = 0.0
-        x, y, sample_weight = self._format(x, y, sample_weight, batch_size, shuffle)
+        x, y, sample_weight = self._format(
+            x, y, sample_weight, batch_size, shuffle, steps=steps_per_epoch
+        )
         if validation_data is not None:
             if not isinstance(validation_data, tuple):
                 validation_data = (validation_data,)
             validation_data = self._format(
-                *(*validation_data, None, None)[:3], validation_batch_size or batch_size
+                *(*validation_data, None, None)[:3],
+                validation_batch_size or batch_size,
+                steps=validation_steps,
             )
         batched = isinstance(x, keras.utils.PyDataset)
         if batched:
+            self._expect_whole_executions(x)
             # Keras would shuffle by a state that a resumed training does not have.
-            shuffle = False
-            ours.append(EpochOrder(x, initial_epoch))
+            shuffle, steps_per_epoch = False, None
+        validates = validation_data is not None and isinstance(
+            validation_data[0], keras.utils.PyDataset
+        )
+        if validates:
+            validation_steps = None
+        ours.append(
+            EpochOrder(x if batched else None, validation_data[0] if validates else None)
+        )
         return super().fit(
             x,
             y,
@@ -191,19 +214,24 @@ class DistillationTrainer:
         **kwargs,
     ):
         """The losses, energies and betas on other data; as `keras.Model.evaluate`."""
+        self._expect_compiled("evaluate")
         self._check_tower()
-        x, y, sample_weight = self._format(x, y, sample_weight, batch_size)
+        x, y, sample_weight = self._format(
+            x, y, sample_weight, batch_size, steps=steps
+        )
+        batched = isinstance(x, keras.utils.PyDataset)
         # Within `fit` Keras passes a list of its own, in which the report is.
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             report = NonFiniteReport(self.on_nonfinite, at_epochs=False)
-            callbacks = with_callbacks(callbacks, report)
+            order = EpochOrder(validation=x if batched else None)
+            callbacks = with_callbacks(callbacks, report, order)
         return super().evaluate(
             x,
             y,
-            batch_size=None if isinstance(x, keras.utils.PyDataset) else batch_size,
+            batch_size=None if batched else batch_size,
             verbose=verbose,
             sample_weight=sample_weight,
-            steps=steps,
+            steps=None if batched else steps,
             callbacks=callbacks,
             return_dict=return_dict,
             **kwargs,
@@ -211,9 +239,10 @@ class DistillationTrainer:
 
     def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
         """The student's logits at the answer rows: (N, K, V)."""
-        x, _, _ = self._format(x, None, None, batch_size)
+        x, _, _ = self._format(x, None, None, batch_size, steps=steps, labelled=False)
         if isinstance(x, keras.utils.PyDataset):
-            batch_size = None
+            batch_size = steps = None
+            callbacks = with_callbacks(callbacks, EpochOrder(validation=x))
         with self._student_alone():
             return super().predict(x, batch_size, verbose, steps, callbacks)
 
@@ -231,6 +260,7 @@ class DistillationTrainer:
     ):
         """One training step on a batch; as `keras.Model.train_on_batch`."""
         _expect_no_class_weight(class_weight)
+        self._expect_compiled("train_on_batch")
         self._check_tower()
         x, y, sample_weight = self._format_batch(x, y, sample_weight)
         with self._reporting("this step"):
@@ -238,6 +268,7 @@ class DistillationTrainer:
 
     def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
         """The losses of a batch; as `keras.Model.test_on_batch`."""
+        self._expect_compiled("test_on_batch")
         self._check_tower()
         x, y, sample_weight = self._format_batch(x, y, sample_weight)
         with self._reporting("this batch"):
@@ -246,7 +277,8 @@ class DistillationTrainer:
     def predict_on_batch(self, x):
         """The student's logits at the answer rows of a batch: (B, K, V)."""
         with self._student_alone():
-            return super().predict_on_batch(self._format_batch(x, None, None)[0])
+            x, _, _ = self._format_batch(x, None, None, labelled=False)
+            return super().predict_on_batch(x)
 
     def make_train_function(self, force=False):
         # Each `fit` calls this; weights may have been loaded since the last one.
@@ -291,18 +323,51 @@ class DistillationTrainer:
             watch.expect_none(self)
         watch.report(self, when, batches=0)
 
-    def _format(self, x, y, sample_weight, batch_size, shuffle=False):
-        pair, parts = self.preprocessor, batch_parts(self)
-        return formatted(x, y, sample_weight, batch_size, shuffle, pair, parts)
+    def _expect_compiled(self, method):
+        if not self.compiled:
+            raise ValueError(
+                f"Call `compile` before `{method}`: the distiller has no optimizer yet."
+            )
 
-    def _format_batch(self, x, y, sample_weight):
-        formatter = BatchFormatter(self.preprocessor, parts=batch_parts(self))
-        return (*formatter((x, y, sample_weight)), None, None)[:3]
+    def _expect_whole_executions(self, dataset):
+        if self.steps_per_execution > 1 and dataset.shown_steps is None:
+            raise ValueError(
+                "Data of unknown size cannot be divided into executions of several "
+                "steps: pass `steps_per_epoch`. Received: "
+                f"steps_per_execution={self.steps_per_execution}"
+            )
+
+    def _format(
+        self, x, y, weight, batch_size, shuffle=False, steps=None, labelled=True
+    ):
+        formatter = self._formatter(labelled)
+        return formatted(x, y, weight, batch_size, shuffle, formatter, steps)
+
+    def _format_batch(self, x, y, sample_weight, labelled=True):
+        found = self._formatter(labelled)((x, y, sample_weight))
+        return (*found, None, None)[:3]
+
+    def _formatter(self, labelled):
+        return BatchFormatter(
+            self.preprocessor,
+            parts=batch_parts(self),
+            logits_shape=self._logits_shape,
+            labelled=labelled,
+        )
+
+    def _logits_shape(self, x):
+        """The shape of the student's logits at the labels of a batch."""
+        positions = x.get("student_positions")
+        if positions is not None:
+            return (*positions.shape, self.student_view.logit_size)
+        return self.student_view.logits_shape(x["student"])
 
 
 def _expect_no_class_weight(class_weight):
     if class_weight is not None:
         raise ValueError(
-            "`class_weight` is not supported; give each label its weight in "
-            f"`sample_weight`. Received: {class_weight}"
+            "`class_weight` is not supported. Weigh the labels yourself: batches "
+            "`(x, y, sample_weight)` take a weight for each label (B, K), raw records "
+            'one for each record, under the key "sample_weight". Received: '
+            f"class_weight={class_weight}"
         )

@@ -28,11 +28,28 @@ def as_turns(value):
     ]
 
 
+class PlacedRecords(dict):
+    """Raw records that know their places in the data, for errors.
+
+    Args:
+        records: dict of raw records.
+        places: for each record a string such as "number 17 of the data".
+    """
+
+    def __init__(self, records, places):
+        super().__init__(records)
+        self.places = list(places)
+
+
 def record_ids(records, size):
-    """Strings that name the records in errors: the id, or the place in the batch."""
+    """Strings that name the records in errors: the id and the place, what is known."""
+    places = getattr(records, "places", None)
     if records.get("ids") is None:
-        return [f"number {i} of the batch" for i in range(size)]
-    return [f"'{as_text(i)}'" for i in records["ids"]]
+        return places or [f"number {i} of the batch" for i in range(size)]
+    names = [f"'{as_text(i)}'" for i in records["ids"]]
+    if places is None:
+        return names
+    return [f"{name} ({place})" for name, place in zip(names, places, strict=True)]
 
 
 # The number of bytes of an id that are kept for messages.
