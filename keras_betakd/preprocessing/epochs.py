@@ -6,7 +6,9 @@ within an epoch, epochs have numbers within a training, and an epoch begins when
 training, evaluating or predicting begins, not when somebody looks at its data.
 """
 
+import os
 import sys
+import threading
 import warnings
 
 import keras
@@ -50,6 +52,7 @@ class FormattedDataset(keras.utils.PyDataset):
         self._begun = self._reading = False
         self._order = self._newest = None
         self._ahead = 0
+        self._owner = os.getpid(), threading.get_ident()
         self._expect_steps()
         self._expect_batch()
 
@@ -171,9 +174,10 @@ class FormattedDataset(keras.utils.PyDataset):
         return has_batch(self.dataset, self._start + index)
 
     def __getitem__(self, index):
-        # The queue of several workers is filled with what Keras only looks at, and
-        # emptied into the next epoch; it leaves out `None`.
-        queued = self.workers > 1 or (self.workers > 0 and self.use_multiprocessing)
+        # The queue of several workers goes on to fill when Keras has looked at a batch,
+        # and is emptied into the next epoch; it leaves out `None`.
+        queued = (os.getpid(), threading.get_ident()) != self._owner
+        queued = queued and (self.workers > 1 or self.use_multiprocessing)
         if queued and index > 0 and not self._begun:
             return None
         if not self.has_step(index):  # read ahead, never trained on
