@@ -7,10 +7,11 @@ from keras import ops
 
 from keras_betakd.distillation.arguments import (
     check_vocabularies,
-    default_preprocessor,
     expect_fused,
+    expect_rows_for_tokens,
     named_betas,
     named_energies,
+    resolved_preprocessor,
     resolved_task_beta,
 )
 from keras_betakd.distillation.feature_comparison import FeatureComparison
@@ -91,16 +92,23 @@ class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
             common, where a vocabulary is padded (Qwen's 151,936 against 152,064):
             logits are cut to them before anything is normalised. `None` if the
             vocabularies have the same size.
+        max_response_length: the maximum number of answer tokens of a record, its end
+            mark included (64 if `None`), for the preprocessor that is made of the
+            models' own: its rows of logits are what the loss costs.
+        on_too_long: `"raise"` (as `None`) or `"skip"`, for the same preprocessor: what
+            to do about records that do not fit (see `DistillationPreprocessor`).
+            `check_records` finds all of them before training.
 
     Raises:
         ValueError: an argument is not one of those above, the vocabularies differ, or
             an energy compares features that a model does not have.
 
     Inputs: raw records as keras-hub takes them ({"images", "prompts", "responses"}; as
-    a dict of lists or arrays, `PyDataset`, `tf.data.Dataset` or torch `DataLoader`),
-    or the answer-position form of `DistillationPreprocessor`, or, for plain models,
-    ordinary `(x, y, sample_weight)` with x = {"student": ..., "teacher": ...} where
-    the two see different inputs.
+    a dict of lists or arrays, a list of dicts, a Hugging Face table, or batches of
+    them: `PyDataset`, `tf.data.Dataset`, torch `DataLoader`, generator), or the
+    answer-position form of `DistillationPreprocessor`, or, for plain models, ordinary
+    `(x, y, sample_weight)` with x = {"student": ..., "teacher": ...} where the two see
+    different inputs.
 
     Example:
 
@@ -128,6 +136,8 @@ class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
         preprocessor=None,
         fused="auto",
         vocabulary_size=None,
+        max_response_length=None,
+        on_too_long=None,
         name=None,
         **kwargs,
     ):
@@ -155,9 +165,11 @@ class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
         self.reduction = reduction
         self.freeze = freeze
         self.fused = expect_fused(fused)
-        self.preprocessor = preprocessor or default_preprocessor(
-            teacher, student, self.energies
+        self.preprocessor = resolved_preprocessor(
+            *(preprocessor, teacher, student, self.energies),
+            *(max_response_length, on_too_long),
         )
+        expect_rows_for_tokens(self.preprocessor, self.teacher_view, self.student_view)
         # Plain objects, which Keras neither tracks nor saves: what they hold of layers
         # and metrics is an attribute of the distiller too.
         views = self.student_view, self.teacher_view

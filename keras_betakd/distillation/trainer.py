@@ -6,6 +6,7 @@ import keras
 
 from keras_betakd.distillation.arguments import (
     exclude_from_weight_decay,
+    expect_rows_for_tokens,
     resolved_optimizer,
     resolved_task_loss,
 )
@@ -15,11 +16,13 @@ from keras_betakd.distillation.nonfinite_report import (
     check_policy,
     with_callbacks,
 )
+from keras_betakd.distillation.skipped_report import SkippedReport, report_skipped
 from keras_betakd.distribution.devices import batch_parts
 from keras_betakd.distribution.replicas import expect_process_group, reduced_gradients
 from keras_betakd.preprocessing.adapters import raw_records, split_records
 from keras_betakd.preprocessing.batches import BatchFormatter, formatted
 from keras_betakd.preprocessing.epochs import EpochOrder
+from keras_betakd.preprocessing.record_check import check_records
 
 
 class DistillationTrainer:
@@ -151,7 +154,10 @@ class DistillationTrainer:
         self._expect_compiled("fit")
         self.freeze_parts()
         self._check_tower()
-        ours = [NonFiniteReport(self.on_nonfinite, at_epochs=True)]
+        ours = [
+            NonFiniteReport(self.on_nonfinite, at_epochs=True),
+            SkippedReport(self.preprocessor, at_epochs=True),
+        ]
         records = raw_records(x) if validation_split else None
         if records is not None:
             if sample_weight is not None:
@@ -181,7 +187,9 @@ class DistillationTrainer:
         if validates:
             validation_steps = None
         ours.append(
-            EpochOrder(x if batched else None, validation_data[0] if validates else None)
+            EpochOrder(
+                x if batched else None, validation_data[0] if validates else None
+            )
         )
         return super().fit(
             x,
@@ -216,15 +224,14 @@ class DistillationTrainer:
         """The losses, energies and betas on other data; as `keras.Model.evaluate`."""
         self._expect_compiled("evaluate")
         self._check_tower()
-        x, y, sample_weight = self._format(
-            x, y, sample_weight, batch_size, steps=steps
-        )
+        x, y, sample_weight = self._format(x, y, sample_weight, batch_size, steps=steps)
         batched = isinstance(x, keras.utils.PyDataset)
         # Within `fit` Keras passes a list of its own, in which the report is.
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             report = NonFiniteReport(self.on_nonfinite, at_epochs=False)
+            skipped = SkippedReport(self.preprocessor, at_epochs=False)
             order = EpochOrder(validation=x if batched else None)
-            callbacks = with_callbacks(callbacks, report, order)
+            callbacks = with_callbacks(callbacks, report, skipped, order)
         return super().evaluate(
             x,
             y,
@@ -237,12 +244,39 @@ class DistillationTrainer:
             **kwargs,
         )
 
+    def check_records(self, x, batch_size=None):
+        """Checks all records before training, without running a model.
+
+        Each is read and encoded as `fit` does it: texts, images, lengths, labels. This
+        takes as long as it does in one epoch of `fit`; memory for one batch.
+
+        Args:
+            x: raw records, or batches as for `fit`, which can be read again.
+            batch_size: records per batch of raw records; 32 by default.
+
+        Returns:
+            The number of records.
+
+        Raises:
+            ValueError: records that cannot be used. The message lists them, with ids,
+                places in the data and the lengths that they need.
+
+        Example:
+
+        ```python
+        distiller.check_records(records)
+        distiller.fit(records, epochs=3)
+        ```
+        """
+        return check_records(x, self._formatter(labelled=True), batch_size)
+
     def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
         """The student's logits at the answer rows: (N, K, V)."""
         x, _, _ = self._format(x, None, None, batch_size, steps=steps, labelled=False)
         if isinstance(x, keras.utils.PyDataset):
             batch_size = steps = None
-            callbacks = with_callbacks(callbacks, EpochOrder(validation=x))
+            skipped = SkippedReport(self.preprocessor, at_epochs=False)
+            callbacks = with_callbacks(callbacks, skipped, EpochOrder(validation=x))
         with self._student_alone():
             return super().predict(x, batch_size, verbose, steps, callbacks)
 
@@ -322,6 +356,7 @@ class DistillationTrainer:
         if self.on_nonfinite == "raise":
             watch.expect_none(self)
         watch.report(self, when, batches=0)
+        report_skipped(self.preprocessor, when)
 
     def _expect_compiled(self, method):
         if not self.compiled:
@@ -348,6 +383,9 @@ class DistillationTrainer:
         return (*found, None, None)[:3]
 
     def _formatter(self, labelled):
+        # Again: a model that was loaded has got its tokens after it was made.
+        views = self.teacher_view, self.student_view
+        expect_rows_for_tokens(self.preprocessor, *views)
         return BatchFormatter(
             self.preprocessor,
             parts=batch_parts(self),

@@ -81,7 +81,9 @@ class BatchFormatter:
         x = by_model(_expect_form(x))
         if y is None:
             return self._without_labels(x)
-        shape = self.logits_shape(x) if self.logits_shape else (None,) * (np.ndim(y) + 1)
+        shape = (
+            self.logits_shape(x) if self.logits_shape else (None,) * (np.ndim(y) + 1)
+        )
         y = checked_labels(y, shape)
         if sample_weight is None:
             sample_weight = x.get("sample_weight", np.ones(np.shape(y), "float32"))
@@ -159,7 +161,11 @@ def _names(x, places, size):
         return names
     rows = ops.convert_to_numpy(x["ids"]).astype("uint8")
     ids = [f"'{as_text(row.tobytes().rstrip(bytes(1)))}'" for row in rows]
-    return ids if names is None else [f"{i} ({n})" for i, n in zip(ids, names, strict=True)]
+    return (
+        ids
+        if names is None
+        else [f"{i} ({n})" for i, n in zip(ids, names, strict=True)]
+    )
 
 
 def _described(x):
@@ -219,7 +225,7 @@ def formatted(
     if is_raw_records(x) and sample_weight is not None:
         if x.get("sample_weight") is not None:
             raise ValueError(
-                "These records have a \"sample_weight\" of their own. Received: the "
+                'These records have a "sample_weight" of their own. Received: the '
                 "argument `sample_weight` too"
             )
         x, sample_weight = {**x, "sample_weight": sample_weight}, None
@@ -230,7 +236,7 @@ def formatted(
     if y is not None or sample_weight is not None:
         given = "y" if y is not None else "sample_weight"
         raise ValueError(
-            "Raw records have their labels under the key \"responses\", and data sets "
+            'Raw records have their labels under the key "responses", and data sets '
             "yield `(x, y, sample_weight)`, or raw records with a key "
             f'"sample_weight". Received: `{given}` beside x of type {type(x)}'
         )
