@@ -159,6 +159,9 @@ def check_vocabularies(teacher, student, energies, vocabulary_size):
                 "`vocabulary_size` must be a positive integer or `None`. Received: "
                 f"vocabulary_size={vocabulary_size!r}"
             )
+        plain = [v for v in (teacher, student) if not v.sees_hidden_states]
+        shapes = [getattr(view.model, "output_shape", None) for view in plain]
+        sizes += [shape[-1] for shape in shapes if isinstance(shape, tuple) and shape]
         if not 1 <= vocabulary_size <= min(sizes, default=vocabulary_size):
             raise ValueError(
                 "`vocabulary_size` must be positive and no more than the models have. "

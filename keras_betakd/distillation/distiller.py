@@ -297,7 +297,7 @@ class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
         terms = self._terms(x, y, y_pred, training)
         loss, whole = batch_loss(terms.total, y_pred, betas, lambda: self.losses)
         finite = self._note_nonfinite(whole, terms, x, y_pred)
-        self._trackers.update(whole, terms, y_pred)
+        self._trackers.update(whole, terms, y_pred, x.get("sample_weight"))
         if self._reports_accuracy:
             self._trackers.update_accuracy(
                 terms.correct, x["sample_weight"], y_pred.weights["task"]

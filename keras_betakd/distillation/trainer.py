@@ -6,7 +6,6 @@ import keras
 
 from keras_betakd.distillation.arguments import (
     exclude_from_weight_decay,
-    expect_rows_for_tokens,
     resolved_optimizer,
     resolved_task_loss,
 )
@@ -17,10 +16,20 @@ from keras_betakd.distillation.nonfinite_report import (
     with_callbacks,
 )
 from keras_betakd.distillation.skipped_report import SkippedReport, report_skipped
-from keras_betakd.distribution.devices import batch_parts
+from keras_betakd.distillation.training_data import (
+    as_batch,
+    as_training_data,
+    expect_compiled,
+    expect_no_class_weight,
+    expect_whole_executions,
+    formatter_of,
+)
 from keras_betakd.distribution.replicas import expect_process_group, reduced_gradients
-from keras_betakd.preprocessing.adapters import raw_records, split_records
-from keras_betakd.preprocessing.batches import BatchFormatter, formatted
+from keras_betakd.preprocessing.adapters import (
+    raw_records,
+    split_records,
+    weighted_records,
+)
 from keras_betakd.preprocessing.epochs import EpochOrder
 from keras_betakd.preprocessing.record_check import check_records
 
@@ -150,35 +159,36 @@ class DistillationTrainer:
         shorter if need be. Data of unknown size is read as it comes; data that never
         ends needs `steps_per_epoch`.
         """
-        _expect_no_class_weight(class_weight)
-        self._expect_compiled("fit")
+        expect_no_class_weight(class_weight)
+        expect_compiled(self, "fit")
         self.freeze_parts()
         self._check_tower()
         ours = [
             NonFiniteReport(self.on_nonfinite, at_epochs=True),
             SkippedReport(self.preprocessor, at_epochs=True),
         ]
+        x, sample_weight = weighted_records(x, sample_weight)
         records = raw_records(x) if validation_split else None
         if records is not None:
-            if sample_weight is not None:
-                records = {**records, "sample_weight": sample_weight}
-                sample_weight = None
             x, validation_data = split_records(records, validation_split)
             validation_split = 0.0
-        x, y, sample_weight = self._format(
-            x, y, sample_weight, batch_size, shuffle, steps=steps_per_epoch
+        x, y, sample_weight = as_training_data(
+            *(self, x, y, sample_weight),
+            batch_size=batch_size,
+            shuffle=shuffle,
+            steps=steps_per_epoch,
         )
         if validation_data is not None:
             if not isinstance(validation_data, tuple):
                 validation_data = (validation_data,)
-            validation_data = self._format(
-                *(*validation_data, None, None)[:3],
-                validation_batch_size or batch_size,
+            validation_data = as_training_data(
+                *(self, *validation_data, None, None)[:4],
+                batch_size=validation_batch_size or batch_size,
                 steps=validation_steps,
             )
         batched = isinstance(x, keras.utils.PyDataset)
         if batched:
-            self._expect_whole_executions(x)
+            expect_whole_executions(self, x)
             # Keras would shuffle by a state that a resumed training does not have.
             shuffle, steps_per_epoch = False, None
         validates = validation_data is not None and isinstance(
@@ -222,9 +232,11 @@ class DistillationTrainer:
         **kwargs,
     ):
         """The losses, energies and betas on other data; as `keras.Model.evaluate`."""
-        self._expect_compiled("evaluate")
+        expect_compiled(self, "evaluate")
         self._check_tower()
-        x, y, sample_weight = self._format(x, y, sample_weight, batch_size, steps=steps)
+        x, y, sample_weight = as_training_data(
+            self, x, y, sample_weight, batch_size=batch_size, steps=steps
+        )
         batched = isinstance(x, keras.utils.PyDataset)
         # Within `fit` Keras passes a list of its own, in which the report is.
         if not isinstance(callbacks, keras.callbacks.CallbackList):
@@ -268,11 +280,16 @@ class DistillationTrainer:
         distiller.fit(records, epochs=3)
         ```
         """
-        return check_records(x, self._formatter(labelled=True), batch_size)
+        return check_records(x, formatter_of(self), batch_size)
 
     def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
         """The student's logits at the answer rows: (N, K, V)."""
-        x, _, _ = self._format(x, None, None, batch_size, steps=steps, labelled=False)
+        x, _, _ = as_training_data(
+            *(self, x, None, None),
+            labelled=False,
+            batch_size=batch_size,
+            steps=steps,
+        )
         if isinstance(x, keras.utils.PyDataset):
             batch_size = steps = None
             skipped = SkippedReport(self.preprocessor, at_epochs=False)
@@ -293,25 +310,25 @@ class DistillationTrainer:
         self, x, y=None, sample_weight=None, class_weight=None, return_dict=False
     ):
         """One training step on a batch; as `keras.Model.train_on_batch`."""
-        _expect_no_class_weight(class_weight)
-        self._expect_compiled("train_on_batch")
+        expect_no_class_weight(class_weight)
+        expect_compiled(self, "train_on_batch")
         self._check_tower()
-        x, y, sample_weight = self._format_batch(x, y, sample_weight)
+        x, y, sample_weight = as_batch(self, x, y, sample_weight)
         with self._reporting("this step"):
             return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
 
     def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
         """The losses of a batch; as `keras.Model.test_on_batch`."""
-        self._expect_compiled("test_on_batch")
+        expect_compiled(self, "test_on_batch")
         self._check_tower()
-        x, y, sample_weight = self._format_batch(x, y, sample_weight)
+        x, y, sample_weight = as_batch(self, x, y, sample_weight)
         with self._reporting("this batch"):
             return super().test_on_batch(x, y, sample_weight, return_dict)
 
     def predict_on_batch(self, x):
         """The student's logits at the answer rows of a batch: (B, K, V)."""
         with self._student_alone():
-            x, _, _ = self._format_batch(x, None, None, labelled=False)
+            x, _, _ = as_batch(self, x, labelled=False)
             return super().predict_on_batch(x)
 
     def make_train_function(self, force=False):
@@ -357,55 +374,3 @@ class DistillationTrainer:
             watch.expect_none(self)
         watch.report(self, when, batches=0)
         report_skipped(self.preprocessor, when)
-
-    def _expect_compiled(self, method):
-        if not self.compiled:
-            raise ValueError(
-                f"Call `compile` before `{method}`: the distiller has no optimizer yet."
-            )
-
-    def _expect_whole_executions(self, dataset):
-        if self.steps_per_execution > 1 and dataset.shown_steps is None:
-            raise ValueError(
-                "Data of unknown size cannot be divided into executions of several "
-                "steps: pass `steps_per_epoch`. Received: "
-                f"steps_per_execution={self.steps_per_execution}"
-            )
-
-    def _format(
-        self, x, y, weight, batch_size, shuffle=False, steps=None, labelled=True
-    ):
-        formatter = self._formatter(labelled)
-        return formatted(x, y, weight, batch_size, shuffle, formatter, steps)
-
-    def _format_batch(self, x, y, sample_weight, labelled=True):
-        found = self._formatter(labelled)((x, y, sample_weight))
-        return (*found, None, None)[:3]
-
-    def _formatter(self, labelled):
-        # Again: a model that was loaded has got its tokens after it was made.
-        views = self.teacher_view, self.student_view
-        expect_rows_for_tokens(self.preprocessor, *views)
-        return BatchFormatter(
-            self.preprocessor,
-            parts=batch_parts(self),
-            logits_shape=self._logits_shape,
-            labelled=labelled,
-        )
-
-    def _logits_shape(self, x):
-        """The shape of the student's logits at the labels of a batch."""
-        positions = x.get("student_positions")
-        if positions is not None:
-            return (*positions.shape, self.student_view.logit_size)
-        return self.student_view.logits_shape(x["student"])
-
-
-def _expect_no_class_weight(class_weight):
-    if class_weight is not None:
-        raise ValueError(
-            "`class_weight` is not supported. Weigh the labels yourself: batches "
-            "`(x, y, sample_weight)` take a weight for each label (B, K), raw records "
-            'one for each record, under the key "sample_weight". Received: '
-            f"class_weight={class_weight}"
-        )

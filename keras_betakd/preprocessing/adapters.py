@@ -41,12 +41,13 @@ def as_dataset(x, batch_size, shuffle=False):
     if hasattr(x, "__next__"):
         return IterableBatches(x)
     refusal = _refusal(x)
+    if refusal:
+        raise ValueError(f"{refusal} (x is of type {type(x)})")
     leaves = tree.flatten(x)
-    if not refusal and leaves and all(hasattr(leaf, "shape") for leaf in leaves):
+    if leaves and all(hasattr(leaf, "shape") for leaf in leaves):
         return None
     raise ValueError(
-        (refusal or "")
-        + "`x` must be raw records (a dict of lists or arrays, a list of dicts, or a "
+        "`x` must be raw records (a dict of lists or arrays, a list of dicts, or a "
         "Hugging Face table, with prompts and responses), arrays, or batches of them: "
         "a `keras.utils.PyDataset`, a `tf.data.Dataset`, a torch `DataLoader` or a "
         f"generator. Received: x of type {type(x)}"
@@ -63,6 +64,24 @@ def raw_records(x):
     if _is_list_of_records(x):
         return _columns(x)
     return x if is_raw_records(x) or _is_table(x) else None
+
+
+def weighted_records(x, sample_weight):
+    """`(x, None)`, with the weights of raw records under their key.
+
+    Args:
+        x, sample_weight: as for `fit`; returned as they are if `x` is no raw records
+            or there are no weights.
+    """
+    records = None if sample_weight is None else raw_records(x)
+    if not isinstance(records, dict):
+        return x, sample_weight
+    if records.get("sample_weight") is not None:
+        raise ValueError(
+            'These records have a "sample_weight" of their own. Received: the argument '
+            "`sample_weight` too"
+        )
+    return {**records, "sample_weight": sample_weight}, None
 
 
 def _is_list_of_records(x):
@@ -97,32 +116,32 @@ def _refusal(x):
     """What to do with data of a kind that is known but not taken; `None` of others."""
     if isinstance(x, dict) and x and all(_column_names(v) for v in x.values()):
         name = next(iter(x))
-        return f"These are several tables, by name: pass one, `dataset[{name!r}]`. "
+        return f"These are several tables, by name: pass one, `dataset[{name!r}]`."
     if isinstance(x, dict) and not x:
-        return "This dict is empty. "
+        return "This dict is empty."
     if isinstance(x, dict) and any(_is_text_column(v) for v in x.values()):
         return (
             'Raw records need "prompts" and "responses" (and "images" for models that '
-            f"see). Received: keys={sorted(map(str, x))}. "
+            f"see). Received: keys={sorted(map(str, x))}."
         )
     if _column_names(x) and hasattr(x, "__len__"):
         return (
             'A table needs the columns "prompts" and "responses" (`rename_columns`). '
-            f"Received: columns {list(x.column_names)}. "
+            f"Received: columns {list(x.column_names)}."
         )
     if hasattr(x, "column_names") and hasattr(x, "__iter__"):
         return (
             "A streaming table comes record by record: pass `torch.utils.data."
             "DataLoader(dataset, batch_size=...)`, or `iter(dataset.batch(...))` with "
-            "`steps_per_epoch`. "
+            "`steps_per_epoch`."
         )
     if hasattr(x, "to_dict") and hasattr(x, "columns"):  # pandas
-        return 'Pass the columns of a data frame: `frame.to_dict("list")`. '
+        return 'Pass the columns of a data frame: `frame.to_dict("list")`.'
     if hasattr(x, "__getitem__") and hasattr(x, "__add__") and hasattr(x, "__len__"):
         if not hasattr(x, "shape") and not isinstance(x, (list, tuple, str, bytes)):
-            return "Pass a torch data set in a `torch.utils.data.DataLoader`. "
+            return "Pass a torch data set in a `torch.utils.data.DataLoader`."
     if isinstance(x, (str, bytes)) or hasattr(x, "__fspath__"):
-        return "Load a file first, for example by `keras_betakd.data.load_llava`. "
+        return "Load a file first, for example by `keras_betakd.data.load_llava`."
     return None
 
 

@@ -18,7 +18,12 @@ import difflib
 import numpy as np
 from keras import ops, tree
 
-from keras_betakd.preprocessing.adapters import as_dataset, is_raw_records
+from keras_betakd.preprocessing.adapters import (
+    as_dataset,
+    is_raw_records,
+    raw_records,
+    weighted_records,
+)
 from keras_betakd.preprocessing.epochs import FormattedDataset, sets_its_order
 from keras_betakd.preprocessing.labels import checked_labels, expect_classes
 from keras_betakd.preprocessing.records import PlacedRecords, as_text, record_ids
@@ -71,10 +76,11 @@ class BatchFormatter:
             places: function of the number of records that returns for each a string
                 that says where in the data it is; `None` if this is unknown.
         """
-        if not isinstance(batch, (dict, tuple, list)):
+        if _is_rows(batch) or not isinstance(batch, (tuple, list)):
             batch = (batch,)
-        batch = (batch,) if isinstance(batch, dict) else tuple(batch)
         x, y, sample_weight = (*batch, None, None)[:3]
+        if _is_rows(x):
+            x = raw_records(x)
         names = None
         if is_raw_records(x):
             x, y, sample_weight, names = self._preprocess(_placed(x, places))
@@ -85,6 +91,8 @@ class BatchFormatter:
             self.logits_shape(x) if self.logits_shape else (None,) * (np.ndim(y) + 1)
         )
         y = checked_labels(y, shape)
+        if len(y) == 0:
+            raise ValueError(f"There are no examples. Received: x with {_described(x)}")
         if sample_weight is None:
             sample_weight = x.get("sample_weight", np.ones(np.shape(y), "float32"))
         sample_weight = _per_label(sample_weight, y)
@@ -116,6 +124,12 @@ class BatchFormatter:
         if weight is not None:
             sample_weight = sample_weight * _per_label(weight, y)
         return x, y, sample_weight, names
+
+
+def _is_rows(batch):
+    """Whether a batch is a list of raw records, one dict for each."""
+    rows = isinstance(batch, (tuple, list)) and len(batch) > 0
+    return rows and all(is_raw_records(row) for row in batch)
 
 
 def _placed(records, places):
@@ -222,13 +236,7 @@ def formatted(
     formatter = formatter or BatchFormatter()
     if isinstance(x, FormattedDataset):
         return x, None, None
-    if is_raw_records(x) and sample_weight is not None:
-        if x.get("sample_weight") is not None:
-            raise ValueError(
-                'These records have a "sample_weight" of their own. Received: the '
-                "argument `sample_weight` too"
-            )
-        x, sample_weight = {**x, "sample_weight": sample_weight}, None
+    x, sample_weight = weighted_records(x, sample_weight)
     dataset = as_dataset(x, batch_size, shuffle)
     if dataset is None:
         formatter.batch_size = batch_size or 32
@@ -242,6 +250,7 @@ def formatted(
         )
     # A dataset that shuffles itself is not shuffled a second time.
     shuffle = shuffle and not sets_its_order(dataset)
+    steps = int(steps) if isinstance(steps, np.integer) else steps
     return FormattedDataset(dataset, formatter, shuffle, steps), None, None
 
 

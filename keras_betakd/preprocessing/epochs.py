@@ -14,6 +14,7 @@ import warnings
 import keras
 import numpy as np
 
+from keras_betakd.data.batches import expect_positive
 from keras_betakd.preprocessing.adapters import RecordBatches, drawn_seed
 from keras_betakd.preprocessing.iterables import has_batch, is_endless
 
@@ -57,6 +58,8 @@ class FormattedDataset(keras.utils.PyDataset):
         self._expect_batch()
 
     def _expect_steps(self):
+        if self.steps is not None:
+            expect_positive("steps", self.steps)
         if self.steps is None and is_endless(self.dataset):
             raise ValueError(
                 "The data never ends, so an epoch of it would not end either. Give the "

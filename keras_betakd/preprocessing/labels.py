@@ -43,6 +43,7 @@ def checked_labels(y, logits_shape):
         raise ValueError(
             f"The student's logits need labels of shape {_shown(expected)}, a class id "
             f"for each row of {classes} logits. Received: labels of shape {y.shape}"
+            + (" (of one example? Data sets yield batches)" * (y.ndim == len(rows)))
         )
     return y
 
