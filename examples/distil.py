@@ -31,7 +31,7 @@ from scienceqa import BETAS, ENERGIES, make_optimizer
 import keras_betakd
 from keras_betakd.data import IMAGE_MARK, load_image, neutralize_image_marks
 from keras_betakd.evaluation import generate_answers
-from keras_betakd.models import load_model
+from keras_betakd.models import load_model, save_preset
 
 ENERGIES = {**ENERGIES, "uld": keras_betakd.ULDEnergy}
 FREEZE = {
@@ -117,7 +117,7 @@ def main():
     distiller.fit(batches, epochs=args.epochs, callbacks=[history])
     history.write_csv(args.output / "history.csv")
     history.plot(args.output / "history.png", f"{args.energy}, {args.beta} beta")
-    distiller.student.save_to_preset(args.output.absolute() / "student")
+    save_preset(distiller.student, args.output / "student")
     if (args.data / "test.jsonl").exists():
         score(distiller.student, args)
 

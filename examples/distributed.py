@@ -16,6 +16,7 @@ import small_gemma
 
 import keras_betakd
 from keras_betakd.data import ScienceQADataset, load_scienceqa
+from keras_betakd.models import save_preset
 
 
 def parse_arguments():
@@ -110,7 +111,7 @@ def main():
     # All processes must call fit and evaluate, since each waits for the others.
     distiller.fit(share, epochs=args.epochs, verbose=2 if rank == 0 else 0)
     if rank == 0:
-        student.save_to_preset(os.path.join(args.output, "student"))
+        save_preset(student, os.path.join(args.output, "student"))
 
 
 def load(args, rank):

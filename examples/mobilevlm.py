@@ -51,7 +51,7 @@ import keras_betakd
 from keras_betakd.data import LlavaDataset, load_llava
 from keras_betakd.evaluation import generate_answers
 from keras_betakd.mobilevlm import load_mobilevlm
-from keras_betakd.models import load_model
+from keras_betakd.models import load_model, save_preset
 
 IMAGE_ENERGIES = {
     "mse": keras_betakd.FeatureMSEEnergy,
@@ -150,7 +150,7 @@ def run(stage, args, step=STEP):
     distiller.fit(batches, epochs=args.epochs, callbacks=[history])
     history.write_csv(output / "history.csv")
     history.plot(output / "history.png", f"{stage}: {args.energy}, {args.beta} beta")
-    student.save_to_preset(output.absolute() / "student")
+    save_preset(student, output / "student")
     return student
 
 

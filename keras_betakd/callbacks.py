@@ -1,16 +1,11 @@
-"""Callbacks: records losses, energies and betas; backs up the state of a training."""
+"""`DistillationHistory`: records losses, energies and betas, and plots them."""
 
 import csv
 import os
-import pathlib
-import re
 
 import keras
 
-from keras_betakd.distillation.saving import DistillerSaving, saved_bytes
 from keras_betakd.files import atomic_write
-
-_BACKUP_NAME = re.compile(r"epoch_(\d+)\.weights\.h5")
 
 
 class DistillationHistory(keras.callbacks.Callback):
@@ -137,91 +132,3 @@ class DistillationHistory(keras.callbacks.Callback):
             raise ValueError(
                 "Nothing is recorded yet: pass this callback to `fit` first."
             )
-
-
-class TrainingBackup(keras.callbacks.Callback):
-    """Saves the state of a training after each epoch, so that a killed run can resume.
-
-    A resumed run has the losses of an uninterrupted one: the backup restores weights,
-    betas, the optimizer with its schedule, the state of energies, dropout's random
-    state and the order of the data. Neither a kill nor a full disk can lose the last
-    state: each is one file, written atomically under a name with its number of epochs,
-    before the previous one is removed. (`keras.callbacks.BackupAndRestore` works too,
-    but writes weights and epoch into two files: a kill between them repeats an epoch.)
-
-    The order of the data is restored for raw records and for data sets with a
-    `start_epoch` method, such as those of `keras_betakd.data`, if the seed is the same
-    (`keras.utils.set_random_seed`). `keras_betakd.data.EpochParts` divides an epoch
-    that takes days into parts. For a plain Keras model everything is restored but
-    dropout's random state, which Keras does not save in weights files.
-
-    Args:
-        directory: folder for the backup alone; created if it does not exist. The last
-            file stays when training ends.
-
-    Raises:
-        OSError: the folder cannot be written; raised by the constructor.
-
-    Example:
-
-    ```python
-    backup = TrainingBackup("output/backup")
-    epoch = backup.restore(distiller)  # 0 the first time
-    distiller.fit(dataset, epochs=10, initial_epoch=epoch, callbacks=[backup])
-    ```
-    """
-
-    def __init__(self, directory):
-        super().__init__()
-        self.directory = pathlib.Path(directory)
-        probe = self.directory / "can_be_written"
-        with atomic_write(probe) as draft:
-            draft.touch()
-        probe.unlink()
-
-    def restore(self, model):
-        """Loads the last state into a compiled model, if there is one.
-
-        Args:
-            model: the compiled model.
-
-        Returns:
-            The number of epochs of that state, for `initial_epoch`; 0 if there is none.
-
-        Raises:
-            ValueError: the file is damaged, or of another model.
-        """
-        saved = self._saved()
-        if not saved:
-            return 0
-        epoch = max(saved)
-        if not model.optimizer.built:
-            model.optimizer.build(model.trainable_variables)
-        try:
-            model.load_weights(saved[epoch])
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(
-                f"'{saved[epoch]}' does not hold the state of this model: {error}. "
-                "Build the model as it was when the file was written, or remove the "
-                "file to start anew."
-            ) from error
-        return epoch
-
-    def on_epoch_end(self, epoch, logs=None):
-        before = self._saved()
-        path = self.directory / f"epoch_{epoch + 1}.weights.h5"
-        if isinstance(self.model, DistillerSaving):  # it writes files atomically
-            self.model.save_weights(path)
-        else:
-            with atomic_write(path, size=saved_bytes(self.model)) as draft:
-                self.model.save_weights(draft)
-        for other in before.values():
-            if other != path:
-                other.unlink()
-
-    def _saved(self):
-        """The backup files by their number of epochs."""
-        found = {
-            _BACKUP_NAME.fullmatch(path.name): path for path in self.directory.iterdir()
-        }
-        return {int(match[1]): path for match, path in found.items() if match}

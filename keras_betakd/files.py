@@ -1,9 +1,12 @@
 """Reads JSON, jsonl and text with the file named in errors; writes files atomically."""
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
+import secrets
+import socket
 
 
 @contextlib.contextmanager
@@ -42,7 +45,8 @@ def read_json(path: str | os.PathLike):
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It does not hold JSON. The message names the file.
+        ValueError: It does not hold JSON, or a key stands twice in an object, where one
+            value would be lost. The message names the file.
 
     Example:
 
@@ -52,7 +56,7 @@ def read_json(path: str | os.PathLike):
     """
     with open(path, encoding="utf-8-sig") as file:
         try:
-            return json.load(file)
+            return json.load(file, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"Not a JSON file: {os.fspath(path)!r} ({error})"
@@ -67,8 +71,8 @@ def read_jsonl(path: str | os.PathLike) -> list[dict]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: A line does not hold a JSON object, or the file is not in UTF-8. The
-            message names the file and the line.
+        ValueError: A line does not hold a JSON object, a key stands twice in it, or the
+            file is not in UTF-8. The message names the file and the line.
 
     Example:
 
@@ -88,12 +92,34 @@ def read_jsonl(path: str | os.PathLike) -> list[dict]:
 
 def _json_object(line, where):
     try:
-        value = json.loads(line)
-    except ValueError as error:
+        value = json.loads(line, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not JSON ({error})") from error
     if not isinstance(value, dict):
         raise ValueError(f"{where}: must be a JSON object. Received: {line.strip()!r}")
     return value
+
+
+def _object(pairs):
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return value
+
+
+def digest_of_file(path: str | os.PathLike) -> str:
+    """Returns the SHA-256 of a file's bytes in hexadecimal.
+
+    Example:
+
+    ```python
+    digest_of_file("model.weights.h5")
+    ```
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
@@ -101,7 +127,9 @@ def atomic_write(path, advice="Make room, or the folder writable.", size=0):
     """Replaces a file only once the new one is complete.
 
     It yields the path of a temporary file in the same folder, which then replaces
-    `path`. A kill, a crash or a full disk leaves `path` as it was.
+    `path`. A kill, a crash or a full disk leaves `path` as it was. Each writer has a
+    temporary file of its own, so of several at a time the last to end is what stands
+    there, whole. What a killed writer has left is removed by the next one.
 
     Args:
         path: The file to write.
@@ -110,7 +138,8 @@ def atomic_write(path, advice="Make room, or the folder writable.", size=0):
             anything is written. HDF5 ends the process on a disk that becomes full.
 
     Yields:
-        `pathlib.Path` of the temporary file, which must be written within.
+        `pathlib.Path` of the temporary file, which must be written within. It exists
+        already, is empty and ends in the name of `path`.
 
     Raises:
         OSError: The file cannot be written. The message names it.
@@ -123,12 +152,11 @@ def atomic_write(path, advice="Make room, or the folder writable.", size=0):
     ```
     """
     path = pathlib.Path(path)
-    draft = path.with_name(f".part.{path.name}")
+    draft = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if size and hasattr(os, "posix_fallocate"):
-            with open(draft, "wb") as file:
-                os.posix_fallocate(file.fileno(), 0, size)
+        _remove_drafts_of_killed(path)
+        draft = _new_draft(path, size)
         yield draft
         with open(draft, "rb+") as file:
             os.fsync(file.fileno())
@@ -147,6 +175,53 @@ def atomic_write(path, advice="Make room, or the folder writable.", size=0):
         raise
 
 
+def _draft_prefix(process):
+    # No dot: the parts of a draft's name are split at dots.
+    host = socket.gethostname().replace(".", "-")
+    return f".part.{host}.{process}."
+
+
+def _new_draft(path, size):
+    """An empty file beside `path` that nobody else writes, with `size` bytes free."""
+    name = f"{_draft_prefix(os.getpid())}{secrets.token_hex(4)}.{path.name}"
+    draft = path.with_name(name)
+    # O_EXCL: neither another writer's file nor a link of that name is opened.
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        if size and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, size)
+    except OSError:
+        _remove(draft)
+        raise
+    finally:
+        os.close(descriptor)
+    return draft
+
+
+def _remove_drafts_of_killed(path):
+    """Removes drafts of `path` by processes of this machine that have ended."""
+    prefix = _draft_prefix("")[:-1]
+    for draft in path.parent.glob(".part.*"):
+        if not draft.name.startswith(prefix) or not draft.name.endswith(path.name):
+            continue
+        process, _, name = draft.name.removeprefix(prefix).split(".", 2)
+        if name == path.name and process.isdigit() and not _runs(int(process)):
+            _remove(draft)
+
+
+def _runs(process):
+    if os.name == "nt":  # there, signal 0 is Ctrl-C
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it runs, for another user
+        return True
+    return True
+
+
 def _remove(path):
     with contextlib.suppress(OSError):
-        path.unlink()
+        if path is not None:
+            path.unlink()

@@ -144,7 +144,10 @@ X, Y, WEIGHT = token_batch()
         ),
         (lambda d: d.fit(X, Y, sample_weight=WEIGHT * np.nan), r"Received: nan at \("),
         (lambda d: d.fit(X, Y, sample_weight=-WEIGHT), r"Received: -1.0 at \(0, 0\)"),
-        (lambda d: d.fit({"student": X, "teach": X}, Y), "'teach' for 'teacher'"),
+        (
+            lambda d: d.fit({"student": X, "teach": X}, Y),
+            "no key 'teach'; did you mean 'teacher'",
+        ),
         (lambda d: d.fit({"student": X}, Y), r"Received: keys=\['student'\]"),
         (lambda d: d.fit(tf_batches(), steps_per_epoch=0), "positive integer"),
     ],

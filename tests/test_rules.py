@@ -73,27 +73,30 @@ def test_the_library_does_not_print(path):
 MAY_IMPORT = {
     "backends": (),
     "files": (),
+    "folders": (),
     "version": (),
     "distribution": (),
     "objective": ("distribution",),
-    "data": ("files",),
+    "data": ("files", "folders"),
     "energies": ("backends", "objective"),
     "betas": ("objective",),
     "preprocessing": ("distribution", "data"),
-    "mobilevlm": ("data", "preprocessing"),
+    "mobilevlm": ("files", "folders", "data", "preprocessing"),
     "released": ("energies", "betas"),
-    "models": ("backends", "mobilevlm"),
+    "models": ("backends", "files", "folders", "mobilevlm"),
     "head_loss": ("backends", "distribution", "objective", "energies", "models"),
-    "evaluation": ("files", "version", "data", "preprocessing", "models"),
+    "evaluation": ("files", "folders", "version", "data", "preprocessing", "models"),
     "distillation": (
-        *("backends", "files", "version", "distribution", "objective", "energies"),
-        *("betas", "preprocessing", "mobilevlm", "models", "head_loss"),
+        *("backends", "files", "folders", "version", "distribution", "objective"),
+        *("energies", "betas", "preprocessing", "mobilevlm", "models", "head_loss"),
     ),
     "evaluate": ("evaluation",),
     "teacher_cache": (
-        *("backends", "files", "betas", "preprocessing", "models", "distillation"),
+        *("backends", "files", "folders", "betas", "preprocessing", "models"),
+        "distillation",
     ),
-    "callbacks": ("files", "distillation"),
+    "callbacks": ("files",),
+    "training_backup": ("files", "folders", "distillation"),
 }
 
 

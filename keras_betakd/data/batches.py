@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import reprlib
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -64,8 +65,9 @@ def usable_records(
     Args:
         items: Pairs of an id and the item to read. An item that is a `ValueError`
             is raised, as if `read` had raised it.
-        read: Takes an id and its item and returns the record. It raises a
-            `FileNotFoundError` or a `ValueError` if the record cannot be used.
+        read: Takes an id and its item and returns the record, whose texts are then
+            checked to be Unicode. It raises a `FileNotFoundError` or a `ValueError` if
+            the record cannot be used.
         on_error: "raise", or "skip" to leave out the records that cannot be used.
 
     Returns:
@@ -81,7 +83,9 @@ def usable_records(
         try:
             if isinstance(item, ValueError):
                 raise item
-            records.append(read(record_id, item))
+            record = read(record_id, item)
+            _expect_encodable(record_id, record)
+            records.append(record)
         except (FileNotFoundError, ValueError) as error:
             if on_error == "raise":
                 raise
@@ -90,6 +94,24 @@ def usable_records(
         message = _skipped_message(skipped, len(records) + len(skipped))
         warnings.warn(message, stacklevel=3)
     return records, skipped
+
+
+def _expect_encodable(record_id, record):
+    """Raises a `ValueError` for a text with half a character, as JSON may hold it.
+
+    No tokenizer takes it. Paths of images may have it: the system's are not all UTF-8.
+    """
+    fields = dataclasses.fields(record) if dataclasses.is_dataclass(record) else ()
+    for name in (field.name for field in fields if not field.name.startswith("image")):
+        value = getattr(record, name)
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and not text.isascii():
+                try:
+                    text.encode()
+                except UnicodeEncodeError as error:
+                    message = f"`{name}` must be text that can be encoded as UTF-8."
+                    received = f"{reprlib.repr(text)} ({error})"
+                    raise record_error(record_id, message, received) from error
 
 
 def _skipped_message(skipped, total, shown=10):

@@ -10,24 +10,55 @@ import re
 
 import numpy as np
 
+from keras_betakd.data.pixels import array_to_rgb, as_array, image_to_rgb
+
 IMAGE_MARK = "<image>"
 """The mark that shows the place of an image in a prompt, the same for all models.
 
 Loaders write it; the preprocessing of each model replaces it by that model's own mark.
 """
 
-BACKGROUND = 255
-"""The value, white, of the background that transparent pixels are blended with."""
+FORMATS = (
+    *("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "ICO"),
+    *("AVIF", "JPEG2000", "QOI", "TGA"),
+)
+"""The formats of image files that are read, by Pillow's names.
+
+None of them is a program: Pillow gives PostScript to an interpreter.
+"""
+
+_MEDIA = "image|img|vision|video|audio|multimodal"
 
 _MARK = re.compile(
-    r"""([<\[])                     # the opening bracket
+    rf"""([<\[])                    # the opening bracket
     (?=  /?\|?  (?:
         (?:start|end|begin|boi|eoi)_of_\w+ | boi | eoi
-      | (?:image|img|im|vision|video|audio|fake_token_around)\w*
+      | (?:{_MEDIA}|im|fake_token_around)\w*
     ) \|? [>\]]
-    | \|[^<>|\s]*\|> )              # any chat mark: <|im_end|>, <|endoftext|>""",
+    | \|[^<>|\s]*\|>                # any chat mark: <|im_end|>, <|endoftext|>
+    | (?<=<)(?: \|\w+> | \w+\|> ) ) # Gemma 4's: <|turn>, <turn|>""",
     re.IGNORECASE | re.VERBOSE,
 )
+
+_IMAGE_TOKEN = re.compile(
+    rf"""[<\[] /?\|? (?:
+        (?:start|end|begin)_of_(?:{_MEDIA}) | boi | eoi | begin_image | end_image
+      | (?:{_MEDIA}|fake_token_around)\w*
+      | (?<=<)im_\w+ )
+    \|? [>\]]""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def is_image_token(token: str) -> bool:
+    """Whether a token of a vocabulary stands, by its text, for an image or a sound.
+
+    Example:
+
+    >>> is_image_token("<|vision_start|>"), is_image_token("<|im_start|>")
+    (True, False)
+    """
+    return _IMAGE_TOKEN.fullmatch(token) is not None
 
 
 def neutralize_image_marks(text: str) -> str:
@@ -39,8 +70,8 @@ def neutralize_image_marks(text: str) -> str:
     readable. Marks are found in upper and lower case: `<image>`, `<img>`,
     `<start_of_image>`, `<end_of_image>`, `<image_soft_token>`, `<|image|>`,
     `<|image_pad|>`, `<|vision_start|>`, `<|image>`, `[IMG]`, the corresponding marks
-    of video and audio, and every chat mark of the form `<|...|>`. Other uses of `<`
-    are left unchanged.
+    of video and audio, and every chat mark of the forms `<|...|>`, `<|...>` and
+    `<...|>`. Other uses of `<` are left unchanged.
 
     Args:
         text: The text of a question, choice, hint or answer.
@@ -76,15 +107,22 @@ def load_image(source) -> np.ndarray:
     Every Pillow mode is accepted (black and white, grey, palette, RGB, RGBA,
     CMYK, 16 and 32 bit grey, float, ...). Transparent parts are blended with white.
     The orientation in the EXIF data is applied. Of an animation, the first frame is
-    read.
+    read. Beside the decoded image and the result, little memory is used.
 
-    The range of values that are not 8 bit is inferred from the largest one: floats up
-    to 1 are read as 0..1, all others up to 255 as 0..255, up to 65535 as 0..65535.
+    The range of values follows from the type. Of arrays and tensors, bool is 0..1,
+    uint16 is 0..65535, all other integers are 0..255, whatever their values are. Floats
+    are 0..1 if none exceeds 1, else 0..255 (values a little above 1 are refused, as is
+    what lies in no range: -1..1, NaN). Of Pillow's modes, `I` and `I;16` are 0..65535
+    and `F` is read as an array of floats.
+
+    Files are read in the formats `keras_betakd.data.images.FORMATS` (PNG, JPEG, WEBP,
+    BMP, GIF, TIFF, PPM, ICO, AVIF, JPEG 2000, ...), never by another program: Pillow
+    would start one for PostScript.
 
     Args:
         source: A path, the bytes of an image file, a dict with `"bytes"` and
             `"path"` (as Hugging Face datasets hand them out; the bytes win), a
-            Pillow image, or a uint8, uint16 or float array of shape `(H, W)`,
+            Pillow image, or a NumPy array or a tensor of shape `(H, W)`,
             `(H, W, 1)`, `(H, W, 3)` or `(H, W, 4)`, whose last channel is alpha.
 
     Returns:
@@ -92,9 +130,10 @@ def load_image(source) -> np.ndarray:
 
     Raises:
         FileNotFoundError: There is no file at the path.
-        ValueError: The file is truncated, not an image or suspiciously large
-            (Pillow's `Image.MAX_IMAGE_PIXELS`, where Pillow itself only warns);
-            the array has another shape or impossible values.
+        ValueError: The file is truncated, not an image, of another format or
+            suspiciously large (Pillow's `Image.MAX_IMAGE_PIXELS`, where Pillow itself
+            only warns); the path leads to no regular file; the array has another shape
+            or impossible values.
         TypeError: `source` is of another type.
 
     Example:
@@ -104,16 +143,16 @@ def load_image(source) -> np.ndarray:
     """
     if isinstance(source, dict):
         source = _from_dict(source)
-    if isinstance(source, np.ndarray):
-        return _array_to_rgb(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
         return _decode(io.BytesIO(data), f"{len(data)} bytes of image data")
     if isinstance(source, (str, os.PathLike)):
         check_image_path(source)
         return _decode(source, f"path {os.fspath(source)!r}")
+    if is_array(source):
+        return array_to_rgb(as_array(source))
     _expect_image(source)
-    return _guarded(lambda: _image_to_rgb(source), f"image {source!r}")
+    return _guarded(lambda: image_to_rgb(source), f"image {source!r}")
 
 
 def check_image(source) -> None:
@@ -140,8 +179,9 @@ def check_image(source) -> None:
         source = _from_dict(source)
     if isinstance(source, (str, os.PathLike)):
         check_image_path(source)
-    elif not isinstance(source, (bytes, bytearray, memoryview, np.ndarray)):
-        _expect_image(source)
+    elif not isinstance(source, (bytes, bytearray, memoryview)):
+        if not is_array(source):
+            _expect_image(source)
 
 
 def check_image_path(path) -> None:
@@ -170,13 +210,30 @@ def check_image_path(path) -> None:
         )
 
 
+def is_array(source) -> bool:
+    """Whether a source of `load_image` is a NumPy array or a tensor of any backend.
+
+    Example:
+
+    >>> is_array(np.zeros((4, 6))), is_array("a.png")
+    (True, False)
+    """
+    return hasattr(source, "__array__") and not isinstance(source, (str, bytes))
+
+
 def _expect_image(source):
     from PIL import Image
 
     if not isinstance(source, Image.Image):
         raise TypeError(
             "An image must be a path, bytes, a dict with 'bytes' and 'path', a Pillow "
-            f"image or a numpy array. Received: {type(source).__name__}"
+            "image, a NumPy array or a tensor. Received: "
+            f"{type(source).__name__}"
+        )
+    if source.format == "EPS":
+        raise ValueError(
+            "PostScript is a program, which is not started: make an image of it first, "
+            f"by `image.convert('RGB')` if you trust the file. Received: {source!r}"
         )
 
 
@@ -193,10 +250,13 @@ def _from_dict(source):
 def _decode(file, name):
     from PIL import Image
 
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]
+
     def read():
-        with Image.open(file) as image:
+        with Image.open(file, formats=formats) as image:
             _refuse_bomb(image, Image.MAX_IMAGE_PIXELS)
-            return _image_to_rgb(image)
+            return image_to_rgb(image)
 
     return _guarded(read, name)
 
@@ -218,69 +278,12 @@ def _refuse_bomb(image, limit):
 
 def _guarded(read, name):
     """Returns `read()`; an error of it becomes a `ValueError` that names the image."""
-    from PIL import Image
-
-    bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-    broken = (OSError, SyntaxError, EOFError, ValueError, *bombs)
     try:
         return read()
-    except broken as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Of a damaged file, Pillow raises almost any.
         raise ValueError(
-            "Could not read this image: it is truncated, damaged or no image. "
-            f"Received: {name} ({error})"
+            "Could not read this image: it is truncated, damaged, no image, or of a "
+            f"format other than {', '.join(FORMATS)}. Received: {name} ({error})"
         ) from error
-
-
-def _image_to_rgb(image):
-    from PIL import ImageOps
-
-    image = ImageOps.exif_transpose(image)
-    mode = image.mode
-    if mode[0] in "IF":  # 16 and 32 bit grey: Pillow would clip it at 255.
-        return _array_to_rgb(np.asarray(image))
-    if image.has_transparency_data:
-        if mode == "La":
-            image = image.convert("LA")
-        return _array_to_rgb(np.asarray(image.convert("RGBA")))
-    return np.array(image.convert("RGB"))
-
-
-def _array_to_rgb(array):
-    array = _to_uint8(array)
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.ndim != 3 or array.shape[-1] not in (1, 3, 4) or 0 in array.shape:
-        raise ValueError(
-            "An image array must have the shape (H, W), (H, W, 1), (H, W, 3) or "
-            f"(H, W, 4), with at least one pixel. Received: shape {array.shape}"
-        )
-    if array.shape[-1] == 4:
-        array = _over_background(array)
-    return np.array(np.broadcast_to(array, (*array.shape[:2], 3)))
-
-
-def _over_background(array):
-    color = array[..., :3].astype("float64")
-    alpha = array[..., 3:].astype("float64") / 255
-    return np.rint(color * alpha + BACKGROUND * (1 - alpha)).astype("uint8")
-
-
-def _to_uint8(array):
-    if array.dtype == np.uint8 or array.size == 0:
-        return array
-    if array.dtype == np.bool_:
-        return array.astype("uint8") * 255
-    if array.dtype.kind not in "iuf":
-        raise ValueError(
-            f"An image array must hold numbers. Received: dtype {array.dtype}"
-        )
-    low, high = array.min(), array.max()
-    if not (np.isfinite(low) and np.isfinite(high) and 0 <= low and high <= 65535):
-        raise ValueError(
-            "Image values must be finite and lie in 0..1, 0..255 or 0..65535. "
-            f"Received: values from {low} to {high}"
-        )
-    top = 65535 if high > 255 else 255
-    if array.dtype.kind == "f" and high <= 1:
-        top = 1
-    return np.rint(array.astype("float64") * (255 / top)).astype("uint8")

@@ -31,7 +31,7 @@ from keras_betakd.distillation.outputs import (
     without_gradient,
 )
 from keras_betakd.distillation.replica_loss import batch_loss
-from keras_betakd.distillation.saving import DistillerSaving
+from keras_betakd.distillation.saving import DistillerSaving, Untracked
 from keras_betakd.distillation.shared_tower import SharedTower
 from keras_betakd.distillation.summary import LINE_LENGTH, parameter_table, parts_of
 from keras_betakd.distillation.trainer import DistillationTrainer
@@ -154,6 +154,7 @@ class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
                 f"`reduction` must be one of {REDUCTIONS}. Received: {reduction}"
             )
         self.student = student
+        self._teacher_holder = Untracked(teacher)
         self.teacher = teacher
         self.betas = named_betas(beta, list(self.energies))
         self.schedules = {

@@ -30,8 +30,8 @@ from keras_betakd.preprocessing.adapters import (
     split_records,
     weighted_records,
 )
+from keras_betakd.preprocessing.data_check import check_records
 from keras_betakd.preprocessing.epochs import EpochOrder
-from keras_betakd.preprocessing.record_check import check_records
 
 
 class DistillationTrainer:

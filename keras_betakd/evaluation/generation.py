@@ -46,7 +46,9 @@ def generate_answers(
         progress: Whether to show a progress bar.
 
     Returns:
-        The cleaned answers (see `clean_answer`) by id, in the order of the prompts.
+        The answers by id, in the order of the prompts, without end mark and special
+        tokens. The thoughts of a model that reasons stay in them: the scorers read what
+        follows, and `clean_answer` returns it.
 
     Raises:
         ValueError: A prompt leaves no room for its answer (keras-hub would truncate it

@@ -84,27 +84,27 @@ class PromptReader:
 
     def _prompts(self, batch):
         from keras_betakd.preprocessing.model_inputs import model_inputs
+        from keras_betakd.preprocessing.record_checks import checked_records
 
-        size = len(batch["prompts"])
-        ids = self._new_ids(batch, size)
-        wanted = {k: batch[k] for k in ("prompts", "images") if k in batch}
-        inputs = model_inputs(self.preprocessor, {"ids": ids, **wanted})
+        batch = {key: value for key, value in batch.items() if key != "responses"}
+        if batch.get("ids") is None:
+            start = len(self.ids)
+            batch["ids"] = range(start, start + len(batch.get("prompts", ())))
+        records = checked_records(batch)
+        ids, size = records["ids"], len(records["ids"])
+        self._expect_new(ids)
+        inputs = model_inputs(self.preprocessor, records)
         lengths = self._lengths(inputs, ids)
         for i, (name, length) in enumerate(zip(ids, lengths, strict=True)):
             row = {key: value[i] for key, value in inputs.items()}
             kind = length if self._format.bidirectional_prompt else None
             yield Prompt(name, row, length, self.limit - length, kind, size)
 
-    def _new_ids(self, batch, size):
-        start = len(self.ids)
-        ids = batch.get("ids")
-        ids = range(start, start + size) if ids is None else ids
-        ids = [str(name) for name in ids]
+    def _expect_new(self, ids):
         for name in ids:
             if name in self.ids:
                 raise ValueError(f"Each record must have an id of its own: {name!r}.")
             self.ids[name] = None
-        return ids
 
     def _lengths(self, inputs, ids):
         """The length of each prompt in the sequence in which its answer is decoded."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import keras
 
 from keras_betakd.evaluation.agreement import Agreement, score_agreement
+from keras_betakd.evaluation.answer_text import thought_counts
 from keras_betakd.evaluation.benchmarks.base import Benchmark
 from keras_betakd.evaluation.intervals import Accuracy
 from keras_betakd.evaluation.journal import Answer
@@ -74,6 +75,7 @@ def make_report(
         "limit": args.limit,
         "prompt_format": benchmark.prompt_format,
         **benchmark.scores(questions, texts),
+        "thoughts": thought_counts(texts.values()),
         "new_tokens": {
             "most": args.max_new_tokens,
             "least": min(rooms),
@@ -194,6 +196,7 @@ def _notes(report):
     yield "* the number that papers report"
     if report["note"]:
         yield report["note"]
+    yield from _thought_notes(report)
     tokens = report["new_tokens"]
     most, least, limited = (tokens[k] for k in ("most", "least", "limited_questions"))
     if limited:
@@ -201,4 +204,23 @@ def _notes(report):
             f"The sequence length left {limited} answers fewer than {most} new tokens, "
             f"{least} at least; a --sequence-length greater by {most - least} leaves "
             "them to all"
+        )
+
+
+def _thought_notes(report):
+    answers, silent = (report["thoughts"][k] for k in ("answers", "without_answer"))
+    if answers:
+        published = any("published scorer" in name for name in report["scores"])
+        yield (
+            f"{answers} answers hold a model's thoughts: what follows them is scored"
+            + (
+                ", but by the published scorer, which reads them too"
+                if published
+                else ""
+            )
+        )
+    if silent:
+        yield (
+            f"{silent} of these are thoughts without an answer, which is wrong; a "
+            "greater --max-new-tokens leaves room for one"
         )

@@ -11,8 +11,9 @@ from keras_betakd.mobilevlm.backbone import IMAGE_TOKEN_ID, MobileVLMBackbone
 from keras_betakd.mobilevlm.conversation import TEMPLATES, check_conversation
 from keras_betakd.mobilevlm.image_converter import MobileVLMImageConverter
 from keras_betakd.mobilevlm.tokenizer import MobileVLMTokenizer
-from keras_betakd.preprocessing.image_inputs import check_marks, images_by_record
-from keras_betakd.preprocessing.records import as_turns, record_ids
+from keras_betakd.preprocessing.image_inputs import check_marks
+from keras_betakd.preprocessing.record_images import images_by_record
+from keras_betakd.preprocessing.records import record_ids, turns_by_record
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
@@ -157,9 +158,9 @@ class MobileVLMCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         """`(token_ids, is_trained)` of each conversation, with its last response."""
         prompts, names = self._prompts(x)
         template = TEMPLATES[self.template]()
+        responses = turns_by_record(x["responses"], names, "response")
         encoded = []
-        for turns, answers, name in zip(prompts, x["responses"], names, strict=True):
-            answers = as_turns(answers)
+        for turns, answers, name in zip(prompts, responses, names, strict=True):
             check_conversation(turns, answers, name)
             template.check(turns, answers, name)
             encoded.append(template.encode(turns, answers, self.tokenizer))
@@ -170,11 +171,13 @@ class MobileVLMCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
 
         The earlier responses of a conversation belong to the prompt.
         """
-        prompts, _ = self._prompts(x)
+        prompts, names = self._prompts(x)
         template = TEMPLATES[self.template]()
-        responses = x.get("responses") or [()] * len(prompts)
+        responses = [()] * len(prompts)
+        if x.get("responses"):
+            responses = turns_by_record(x["responses"], names, "response")
         return [
-            template.encode(turns, as_turns(answers), self.tokenizer)
+            template.encode(turns, answers, self.tokenizer)
             for turns, answers in zip(prompts, responses, strict=True)
         ]
 
@@ -208,8 +211,8 @@ class MobileVLMCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         return keras.utils.pack_x_y_sample_weight(inputs, y, weight)
 
     def _prompts(self, x):
-        prompts = [as_turns(prompt) for prompt in x["prompts"]]
-        return prompts, x.get("names") or record_ids(x, len(prompts))
+        names = x.get("names") or record_ids(x, len(x["prompts"]))
+        return turns_by_record(x["prompts"], names, "prompt"), names
 
     def _images(self, x, prompts, ids):
         images = images_by_record(x.get("images"), len(prompts), ids)

@@ -13,8 +13,6 @@ That is `(x, y, sample_weight)`: labels y (B, K), their weights (B, K), and a di
     ids                 (B, 64): the ids of the records as bytes. Only if they have ids.
 """
 
-import difflib
-
 import numpy as np
 from keras import ops, tree
 
@@ -26,11 +24,13 @@ from keras_betakd.preprocessing.adapters import (
 )
 from keras_betakd.preprocessing.epochs import FormattedDataset, sets_its_order
 from keras_betakd.preprocessing.labels import checked_labels, expect_classes
-from keras_betakd.preprocessing.records import PlacedRecords, as_text, record_ids
+from keras_betakd.preprocessing.record_checks import expect_known_keys
+from keras_betakd.preprocessing.records import PlacedRecords, record_ids
 
 _MODELS = {"student", "teacher"}
 _POSITIONS = {"student_positions", "teacher_positions"}
-_KEYS = {*_MODELS, *_POSITIONS, "sample_weight", "task_weight", "aligned", "ids"}
+_OTHERS = ("sample_weight", "task_weight", "aligned", "ids")
+_KEYS = (*sorted(_MODELS), *sorted(_POSITIONS), *_OTHERS)
 
 
 def by_model(x):
@@ -151,19 +151,15 @@ def _expect_form(x):
     keys = set(x) if isinstance(x, dict) else set()
     if not keys & {*_MODELS, *_POSITIONS}:
         return x
+    expect_known_keys(keys, _KEYS, "Batches with inputs for each model")
     lacking = _MODELS - keys
     if keys & _POSITIONS:
         lacking |= _POSITIONS - keys
-    unknown = sorted(map(str, keys - _KEYS))
-    if lacking or unknown:
-        close = {k: difflib.get_close_matches(k, _KEYS, 1, 0.5) for k in unknown}
-        hints = [f"{k!r} for {v[0]!r}" for k, v in close.items() if v]
+    if lacking:
         raise ValueError(
             f"A batch with inputs for each model has the keys {sorted(_MODELS)} and, "
-            f"in the answer-position form, {sorted(_POSITIONS)}; it may have "
-            f"{sorted(_KEYS - _MODELS - _POSITIONS)}. Received: "
-            f"keys={sorted(map(str, keys))}"
-            + (f"; perhaps {', '.join(hints)}" if hints else "")
+            f"in the answer-position form, {sorted(_POSITIONS)}. Missing: "
+            f"{sorted(lacking)}. Received: keys={sorted(map(str, keys))}"
         )
     return x
 
@@ -174,7 +170,8 @@ def _names(x, places, size):
     if x.get("ids") is None:
         return names
     rows = ops.convert_to_numpy(x["ids"]).astype("uint8")
-    ids = [f"'{as_text(row.tobytes().rstrip(bytes(1)))}'" for row in rows]
+    texts = [row.tobytes().rstrip(bytes(1)).decode(errors="replace") for row in rows]
+    ids = [f"'{text}'" for text in texts]
     return (
         ids
         if names is None

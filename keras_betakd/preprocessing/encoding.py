@@ -97,6 +97,7 @@ class ModelEncoder(Encoder):
         check_lengths(self.preprocessor, inputs, (x, weight), ids, self.role)
         positions, weights = _answer_slots(weight, max_response_length, ids)
         labels = np.where(weights > 0, np.take_along_axis(y, positions, 1), 0)
+        _expect_answers(labels, weights, self.tokenizer.end_token_id, ids)
         return Encoded(x, labels, positions, weights)
 
     def check_vocabulary(self, student_preprocessor):
@@ -114,6 +115,21 @@ class ModelEncoder(Encoder):
 
     def image_form(self):
         return format_of(self.preprocessor).image_form()
+
+
+def _expect_answers(labels, weights, end, ids):
+    """Raises a `ValueError` for an answer that has no token but its end mark.
+
+    Tokenizers drop some characters, so that a text may be left without any.
+    """
+    counts = (weights > 0).sum(axis=1)
+    empty = (counts == 0) | ((counts == 1) & (labels[:, 0] == end))
+    if empty.any():
+        raise ValueError(
+            f"Record {ids[int(np.argmax(empty))]}: its response has no token of this "
+            "model's vocabulary, so that only the end mark would be trained. Give an "
+            "answer of other characters, or leave the record out."
+        )
 
 
 def _answer_slots(weight, size, ids):

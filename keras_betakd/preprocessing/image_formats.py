@@ -20,6 +20,10 @@ class MarkedFormat(TextFormat):
     def mark(self):
         return self.preprocessor.start_of_image_token
 
+    @property
+    def own_marks(self):
+        return () if self.preprocessor.image_converter is None else (self.mark,)
+
     def prepared(self, prompts, images, ids):
         if self.preprocessor.image_converter is None:
             return super().prepared(prompts, images, ids)
@@ -167,6 +171,9 @@ class MobileVLMFormat(MarkedFormat):
 
     takes_turns = True
     mark = IMAGE_MARK
+
+    def token_ids(self, text):
+        return self.preprocessor.tokenizer.encode_prompt(text)[1:]
 
     def prepared(self, prompts, images, ids):
         return {"prompts": prompts, "images": images, "names": ids}

@@ -1,4 +1,4 @@
-"""Reads the images of raw records, checks their marks, resizes and stacks them.
+"""Checks the image marks of records, resizes their images and stacks them.
 
 keras-hub's preprocessors do this too, but convert lists of images very slowly, and pad
 images of different size to the largest of the batch before they resize them, so that a
@@ -10,47 +10,6 @@ import functools
 import numpy as np
 
 from keras_betakd.data.images import IMAGE_MARK
-
-
-def images_by_record(images, size, ids):
-    """The images of raw records as one list of (H, W, 3) arrays per record.
-
-    Args:
-        images: `None`, a (B, H, W, 3) array, a ragged tensor, or for each record an
-            image, a sequence of images, or `None`.
-        size: B.
-        ids: B strings that name the records in errors.
-
-    Raises:
-        ValueError: another number of entries than B, or an image of another shape.
-    """
-    if images is None:
-        return [[] for _ in range(size)]
-    if hasattr(images, "to_list"):  # tf.RaggedTensor
-        images = [row for row in images]
-    if len(images) != size:
-        raise ValueError(
-            f"`images` must have one entry for each of the {size} prompts (an "
-            f"empty list for a record without image). Received: {len(images)}"
-        )
-    return [_images_of_record(i, name) for i, name in zip(images, ids, strict=True)]
-
-
-def _images_of_record(images, name):
-    if images is None:
-        return []
-    if not isinstance(images, (list, tuple)):
-        images = np.asarray(images)
-        images = [images] if images.ndim == 3 else list(images)
-    images = [np.asarray(image) for image in images]
-    for image in images:
-        if image.ndim != 3 or image.shape[-1] != 3:
-            raise ValueError(
-                f"Record {name}: an image must be a (height, width, 3) array with "
-                "values from 0 to 255; `keras_betakd.data.load_image` makes one of "
-                f"any file. Received: shape={image.shape}, dtype={image.dtype}"
-            )
-    return images
 
 
 def drop_mark(prompt):
@@ -111,19 +70,6 @@ def check_marks(prompts, images, mark, limit, ids):
             raise ValueError(
                 f"Record {name} has {len(found)} images, but the preprocessor "
                 f"takes at most max_images_per_prompt={limit}."
-            )
-
-
-def expect_no_mark_in(responses, mark, ids):
-    """Raises a `ValueError` if a response has an image mark."""
-    for response, name in zip(responses, ids, strict=True):
-        # A string, or for a conversation a list of them.
-        if any(mark in text for text in np.atleast_1d(response)):
-            raise ValueError(
-                f"Record {name} has the image mark '{mark}' in its response, where no "
-                "image can stand: the model would learn to answer with one. "
-                "`keras_betakd.data.neutralize_image_marks` takes its meaning away. "
-                f"Received: response={response!r}"
             )
 
 

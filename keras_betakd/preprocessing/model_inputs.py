@@ -5,8 +5,8 @@ has its own mark, image size and container (`keras_betakd.preprocessing.image_fo
 """
 
 from keras_betakd.preprocessing.image_formats import format_of
-from keras_betakd.preprocessing.image_inputs import expect_no_mark_in, images_by_record
-from keras_betakd.preprocessing.records import as_turns, record_ids
+from keras_betakd.preprocessing.record_checks import checked_records
+from keras_betakd.preprocessing.special_tokens import expect_no_special_tokens
 
 
 def model_inputs(preprocessor, records):
@@ -15,9 +15,10 @@ def model_inputs(preprocessor, records):
     Args:
         preprocessor: a keras-hub preprocessor of a `CausalLM` or `Seq2SeqLM`.
         records: dict of `"prompts"` (B strings, or for a conversation lists of
-            strings), optional `"responses"` (the same), optional `"images"` (a
-            (B, H, W, 3) array with values from 0 to 255, or for each record an image, a
-            list of images, or `None`) and optional `"ids"`, which are named in errors.
+            strings), optional `"responses"` (the same), optional `"images"` (an array
+            (B, H, W, 3), or for each record whatever `keras_betakd.data.load_image`
+            reads, a list of that, or `None`) and optional `"ids"`, which are named in
+            errors.
 
     Returns:
         Dict of lists of strings and, for a model that takes images, its images. For
@@ -26,10 +27,13 @@ def model_inputs(preprocessor, records):
         mark, (B, H, W, 3) for those with one.
 
     Raises:
-        ValueError: a conversation for a model that takes one prompt and one response;
-            images for a model that takes none; fewer or more images than marks; more
-            images than the model takes; an image mark in a response. The message names
-            the record.
+        ValueError: a key that has no meaning; an id, prompt or response that is no text
+            or is empty; an image that cannot be read; a conversation for a model that
+            takes one prompt and one response; images for a model that takes none; fewer
+            or more images than marks; more images than the model takes; a literal image
+            token of the model in a text, or a start, end or padding token in a
+            response. The message names the record.
+        FileNotFoundError: there is no file at the path of an image.
 
     Example:
 
@@ -41,31 +45,29 @@ def model_inputs(preprocessor, records):
     ```
     """
     family = format_of(preprocessor)
-    ids = record_ids(records, len(records["prompts"]))
-    prompts = _texts(family, records["prompts"], ids)
-    images = images_by_record(records.get("images"), len(prompts), ids)
-    result = family.prepared(prompts, images, ids)
+    records = checked_records(records)
+    names = records.names
+    prompts = _texts(family, records["prompts"], names)
+    result = family.prepared(prompts, records["images"], names)
     if "responses" in records:
-        responses = _texts(family, records["responses"], ids)
-        if getattr(preprocessor, "image_converter", None) is not None and family.mark:
-            expect_no_mark_in(responses, family.mark, ids)
-        result["responses"] = responses
+        result["responses"] = _texts(family, records["responses"], names)
+    texts = result["prompts"], result.get("responses")
+    expect_no_special_tokens(family, *texts, names)
     return result
 
 
-def _texts(family, values, ids):
-    """Prompts or responses as strings, or for a conversation as lists of strings."""
-    turns = [as_turns(value) for value in values]
+def _texts(family, conversations, names):
+    """Lists of turns as they are, or as strings for a family that takes one turn."""
     if family.takes_turns:
-        return turns
-    for found, name in zip(turns, ids, strict=False):
-        if len(found) != 1:
+        return conversations
+    for turns, name in zip(conversations, names, strict=True):
+        if len(turns) != 1:
             raise ValueError(
-                f"Record {name} is a conversation of {len(found)} turns, but this "
+                f"Record {name} is a conversation of {len(turns)} turns, but this "
                 "model's preprocessor takes one prompt and one response. Write its "
                 "turns into one prompt, in the model's own template."
             )
-    return [text for (text,) in turns]
+    return [text for (text,) in conversations]
 
 
 def training_inputs(preprocessor, inputs, sequence_length=None):

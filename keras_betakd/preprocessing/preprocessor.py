@@ -16,12 +16,12 @@ from keras_betakd.preprocessing.checks import RecordsTooLong, check_same_answers
 from keras_betakd.preprocessing.encoding import Encoder, ModelEncoder
 from keras_betakd.preprocessing.image_formats import format_of
 from keras_betakd.preprocessing.image_inputs import drop_mark
-from keras_betakd.preprocessing.records import (
-    as_text,
-    as_turns,
-    encoded_ids,
-    record_ids,
+from keras_betakd.preprocessing.record_checks import (
+    CheckedRecords,
+    checked_records,
+    expect_prompts,
 )
+from keras_betakd.preprocessing.records import encoded_ids
 from keras_betakd.preprocessing.token_alignment import aligned_slots
 
 
@@ -56,9 +56,11 @@ class DistillationPreprocessor:
 
     Call arguments:
         records: dict of lists or arrays with `"prompts"`, `"responses"` and, for models
-            that take images, `"images"`, as keras-hub takes them. A prompt marks each
-            image with `<image>` or with the model's own mark. Optional `"ids"` are
-            named in errors and warnings.
+            that take images, `"images"`: an array (B, H, W, 3), or for each record
+            whatever `keras_betakd.data.load_image` reads, a list of that, or `None`. A
+            prompt marks each image with `<image>` or with the model's own mark.
+            Optional `"ids"` are named in errors and warnings; `"sample_weight"` is read
+            by the distiller. Other keys are refused.
 
     Returns:
         `(x, y, sample_weight)` as NumPy arrays. `x` is a dict of the inputs of both
@@ -71,8 +73,10 @@ class DistillationPreprocessor:
         ValueError: different vocabularies; unless they are skipped, a record that does
             not fit in a sequence (its text, answer or image tokens would be cut) or
             whose answer has more than K tokens; a number of images that differs from
-            that of the marks. The message names the record, the limit and the length
-            needed.
+            that of the marks; a missing or empty text, an image that cannot be read, a
+            special token of the model in a text (see
+            `keras_betakd.preprocessing.model_inputs`). The message names the record,
+            and the limit and the length needed.
 
     Example:
 
@@ -134,10 +138,10 @@ class DistillationPreprocessor:
         return ModelEncoder(self.student_preprocessor, "student")
 
     def __call__(self, records):
-        _check_records(records)
+        records = _with_responses(records)
         if not self.cross_tokenizer:
             self._check_vocabularies()
-        ids = record_ids(records, len(records["prompts"]))
+        ids = records.names
         records, student, teacher, reasons = self._fitting(records, ids)
         self.skipped.update({ids[row]: reason for row, reason in reasons.items()})
         student.weights[list(reasons)] = 0
@@ -151,8 +155,8 @@ class DistillationPreprocessor:
         else:
             check_same_answers(teacher.labels, student.labels, ids)
             x["teacher_positions"] = teacher.positions
-        if records.get("ids") is not None:
-            x["ids"] = encoded_ids([as_text(i) for i in records["ids"]])
+        if records["ids"] is not None:
+            x["ids"] = encoded_ids(records["ids"])
         return x, student.labels, student.weights
 
     def _fitting(self, records, ids):
@@ -235,22 +239,22 @@ class DistillationPreprocessor:
         return {name: value for name, value in inputs.items() if name not in shared}
 
 
-def _check_records(records):
-    missing = [k for k in ("prompts", "responses") if k not in records]
-    if missing:
+def _with_responses(records):
+    """The records, checked; raises a `ValueError` if they have no responses."""
+    records = checked_records(records)
+    if "responses" not in records:
         raise ValueError(
-            f"Raw records need {missing} beside what they have. Expected a dict "
+            "Raw records need ['responses'] beside what they have. Expected a dict "
             'with "prompts", "responses" and, for models that see, "images". '
             f"Received: keys={sorted(records)}"
         )
-    sizes = {key: len(records[key]) for key in ("prompts", "responses")}
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"Every prompt needs one response. Received: {sizes} entries.")
+    return records
 
 
 def _without_images(records):
-    prompts = [[drop_mark(t) for t in as_turns(p)] for p in records["prompts"]]
-    shown = copy.copy(records)  # with the places of the records
-    shown.pop("images", None)
-    shown["prompts"] = prompts
-    return shown
+    """The records as a model without vision takes them."""
+    prompts = [[drop_mark(text) for text in turns] for turns in records["prompts"]]
+    images = [[] for _ in prompts]
+    expect_prompts(prompts, images, records.names)
+    shown = {**records, "prompts": prompts, "images": images}
+    return CheckedRecords(shown, records.names)

@@ -37,15 +37,26 @@ class Qwen3_5Format(TextFormat):
         return self.preprocessor.tokenizer.image_token
 
     @property
+    def _marks(self):
+        """The image token between the tokens that it is trained with."""
+        tokenizer = self.preprocessor.tokenizer
+        return tokenizer.vision_start_token + self.mark + tokenizer.vision_end_token
+
+    @property
+    def own_marks(self):
+        return (self._marks, self.mark) if self._takes_images else ()
+
+    def token_ids(self, text):
+        return self._tokenized(text, [])
+
+    @property
     def _takes_images(self):
         return self.preprocessor.image_converter is not None
 
     def prepared(self, prompts, images, ids):
         if not self._takes_images:
             return super().prepared(prompts, images, ids)
-        tokenizer = self.preprocessor.tokenizer
-        marks = tokenizer.vision_start_token + self.mark + tokenizer.vision_end_token
-        prompts = [p.replace(IMAGE_MARK, marks) for p in prompts]
+        prompts = [p.replace(IMAGE_MARK, self._marks) for p in prompts]
         image_inputs.check_marks(prompts, images, self.mark, None, ids)
         return {"prompts": prompts, "images": images}
 

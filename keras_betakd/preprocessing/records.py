@@ -1,5 +1,8 @@
 """Ids and texts of raw records, and ids as bytes for compiled steps."""
 
+import math
+import reprlib
+
 import numpy as np
 from keras import ops
 
@@ -12,20 +15,105 @@ def to_numpy(batch):
 
 
 def as_text(value):
-    """A string, bytes, or a scalar array of either as a Python string."""
-    value = value.item() if hasattr(value, "item") else value
-    if hasattr(value, "numpy"):
-        value = value.numpy()
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    """A string, UTF-8 bytes, or a scalar array of either as a Python string.
+
+    Raises:
+        ValueError: it is anything else, as `None` and the NaN of a table are, or it
+            cannot be encoded as UTF-8.
+    """
+    if type(value) is str and value.isascii():
+        return value
+    value = _plain(value)
+    if not isinstance(value, (str, bytes)):
+        raise ValueError(
+            "must be text, a string or UTF-8 bytes. Received: "
+            f"{reprlib.repr(value)} of type {type(value).__name__}"
+        )
+    try:
+        text = value.decode() if isinstance(value, bytes) else str(value)
+        text.encode()
+    except UnicodeError as error:
+        raise ValueError(
+            "must be text that can be encoded as UTF-8; bytes that cannot be decoded "
+            "and lone surrogates, halves of a character, have to be taken out. "
+            f"Received: {reprlib.repr(value)} ({error})"
+        ) from error
+    return text
+
+
+def as_id(value):
+    """An id, a text or a finite number, as a Python string.
+
+    Raises:
+        ValueError: it is anything else, as `None` and the NaN of a table are.
+    """
+    value = _plain(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if math.isfinite(value):
+            return str(value)
+    elif isinstance(value, (str, bytes)):
+        return as_text(value)
+    raise ValueError(
+        "must be a text or a finite number. Received: "
+        f"{reprlib.repr(value)} of type {type(value).__name__}"
+    )
 
 
 def as_turns(value):
-    """A prompt or response as a list of strings, one per turn of a conversation."""
+    """A prompt or response as a list of strings, one per turn of a conversation.
+
+    Raises:
+        ValueError: a turn is no text, or there is none. The message names the turn.
+    """
+    if isinstance(value, str):
+        return [as_text(value)]
+    if hasattr(value, "numpy"):
+        value = value.numpy()
     if hasattr(value, "tolist"):
         value = value.tolist()
-    return [
-        as_text(v) for v in (value if isinstance(value, (list, tuple)) else [value])
-    ]
+    if not isinstance(value, (list, tuple)):
+        return [as_text(value)]
+    if not value:
+        raise ValueError("must have at least one turn. Received: an empty list")
+    return [_turn(number, turn, len(value)) for number, turn in enumerate(value, 1)]
+
+
+def _turn(number, value, count):
+    try:
+        return as_text(value)
+    except ValueError as error:
+        where = f"(turn {number} of {count}) " if count > 1 else ""
+        raise ValueError(f"{where}{error}") from error
+
+
+def turns_by_record(values, names, what):
+    """The prompts or responses of records, each as a list of strings.
+
+    Args:
+        values: B strings, or lists of strings.
+        names: B strings that name the records in errors.
+        what: `"prompt"` or `"response"`; errors name it.
+
+    Raises:
+        ValueError: one is no text. The message names the record.
+    """
+    found = []
+    for value, name in zip(values, names, strict=True):
+        try:
+            found.append(as_turns(value))
+        except ValueError as error:
+            raise ValueError(
+                f"Record {name}: its {what} {error}. Correct it, or leave the record "
+                "out."
+            ) from error
+    return found
+
+
+def _plain(value):
+    """A scalar array or tensor as the Python value that it holds."""
+    if hasattr(value, "numpy"):
+        value = value.numpy()
+    return value.item() if hasattr(value, "item") and np.size(value) == 1 else value
 
 
 class PlacedRecords(dict):
@@ -42,14 +130,42 @@ class PlacedRecords(dict):
 
 
 def record_ids(records, size):
-    """Strings that name the records in errors: the id and the place, what is known."""
+    """Strings that name the records in errors: the id and the place, what is known.
+
+    Raises:
+        ValueError: an id is no text and no number.
+    """
     places = getattr(records, "places", None)
+    known = places or [f"number {i} of the batch" for i in range(size)]
     if records.get("ids") is None:
-        return places or [f"number {i} of the batch" for i in range(size)]
-    names = [f"'{as_text(i)}'" for i in records["ids"]]
+        return known
+    names = [f"'{name}'" for name in id_texts(records["ids"], known)]
     if places is None:
         return names
     return [f"{name} ({place})" for name, place in zip(names, places, strict=True)]
+
+
+def id_texts(ids, places=None):
+    """The ids of records as a list of strings.
+
+    Args:
+        ids: the ids.
+        places: strings that say where the records are; by number in the batch if
+            `None`.
+
+    Raises:
+        ValueError: an id is no text and no number. The message says where.
+    """
+    texts = []
+    for number, value in enumerate(ids):
+        try:
+            texts.append(as_id(value))
+        except ValueError as error:
+            place = places[number] if places else f"number {number} of the batch"
+            raise ValueError(
+                f'Record {place}: its id {error}. Give it one, or leave "ids" out.'
+            ) from error
+    return texts
 
 
 # The number of bytes of an id that are kept for messages.

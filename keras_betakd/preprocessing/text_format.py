@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+from keras_betakd.data.images import IMAGE_MARK
 from keras_betakd.preprocessing import image_inputs
 from keras_betakd.preprocessing.image_inputs import layer_settings
 
@@ -18,7 +19,7 @@ class TextFormat:
 
     Attributes:
         image_keys: the names of the model inputs that hold images.
-        mark: the text that marks an image in a prompt; `None` if the family has none.
+        own_marks: the texts that mark an image in a prepared prompt.
         bidirectional_prompt: whether prompt tokens attend to later prompt tokens.
         answer_length: the attribute of the preprocessor that limits the length of the
             sequence that is decoded.
@@ -28,7 +29,7 @@ class TextFormat:
     """
 
     image_keys = ()
-    mark = None
+    own_marks = ()
     bidirectional_prompt = False
     answer_length = "sequence_length"
     decodes_cached = True
@@ -36,6 +37,16 @@ class TextFormat:
 
     def __init__(self, preprocessor):
         self.preprocessor = preprocessor
+
+    @property
+    def marks_of_images(self):
+        """All texts that mark an image in the prompt of a record."""
+        takes_images = getattr(self.preprocessor, "image_converter", None) is not None
+        return (*self.own_marks, IMAGE_MARK) if takes_images else ()
+
+    def token_ids(self, text):
+        """The token ids of a text, special tokens included: a list of ints."""
+        return np.asarray(self.preprocessor.tokenizer(text)).tolist()
 
     def prepared(self, prompts, images, ids):
         """The records as the family's keras-hub preprocessor takes them.

@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_betakd.preprocessing.adapters import as_dataset
 from keras_betakd.preprocessing.iterables import begin, has_batch, is_endless
+from keras_betakd.preprocessing.record_checks import checked_records
 from keras_betakd.teacher_cache import fingerprints
 from keras_betakd.teacher_cache.files import CachedRecord, CacheFolder
 from keras_betakd.teacher_cache.outputs import ids_of
@@ -109,7 +110,7 @@ def _record_files(folder, batches, source, verbose):
     file = _File(folder, 0, source)
     i = 0
     while has_batch(batches, i):
-        batch = batches[i]
+        batch = checked_records(batches[i])
         ids = ids_of(batch)
         _expect_once(ids, seen)
         file.add(ids, batch)

@@ -9,8 +9,7 @@ import json
 import numpy as np
 from keras import ops
 
-from keras_betakd.preprocessing.image_inputs import images_by_record
-from keras_betakd.preprocessing.records import as_text, as_turns, record_ids
+from keras_betakd.preprocessing.record_checks import checked_records
 
 _BYTES = 16
 
@@ -35,7 +34,8 @@ def of_vocabulary(tokenizer):
     """Digest of a tokenizer's tokens in the order of their ids."""
     digest = _new("")
     for token in tokenizer.get_vocabulary():
-        _add(digest, as_text(token).encode("utf-8", "surrogatepass"))
+        token = token.decode() if isinstance(token, bytes) else str(token)
+        _add(digest, token.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
@@ -48,12 +48,11 @@ def of_records(records):
     Returns:
         List of hexadecimal strings.
     """
-    size = len(records["prompts"])
-    names = record_ids(records, size)
-    images = images_by_record(records.get("images"), size, names)
+    records = checked_records(records)
+    keys = ("prompts", "responses", "images")
     return [
-        _of_record(records["prompts"][i], records["responses"][i], images[i])
-        for i in range(size)
+        _of_record(*record)
+        for record in zip(*(records[key] for key in keys), strict=True)
     ]
 
 
@@ -68,20 +67,11 @@ def of_arrays(arrays, text):
 
 def _of_record(prompt, response, images):
     digest = _new("")
-    for texts in (as_turns(prompt), as_turns(response)):
+    for texts in (prompt, response):
         _add(digest, json.dumps(texts).encode())
     for image in images:
-        _add_array(digest, _as_uint8(image))
+        _add_array(digest, image)
     return digest.hexdigest()
-
-
-def _as_uint8(image):
-    """The image as uint8 if it holds only such values: pipelines differ in dtype."""
-    if image.dtype == np.uint8:
-        return image
-    with np.errstate(invalid="ignore"):
-        converted = image.astype("uint8")
-    return converted if (converted == image).all() else image
 
 
 def _without_names(config):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_betakd.preprocessing.encoding import Encoded, Encoder
-from keras_betakd.preprocessing.records import as_text
+from keras_betakd.preprocessing.records import id_texts
 from keras_betakd.teacher_cache import fingerprints
 from keras_betakd.teacher_cache.files import FORMAT, CacheFolder
 
@@ -180,7 +180,7 @@ def ids_of(records):
             "A teacher cache finds records by their ids, and these have none. Give "
             f'each record its own in "ids". Received: keys={sorted(records)}'
         )
-    return [as_text(i) for i in records["ids"]]
+    return id_texts(records["ids"])
 
 
 def _padded(rows, size):

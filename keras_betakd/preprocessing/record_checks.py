@@ -1,0 +1,163 @@
+"""Checks raw records once, where they enter: keys, ids, texts, images.
+
+`model_inputs` and `DistillationPreprocessor` begin with `checked_records`, so all of
+`fit`, `evaluate`, `predict`, `generate_answers` and `cache_teacher` do.
+"""
+
+import difflib
+from collections.abc import Mapping
+
+from keras_betakd.data.images import is_array
+from keras_betakd.data.pixels import as_array
+from keras_betakd.preprocessing.record_images import images_by_record
+from keras_betakd.preprocessing.records import (
+    id_texts,
+    record_ids,
+    turns_by_record,
+)
+
+RECORD_KEYS = ("prompts", "responses", "images", "ids", "sample_weight")
+
+# What other libraries call the same, where it is not spelt alike.
+_OTHER_NAMES = {
+    "prompts": ("question", "instruction", "query", "input", "text", "conversation"),
+    "responses": ("answer", "completion", "output", "label", "target", "caption"),
+    "images": ("picture", "img", "pixel", "pixel_value", "image_path", "photo"),
+    "ids": ("id", "name", "uid", "question_id"),
+    "sample_weight": ("weight", "sample_weight"),
+}
+
+
+class CheckedRecords(dict):
+    """Raw records that have been checked.
+
+    `"prompts"` and `"responses"` are lists of turns, `"images"` lists of uint8 arrays,
+    `"ids"` strings or `None`; `"responses"` and `"sample_weight"` may be missing.
+
+    Args:
+        records: the dict.
+        names: strings that name the records in errors.
+    """
+
+    def __init__(self, records, names):
+        super().__init__(records)
+        self.names = names
+
+
+def checked_records(records):
+    """Checks raw records, and brings their texts, images and ids into one form.
+
+    Args:
+        records: dict of raw records, as for `model_inputs`. Those that have been
+            checked are returned as they are.
+
+    Returns:
+        A `CheckedRecords`.
+
+    Raises:
+        ValueError: a key that has no meaning, entries of different number, an id or a
+            text that is none (`None`, NaN), an empty response, an empty prompt without
+            image, or an image that cannot be read. The message names the record.
+        FileNotFoundError: there is no file at the path of an image.
+    """
+    if isinstance(records, CheckedRecords):
+        return records
+    if not isinstance(records, Mapping):
+        raise ValueError(
+            "Raw records must be a dict of lists or arrays, with the keys "
+            f"{list(RECORD_KEYS)}. Received: {type(records).__name__}"
+        )
+    expect_known_keys(records, RECORD_KEYS, "Raw records")
+    if records.get("prompts") is None:
+        raise ValueError(f'Raw records need "prompts". Received: {sorted(records)}')
+    entries = {
+        key: _entries(key, values)
+        for key, values in records.items()
+        if key != "images" and values is not None
+    }
+    size = len(entries["prompts"])
+    for key, values in entries.items():
+        if len(values) != size:
+            what = {"responses": "response", "ids": "id"}.get(key, key)
+            raise ValueError(
+                f"Every prompt needs one {what}. Received: {size} prompts, "
+                f'{len(values)} entries of "{key}"'
+            )
+    names = record_ids(records, size)
+    checked = {"ids": id_texts(entries["ids"]) if "ids" in entries else None}
+    checked["prompts"] = turns_by_record(entries["prompts"], names, "prompt")
+    if "responses" in entries:
+        checked["responses"] = turns_by_record(entries["responses"], names, "response")
+        _expect_full(checked["responses"], names)
+    if "sample_weight" in entries:
+        checked["sample_weight"] = entries["sample_weight"]
+    checked["images"] = images_by_record(records.get("images"), size, names)
+    expect_prompts(checked["prompts"], checked["images"], names)
+    return CheckedRecords(checked, names)
+
+
+def expect_known_keys(keys, known, what):
+    """Raises a `ValueError` for a key that is not known, and names the nearest one.
+
+    Args:
+        keys: the keys of a dict that a user made.
+        known: the keys that have a meaning.
+        what: what the dict is, for the message.
+
+    Example:
+
+    >>> expect_known_keys({"prompts": []}, ("prompts", "images"), "Raw records")
+    """
+    for key in keys:
+        if key not in known:
+            near = _nearest(str(key), known)
+            advice = f"; did you mean {near!r}" if near else ""
+            raise ValueError(
+                f"{what} have no key {key!r}{advice}? It would have no effect: rename "
+                f"it, or leave it out. Known keys: {list(known)}"
+            )
+
+
+def _nearest(key, known):
+    """The known key that a user most likely meant; `None` if none is near."""
+    word = key.lower().replace("-", "_").removesuffix("s")
+    for name, others in _OTHER_NAMES.items():
+        if name in known and word in others:
+            return name
+    return next(iter(difflib.get_close_matches(key.lower(), known, 1, 0.5)), None)
+
+
+def _entries(key, values):
+    """The entries of a column, one for each record; a sequence."""
+    if isinstance(values, (str, bytes, Mapping, set)) or not hasattr(values, "__len__"):
+        raise ValueError(
+            f'"{key}" must be a list or an array with one entry for each record. '
+            f"Received: {type(values).__name__}"
+        )
+    return as_array(values) if is_array(values) else values
+
+
+def _expect_full(responses, names):
+    for turns, name in zip(responses, names, strict=True):
+        for text in turns:
+            if not text or text.isspace():
+                raise ValueError(
+                    f"Record {name}: its response is empty, so that only the end mark "
+                    "would be trained. Give an answer, or leave the record out. "
+                    f"Received: {text!r}"
+                )
+
+
+def expect_prompts(prompts, images, names):
+    """Raises a `ValueError` for an empty prompt, but for a first one with an image.
+
+    A caption needs no question. Without image there would be nothing to answer.
+    """
+    for turns, found, name in zip(prompts, images, names, strict=True):
+        for number, text in enumerate(turns):
+            if (not text or text.isspace()) and (number or not found):
+                raise ValueError(
+                    f"Record {name}: its prompt is empty and has no image, so that "
+                    "nothing would be answered. Give a prompt, or leave the record "
+                    f"out. Received: {text!r}"
+                )
