@@ -152,6 +152,11 @@ class Energy(keras.losses.Loss):
         """Raises if the two tensors cannot be compared."""
         check_same_shape(teacher, student)
 
+    @property
+    def default_name(self):
+        """The name that an energy gets where none is given."""
+        return _snake_case_name(type(self))
+
     def target(self, logits, labels):
         """`y_true` for `call`: the logits, in a dict with the labels if needed."""
         return {"logits": logits, "labels": labels} if self.needs_labels else logits
