@@ -26,11 +26,19 @@ def values_kept(model):
     except BaseException:
         sync()
         for variable, value in held:
-            if variable.value is None:
+            if _is_taken(variable):
                 variable.assign(value)
         raise
 
 
 def _variables(model):
     optimizer = getattr(model, "optimizer", None)
-    return [*model.variables, *(optimizer.variables if optimizer else ())]
+    ours = [*model.variables, *model.metrics_variables]
+    return [*ours, *(optimizer.variables if optimizer else ())]
+
+
+def _is_taken(variable):
+    try:
+        return variable.value is None
+    except TypeError:  # Keras falls back to the initializer, which it has dropped
+        return True

@@ -14,6 +14,7 @@ from keras_betakd.distillation.arguments import (
     warn_of_unequal_parts,
 )
 from keras_betakd.distillation.freezing import expect_trainable
+from keras_betakd.distillation.interrupted_step import values_kept
 from keras_betakd.distillation.metric_arguments import resolved_metrics
 from keras_betakd.distillation.monitoring import direct_monitors
 from keras_betakd.distillation.nonfinite_report import (
@@ -231,23 +232,24 @@ class DistillationTrainer:
         betas = self.all_betas().values()
         direct_monitors(callbacks, self._trackers.directions(), betas)
         self._announce_compiling(verbose, self.train_function)
-        return super().fit(
-            x,
-            y,
-            batch_size=None if batched else batch_size,
-            epochs=epochs,
-            verbose=verbose,
-            callbacks=callbacks,
-            validation_split=validation_split,
-            validation_data=validation_data,
-            shuffle=shuffle,
-            sample_weight=sample_weight,
-            initial_epoch=initial_epoch,
-            steps_per_epoch=steps_per_epoch,
-            validation_steps=validation_steps,
-            validation_batch_size=None if batched else validation_batch_size,
-            validation_freq=validation_freq,
-        )
+        with values_kept(self):
+            return super().fit(
+                x,
+                y,
+                batch_size=None if batched else batch_size,
+                epochs=epochs,
+                verbose=verbose,
+                callbacks=callbacks,
+                validation_split=validation_split,
+                validation_data=validation_data,
+                shuffle=shuffle,
+                sample_weight=sample_weight,
+                initial_epoch=initial_epoch,
+                steps_per_epoch=steps_per_epoch,
+                validation_steps=validation_steps,
+                validation_batch_size=None if batched else validation_batch_size,
+                validation_freq=validation_freq,
+            )
 
     def evaluate(
         self,
@@ -275,17 +277,18 @@ class DistillationTrainer:
             order = EpochOrder(validation=x if batched else None)
             callbacks = with_callbacks(callbacks, report, skipped, order)
             self._announce_compiling(verbose, self.test_function)
-        return super().evaluate(
-            x,
-            y,
-            batch_size=None if batched else batch_size,
-            verbose=verbose,
-            sample_weight=sample_weight,
-            steps=None if batched else steps,
-            callbacks=callbacks,
-            return_dict=return_dict,
-            **kwargs,
-        )
+        with values_kept(self):
+            return super().evaluate(
+                x,
+                y,
+                batch_size=None if batched else batch_size,
+                verbose=verbose,
+                sample_weight=sample_weight,
+                steps=None if batched else steps,
+                callbacks=callbacks,
+                return_dict=return_dict,
+                **kwargs,
+            )
 
     def check_records(self, x, batch_size=None):
         """Checks all records before training, without running a model.
@@ -329,7 +332,7 @@ class DistillationTrainer:
             skipped = SkippedReport(self.preprocessor, at_epochs=False)
             callbacks = with_callbacks(callbacks, skipped, EpochOrder(validation=x))
         self._announce_compiling(verbose, self.predict_function)
-        with self._student_alone():
+        with self._student_alone(), values_kept(self):
             return super().predict(x, batch_size, verbose, steps, callbacks)
 
     def _announce_compiling(self, verbose, function):
