@@ -35,6 +35,8 @@ from progress import Progress
 import keras_betakd
 from keras_betakd.data import ScienceQADataset, load_scienceqa, scienceqa_prompt
 from keras_betakd.evaluation import generate_answers, score_scienceqa
+from keras_betakd.folders import FolderOwner
+from keras_betakd.models import save_preset
 
 ENERGIES = {
     "forward-kl": keras_betakd.ForwardKLEnergy,
@@ -89,11 +91,11 @@ def parse_arguments():
 def main():
     args = parse_arguments()
     keras.utils.set_random_seed(args.seed)
-    os.makedirs(args.output, exist_ok=True)
-    if args.data:
-        run_scienceqa(args)
-    else:
-        run_easy_vqa(args)
+    with FolderOwner(args.output, "examples/scienceqa.py"):
+        if args.data:
+            run_scienceqa(args)
+        else:
+            run_easy_vqa(args)
 
 
 def run_scienceqa(args):
@@ -135,6 +137,8 @@ def run_easy_vqa(args):
         # The same initial weights for both.
         keras.utils.set_random_seed(args.seed)
         student = small_gemma.make_student(teacher)
+        if args.lora_rank:
+            student.backbone.enable_lora(args.lora_rank)
         batches = dataset(train, args, shuffle=True)
         print(f"\nTraining a student: {name}")
         if name == "Beta-KD":
@@ -220,7 +224,7 @@ def finish(rows, student, test, args):
     """Prints the table; saves the student and shows that plain keras-hub loads it."""
     print("\n" + report.table(rows) + "\n")
     preset = os.path.abspath(os.path.join(args.output, "student"))
-    student.save_to_preset(preset)
+    save_preset(student, preset)
     loaded = keras_hub.models.CausalLM.from_preset(preset)
     record = next((r for r in test if r.image is not None), test[0])
     batch = dataset([record], args)[0]

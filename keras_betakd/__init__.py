@@ -9,10 +9,11 @@ from keras_betakd.betas import (
     TeacherOutputs,
     TokenBeta,
 )
-from keras_betakd.callbacks import DistillationHistory, TrainingBackup
+from keras_betakd.callbacks import DistillationHistory
 from keras_betakd.distillation.distiller import BetaKDDistiller
 from keras_betakd.distillation.finite_steps_optimizer import FiniteStepsOptimizer
 from keras_betakd.distillation.nonfinite_report import NonFiniteError
+from keras_betakd.distillation.student_weights import load_student_weights
 from keras_betakd.distribution.layout_map import layout_map
 from keras_betakd.energies import (
     AdaptiveKLEnergy,
@@ -43,6 +44,7 @@ from keras_betakd.preprocessing.process_share import ProcessShare
 from keras_betakd.released import released_energy, released_weighting
 from keras_betakd.teacher_cache.build import cache_teacher
 from keras_betakd.teacher_cache.teacher import CachedTeacher
+from keras_betakd.training_backup import TrainingBackup
 from keras_betakd.version import __version__
 
 __all__ = [
@@ -86,6 +88,7 @@ __all__ = [
     "__version__",
     "cache_teacher",
     "layout_map",
+    "load_student_weights",
     "released_energy",
     "released_weighting",
 ]

@@ -293,6 +293,38 @@ def _returning_nothing(function):
     return lambda: _call(function)
 
 
+def random_state():
+    """State of the backend's own random generators, which layers without a seed use.
+
+    Returns:
+        Dict of name to bytes, as NumPy arrays; empty but on PyTorch.
+    """
+    if keras.backend.backend() != "torch":
+        return {}
+    import torch
+
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        devices = enumerate(torch.cuda.get_rng_state_all())
+        states |= {f"cuda_{i}": state for i, state in devices}
+    return {name: state.numpy() for name, state in states.items()}
+
+
+def set_random_state(states):
+    """Sets what `random_state` returned; devices that this machine lacks are left."""
+    if keras.backend.backend() != "torch":
+        return
+    import torch
+
+    for name, state in states.items():
+        kind, _, index = name.partition("_")
+        if kind == "cpu":
+            torch.set_rng_state(torch.as_tensor(state, device="cpu"))
+        elif int(index) < torch.cuda.device_count():
+            state = torch.as_tensor(state, device="cpu")
+            torch.cuda.set_rng_state(state, int(index))
+
+
 def value_and_gradient(function, x):
     """`function(x)` and the gradient of its sum with respect to `x`.
 

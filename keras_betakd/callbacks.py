@@ -1,16 +1,12 @@
-"""Callbacks: records losses, energies and betas; backs up the state of a training."""
+"""`DistillationHistory`: records losses, energies and betas, and plots them."""
 
 import csv
 import os
-import pathlib
-import re
 
 import keras
 
-from keras_betakd.distillation.saving import DistillerSaving, saved_bytes
 from keras_betakd.files import atomic_write
-
-_BACKUP_NAME = re.compile(r"epoch_(\d+)\.weights\.h5")
+from keras_betakd.history_plot import plot_history
 
 
 class DistillationHistory(keras.callbacks.Callback):
@@ -18,8 +14,8 @@ class DistillationHistory(keras.callbacks.Callback):
 
     Keras reports means since the start of the epoch. From these the callback computes
     the mean of each window of `every` steps, so that curves show the current values.
-    The last batch of an epoch counts as a full one even if it is smaller. Losses are in
-    nats per token.
+    A metric that is no mean (`keras.metrics.Mean`), such as a perplexity, is that since
+    the start of the epoch. Losses are in nats per token.
 
     Args:
         every: number of training steps that a row covers. Defaults to 10.
@@ -30,7 +26,8 @@ class DistillationHistory(keras.callbacks.Callback):
 
     Attributes:
         rows: list of dicts: `"step"` (counted over all epochs, at the end of the
-            window), then every metric of the distiller by name.
+            window), then every metric of the distiller by name. The last row of an
+            epoch has those of its validation too, with `val_` in front.
 
     Raises:
         ValueError: `every` is not a positive integer; or `write_csv` or `plot` is
@@ -56,6 +53,12 @@ class DistillationHistory(keras.callbacks.Callback):
         self.path = path
         self.rows = []
         self._step = 0
+        self._terms = {}
+
+    def on_train_begin(self, logs=None):
+        betas = getattr(self.model, "all_betas", dict)()
+        self._terms = {f"{n}_beta": (b.dim, b.bounds) for n, b in betas.items()}
+        self._objective = getattr(self.model, "objective", None)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._done, self._sums = 0, {}
@@ -68,7 +71,10 @@ class DistillationHistory(keras.callbacks.Callback):
         if not self.path or not os.path.exists(self.path):
             return []
         with open(self.path, newline="") as file:
-            rows = [{k: float(v) for k, v in r.items()} for r in csv.DictReader(file)]
+            rows = [
+                {name: float(value) for name, value in row.items() if value}
+                for row in csv.DictReader(file)
+            ]
         return [{**row, "step": int(row["step"])} for row in rows]
 
     def on_train_batch_end(self, batch, logs=None):
@@ -78,57 +84,49 @@ class DistillationHistory(keras.callbacks.Callback):
             self._close_window(done, logs)
 
     def on_epoch_end(self, epoch, logs=None):
-        done, logs = self._last
+        whole, (done, logs) = logs, self._last
         if done > self._done:
             self._close_window(done, logs)
+        validation = {n: float(v) for n, v in (whole or {}).items() if n[:4] == "val_"}
+        self.rows[-1].update(validation)
         if self.path:
             self.write_csv(self.path)
 
     def _close_window(self, done, logs):
-        steps = done - self._done
-        sums = {name: float(mean) * done for name, mean in logs.items()}
-        self._step += steps
-        means = {n: (s - self._sums.get(n, 0.0)) / steps for n, s in sums.items()}
+        sums = _sums(self.model)
+        means = {name: float(value) for name, value in logs.items()}
+        for name, (total, count) in sums.items():
+            before = self._sums.get(name, (0.0, 0.0))
+            if name in means and count > before[1]:
+                means[name] = (total - before[0]) / (count - before[1])
+        if self._objective and "objective" in means:
+            means["objective"] = float(self._objective(means))
+        self._step += done - self._done
         self.rows.append({"step": self._step, **means})
         self._done, self._sums = done, sums
 
     def write_csv(self, path):
         """Writes the rows to a CSV file, one line a window."""
         self._expect_rows()
+        names = dict.fromkeys(name for row in self.rows for name in row)
         with atomic_write(path) as draft, open(draft, "w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
+            writer = csv.DictWriter(file, fieldnames=list(names))
             writer.writeheader()
             writer.writerows(self.rows)
 
     def plot(self, path, title=None):
-        """Plots losses, energies and betas over the steps (needs matplotlib).
+        """Plots what the rows hold over the steps (needs matplotlib).
+
+        Cross-entropy and accuracy of training and validation, the total, the energies,
+        and the betas with their bounds and with d / (2 energy), where each of them
+        tends to. A history that only read its file knows no bounds and no d.
 
         Args:
-            path: image file to write, e.g. `"history.png"`.
+            path: image file to write, e.g. `"history.png"`; its folder is created.
             title: title of the figure.
         """
         self._expect_rows()
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(12, 3.6), layout="constrained")
-        steps = [row["step"] for row in self.rows]
-        betas = [name for name in self.rows[0] if name.endswith("_beta")]
-        energies = [n.removesuffix("_beta") for n in betas if n != "task_beta"]
-        panels = (
-            ("losses (nats per token)", ["loss", "task_loss"], "linear"),
-            ("energies", energies, "log"),
-            ("betas", betas, "log"),
-        )
-        axes = figure.subplots(1, len(panels))
-        for axis, (label, names, scale) in zip(axes, panels, strict=True):
-            for name in names:
-                axis.plot(steps, [row[name] for row in self.rows], label=name)
-            axis.set(xlabel="training step", title=label, yscale=scale)
-            axis.grid(alpha=0.3)
-            axis.legend()
-        if title:
-            figure.suptitle(title)
-        figure.savefig(path, dpi=120)
+        plot_history(path, self.rows, self._terms, title)
 
     def _expect_rows(self):
         # A resumed training may have had no epochs left to run.
@@ -139,89 +137,15 @@ class DistillationHistory(keras.callbacks.Callback):
             )
 
 
-class TrainingBackup(keras.callbacks.Callback):
-    """Saves the state of a training after each epoch, so that a killed run can resume.
-
-    A resumed run has the losses of an uninterrupted one: the backup restores weights,
-    betas, the optimizer with its schedule, the state of energies, dropout's random
-    state and the order of the data. Neither a kill nor a full disk can lose the last
-    state: each is one file, written atomically under a name with its number of epochs,
-    before the previous one is removed. (`keras.callbacks.BackupAndRestore` works too,
-    but writes weights and epoch into two files: a kill between them repeats an epoch.)
-
-    The order of the data is restored for raw records and for data sets with a
-    `start_epoch` method, such as those of `keras_betakd.data`, if the seed is the same
-    (`keras.utils.set_random_seed`). `keras_betakd.data.EpochParts` divides an epoch
-    that takes days into parts. For a plain Keras model everything is restored but
-    dropout's random state, which Keras does not save in weights files.
-
-    Args:
-        directory: folder for the backup alone; created if it does not exist. The last
-            file stays when training ends.
-
-    Raises:
-        OSError: the folder cannot be written; raised by the constructor.
-
-    Example:
-
-    ```python
-    backup = TrainingBackup("output/backup")
-    epoch = backup.restore(distiller)  # 0 the first time
-    distiller.fit(dataset, epochs=10, initial_epoch=epoch, callbacks=[backup])
-    ```
-    """
-
-    def __init__(self, directory):
-        super().__init__()
-        self.directory = pathlib.Path(directory)
-        probe = self.directory / "can_be_written"
-        with atomic_write(probe) as draft:
-            draft.touch()
-        probe.unlink()
-
-    def restore(self, model):
-        """Loads the last state into a compiled model, if there is one.
-
-        Args:
-            model: the compiled model.
-
-        Returns:
-            The number of epochs of that state, for `initial_epoch`; 0 if there is none.
-
-        Raises:
-            ValueError: the file is damaged, or of another model.
-        """
-        saved = self._saved()
-        if not saved:
-            return 0
-        epoch = max(saved)
-        if not model.optimizer.built:
-            model.optimizer.build(model.trainable_variables)
-        try:
-            model.load_weights(saved[epoch])
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(
-                f"'{saved[epoch]}' does not hold the state of this model: {error}. "
-                "Build the model as it was when the file was written, or remove the "
-                "file to start anew."
-            ) from error
-        return epoch
-
-    def on_epoch_end(self, epoch, logs=None):
-        before = self._saved()
-        path = self.directory / f"epoch_{epoch + 1}.weights.h5"
-        if isinstance(self.model, DistillerSaving):  # it writes files atomically
-            self.model.save_weights(path)
-        else:
-            with atomic_write(path, size=saved_bytes(self.model)) as draft:
-                self.model.save_weights(draft)
-        for other in before.values():
-            if other != path:
-                other.unlink()
-
-    def _saved(self):
-        """The backup files by their number of epochs."""
-        found = {
-            _BACKUP_NAME.fullmatch(path.name): path for path in self.directory.iterdir()
-        }
-        return {int(match[1]): path for match, path in found.items() if match}
+def _sums(model):
+    """Dict of `(total, count)` of those of a model's metrics that are means."""
+    found = {}
+    for metric in model.metrics:
+        # Keras holds the metrics of `compile` in one that stands for all.
+        for mean in getattr(metric, "metrics", None) or [metric]:
+            if isinstance(mean, keras.metrics.Mean):
+                pair = mean.total, mean.count
+                found[mean.name] = tuple(
+                    float(keras.ops.convert_to_numpy(x)) for x in pair
+                )
+    return found

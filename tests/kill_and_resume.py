@@ -1,6 +1,6 @@
 """Kills `examples/scienceqa.py` at random moments, and lets it go on each time.
 
-    KERAS_BACKEND=torch python tests/kill_and_resume.py --kills 20
+    KERAS_BACKEND=torch python tests/kill_and_resume.py --kills 20 --lora-rank 2
 
 One run is left alone. Others are killed (SIGKILL) and started again with `--resume`
 until they end; their tables, histories and weights must be those of the first. Prints
@@ -22,9 +22,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SMALL = "--epochs 6 --limit 96 --eval-limit 48 --batch-size 16".split()
 
 
-def start(output):
+def start(output, options):
     command = [sys.executable, ROOT / "examples" / "scienceqa.py", "--resume"]
-    command += ["--output", output, *SMALL]
+    command += ["--output", output, *SMALL, *options]
     with open(output.with_suffix(".log"), "ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
@@ -34,11 +34,11 @@ def finished(process):
         raise SystemExit(f"A run failed with {process.returncode}; see its log.")
 
 
-def run_killed(output, longest, kills, generator):
+def run_killed(output, options, longest, kills, generator):
     """Runs to the end, killed at most a given number of times; returns the count."""
     count = 0
     while count < kills:
-        process = start(output)
+        process = start(output, options)
         seconds = generator.uniform(0, longest)
         try:
             process.wait(seconds)
@@ -50,7 +50,7 @@ def run_killed(output, longest, kills, generator):
             continue
         finished(process)
         return count
-    finished(start(output))
+    finished(start(output, options))
     return count
 
 
@@ -84,20 +84,23 @@ def compare(expected, found):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--lora-rank", help="train LoRA weights of this rank only")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", help="folder of the runs; a new one if left out")
     args = parser.parse_args()
     folder = pathlib.Path(args.output or tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
+    options = ["--lora-rank", args.lora_rank] if args.lora_rank else []
     began = time.time()
-    finished(start(folder / "unbroken"))
+    finished(start(folder / "unbroken", options))
     length = time.time() - began
     expected = results(folder / "unbroken")
     print(f"unbroken: {length:.0f} s", *expected[0], sep="\n", flush=True)
     generator, kills, runs = random.Random(args.seed), 0, 0
     while kills < args.kills:
         output = folder / f"killed_{runs}"
-        kills += run_killed(output, length, args.kills - kills, generator)
+        left = args.kills - kills
+        kills += run_killed(output, options, length, left, generator)
         compare(expected, results(output))
         runs += 1
     backend = os.environ.get("KERAS_BACKEND", "jax")

@@ -6,18 +6,38 @@ complete archive of `save("x.keras")` holds it too.
 """
 
 import contextlib
+import functools
 import os
 
 import keras
 
+from keras_betakd.backends import random_state, set_random_state
+from keras_betakd.distillation.freezing import given_back
+from keras_betakd.distillation.lora_state import unmerged
+from keras_betakd.distillation.model_state import (
+    apply_description,
+    copy_shared_layers,
+    described,
+    shared_layers,
+)
 from keras_betakd.distillation.summary import bytes_of
+from keras_betakd.distillation.weights_files import (
+    ARCHIVE,
+    WEIGHTS,
+    is_local,
+    lists_layers,
+    load_weights,
+    names_in,
+    write_weights,
+)
 from keras_betakd.files import atomic_write
 from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
 
 _RANDOM = "random_state_"
+_BACKEND_RANDOM = "backend_random_state_"
 
 
-class _Untracked:
+class Untracked:
     """Holds a model out of reach of Keras' tracking and saving."""
 
     def __init__(self, model):
@@ -34,6 +54,7 @@ class DistillerSaving:
     """
 
     _hides_teacher = False
+    _hides_layers = False
 
     @property
     def teacher(self):
@@ -45,11 +66,14 @@ class DistillerSaving:
     @teacher.setter
     def teacher(self, value):
         # Keras tracks the value before this runs, so its variables are known to the
-        # JAX trainer; held untracked, it can be left out of weights files.
-        self._teacher_holder = _Untracked(value)
+        # JAX trainer; held untracked, it can be left out of weights files. On PyTorch
+        # the constructor does it: there, modules keep models past this setter.
+        self._teacher_holder = Untracked(value)
 
     @property
     def layers(self):
+        if self._hides_layers:
+            raise RuntimeError("Weights files find layers by their attributes.")
         layers = super().layers
         if self._hides_teacher:
             layers = [x for x in layers if x is not self._teacher_holder.model]
@@ -65,33 +89,67 @@ class DistillerSaving:
         self.freeze_parts()
 
     @contextlib.contextmanager
-    def _without_teacher(self):
-        self._hides_teacher = True
+    def _in_weights_file(self, lists_layers=False):
+        """Within, Keras' saving sees what weights files hold, where they hold it."""
+        self._hides_teacher, self._hides_layers = True, not lists_layers
         try:
             yield
         finally:
-            self._hides_teacher = False
+            self._hides_teacher = self._hides_layers = False
 
     def save(self, filepath, overwrite=True, **kwargs):
         """Saves everything, the teacher too; a file is replaced once complete."""
-        with _replacing(self, filepath, ".keras", overwrite) as path:
-            return super().save(path, overwrite=overwrite, **kwargs)
+        save = functools.partial(super().save, overwrite=overwrite, **kwargs)
+        with unmerged(self.student, self.teacher):
+            if not _replaces(filepath, ARCHIVE, overwrite):
+                return save(filepath)
+            with atomic_write(filepath, size=saved_bytes(self)) as draft:
+                return save(draft)
 
     def save_weights(self, filepath, overwrite=True, **kwargs):
         """Saves student, betas and optimizer, not the teacher.
 
-        A file is replaced only once the new one is complete.
+        A file is replaced only once the new one is complete, and ends in a digest of
+        its bytes.
         """
-        with (
-            self._without_teacher(),
-            _replacing(self, filepath, ".weights.h5", overwrite) as path,
-        ):
-            return super().save_weights(path, overwrite=overwrite, **kwargs)
+        save = functools.partial(super().save_weights, overwrite=overwrite, **kwargs)
+        with self._in_weights_file():
+            if _replaces(filepath, WEIGHTS, overwrite):
+                write_weights(save, filepath, saved_bytes(self), self.student)
+                return
+            with unmerged(self.student):
+                save(filepath)
 
-    def load_weights(self, *args, **kwargs):
-        """Loads what `save_weights` saved; the teacher stays as it is."""
-        with self._without_teacher():
-            return super().load_weights(*args, **kwargs)
+    def load_weights(self, filepath, skip_mismatch=False, **kwargs):
+        """Loads what `save_weights` saved; the teacher stays as it is.
+
+        Args:
+            filepath: a file that `save_weights` or `save` wrote. Its digest, names and
+                shapes are verified before a variable is changed.
+            skip_mismatch, **kwargs: as for `keras.Model.load_weights`. With
+                `skip_mismatch=True` names and shapes are not verified.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged, or of another model, which is then as it
+                was before. The message names the file.
+        """
+        options = {"skip_mismatch": skip_mismatch, **kwargs}
+        load = functools.partial(super().load_weights, filepath, **options)
+        self._load(load, filepath, verified=not skip_mismatch)
+
+    def _load(self, load, path, verified=True, needed=()):
+        """Loads a file; verified first, if it is of this machine, as a whole."""
+        local = is_local(path, WEIGHTS, ARCHIVE)
+        names = names_in(path) if local else []
+        with (
+            self._in_weights_file(lists_layers(path, names)),
+            unmerged(self.student),
+        ):
+            if local and verified:
+                load_weights(load, path, names, needed, self.student)
+            else:
+                load()
 
     # Keras leaves the states of random generators out of files; a resumed training
     # would repeat the dropout of its first steps.
@@ -104,13 +162,16 @@ class DistillerSaving:
         super().save_own_variables(store)
         for i, state in enumerate(self._random_states()):
             store[f"{_RANDOM}{i}"] = keras.ops.convert_to_numpy(state)
+        for name, state in random_state().items():
+            store[f"{_BACKEND_RANDOM}{name}"] = state
 
     def load_own_variables(self, store):
-        states = {k: store[k] for k in store.keys() if k.startswith(_RANDOM)}
-        rest = {k: store[k] for k in store.keys() if k not in states}
+        rest = {name: store[name] for name in store.keys()}
+        states = _taken(rest, _RANDOM)
+        set_random_state(_taken(rest, _BACKEND_RANDOM))
         super().load_own_variables(rest)
         for i, state in enumerate(self._random_states()):
-            state.assign(states[f"{_RANDOM}{i}"])
+            state.assign(states[str(i)])
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
@@ -131,6 +192,11 @@ class DistillerSaving:
             "blind_student": getattr(self.preprocessor, "blind_student", False),
             "cross_tokenizer": getattr(self.preprocessor, "cross_tokenizer", False),
             "shares": _shared_parts(self.teacher, self.student),
+            "layers": {
+                "teacher": _description(self.teacher),
+                "student": _description(self.student),
+            },
+            "shared_layers": shared_layers(self.teacher, self.student),
         }
 
     @classmethod
@@ -138,6 +204,9 @@ class DistillerSaving:
         config = keras.saving.deserialize_keras_object(dict(config))
         teacher, student = config["teacher"], config["student"]
         _share_parts(teacher, student, config.pop("shares"))
+        for role, description in config.pop("layers", {}).items():
+            apply_description(config[role], description)
+        copy_shared_layers(teacher, student, config.pop("shared_layers", ()))
         length = config.pop("max_response_length")
         options = {k: config.pop(k) for k in ("blind_student", "cross_tokenizer")}
         if length is not None:
@@ -150,6 +219,31 @@ class DistillerSaving:
         return cls(**config)
 
 
+def save_state(model, path):
+    """Writes the weights file of a model and its optimizer, atomically."""
+    if isinstance(model, DistillerSaving):
+        model.save_weights(path)
+    else:
+        write_weights(model.save_weights, path, saved_bytes(model), model)
+
+
+def load_state(model, path):
+    """Loads a weights file with all that a training needs, or nothing of it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or of another model or optimizer.
+    """
+    needed = model.optimizer.variables
+    if isinstance(model, DistillerSaving):
+        load = functools.partial(keras.Model.load_weights, model, path)
+        model._load(load, path, needed=needed)
+        return
+    load = functools.partial(model.load_weights, path)
+    with unmerged(model):
+        load_weights(load, path, names_in(path), needed)
+
+
 def saved_bytes(model):
     """How many bytes the variables of a model and its optimizer take in a file."""
     variables = list(model.variables)
@@ -158,19 +252,30 @@ def saved_bytes(model):
     return bytes_of(variables)
 
 
-def _replacing(model, filepath, ending, overwrite):
-    """A path to write to that replaces a local `filepath` once the file is complete."""
-    name = os.fspath(filepath)
-    if not overwrite or "://" in name or not name.endswith(ending):
-        return contextlib.nullcontext(filepath)
-    return atomic_write(name, size=saved_bytes(model))
+def _replaces(filepath, ending, overwrite):
+    """Whether a local file is written, without a question to the user."""
+    free = overwrite or not os.path.exists(filepath)
+    return is_local(filepath, ending) and free
+
+
+def _taken(values, prefix):
+    """Takes the values whose names begin so out of a dict."""
+    names = [name for name in values if name.startswith(prefix)]
+    return {name.removeprefix(prefix): values.pop(name) for name in names}
 
 
 def _model_config(model):
     """The config of teacher or student, without that of its own `compile`."""
-    config = keras.saving.serialize_keras_object(model)
+    with given_back(model):
+        config = keras.saving.serialize_keras_object(model)
     config.pop("compile_config", None)
     return config
+
+
+def _description(model):
+    """What was done to the layers of a model, but for what the distiller froze."""
+    with given_back(model):
+        return described(model)
 
 
 # An object that teacher and student have in common would be loaded as two, of which

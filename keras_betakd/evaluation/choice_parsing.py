@@ -11,49 +11,35 @@ import unicodedata
 from collections.abc import Sequence
 
 from keras_betakd.data.images import neutralize_image_marks
-from keras_betakd.evaluation.answer_text import clean_answer
+from keras_betakd.evaluation.answer_text import clean_answer, without_marks
+from keras_betakd.evaluation.choice_statements import (
+    BARE,
+    LABEL,
+    LEADING,
+    LISTED,
+    MENTIONED,
+    OR_LETTER,
+    REFUSED_AFTER,
+    REFUSED_BEFORE,
+    STATED,
+    is_initial,
+)
+from keras_betakd.evaluation.choice_wrappers import (
+    boxes,
+    formatted,
+    marked,
+    without_bullets,
+)
 
 LETTERS = string.ascii_uppercase
 
-# A letter counts only where it cannot be a word or an initial: it does not in "A dog"
-# and "I think", but does in "A is right" and "I.". "(A)" always counts.
-_ENDS = r"\s*(?:\.(?!\w)|[;:!?)\]\n]|$)"
-_GOES_ON = rf"(?={_ENDS}|\s*[,/&]|\s+(?:is|was|because|since|as|or|and)\b)"
-_I_GOES_ON = rf"(?={_ENDS}|\s+(?:is|because)\b)"
-_LETTER = rf"(?:\(([A-Za-z])\)|([A-HJ-Z]){_GOES_ON}|(I){_I_GOES_ON})"
-_SMALL_LETTER = rf"([b-hj-z])(?={_ENDS})"
-_OR_LETTER = re.compile(
-    rf"[).]?\s*(?:or|and|/|,|&)\s*(?:(?i:option|choice)\s+)?{_LETTER}"
-)
-
-_BARE = re.compile(r"""[(\["']*([A-Za-z])[)\]"'.:,;!]*""")
-_LEADING = re.compile(
-    r"(?:\(([A-Za-z])\)|([A-Z])\s?(?:[.):\n]|(?<!I),)(?!\w|\s?[A-Z]\.)|([a-z])\))"
-)
-_LABEL = re.compile(r"(?:\(([A-Za-z])\)|\b([A-Z])\s?[.):])\s*$")
-_STATED = re.compile(
-    r"\b(?i:answer(?:\s+(?:to|for)\b[^.?!:]{0,60}?)?|correct\s+(?:choice|option|letter))"
-    r"(?i:\s+(?:is|would\s+be|should\s+be|must\s+be)|\s*:)[\s:]*"
-    rf"(?i:(?:option|choice|letter)\s+)?(?:{_LETTER}|{_SMALL_LETTER})"
-)
-_MENTIONED = re.compile(
-    rf"(?:^|[.!?;:]\s+|\n|\b(?i:is|be|was|say|choose|select|pick|with)\s+){_LETTER}"
-    r"|\b(?i:option|choice|letter)\s+([A-Z])(?![\w'-])|\(([A-Z])\)"
-)
-
-_REFUSED_AFTER = re.compile(
-    r"\)?\s*(?:(?:is|was|are)(?:n't|\s+(?:not|wrong|incorrect|false|never|a\s+(?:\w+\s+)"
-    r"?distractor)\b)|can(?:not|'t)\b)"
-)
-_REFUSED_BEFORE = re.compile(
-    r"(?i:\bnot|n't|\bneither|\bnor|\bnever|\bcannot|\bexcept|\bunlike|\brather\s+than"
-    r"|\binstead\s+of)\s+(?i:be\s+)?(?i:(?:a|an|the|in|at|on|of|option|choice)\s+)?\(?$"
-    r"|(?i:(?:\bnot|n't)\s+(?:think|believe|know|say|sure|certain)|\bdoubt)\b[^.!?;,\n]*$"
-)
 # A choice that has only such words is too common to be searched for in a sentence.
 _COMMON = frozenset(
     "a an the i is are was were be it its this that in on at of to and or not".split()
 )
+
+# How many characters before a letter are searched for what negates it.
+_REACH = 300
 
 
 def parse_letter_strict(text: str, choices: Sequence[str]) -> int | None:
@@ -93,16 +79,22 @@ def parse_letter_strict(text: str, choices: Sequence[str]) -> int | None:
 def parse_choice(text: str, choices: Sequence[str]) -> int | None:
     """The choice that an answer names, in whatever form; `None` if it is not clear.
 
-    It reads a letter ("B", "b.", "(B)", "**B**", "B. New Hampshire"), a statement
-    ("The answer is B", which takes precedence over letters mentioned elsewhere), the
-    text of a choice, alone or as whole words in a sentence (the longest wins where one
-    choice is part of another), and letters that a sentence uses as such ("I think it is
-    C", "option D"). Only letters of choices that exist count. The article "a", the
-    pronoun "I", letters inside words and negated choices ("not A", "B is wrong") do
-    not. Several candidates are no answer.
+    It reads a letter ("B", "b.", "(B)", "B. New Hampshire"), a statement ("The answer
+    is B", also in other languages, which takes precedence over letters mentioned
+    elsewhere), the text of a choice, alone or as whole words in a sentence (the longest
+    wins where one choice is part of another), and letters that a sentence uses as such
+    ("I think it's C", "option D"). It reads them in Markdown, HTML, LaTeX, brackets and
+    quotation marks; an answer that is set apart (`\\boxed{B}`, `<answer>B</answer>`,
+    `{"answer": "B"}`, `#### B`) is a statement.
+
+    Only letters of choices that exist count. The article "a", the pronoun "I", letters
+    inside words, initials ("A. Lincoln"), names ("vitamin C") and negated choices ("not
+    A", "B is wrong") do not. Several candidates are no answer: "A or B" is none, "not
+    B, it's C" is C, and two statements that differ are none. What follows a model's
+    thoughts is read (see `clean_answer`).
 
     Args:
-        text: The answer; end marks, Markdown stars and outer spaces are ignored.
+        text: The answer; end marks, formatting and outer spaces are ignored.
         choices: The choices of the question, up to 26.
 
     Returns:
@@ -114,20 +106,44 @@ def parse_choice(text: str, choices: Sequence[str]) -> int | None:
     1
     >>> parse_choice("None of the above", ["Maryland", "New Hampshire"])
     """
-    text = _normalized(text)
+    text = _normalized(clean_answer(text))
     # Neutralized as in the prompt: a mark in a choice is part of its text.
     options = [_normalized(neutralize_image_marks(choice)) for choice in choices]
-    whole = _whole(text, options)
+    boxed, rest = _boxed(text, options)
+    if boxed:
+        letters = marked(_without(rest, _option_spans(rest, options)))
+        return _only(boxed | _stated(letters, options), len(options))
+    return _only(_read(text, options), len(options))
+
+
+def _boxed(text, options):
+    """The choices that are set apart as the answer, and the text without them."""
+    found, rest = boxes(text)
+    indices = set()
+    for start, content in found:
+        before = text[:start].rstrip("$\\([{ ") + " "
+        if not _refused(before, len(before), len(before)):
+            # A small letter is no article here.
+            content = content.upper() if len(content) == 1 else content
+            indices |= _read(content, options)
+    return indices, rest
+
+
+def _read(text, options):
+    """The choices that a text can mean."""
+    text = without_bullets(text)
+    whole = _equal_options(_core(text), options) | _bare(marked(text))
     if whole:
-        return _only(whole, len(options))
+        return whole
     spans = _option_spans(text, options)
-    letters = _without(text, spans)
-    stated = _stated(letters) | _leading(letters, spans)
+    rest = _without(text, spans)
+    letters = marked(rest)
+    stated = _stated(letters, options) | _leading(letters, rest, spans, options)
     if stated:
-        return _only(stated, len(options))
-    mentioned = {i for i in _found(_MENTIONED, letters) if i < len(options)}
+        return stated
+    mentioned = _found(MENTIONED, letters, options, leads=True)
     named = {i for start, end, i in spans if not _refused(text, start, end)}
-    return _only(mentioned | named, len(options))
+    return {i for i in mentioned if i < len(options)} | named
 
 
 def _only(indices, count):
@@ -138,9 +154,9 @@ def _only(indices, count):
 
 def _normalized(text):
     # Image marks that are left after cleaning belong to the text of a choice.
-    text = neutralize_image_marks(clean_answer(text))
+    text = neutralize_image_marks(without_marks(text))
     text = unicodedata.normalize("NFKC", text)
-    text = text.replace("\u2019", "'").replace("*", "").replace("`", "")
+    text = formatted(text.replace("\u2019", "'"))
     return re.sub(r"[^\S\n]*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text)).strip()
 
 
@@ -156,13 +172,11 @@ def _equal_options(text, options):
     return set(exact or same)
 
 
-def _whole(text, options):
-    """The choices that the text as a whole can mean, by letter or by wording."""
-    found = _equal_options(_core(text), options)
-    letter = _BARE.fullmatch(text)
-    if letter and text not in ("a", "i"):  # A cut-off "a dog" or "i think".
-        found.add(_index(letter))
-    return found
+def _bare(text):
+    """The choice whose letter is all of the text."""
+    letter = BARE.fullmatch(text)
+    # A cut-off "a dog" or "i think" is none.
+    return {_index(letter)} if letter and text not in ("a", "i") else set()
 
 
 def _index(match):
@@ -196,44 +210,57 @@ def _without(text, spans):
     return text
 
 
-def _stated(text):
+def _stated(text, options):
     """The choices stated to be the answer; "B or C" states both."""
-    return _found(_STATED, text)
+    return _found(STATED, text, options, leads=False)
 
 
-def _found(pattern, text):
+def _found(pattern, text, options, leads):
     found = set()
     for match in pattern.finditer(text):
         start = match.start(match.lastindex)
-        if _refused(text, start, start + 1):
-            continue
-        found |= _with_alternative(match, text, start + 1)
+        index = _index(match)
+        option = options[index] if index < len(options) else ""
+        if not _refused(text, start, start + 1) and not is_initial(
+            text, start + 1, option, leads
+        ):
+            found |= _with_alternative(match, text, start + 1)
     return found
 
 
 def _with_alternative(match, text, end):
     """The choice of a matched letter, and that of a letter joined to it: "B or C"."""
-    other = _OR_LETTER.match(text, end)
+    other = OR_LETTER.match(text, end)
+    if other:
+        start = other.start(other.lastindex)
+        other = None if _refused(text, start, start + 1) else other
     return {_index(match)} | ({_index(other)} if other else set())
 
 
-def _leading(text, spans):
+def _leading(letters, rest, spans, options):
     """The choice whose letter starts the text, as in "B. New Hampshire".
 
     If letter and wording disagree, the choices of both; if the text only repeats the
     list of choices, none.
     """
-    match = _LEADING.match(text)
+    match = LEADING.match(letters)
     if not match:
         return set()
-    labels = [(_LABEL.search(text, 0, start), i) for start, _, i in spans]
-    if len({i for label, i in labels if label}) > 1:
+    labels = [(LABEL.search(rest, 0, start), i) for start, _, i in spans]
+    listed = {_index(match) for match in LISTED.finditer(rest)}
+    if len(listed) > 1 or len({i for label, i in labels if label}) > 1:
         return set()
-    letters = _with_alternative(match, text, match.end(match.lastindex))
-    return letters | {i for label, i in labels if label and not label.start()}
+    start, index = match.start(match.lastindex), _index(match)
+    option = options[index] if index < len(options) else ""
+    if _refused(letters, start, start + 1) or is_initial(
+        letters, start + 1, option, leads=True
+    ):
+        return set()
+    found = _with_alternative(match, letters, start + 1)
+    return found | {i for label, i in labels if label and not label.start()}
 
 
 def _refused(text, start, end):
     """Whether the text between `start` and `end` is negated."""
-    before, after = text[:start], text[end:]
-    return bool(_REFUSED_BEFORE.search(before) or _REFUSED_AFTER.match(after))
+    before = text[max(0, start - _REACH) : start]
+    return bool(REFUSED_BEFORE.search(before) or REFUSED_AFTER.match(text, end))

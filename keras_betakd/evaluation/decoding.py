@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 import keras
 import numpy as np
 
-from keras_betakd.evaluation.answer_text import clean_answer
+from keras_betakd.evaluation.answer_text import without_marks
 from keras_betakd.evaluation.prompts import Prompt
-from keras_betakd.evaluation.uncached_decoding import uncached_decoder
+from keras_betakd.models.uncached_decoding import uncached_decoder
 
 _LENGTH_STEP = 64
 
@@ -43,7 +43,7 @@ def answered_groups(
             leaves less room than that ends with the room.
 
     Yields:
-        The prompts of a group, each with its cleaned answer.
+        The prompts of a group, each with its answer (see `without_marks`).
 
     Example:
 
@@ -64,7 +64,7 @@ def answered_groups(
             length = max_length or _total_length(group, max_new_tokens)
             # Padded with repetitions, so that JAX need not compile another shape.
             texts = decode(_batch(group + group[-1:] * lacking), length)
-            answers = map(clean_answer, texts[: len(group)])
+            answers = map(without_marks, texts[: len(group)])
             yield list(zip(group, answers, strict=True))
 
 

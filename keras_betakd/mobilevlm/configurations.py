@@ -1,7 +1,11 @@
 """Converts a checkpoint's config.json to the arguments of `MobileVLMBackbone`."""
 
-import json
+import os
 import pathlib
+
+from keras_betakd.mobilevlm.fields import Fields, is_finite, is_whole, read_object
+from keras_betakd.mobilevlm.image_converter import MEAN, STD
+from keras_betakd.mobilevlm.projectors import mlp_depth
 
 # The towers that MobileVLM V2 and LLaVA are published with; their config.json only has
 # the name.
@@ -38,21 +42,10 @@ _CLIP_DEFAULTS = {
 
 def read_config(folder):
     """The config.json of a folder, as a dict."""
-    path = pathlib.Path(folder) / "config.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"There is no '{path}'. Give a folder that holds a checkpoint as it was "
-            "published."
-        ) from None
-    except ValueError as error:
-        raise ValueError(
-            f"'{path}' is damaged: it should be a json file. Received: {error}"
-        ) from error
+    return read_object(pathlib.Path(folder) / "config.json")
 
 
-def backbone_arguments(config, tower=None):
+def backbone_arguments(config, tower=None, source="config.json", tower_source=None):
     """The arguments of `MobileVLMBackbone`, as a dict.
 
     Args:
@@ -60,98 +53,196 @@ def backbone_arguments(config, tower=None):
             Hugging Face's port of it.
         tower: dict, the config.json of CLIP. By default that in `config`: a
             `vision_config`, a known name, or a folder.
+        source: names the file of `config` in error messages.
+        tower_source: the same for `tower`.
 
     Returns:
         Dict of arguments.
 
     Raises:
-        ValueError: a setting needs another architecture, or the tower is not known, or
-            a setting is missing.
+        ValueError: a setting needs another architecture, is missing, or is of a wrong
+            type or out of its range; or the tower is not known.
     """
+    config = Fields(config, source)
     is_port = "text_config" in config
-    text = {**_LLAMA_DEFAULTS, **config["text_config"]} if is_port else config
+    text = config.section("text_config", _LLAMA_DEFAULTS) if is_port else config
     _check_supported(config, text)
-    tower = _tower_config(config) if tower is None else tower
-    tower = {**_CLIP_DEFAULTS, **tower.get("vision_config", tower)}
+    vision = _vision_fields(config, tower, tower_source)
     try:
-        heads = text["num_attention_heads"]
-        return {
-            "vocabulary_size": text["vocab_size"],
-            "num_layers": text["num_hidden_layers"],
-            "num_query_heads": heads,
-            "num_key_value_heads": text.get("num_key_value_heads") or heads,
-            "hidden_dim": text["hidden_size"],
-            "intermediate_dim": text["intermediate_size"],
-            "rope_max_wavelength": text.get("rope_theta") or 10000,
-            "layer_norm_epsilon": text["rms_norm_eps"],
-            "vision_num_layers": tower["num_hidden_layers"],
-            "vision_num_heads": tower["num_attention_heads"],
-            "vision_hidden_dim": tower["hidden_size"],
-            "vision_intermediate_dim": tower["intermediate_size"],
-            "image_size": tower["image_size"],
-            "patch_size": tower["patch_size"],
-            "vision_feature_layer": config.get(
-                "vision_feature_layer" if is_port else "mm_vision_select_layer", -2
-            ),
+        arguments = {
+            **_text_arguments(text),
+            **_vision_arguments(vision),
             "projector_type": _projector_type(config, is_port),
         }
     except KeyError as error:
         raise ValueError(
             f"The config.json has no {error}, which MobileVLM V2 and LLaVA-1.5 are "
             "published with; a language model that has never seen needs a "
-            f"`new_projector`. Received: keys={sorted(config)}"
+            f"`new_projector`. Received: keys={sorted(config.values)} in {source}"
         ) from error
+    key = "vision_feature_layer" if is_port else "mm_vision_select_layer"
+    layer = config.get(key, -2)
+    layers = arguments["vision_num_layers"]
+    if not is_whole(layer) or not -layers - 1 <= layer <= layers:
+        raise config.error(key, f"a whole number, {-layers - 1} to {layers}")
+    return {**arguments, "vision_feature_layer": layer}
 
 
-def image_aspect_ratio(config):
+def image_aspect_ratio(config, source="config.json"):
     """The `aspect_ratio` of `MobileVLMImageConverter`.
 
     Hugging Face's port crops images where the original pads them.
     """
-    kind = config.get("image_aspect_ratio")
-    if kind is not None and "anyres" in kind:
+    fields = Fields(config, source)
+    kind = fields.get("image_aspect_ratio", "square")
+    if isinstance(kind, str) and "anyres" in kind:
         raise ValueError(
             "Images in several tiles (image_aspect_ratio='anyres', LLaVA-1.6) are "
             "another architecture. Expected 'pad' or 'square'."
         )
+    if kind not in ("pad", "square"):
+        raise fields.error("image_aspect_ratio", "'pad' or 'square'")
     return "pad" if kind == "pad" else "crop"
+
+
+def check_image_settings(folder, image_size):
+    """Raises if a folder's preprocessor_config.json asks for other images.
+
+    The images are made as MobileVLM V2 and LLaVA-1.5 make them; with other settings
+    the model would see what it was not trained on.
+    """
+    path = pathlib.Path(folder) / "preprocessor_config.json"
+    if not path.exists():
+        return
+    fields = Fields(read_object(path), f"'{path}'")
+    for key, expected in (("image_mean", MEAN), ("image_std", STD)):
+        if key in fields and not _is_near(fields.get(key), expected):
+            raise fields.error(key, f"CLIP's, {list(expected)}")
+    for key in ("size", "crop_size"):
+        sizes = fields.get(key, image_size)
+        sizes = list(sizes.values()) if isinstance(sizes, dict) else [sizes]
+        if not sizes or any(not is_whole(s) or s != image_size for s in sizes):
+            raise fields.error(key, f"{image_size}, the tower's image_size")
+
+
+def _is_near(values, expected):
+    return (
+        isinstance(values, list)
+        and len(values) == len(expected)
+        and all(
+            is_finite(v) and abs(v - e) < 1e-4
+            for v, e in zip(values, expected, strict=True)
+        )
+    )
+
+
+def _text_arguments(text):
+    heads, width = text.size("num_attention_heads"), text.size("hidden_size")
+    # Rotary positions turn pairs of numbers.
+    if width % (2 * heads):
+        expected = "a divisor of half the hidden_size"
+        raise text.error("num_attention_heads", f"{expected}, {width} / 2")
+    shared = heads
+    if text.get("num_key_value_heads") is not None:
+        shared = text.size("num_key_value_heads")
+    if heads % shared:
+        raise text.error("num_key_value_heads", f"a divisor of the {heads} heads")
+    text.expect("head_dim", None, width // heads)
+    return {
+        "vocabulary_size": text.size("vocab_size"),
+        "num_layers": text.size("num_hidden_layers"),
+        "num_query_heads": heads,
+        "num_key_value_heads": shared,
+        "hidden_dim": width,
+        "intermediate_dim": text.size("intermediate_size"),
+        "rope_max_wavelength": _rope_theta(text),
+        "layer_norm_epsilon": text.number("rms_norm_eps", below=1),
+    }
+
+
+def _rope_theta(text):
+    """The base of the rotary positions, wherever a version of transformers has it."""
+    if text.get("rope_parameters") is not None:
+        rope = text.section("rope_parameters")
+        rope.expect("rope_type", "default")
+        return rope.number("rope_theta", 10000)
+    return text.number("rope_theta", 10000)
+
+
+def _vision_arguments(vision):
+    width, heads = vision.size("hidden_size"), vision.size("num_attention_heads")
+    if width % heads:
+        raise vision.error(
+            "num_attention_heads", f"a divisor of the hidden_size, {width}"
+        )
+    size, patch = vision.size("image_size"), vision.size("patch_size")
+    if patch > size:
+        raise vision.error("patch_size", f"at most the image_size, {size}")
+    vision.expect("hidden_act", "quick_gelu")
+    vision.expect("layer_norm_eps", 1e-5)
+    vision.expect("num_channels", 3)
+    return {
+        "vision_num_layers": vision.size("num_hidden_layers"),
+        "vision_num_heads": heads,
+        "vision_hidden_dim": width,
+        "vision_intermediate_dim": vision.size("intermediate_size"),
+        "image_size": size,
+        "patch_size": patch,
+    }
 
 
 def _projector_type(config, is_port):
     if not is_port:
-        return config["mm_projector_type"]
-    return f"mlp2x_{config.get('projector_hidden_act', 'gelu')}"
+        kind = config.text("mm_projector_type")
+    else:
+        kind = f"mlp2x_{config.text('projector_hidden_act', 'gelu')}"
+    try:
+        mlp_depth(kind)
+    except ValueError as error:
+        raise ValueError(f"{config.source}: {error}") from error
+    return kind
 
 
-def _tower_config(config):
-    if "vision_config" in config:
-        return config["vision_config"]
-    name = config.get("mm_vision_tower") or ""
+def _vision_fields(config, tower, tower_source):
+    """The settings of the vision tower, with the defaults of CLIP's own files."""
+    if tower is not None:
+        fields = Fields(tower, tower_source or "the config.json of `vision_tower`")
+    elif "vision_config" in config:
+        fields = config
+    else:
+        return Fields(*_named_tower(config), _CLIP_DEFAULTS)
+    if "vision_config" in fields:
+        return fields.section("vision_config", _CLIP_DEFAULTS)
+    return Fields(fields.values, fields.source, _CLIP_DEFAULTS)
+
+
+def _named_tower(config):
+    """Settings and source of the tower that `mm_vision_tower` names."""
+    name = ""
+    if config.get("mm_vision_tower") is not None:
+        name = config.text("mm_vision_tower")
     known = _TOWERS.get(name.rstrip("/").split("/")[-1])
     if known is not None:
-        return known
-    if name and pathlib.Path(name).is_dir():
-        return read_config(name)
+        return known, f"the tower {name!r}"
+    if name and os.path.isdir(name):
+        found = read_config(name)
+        source = f"'{pathlib.Path(name) / 'config.json'}'"
+        if "vision_config" not in found:
+            return found, source
+        section = Fields(found, source).section("vision_config")
+        return section.values, section.source
     raise ValueError(
         "The sizes of the vision tower are not known. Give the folder of its CLIP "
         f"model as `vision_tower`. Known by name: {sorted(_TOWERS)}. Received: "
-        f"mm_vision_tower={name!r}"
+        f"mm_vision_tower={name!r} in {config.source}"
     )
 
 
 def _check_supported(config, text):
-    expected = {
-        "hidden_act": (text, ("silu",)),
-        "rope_scaling": (text, (None,)),
-        "tie_word_embeddings": (text, (False,)),
-        "attention_bias": (text, (False,)),
-        "mm_use_im_start_end": (config, (False,)),
-        "mm_vision_select_feature": (config, ("patch",)),
-        "vision_feature_select_strategy": (config, ("default",)),
-    }
-    for key, (source, values) in expected.items():
-        if key in source and source[key] not in values:
-            raise ValueError(
-                f"A checkpoint with {key}={source[key]!r} is of another architecture "
-                f"than MobileVLM V2 and LLaVA-1.5. Expected: {values[0]!r}"
-            )
+    text.expect("hidden_act", "silu")
+    text.expect("rope_scaling", None)
+    for key in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
+        text.expect(key, False)
+    config.expect("mm_use_im_start_end", False)
+    config.expect("mm_vision_select_feature", "patch")
+    config.expect("vision_feature_select_strategy", "default")

@@ -12,7 +12,7 @@ from typing import Any
 import ml_dtypes  # noqa: F401  (teaches NumPy what bfloat16 is)
 import numpy as np
 
-from keras_betakd.mobilevlm.projectors import LDPv2Projector
+from keras_betakd.mobilevlm.projectors import mlp_depth
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
 PROJECTOR = "model.mm_projector."
@@ -40,8 +40,8 @@ _IGNORED = re.compile(
     r"|text_model\..*|text_projection\..*|visual_projection\..*|logit_scale"
 )
 
-_BLOCK = "model.layers.{i}."
-_LANGUAGE = {
+BLOCK = "model.layers.{i}."
+LANGUAGE = {
     "transformer_layer_{i}/self_attention/query/kernel": "self_attn.q_proj.weight",
     "transformer_layer_{i}/self_attention/key/kernel": "self_attn.k_proj.weight",
     "transformer_layer_{i}/self_attention/value/kernel": "self_attn.v_proj.weight",
@@ -56,7 +56,7 @@ _LANGUAGE = {
         "post_attention_layernorm.weight"
     ),
 }
-_VISION = {
+VISION = {
     "layer_norm_1/gamma": "layer_norm1.weight",
     "layer_norm_1/beta": "layer_norm1.bias",
     "layer_norm_2/gamma": "layer_norm2.weight",
@@ -76,7 +76,7 @@ _VISION = {
         for kind, their_kind in (("kernel", "weight"), ("bias", "bias"))
     },
 }
-_OTHERS = {
+OTHERS = {
     "token_embedding/embeddings": "model.embed_tokens.weight",
     "token_embedding/reverse_embeddings": "lm_head.weight",
     "sequence_output_layernorm/scale": "model.norm.weight",
@@ -111,8 +111,13 @@ class Target:
 
     def assign(self, array):
         """Assigns a tensor of the checkpoint, a NumPy array, to the variable."""
+        self.variable.assign(self.values(array))
+
+    def values(self, array):
+        """A tensor of the checkpoint, a NumPy array, in the variable's form."""
         values = np.transpose(array, self.axes).reshape(self.variable.shape)
-        self.variable.assign(values.astype(self.variable.dtype, copy=False))
+        with np.errstate(over="ignore"):  # the caller looks for infinite values
+            return values.astype(self.variable.dtype, copy=False)
 
 
 def canonical_name(name):
@@ -136,31 +141,31 @@ def targets(backbone):
 
 def _names(backbone):
     """Dict of variable path to canonical name."""
-    names = dict(_OTHERS)
+    names = dict(OTHERS)
     for i in range(backbone.num_layers):
-        for path, name in _LANGUAGE.items():
-            names[path.format(i=i)] = _BLOCK.format(i=i) + name
+        for path, name in LANGUAGE.items():
+            names[path.format(i=i)] = BLOCK.format(i=i) + name
     for i in range(backbone.vision_num_layers):
-        for path, name in _VISION.items():
+        for path, name in VISION.items():
             names[f"encoder_encoder_block_{i}/{path}"] = (
                 f"{TOWER}encoder.layers.{i}.{name}"
             )
-    for layer, name in _projector_layers(backbone):
+    for layer, name in projector_layers(backbone.projector_type):
         names[f"projector/{layer}/kernel"] = f"{PROJECTOR}{name}weight"
         names[f"projector/{layer}/bias"] = f"{PROJECTOR}{name}bias"
     return names
 
 
-def _projector_layers(backbone):
+def projector_layers(projector_type):
     """Pairs of a layer's name and the prefix of its `weight` and `bias`."""
-    projector = backbone.projector
-    if isinstance(projector, LDPv2Projector):
+    depth = mlp_depth(projector_type)
+    if depth is None:
         names = {"dense_1": "mlp.mlp.0.", "dense_2": "mlp.mlp.2."}
-        return {**names, "depthwise": "peg.peg.0."}.items()
-    if projector.depth == 1:
+        return list({**names, "depthwise": "peg.peg.0."}.items())
+    if depth == 1:
         return [("dense_1", "")]
     # The numbers count activations, too, which have no weights.
-    return [(f"dense_{i + 1}", f"{2 * i}.") for i in range(projector.depth)]
+    return [(f"dense_{i + 1}", f"{2 * i}.") for i in range(depth)]
 
 
 def _target(path, variable):

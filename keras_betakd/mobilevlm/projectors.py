@@ -149,13 +149,26 @@ def make_projector(projector_type, output_dim, grid_size, **kwargs):
         grid_size: side of the grid of image tokens, of `"ldpnetv2"` alone.
         **kwargs: as for any layer.
     """
-    if projector_type.startswith("ldpnetv2"):
+    depth = mlp_depth(projector_type)
+    if depth is None:
         return LDPv2Projector(output_dim, grid_size, **kwargs)
-    if projector_type == "linear":
-        return MLPProjector(output_dim, depth=1, **kwargs)
-    found = re.fullmatch(r"mlp([1-9]\d*)x_gelu", projector_type)
+    return MLPProjector(output_dim, depth=depth, **kwargs)
+
+
+def mlp_depth(projector_type):
+    """How many dense layers a type of projector has; `None` for MobileVLM V2's own.
+
+    Raises:
+        ValueError: the type is not known.
+    """
+    name = str(projector_type)
+    if name.startswith("ldpnetv2"):
+        return None
+    if name == "linear":
+        return 1
+    found = re.fullmatch(r"mlp([1-9][0-9]{0,3})x_gelu", name)
     if found:
-        return MLPProjector(output_dim, depth=int(found.group(1)), **kwargs)
+        return int(found.group(1))
     raise ValueError(
         "`projector_type` must be 'ldpnetv2' (MobileVLM V2), 'mlp<k>x_gelu' (LLaVA-1.5 "
         f"has k = 2) or 'linear'. Received: projector_type={projector_type!r}"

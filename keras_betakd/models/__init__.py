@@ -12,6 +12,7 @@ from keras_betakd.models.heads import EmbeddingHead, HeadMatrix, LMHead
 from keras_betakd.models.mobilevlm import MobileVLMView
 from keras_betakd.models.presets import load_model
 from keras_betakd.models.qwen import Qwen3_5View
+from keras_betakd.models.student_presets import save_preset
 from keras_betakd.models.views import register_view, view_of
 
 __all__ = [
@@ -32,5 +33,6 @@ __all__ = [
     "Qwen3_5View",
     "load_model",
     "register_view",
+    "save_preset",
     "view_of",
 ]

@@ -1,9 +1,15 @@
 """`load_model`: loads a generative model of any task class from a preset."""
 
-import json
+import math
 import pathlib
 
 import keras
+from keras import ops
+
+from keras_betakd.models.preset_files import check_preset, read_object
+
+# How many numbers of a weight are looked at one by one together.
+_AT_ONCE = 2**22
 
 # `model_type` of the public checkpoints that keras-hub cannot convert.
 _MOBILEVLM_TYPES = ("mobilevlm", "llava", "llava_llama")
@@ -14,7 +20,8 @@ def load_model(preset, **kwargs):
 
     `keras_hub.models.CausalLM.from_preset` loads decoder-only models alone; this loads
     encoder-decoder ones (BLIP-2 with Flan-T5) and public checkpoints of MobileVLM V2
-    and LLaVA-1.5 as well, and its errors say what to do.
+    and LLaVA-1.5 as well, and its errors say what to do. The settings in a folder are
+    checked, and its sizes compared with those of the weights, before a model is made.
 
     Args:
         preset: a folder that `save_to_preset` wrote, the name of a built-in preset, a
@@ -28,7 +35,10 @@ def load_model(preset, **kwargs):
         A `keras_hub.models.CausalLM` or `keras_hub.models.Seq2SeqLM`.
 
     Raises:
-        ValueError: it cannot be loaded. The message includes keras-hub's own.
+        ValueError: it cannot be loaded (the message includes keras-hub's own); a
+            setting is of a wrong type or out of its range, or does not fit the weights;
+            a weight holds NaN or infinite numbers.
+        FileNotFoundError: a public checkpoint lacks a file.
 
     Example:
 
@@ -37,7 +47,6 @@ def load_model(preset, **kwargs):
     student = load_model("./my_student")
     ```
     """
-    import keras_hub
 
     # The import also registers its classes with Keras.
     from keras_betakd.mobilevlm import load_mobilevlm
@@ -46,11 +55,11 @@ def load_model(preset, **kwargs):
     folder = pathlib.Path(preset)
     if "://" not in preset and ("/" in preset or folder.exists()):
         _check_folder(folder)
-    if _read(folder / "config.json").get("model_type") in _MOBILEVLM_TYPES:
+    if read_object(folder / "config.json").get("model_type") in _MOBILEVLM_TYPES:
         return load_mobilevlm(folder, **kwargs)
-    classes = [keras_hub.models.CausalLM, keras_hub.models.Seq2SeqLM]
-    named = _task_class(folder)
-    classes = [named] if named else classes
+    load_weights = kwargs.get("load_weights", True)
+    check_preset(folder, load_weights)
+    classes = _task_classes(folder)
     if _was_mixed(folder):
         # keras-hub would convert any other policy to the current one, but does not
         # recognize mixed ones by name.
@@ -58,9 +67,13 @@ def load_model(preset, **kwargs):
     errors = []
     for cls in classes:
         try:
-            return cls.from_preset(preset, **kwargs)
+            model = cls.from_preset(preset, **kwargs)
         except Exception as error:  # downloads and files raise errors of many kinds
             errors.append(error)
+            continue
+        if load_weights:
+            _check_finite(model, preset)
+        return model
     raise ValueError(
         f"The preset {preset!r} cannot be loaded. Give a folder that `save_to_preset` "
         "of a keras-hub model wrote, the name of a built-in preset (all of them: "
@@ -85,23 +98,47 @@ def _check_folder(folder):
         )
 
 
-def _task_class(folder):
-    """The class that a local preset was saved from."""
+def _task_classes(folder):
+    """The class that a local preset was saved from, or else those that it may be of."""
     import keras_hub
 
-    name = _read(folder / "task.json").get("class_name", "")
-    return getattr(keras_hub.models, name, None)
+    tasks = (keras_hub.models.CausalLM, keras_hub.models.Seq2SeqLM)
+    name = str(read_object(folder / "task.json").get("class_name"))
+    named = getattr(keras_hub.models, name, None)
+    return [named] if isinstance(named, type) and issubclass(named, tasks) else tasks
 
 
 def _was_mixed(folder):
     """Whether a local preset was saved from a model in mixed precision."""
-    policy = _read(folder / "config.json").get("config", {}).get("dtype")
-    name = policy.get("config", {}).get("name") if isinstance(policy, dict) else policy
-    return "mixed" in str(name)
+    config = read_object(folder / "config.json").get("config")
+    policy = config.get("dtype") if isinstance(config, dict) else None
+    policy = policy.get("config") if isinstance(policy, dict) else policy
+    return "mixed" in str(policy.get("name") if isinstance(policy, dict) else policy)
 
 
-def _read(path):
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
+def _check_finite(model, preset):
+    """Raises if a weight holds NaN or infinite numbers, as after a broken download."""
+    for weight in model.weights:
+        if not keras.backend.is_float_dtype(weight.dtype):
+            continue
+        if not _is_finite(weight):
+            raise ValueError(
+                f"The weight {weight.path!r} of the preset {preset!r} holds NaN or "
+                f"infinite numbers in {weight.dtype}, so every output of the model "
+                "would. If it was saved in another precision, load it with that "
+                "`dtype` ('bfloat16' instead of 'float16'); else download the preset "
+                "again, or take an earlier one of the training."
+            )
+
+
+def _is_finite(weight):
+    # NaN and infinity are never lost in a sum. One that overflows is looked into, in
+    # blocks of rows, so that little memory is needed beside the weight.
+    if ops.isfinite(ops.sum(weight)):
+        return True
+    if not weight.shape:
+        return False
+    rows = weight.shape[0]
+    at_once = max(1, _AT_ONCE * rows // max(1, math.prod(weight.shape)))
+    blocks = (weight[start : start + at_once] for start in range(0, rows, at_once))
+    return all(ops.all(ops.isfinite(block)) for block in blocks)

@@ -6,7 +6,7 @@ from typing import Any
 
 from keras_betakd.data.images import IMAGE_MARK
 from keras_betakd.evaluation.agreement import Outcome
-from keras_betakd.evaluation.answer_text import without_end_mark
+from keras_betakd.evaluation.answer_text import final_answer, without_end_mark
 from keras_betakd.evaluation.llava_protocol import llava_answers
 
 
@@ -106,13 +106,20 @@ class Benchmark:
         self, questions: Sequence, answers: Mapping[str, str]
     ) -> dict[str, Outcome]:
         """The `Outcome` of each question that has an answer, by its id."""
-        texts = {name: without_end_mark(text) for name, text in answers.items()}
-        read = {q.id: self.read(q, texts[q.id]) for q in questions if q.id in texts}
+        read = {
+            q.id: self._read_final(q, answers[q.id])
+            for q in questions
+            if q.id in answers
+        }
         return {
             q.id: Outcome(read[q.id], self.is_right(q, read[q.id]))
             for q in questions
             if q.id in read
         }
+
+    def _read_final(self, question, text):
+        text = final_answer(without_end_mark(text))
+        return None if text is None else self.read(question, text)
 
 
 def answer_counts(score) -> dict[str, int]:

@@ -17,7 +17,7 @@ from keras_betakd.evaluation.benchmarks.gqa_questions import (
     load_gqa,
 )
 from keras_betakd.evaluation.intervals import Accuracy, accuracies
-from keras_betakd.evaluation.llava_protocol import answers_of
+from keras_betakd.evaluation.llava_protocol import answers_of, normalized_answers
 from keras_betakd.evaluation.report import entry, share, shares
 
 
@@ -53,7 +53,8 @@ class GQAScore:
         per_semantic: The accuracy for each semantic type.
         per_steps: The accuracy for each number of reasoning steps.
         per_length: The accuracy for each number of words.
-        unparsed: Answers of nothing but spaces and periods. Counted as wrong.
+        unparsed: Answers of nothing but spaces and periods, or thoughts without an
+            answer. Counted as wrong.
         missing: Questions without an answer; none of them is balanced.
 
     Example:
@@ -128,8 +129,9 @@ def score_gqa(
     >>> score_gqa(questions, {"1": "Yes."}).accuracy
     100.0
     """
-    answers = answers_of(questions, predictions)
-    answers = {name: normalize_gqa_answer(text) for name, text in answers.items()}
+    answers = normalized_answers(
+        answers_of(questions, predictions), normalize_gqa_answer
+    )
     balanced = [question for question in questions if question.balanced]
     _check_answered(balanced, answers)
     right = {q.id: answers[q.id] == q.answer for q in questions if q.id in answers}
@@ -148,7 +150,7 @@ def score_gqa(
         per_semantic=per(lambda question: question.semantic),
         per_steps=per(lambda question: question.steps),
         per_length=per(lambda question: question.words),
-        unparsed=sum(not answers[question.id].strip() for question in balanced),
+        unparsed=sum(not (answers[question.id] or "").strip() for question in balanced),
         missing=len(questions) - len(answers),
     )
 

@@ -166,7 +166,10 @@ def score_mmbench(
 
 
 def _letter(question, answers, match):
-    answer = table_cell(answers.get(question.id))
+    answer = answers.get(question.id, _NO_ANSWER)
+    if answer is None:  # thoughts without an answer
+        return None
+    answer = table_cell(answer)
     return match(_NO_ANSWER if answer is None else answer, question.choices)
 
 

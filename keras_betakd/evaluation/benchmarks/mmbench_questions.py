@@ -268,8 +268,9 @@ def mmbench_submission(
 
     Returns:
         For each row a dict with the keys `SUBMISSION_COLUMNS`, `None` for an empty
-        cell. `pandas.DataFrame(rows).to_excel("submission.xlsx", index=False)` writes
-        them to the file.
+        cell. A prediction is what follows a model's thoughts, as in `score_mmbench`.
+        `pandas.DataFrame(rows).to_excel("submission.xlsx", index=False)` writes them to
+        the file.
 
     Raises:
         TypeError, ValueError: As `score_mmbench`.

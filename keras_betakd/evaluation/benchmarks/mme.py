@@ -209,7 +209,7 @@ def score_mme(
     50.0
     """
     answers = answers_of(questions, predictions, refuse_unknown=True)
-    parsed = {name: parse_mme(text) for name, text in answers.items()}
+    parsed = {name: parse_mme(text or "") for name, text in answers.items()}
     pairs: dict[tuple[str, str], list[MMEQuestion]] = {}
     for question in questions:
         pairs.setdefault((question.task, question.file), []).append(question)

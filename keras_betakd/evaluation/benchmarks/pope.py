@@ -18,7 +18,11 @@ from keras_betakd.evaluation.benchmarks.pope_questions import (
     pope_prompt,
 )
 from keras_betakd.evaluation.intervals import wilson_interval
-from keras_betakd.evaluation.llava_protocol import answers_of, llava_answers
+from keras_betakd.evaluation.llava_protocol import (
+    answers_of,
+    llava_answers,
+    normalized_answers,
+)
 from keras_betakd.evaluation.report import entry
 
 _YES_OR_NO = re.compile(r"\b(?:yes|no|not)\b", re.IGNORECASE)
@@ -57,6 +61,8 @@ class POPECategory:
         fp: Absent objects that the answer says are present: hallucinated.
         tn: Absent objects that the answer does not say are present.
         fn: Present objects that the answer does not say are present.
+        silent: Of `fp`, the questions with thoughts but no answer. They count as wrong,
+            but not as "yes" in `yes_ratio`.
 
     Raises:
         ValueError: `tp` is 0. The published scorer then divides by zero.
@@ -71,6 +77,7 @@ class POPECategory:
     fp: int
     tn: int
     fn: int
+    silent: int = 0
 
     def __post_init__(self):
         if not self.tp:
@@ -108,7 +115,7 @@ class POPECategory:
     @property
     def yes_ratio(self) -> float:
         """Per cent of the answers that are "yes"."""
-        return 100.0 * (self.tp + self.fp) / self.n
+        return 100.0 * (self.tp + self.fp - self.silent) / self.n
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -127,9 +134,10 @@ class POPEScore:
 
     Args:
         per_category: The counts and scores of each category.
-        parsed: How `parse_pope` read each answer, "yes" or "no", by question id.
+        parsed: How `parse_pope` read each answer, "yes" or "no", by question id; `None`
+            for thoughts without an answer, which count as wrong.
         unparsed: Answers without any of the words yes, no and not, in either case.
-            The published parser counts them as yes.
+            The published parser counts them as yes, unless they are `None`.
         missing: Always 0: a question without an answer is an error.
 
     Example:
@@ -140,7 +148,7 @@ class POPEScore:
     """
 
     per_category: Mapping[str, POPECategory]
-    parsed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    parsed: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     unparsed: int = 0
     missing: int = 0
 
@@ -206,7 +214,7 @@ def score_pope(
             f"Each question must have an answer. Received: {len(answers)} answers to "
             f"{len(questions)} questions; there is none to {unanswered[:3]}"
         )
-    parsed = {name: parse_pope(text) for name, text in answers.items()}
+    parsed = normalized_answers(answers, parse_pope)
     found = {question.category for question in questions}
     return POPEScore(
         per_category={
@@ -215,22 +223,24 @@ def score_pope(
             if category in found
         },
         parsed=parsed,
-        unparsed=sum(not _YES_OR_NO.search(text) for text in answers.values()),
+        unparsed=sum(not _YES_OR_NO.search(text or "") for text in answers.values()),
     )
 
 
 def _counts(category, questions, parsed):
     pairs = [
-        (parsed[question.id] == "yes", question.label != "no")
+        (parsed[question.id], question.label != "no")
         for question in questions
         if question.category == category
     ]
+    silent = pairs.count((None, False))
     try:
         return POPECategory(
-            tp=pairs.count((True, True)),
-            fp=pairs.count((True, False)),
-            tn=pairs.count((False, False)),
-            fn=pairs.count((False, True)),
+            tp=pairs.count(("yes", True)),
+            fp=pairs.count(("yes", False)) + silent,
+            tn=pairs.count(("no", False)),
+            fn=pairs.count(("no", True)) + pairs.count((None, True)),
+            silent=silent,
         )
     except ValueError as error:
         raise ValueError(f"The F1 of {category!r} is not defined. {error}") from error

@@ -12,6 +12,7 @@ from keras_betakd.evaluation.answer_text import without_end_mark
 from keras_betakd.evaluation.benchmarks.base import Benchmark
 from keras_betakd.evaluation.choice_parsing import parse_choice, parse_letter_strict
 from keras_betakd.evaluation.intervals import Accuracy
+from keras_betakd.evaluation.llava_protocol import texts_by_id
 from keras_betakd.evaluation.report import entry, shares
 
 _PARSERS = {"published": parse_letter_strict, "robust": parse_choice}
@@ -113,15 +114,16 @@ def score_scienceqa(
         records: The questions, for example from `load_scienceqa`.
         predictions: The answers by record id, as `generate_answers` returns them.
             Answers to questions that are not in `records` are ignored.
-        parser: `parse_choice`, or `parse_letter_strict` for published numbers, or
-            any function of a text and the choices that returns an index or `None`.
+        parser: `parse_choice`, which reads what follows a model's thoughts, or
+            `parse_letter_strict`, which reads all of an answer, for published numbers,
+            or any function of a text and the choices that returns an index or `None`.
 
     Returns:
         A `ScienceQAScore`.
 
     Raises:
-        TypeError: `predictions` is not a mapping by record id.
-        ValueError: There are no records, or two with the same id.
+        TypeError: `predictions` is not a mapping, or an answer is not a string.
+        ValueError: There are no records, or an id occurs twice.
 
     Example:
 
@@ -129,11 +131,7 @@ def score_scienceqa(
     >>> score_scienceqa(records, {"4": "A cat is one."}).accuracy
     100.0
     """
-    if not isinstance(predictions, Mapping):
-        raise TypeError(
-            "`predictions` must map record ids to answers. "
-            f"Received: {type(predictions).__name__}"
-        )
+    texts = texts_by_id(predictions)
     records = list(records)
     ids = {record.id for record in records}
     if not records or len(ids) < len(records):
@@ -141,9 +139,8 @@ def score_scienceqa(
             "`records` must hold at least one record, and each id once. "
             f"Received: {len(records)} records with {len(ids)} different ids"
         )
-    answered = [r for r in records if r.id in predictions]
-    texts = {r.id: without_end_mark(predictions[r.id]) for r in answered}
-    choices = {r.id: parser(texts[r.id], r.choices) for r in answered}
+    answered = [r for r in records if r.id in texts]
+    choices = {r.id: parser(without_end_mark(texts[r.id]), r.choices) for r in answered}
     right = [r for r in answered if choices[r.id] == r.answer]
     return ScienceQAScore(
         correct=len(right),

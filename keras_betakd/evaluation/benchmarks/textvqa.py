@@ -19,7 +19,7 @@ from keras_betakd.evaluation.benchmarks.textvqa_questions import (
 )
 from keras_betakd.evaluation.benchmarks.vqa_normalization import normalize_vqa_answer
 from keras_betakd.evaluation.intervals import mean_interval
-from keras_betakd.evaluation.llava_protocol import answers_of
+from keras_betakd.evaluation.llava_protocol import answers_of, normalized_answers
 from keras_betakd.evaluation.report import entry
 
 
@@ -29,7 +29,8 @@ class TextVQAScore:
 
     Args:
         scores: The score of each answered question by its id, in 0..1.
-        unparsed: Answers that are empty after normalization.
+        unparsed: Answers that are empty after normalization, or thoughts without an
+            answer, which count as wrong.
         missing: Questions without an answer. They are left out of the mean, as by the
             published scorer, which only reads the answers.
 
@@ -100,7 +101,7 @@ def score_textvqa(
             f"{len(questions)} questions"
         )
     people = {question.key: question.answers for question in questions}
-    normalized = {name: normalize_vqa_answer(text) for name, text in answers.items()}
+    normalized = normalized_answers(answers, normalize_vqa_answer)
     return TextVQAScore(
         scores={
             question.id: _soft_score(normalized[question.id], people[question.key])
@@ -112,7 +113,7 @@ def score_textvqa(
     )
 
 
-def _soft_score(prediction: str, answers: Sequence[str]) -> float:
+def _soft_score(prediction: str | None, answers: Sequence[str]) -> float:
     """The score of one normalized prediction."""
     equal = sum(normalize_vqa_answer(answer) == prediction for answer in answers)
     if not equal:
