@@ -144,6 +144,10 @@ def test_the_earlier_answers_of_a_conversation_are_shown():
     native = {"prompts": [turns], "images": [IMAGES[0]], "responses": [["red"]]}
     expected = student.generate(native, strip_prompt=True, max_length=200)
     assert ask(["red"]) == ask(["red", "square"]) == expected != ask(["blue"])
+    both = {"prompts": [turns, [turns[0]]], "images": [IMAGES[0]] * 2}
+    answers = generate({**both, "responses": [["red", "square"], ["blue"]]})
+    alone = generate({"prompts": turns[0], "images": IMAGES[0]})
+    assert answers == [*expected, alone]
 
 
 def test_other_arguments_are_passed_on():

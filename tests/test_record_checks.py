@@ -145,7 +145,7 @@ def test_an_answer_that_the_tokenizer_drops_is_refused():
 )
 def test_an_unknown_key_is_refused_with_the_nearest(key, nearest):
     # `image=` trained without vision, `sample_weights=` had no effect.
-    message = f"no key '{key}'. Did you mean '{nearest}'"
+    message = f"no key '{key}'; did you mean '{nearest}'"
     with pytest.raises(ValueError, match=message):
         checked_records({**text_records(), key: [1, 2]})
 
@@ -218,7 +218,7 @@ WAYS = {
             lambda r: r["prompts"].__setitem__(1, "<image> <img>"),
             "'q1' has the image mark '<img>' in its prompt",
         ),
-        (lambda r: r.update(image=r.pop("images")), "Did you mean 'images'"),
+        (lambda r: r.update(image=r.pop("images")), "did you mean 'images'"),
     ],
     ids=["text", "id", "image", "mark", "key"],
 )

@@ -74,6 +74,7 @@ def test_the_library_does_not_print(path):
 MAY_IMPORT = {
     "backends": (),
     "files": (),
+    "interrupts": (),
     "folders": (),
     "version": (),
     "distribution": (),
@@ -95,7 +96,7 @@ MAY_IMPORT = {
         *("backends", "files", "folders", "version", "distribution", "objective"),
         *("energies", "betas", "preprocessing", "mobilevlm", "models", "head_loss"),
     ),
-    "evaluate": ("evaluation",),
+    "evaluate": ("interrupts", "evaluation"),
     "teacher_cache": (
         *("backends", "files", "folders", "betas", "preprocessing", "fingerprints"),
         *("models", "distillation"),

@@ -131,9 +131,19 @@ class BetaKDDistiller(
         teacher, student, energies=CosineProbsEnergy(), beta=InstanceBeta()
     )
     distiller.compile(optimizer=keras.optimizers.AdamW(2e-5))
-    distiller.fit(dataset)
+    distiller.fit(dataset, callbacks=[keras.callbacks.EarlyStopping("val_objective")])
     distiller.student.save_to_preset("my_student")
     ```
+
+    Reported are `loss` (the total), `task_loss` (CE), `accuracy`, every energy and
+    beta, and `objective`: the total with each beta at its best value, a function of CE
+    and energies alone,
+
+        objective = CE + sum_k min over beta of [ beta * l_k - (d_k / 2) * log beta ]
+
+    where beta is between its bounds (a `FixedBeta` has one value). Monitor
+    `val_objective`, `val_task_loss` or `val_accuracy` in callbacks: `val_loss` moves
+    with the betas even where the student stands still.
 
     Reference: Beta-KD, arXiv 2603.21426 (CVPR 2026).
     """
