@@ -117,7 +117,9 @@ def test_what_learns_or_changes_needs_a_distiller(energy):
     """Nothing trained its variables: t, the temperature and the projection stood."""
     size = CLASSES + (energy.name == "feature_mse")
     y = np.zeros((8, size), "float32")
-    assert keras.ops.isfinite(energy(y, LOGITS))  # outside of `compile` it is a function
+    assert keras.ops.isfinite(
+        energy(y, LOGITS)
+    )  # outside of `compile` it is a function
     model = student()
     model.compile("sgd", loss=energy)
     with pytest.raises(ValueError, match="Use it in a `BetaKDDistiller`"):
