@@ -1,18 +1,19 @@
 """`DistillationTrainer`: compile, fit, evaluate, predict and the *_on_batch methods."""
 
 import contextlib
-import sys
 
 import keras
 
-from keras_betakd.backends import runs_eagerly
 from keras_betakd.distillation.arguments import (
     exclude_from_weight_decay,
     resolved_optimizer,
     resolved_task_loss,
 )
-from keras_betakd.distillation.metric_arguments import resolved_metrics
-from keras_betakd.distillation.monitoring import direct_monitors
+from keras_betakd.distillation.metric_arguments import (
+    expect_no_loss_weights,
+    resolved_metrics,
+)
+from keras_betakd.distillation.monitoring import announce_compiling, direct_monitors
 from keras_betakd.distillation.nonfinite_report import (
     EVALUATED_BATCH,
     STEP,
@@ -91,7 +92,7 @@ class DistillationTrainer:
         """
         self.freeze_parts()
         self.on_nonfinite = check_policy(on_nonfinite)
-        _expect_no_loss_weights(loss_weights)
+        expect_no_loss_weights(loss_weights)
         optimizer = resolved_optimizer(optimizer, self.student, auto_scale_loss)
         others, self._reports_accuracy = resolved_metrics(
             metrics, weighted_metrics, self._trackers.directions()
@@ -178,7 +179,7 @@ class DistillationTrainer:
         callbacks = with_callbacks(callbacks, *ours)
         betas = self.all_betas().values()
         direct_monitors(callbacks, self._trackers.directions(), betas)
-        self._announce_compiling(verbose, self.train_function)
+        announce_compiling(self, verbose, self.train_function)
         return super().fit(
             x,
             y,
@@ -216,7 +217,7 @@ class DistillationTrainer:
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             report = NonFiniteReport(self.on_nonfinite, at_epochs=False)
             callbacks = with_callbacks(callbacks, report)
-            self._announce_compiling(verbose, self.test_function)
+            announce_compiling(self, verbose, self.test_function)
         return super().evaluate(
             x,
             y,
@@ -237,19 +238,9 @@ class DistillationTrainer:
         x, _, _ = self._format(x, None, None, batch_size)
         if isinstance(x, keras.utils.PyDataset):
             batch_size = None
-        self._announce_compiling(verbose, self.predict_function)
+        announce_compiling(self, verbose, self.predict_function)
         with self._student_alone():
             return super().predict(x, batch_size, verbose, steps, callbacks)
-
-    def _announce_compiling(self, verbose, function):
-        """Writes a line in front of Keras' progress bar, which is silent so long."""
-        compiles = not (runs_eagerly() or self.run_eagerly or function)
-        if compiles and verbose and keras.config.is_interactive_logging_enabled():
-            name = keras.backend.backend()
-            sys.stdout.write(
-                f"Compiling the first step on {name}; this can take a minute.\n"
-            )
-            sys.stdout.flush()
 
     @contextlib.contextmanager
     def _student_alone(self):
@@ -333,15 +324,6 @@ class DistillationTrainer:
     def _format_batch(self, x, y, sample_weight):
         formatter = BatchFormatter(self.preprocessor, parts=batch_parts(self))
         return (*formatter((x, y, sample_weight)), None, None)[:3]
-
-
-def _expect_no_loss_weights(loss_weights):
-    if loss_weights is not None:
-        raise ValueError(
-            "`loss_weights` is not supported: the betas weight the terms of the loss. "
-            "Give an energy a constant weight by `FixedBeta`, the cross-entropy by "
-            f"`task_beta=FixedBeta(...)`. Received: loss_weights={loss_weights}"
-        )
 
 
 def _expect_no_class_weight(class_weight):
