@@ -10,12 +10,17 @@ from keras_betakd.distillation.arguments import (
     check_vocabularies,
     default_preprocessor,
     expect_fused,
+    expect_parts_apart,
     named_betas,
     named_energies,
     resolved_task_beta,
 )
 from keras_betakd.distillation.feature_comparison import FeatureComparison
-from keras_betakd.distillation.freezing import apply_freeze, freeze_layer
+from keras_betakd.distillation.freezing import (
+    apply_freeze,
+    expect_apart,
+    freeze_teacher,
+)
 from keras_betakd.distillation.metrics import Trackers
 from keras_betakd.distillation.nonfinite import (
     NonFiniteCounts,
@@ -37,6 +42,7 @@ from keras_betakd.distillation.shared_tower import SharedTower
 from keras_betakd.distillation.student_methods import StudentMethods
 from keras_betakd.distillation.summary import LINE_LENGTH, parameter_table, parts_of
 from keras_betakd.distillation.trainer import DistillationTrainer
+from keras_betakd.distribution.devices import expect_on_devices
 from keras_betakd.energies.masking import attached_mask
 from keras_betakd.head_loss.terms import AnswerRows, Heads, Weighting, batch_terms
 from keras_betakd.models.outputs import ModelOutputs
@@ -63,8 +69,11 @@ class BetaKDDistiller(
     at d_k / (2 l_k), and d_k the `dim` of the beta. Units: nats per token. The total
     may be negative; the energies and betas are reported on their own.
 
-    The teacher is frozen: the caller's object is set to `trainable=False`, runs in
-    inference mode, has no optimizer slots and is not part of weights files.
+    The teacher is frozen: the caller's object, no copy of it, is set to
+    `trainable=False`, runs in inference mode, has no optimizer slots and is not part of
+    weights files. A distiller that takes it as its student lets it train again.
+    Teacher and student must share no weights, but for a vision tower that is frozen in
+    both.
 
     Args:
         teacher: a `keras_hub.models.CausalLM` (Gemma 3, PaliGemma, any text family), or
@@ -79,11 +88,17 @@ class BetaKDDistiller(
             is, as in the paper. A beta helps where labels may be wrong: they keep CE
             large, and so its beta small (`benchmarks/STUDY.md`).
         reduction: `"example"` (default) averages over the tokens of an example, then
-            over examples; `"token"` over all tokens.
+            over examples; `"token"` over all tokens. With gradient accumulation these
+            are the means of each batch, which are then averaged with equal weight:
+            that is the mean of the large batch for `"example"` if all parts of it have
+            as many examples with a supervised token, and for `"token"` only if they
+            have as many tokens (`compile` warns).
         freeze: what of the student does not train: `"vision_tower"` (default; the
             projector and the language model train, as in the paper),
             `"all_but_projector"` (as when a new projector is aligned first), `None`, or
-            a callable that takes a layer. Nothing is ever unfrozen.
+            a callable that takes a layer. What you froze yourself, before or between
+            distillers, stays frozen. What another distiller froze of the student is
+            given back first: in stages, each trains what its own `freeze` leaves.
         preprocessor: a `DistillationPreprocessor` for raw records. `None` (default)
             makes it of the two models' own preprocessors.
         fused: whether the LM heads and the losses run as one operation that never
@@ -99,8 +114,9 @@ class BetaKDDistiller(
             vocabularies have the same size.
 
     Raises:
-        ValueError: an argument is not one of those above, the vocabularies differ, or
-            an energy compares features that a model does not have.
+        ValueError: an argument is not one of those above, the vocabularies differ,
+            teacher and student share weights, or an energy compares features that a
+            model does not have.
 
     Inputs: raw records as keras-hub takes them ({"images", "prompts", "responses"}; as
     a dict of lists or arrays, `PyDataset`, `tf.data.Dataset` or torch `DataLoader`),
@@ -150,6 +166,7 @@ class BetaKDDistiller(
         super().__init__(name=name, **{**kwargs, "dtype": "float32"})
         self.student_view = view_of(student)
         self.teacher_view = view_of(teacher)
+        expect_apart(self.student_view, self.teacher_view, freeze)
         self.energies = named_energies(energies)
         check_vocabularies(
             self.teacher_view, self.student_view, self.energies, vocabulary_size
@@ -169,6 +186,9 @@ class BetaKDDistiller(
             if energy.schedule is not None
         }
         self.task_beta = resolved_task_beta(task_beta)
+        models = {"student": student, "teacher": teacher}
+        expect_on_devices(self._parts_on_devices())
+        expect_parts_apart(models, self.all_betas(), self.energies)
         self.reduction = reduction
         self.freeze = freeze
         self.fused = expect_fused(fused)
@@ -191,10 +211,25 @@ class BetaKDDistiller(
         task = {} if self.task_beta is None else {"task": self.task_beta}
         return {**task, **self.betas}
 
+    def _parts_on_devices(self):
+        """Dict of variables by the names of who made them."""
+        states = [e.schedule.variables for e in self.energies.values() if e.schedule]
+        return {
+            "the teacher": self.teacher.variables,
+            "the student": self.student.variables,
+            "the betas": [v for b in self.all_betas().values() for v in b.variables],
+            "the energies": [v for state in states for v in state],
+        }
+
     def freeze_parts(self):
-        """Freezes the teacher, and of the student what `freeze` says."""
-        freeze_layer(self.teacher)
+        """Freezes the teacher, and of the student what `freeze` says.
+
+        What other distillers froze of the student is given back first.
+        """
+        expect_apart(self.student_view, self.teacher_view, self.freeze)
         apply_freeze(self.student_view, self.freeze)
+        freeze_teacher(self.teacher)
+        self._is_frozen = self.student.built and self.teacher.built
 
     def _build_betas(self):
         """Creates the betas' variables now, so that files can be loaded at once."""
@@ -239,6 +274,8 @@ class BetaKDDistiller(
             student = self._outputs(self.student_view, "student", inputs, training)
             inputs = self._tower.with_images(inputs)
             teacher = self._outputs(self.teacher_view, "teacher", inputs, False)
+        if not self._is_frozen:  # models that this batch has built
+            self.freeze_parts()
         finite = finite_rows(teacher)
         teacher = without_gradient(zero_nonfinite_rows(teacher, finite))
         return self._distillation_outputs(inputs, student, teacher, finite)

@@ -6,9 +6,12 @@ import keras
 
 from keras_betakd.distillation.arguments import (
     exclude_from_weight_decay,
+    expect_no_compiler,
     resolved_optimizer,
     resolved_task_loss,
+    warn_of_unequal_parts,
 )
+from keras_betakd.distillation.freezing import expect_trainable
 from keras_betakd.distillation.metric_arguments import (
     expect_no_loss_weights,
     resolved_metrics,
@@ -22,7 +25,7 @@ from keras_betakd.distillation.nonfinite_report import (
     check_policy,
     with_callbacks,
 )
-from keras_betakd.distribution.devices import batch_parts
+from keras_betakd.distribution.devices import batch_parts, expect_on_devices
 from keras_betakd.distribution.replicas import expect_process_group, reduced_gradients
 from keras_betakd.preprocessing.adapters import is_raw_records, split_records
 from keras_betakd.preprocessing.batches import BatchFormatter, EpochOrder, formatted
@@ -34,8 +37,8 @@ class DistillationTrainer:
     Every kind of data is brought into the distiller's form (see
     `keras_betakd.preprocessing.batches`) and handed on to `keras.Model`. Mixed into
     `BetaKDDistiller`, in front of `keras.Model`; it reads `preprocessor`, `student`,
-    `student_view`, `energies` and `fused`, and calls `freeze_parts()`, `all_betas()`
-    and `_tower.check()`.
+    `student_view`, `energies` and `fused`, and calls `freeze_parts()`, `all_betas()`,
+    `_parts_on_devices()` and `_tower.check()`.
     """
 
     on_nonfinite = "skip"
@@ -82,18 +85,23 @@ class DistillationTrainer:
                 or metrics. `"skip"` (default) goes on, and names the samples in a
                 warning at the end of the epoch. `"raise"` ends the run with a
                 `NonFiniteError` that names them; it waits for each step's result.
-            **kwargs: as for `keras.Model.compile`.
+            **kwargs: as for `keras.Model.compile`. On PyTorch, `jit_compile` must be
+                `"auto"` (operation by operation there) or `False`: `torch.compile`
+                takes minutes for this step, and compiles it anew again and again.
 
         Raises:
             ValueError: a loss that is no function of labels and logits; a metric that
                 expects probabilities, or with the name of one of the distiller's own;
                 `loss_weights`; an unknown `on_nonfinite`; `fused=True` where the logits
-                are needed; or an optimizer with weight decay that is built already.
+                are needed; an optimizer with weight decay that is built already; or
+                `jit_compile=True` on PyTorch.
         """
+        expect_no_compiler(kwargs.get("jit_compile"))
         self.freeze_parts()
         self.on_nonfinite = check_policy(on_nonfinite)
         expect_no_loss_weights(loss_weights)
         optimizer = resolved_optimizer(optimizer, self.student, auto_scale_loss)
+        warn_of_unequal_parts(self.reduction, optimizer)
         others, self._reports_accuracy = resolved_metrics(
             metrics, weighted_metrics, self._trackers.directions()
         )
@@ -120,6 +128,7 @@ class DistillationTrainer:
                 **kwargs,
             }
         )
+        self._expect_on_devices()
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
@@ -159,6 +168,7 @@ class DistillationTrainer:
         """
         _expect_no_class_weight(class_weight)
         self.freeze_parts()
+        expect_trainable(self.student, self.freeze)
         self._check_tower()
         ours = [NonFiniteReport(self.on_nonfinite, at_epochs=True)]
         if validation_split and is_raw_records(x):
@@ -274,8 +284,12 @@ class DistillationTrainer:
             return super().predict_on_batch(self._format_batch(x, None, None)[0])
 
     def make_train_function(self, force=False):
-        # Each `fit` calls this; weights may have been loaded since the last one.
+        # Each `fit` and `train_on_batch` calls this, once all variables exist. Weights
+        # may have been loaded since the last one, and another distiller of the same
+        # models may have frozen others.
         expect_process_group()
+        self.freeze_parts()
+        expect_trainable(self.student, self.freeze)
         variables = self.variables + self.optimizer.variables
         self._watched = reduced_gradients(self.trainable_variables, variables)
         return super().make_train_function(force)
@@ -288,6 +302,13 @@ class DistillationTrainer:
         """
         for variable in self.trainable_variables:
             variable.value.grad = None
+
+    def _expect_on_devices(self):
+        parts = self._parts_on_devices()
+        if self.compiled:
+            parts["the optimizer"] = self.optimizer.variables
+        parts["the distiller"] = self.variables + self.metrics_variables
+        expect_on_devices(parts)
 
     def _check_tower(self):
         if self._tower.check():
@@ -318,10 +339,12 @@ class DistillationTrainer:
         watch.report(self, part, batches=0)
 
     def _format(self, x, y, sample_weight, batch_size, shuffle=False):
+        self._expect_on_devices()
         pair, parts = self.preprocessor, batch_parts(self)
         return formatted(x, y, sample_weight, batch_size, shuffle, pair, parts)
 
     def _format_batch(self, x, y, sample_weight):
+        self._expect_on_devices()
         formatter = BatchFormatter(self.preprocessor, parts=batch_parts(self))
         return (*formatter((x, y, sample_weight)), None, None)[:3]
 
