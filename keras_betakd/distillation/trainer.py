@@ -1,11 +1,9 @@
 """`DistillationTrainer`: compile, fit, evaluate, predict and the *_on_batch methods."""
 
 import contextlib
-import sys
 
 import keras
 
-from keras_betakd.backends import runs_eagerly
 from keras_betakd.distillation.arguments import (
     exclude_from_weight_decay,
     expect_no_compiler,
@@ -15,8 +13,11 @@ from keras_betakd.distillation.arguments import (
 )
 from keras_betakd.distillation.freezing import expect_trainable
 from keras_betakd.distillation.interrupted_step import values_kept
-from keras_betakd.distillation.metric_arguments import resolved_metrics
-from keras_betakd.distillation.monitoring import direct_monitors
+from keras_betakd.distillation.metric_arguments import (
+    expect_no_loss_weights,
+    resolved_metrics,
+)
+from keras_betakd.distillation.monitoring import announce_compiling, direct_monitors
 from keras_betakd.distillation.nonfinite_report import (
     EVALUATED_BATCH,
     STEP,
@@ -113,7 +114,7 @@ class DistillationTrainer:
         expect_no_compiler(kwargs.get("jit_compile"))
         self.freeze_parts()
         self.on_nonfinite = check_policy(on_nonfinite)
-        _expect_no_loss_weights(loss_weights)
+        expect_no_loss_weights(loss_weights)
         optimizer = resolved_optimizer(optimizer, self.student, auto_scale_loss)
         warn_of_unequal_parts(self.reduction, optimizer)
         others, self._reports_accuracy = resolved_metrics(
@@ -231,7 +232,7 @@ class DistillationTrainer:
         callbacks = with_callbacks(callbacks, *ours)
         betas = self.all_betas().values()
         direct_monitors(callbacks, self._trackers.directions(), betas)
-        self._announce_compiling(verbose, self.train_function)
+        announce_compiling(self, verbose, self.train_function)
         with values_kept(self):
             return super().fit(
                 x,
@@ -276,7 +277,7 @@ class DistillationTrainer:
             skipped = SkippedReport(self.preprocessor, at_epochs=False)
             order = EpochOrder(validation=x if batched else None)
             callbacks = with_callbacks(callbacks, report, skipped, order)
-            self._announce_compiling(verbose, self.test_function)
+            announce_compiling(self, verbose, self.test_function)
         with values_kept(self):
             return super().evaluate(
                 x,
@@ -331,19 +332,9 @@ class DistillationTrainer:
             batch_size = steps = None
             skipped = SkippedReport(self.preprocessor, at_epochs=False)
             callbacks = with_callbacks(callbacks, skipped, EpochOrder(validation=x))
-        self._announce_compiling(verbose, self.predict_function)
+        announce_compiling(self, verbose, self.predict_function)
         with self._student_alone(), values_kept(self):
             return super().predict(x, batch_size, verbose, steps, callbacks)
-
-    def _announce_compiling(self, verbose, function):
-        """Writes a line in front of Keras' progress bar, which is silent so long."""
-        compiles = not (runs_eagerly() or self.run_eagerly or function)
-        if compiles and verbose and keras.config.is_interactive_logging_enabled():
-            name = keras.backend.backend()
-            sys.stdout.write(
-                f"Compiling the first step on {name}; this can take a minute.\n"
-            )
-            sys.stdout.flush()
 
     @contextlib.contextmanager
     def _student_alone(self):
@@ -435,12 +426,3 @@ class DistillationTrainer:
             watch.expect_none(self, part)
         watch.report(self, part, batches=0)
         report_skipped(self.preprocessor, part.name)
-
-
-def _expect_no_loss_weights(loss_weights):
-    if loss_weights is not None:
-        raise ValueError(
-            "`loss_weights` is not supported: the betas weight the terms of the loss. "
-            "Give an energy a constant weight by `FixedBeta`, the cross-entropy by "
-            f"`task_beta=FixedBeta(...)`. Received: loss_weights={loss_weights}"
-        )
