@@ -118,4 +118,5 @@ def copy_shared_layers(teacher, student, pairs):
 def _copy(source, layer, store):
     values = own_variables(source)
     for name, variable in own_variables(layer).items():
-        variable.assign(values[name])
+        # JAX does not train where two variables have one array.
+        variable.assign(keras.ops.copy(values[name]))
