@@ -1,5 +1,9 @@
 """Uncertainty-aware knowledge distillation of multimodal LLMs (Beta-KD) for Keras 3."""
 
+# Before the imports that take seconds: Ctrl-C ends the command during these, too.
+import keras_betakd.interrupts  # noqa: F401
+
+# isort: split
 from keras_betakd.betas import (
     AnalyticBeta,
     Beta,

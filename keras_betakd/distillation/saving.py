@@ -12,6 +12,7 @@ import os
 import keras
 
 from keras_betakd.backends import random_state, set_random_state
+from keras_betakd.distillation.freezing import given_back
 from keras_betakd.distillation.lora_state import unmerged
 from keras_betakd.distillation.model_state import (
     apply_description,
@@ -191,7 +192,10 @@ class DistillerSaving:
             "blind_student": getattr(self.preprocessor, "blind_student", False),
             "cross_tokenizer": getattr(self.preprocessor, "cross_tokenizer", False),
             "shares": _shared_parts(self.teacher, self.student),
-            "layers": {r: described(getattr(self, r)) for r in ("teacher", "student")},
+            "layers": {
+                "teacher": _description(self.teacher),
+                "student": _description(self.student),
+            },
             "shared_layers": shared_layers(self.teacher, self.student),
         }
 
@@ -262,9 +266,16 @@ def _taken(values, prefix):
 
 def _model_config(model):
     """The config of teacher or student, without that of its own `compile`."""
-    config = keras.saving.serialize_keras_object(model)
+    with given_back(model):
+        config = keras.saving.serialize_keras_object(model)
     config.pop("compile_config", None)
     return config
+
+
+def _description(model):
+    """What was done to the layers of a model, but for what the distiller froze."""
+    with given_back(model):
+        return described(model)
 
 
 # An object that teacher and student have in common would be loaded as two, of which

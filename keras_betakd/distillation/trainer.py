@@ -1,21 +1,30 @@
 """`DistillationTrainer`: compile, fit, evaluate, predict and the *_on_batch methods."""
 
 import contextlib
+import sys
 
 import keras
 
+from keras_betakd.backends import runs_eagerly
 from keras_betakd.distillation.arguments import (
     exclude_from_weight_decay,
+    expect_no_compiler,
     resolved_optimizer,
     resolved_task_loss,
+    warn_of_unequal_parts,
 )
+from keras_betakd.distillation.freezing import expect_trainable
+from keras_betakd.distillation.metric_arguments import resolved_metrics
+from keras_betakd.distillation.monitoring import direct_monitors
 from keras_betakd.distillation.nonfinite_report import (
+    EVALUATED_BATCH,
+    STEP,
     NonFiniteReport,
     NonFiniteWatch,
     check_policy,
     with_callbacks,
 )
-from keras_betakd.distribution.devices import batch_parts
+from keras_betakd.distribution.devices import batch_parts, expect_on_devices
 from keras_betakd.distribution.replicas import expect_process_group, reduced_gradients
 from keras_betakd.preprocessing.adapters import is_raw_records, split_records
 from keras_betakd.preprocessing.batches import BatchFormatter, EpochOrder, formatted
@@ -27,8 +36,8 @@ class DistillationTrainer:
     Every kind of data is brought into the distiller's form (see
     `keras_betakd.preprocessing.batches`) and handed on to `keras.Model`. Mixed into
     `BetaKDDistiller`, in front of `keras.Model`; it reads `preprocessor`, `student`,
-    `student_view`, `energies` and `fused`, and calls `freeze_parts()`, `all_betas()`
-    and `_tower.check()`.
+    `student_view`, `energies` and `fused`, and calls `freeze_parts()`, `all_betas()`,
+    `_parts_on_devices()` and `_tower.check()`.
     """
 
     on_nonfinite = "skip"
@@ -44,7 +53,9 @@ class DistillationTrainer:
         optimizer="auto",
         loss="auto",
         *,
+        metrics=None,
         weighted_metrics="auto",
+        loss_weights=None,
         auto_scale_loss=True,
         on_nonfinite="skip",
         **kwargs,
@@ -58,9 +69,13 @@ class DistillationTrainer:
             loss: the task loss; `"auto"` for the sparse cross-entropy from logits.
                 Another must be a `keras.losses.Loss` or a function that takes labels
                 (B, K) and logits (B, K, V) and returns one value for each label.
-            weighted_metrics: metrics of the student at the supervised rows; `"auto"`
-                for its accuracy. Others are given its logits, which rules out the
-                fused head.
+            metrics, weighted_metrics: metrics of the student at the supervised rows,
+                in the forms that Keras takes. Both are weighted, with the weights of
+                the labels: at slots without an answer token a metric means nothing.
+                `"accuracy"` is the distiller's own, which `"auto"` (default) stands
+                for. Others are given labels (B, K) and logits (B, K, V), which rules
+                out the fused head.
+            loss_weights: not supported; the betas weight the terms.
             auto_scale_loss: whether to scale the loss when the student computes in
                 float16.
             on_nonfinite: what to do about NaN and infinity. Rows where the teacher's
@@ -69,27 +84,34 @@ class DistillationTrainer:
                 or metrics. `"skip"` (default) goes on, and names the samples in a
                 warning at the end of the epoch. `"raise"` ends the run with a
                 `NonFiniteError` that names them; it waits for each step's result.
-            **kwargs: as for `keras.Model.compile`.
+            **kwargs: as for `keras.Model.compile`. On PyTorch, `jit_compile` must be
+                `"auto"` (operation by operation there) or `False`: `torch.compile`
+                takes minutes for this step, and compiles it anew again and again.
 
         Raises:
-            ValueError: a loss that is no function of labels and logits, an unknown
-                `on_nonfinite`, `fused=True` where the logits are needed, or an
-                optimizer with weight decay that is built already.
+            ValueError: a loss that is no function of labels and logits; a metric that
+                expects probabilities, or with the name of one of the distiller's own;
+                `loss_weights`; an unknown `on_nonfinite`; `fused=True` where the logits
+                are needed; an optimizer with weight decay that is built already; or
+                `jit_compile=True` on PyTorch.
         """
+        expect_no_compiler(kwargs.get("jit_compile"))
         self.freeze_parts()
         self.on_nonfinite = check_policy(on_nonfinite)
+        _expect_no_loss_weights(loss_weights)
         optimizer = resolved_optimizer(optimizer, self.student, auto_scale_loss)
-        automatic = weighted_metrics == "auto"
-        has_metrics = bool(weighted_metrics) and not automatic
-        self._needs_logits = loss != "auto" or has_metrics
+        warn_of_unequal_parts(self.reduction, optimizer)
+        others, self._reports_accuracy = resolved_metrics(
+            metrics, weighted_metrics, self._trackers.directions()
+        )
+        self._needs_logits = loss != "auto" or bool(others)
         self._check_fused()
-        self._reports_accuracy = automatic
         learned = [v for b in self.all_betas().values() for v in b.variables]
         learned += [e.parameter for e in self.energies.values()]
         exclude_from_weight_decay(optimizer, [v for v in learned if v is not None])
         super().compile(
             optimizer=optimizer,
-            weighted_metrics=None if automatic else weighted_metrics,
+            weighted_metrics=others or None,
             auto_scale_loss=False,
             **kwargs,
         )
@@ -98,12 +120,14 @@ class DistillationTrainer:
             {
                 "optimizer": optimizer,
                 "loss": loss,
+                "metrics": metrics,
                 "weighted_metrics": weighted_metrics,
                 "auto_scale_loss": auto_scale_loss,
                 "on_nonfinite": on_nonfinite,
                 **kwargs,
             }
         )
+        self._expect_on_devices()
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
@@ -143,6 +167,7 @@ class DistillationTrainer:
         """
         _expect_no_class_weight(class_weight)
         self.freeze_parts()
+        expect_trainable(self.student, self.freeze)
         self._check_tower()
         ours = [NonFiniteReport(self.on_nonfinite, at_epochs=True)]
         if validation_split and is_raw_records(x):
@@ -160,13 +185,17 @@ class DistillationTrainer:
             # Keras would shuffle by a state that a resumed training does not have.
             shuffle = False
             ours.append(EpochOrder(x, initial_epoch))
+        callbacks = with_callbacks(callbacks, *ours)
+        betas = self.all_betas().values()
+        direct_monitors(callbacks, self._trackers.directions(), betas)
+        self._announce_compiling(verbose, self.train_function)
         return super().fit(
             x,
             y,
             batch_size=None if batched else batch_size,
             epochs=epochs,
             verbose=verbose,
-            callbacks=with_callbacks(callbacks, *ours),
+            callbacks=callbacks,
             validation_split=validation_split,
             validation_data=validation_data,
             shuffle=shuffle,
@@ -197,6 +226,7 @@ class DistillationTrainer:
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             report = NonFiniteReport(self.on_nonfinite, at_epochs=False)
             callbacks = with_callbacks(callbacks, report)
+            self._announce_compiling(verbose, self.test_function)
         return super().evaluate(
             x,
             y,
@@ -210,12 +240,26 @@ class DistillationTrainer:
         )
 
     def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
-        """The student's logits at the answer rows: (N, K, V)."""
+        """The student's logits at the answer rows: (N, K, V).
+
+        Those of a plain model have the shape that its own `predict` gives them.
+        """
         x, _, _ = self._format(x, None, None, batch_size)
         if isinstance(x, keras.utils.PyDataset):
             batch_size = None
+        self._announce_compiling(verbose, self.predict_function)
         with self._student_alone():
             return super().predict(x, batch_size, verbose, steps, callbacks)
+
+    def _announce_compiling(self, verbose, function):
+        """Writes a line in front of Keras' progress bar, which is silent so long."""
+        compiles = not (runs_eagerly() or self.run_eagerly or function)
+        if compiles and verbose and keras.config.is_interactive_logging_enabled():
+            name = keras.backend.backend()
+            sys.stdout.write(
+                f"Compiling the first step on {name}; this can take a minute.\n"
+            )
+            sys.stdout.flush()
 
     @contextlib.contextmanager
     def _student_alone(self):
@@ -233,24 +277,28 @@ class DistillationTrainer:
         _expect_no_class_weight(class_weight)
         self._check_tower()
         x, y, sample_weight = self._format_batch(x, y, sample_weight)
-        with self._reporting("this step"):
+        with self._reporting(STEP):
             return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
 
     def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
         """The losses of a batch; as `keras.Model.test_on_batch`."""
         self._check_tower()
         x, y, sample_weight = self._format_batch(x, y, sample_weight)
-        with self._reporting("this batch"):
+        with self._reporting(EVALUATED_BATCH):
             return super().test_on_batch(x, y, sample_weight, return_dict)
 
     def predict_on_batch(self, x):
-        """The student's logits at the answer rows of a batch: (B, K, V)."""
+        """The student's logits at the answer rows of a batch; as `predict`."""
         with self._student_alone():
             return super().predict_on_batch(self._format_batch(x, None, None)[0])
 
     def make_train_function(self, force=False):
-        # Each `fit` calls this; weights may have been loaded since the last one.
+        # Each `fit` and `train_on_batch` calls this, once all variables exist. Weights
+        # may have been loaded since the last one, and another distiller of the same
+        # models may have frozen others.
         expect_process_group()
+        self.freeze_parts()
+        expect_trainable(self.student, self.freeze)
         variables = self.variables + self.optimizer.variables
         self._watched = reduced_gradients(self.trainable_variables, variables)
         return super().make_train_function(force)
@@ -264,6 +312,13 @@ class DistillationTrainer:
         for variable in self.trainable_variables:
             variable.value.grad = None
 
+    def _expect_on_devices(self):
+        parts = self._parts_on_devices()
+        if self.compiled:
+            parts["the optimizer"] = self.optimizer.variables
+        parts["the distiller"] = self.variables + self.metrics_variables
+        expect_on_devices(parts)
+
     def _check_tower(self):
         if self._tower.check():
             # Compiled for the other case.
@@ -276,28 +331,40 @@ class DistillationTrainer:
         if self.fused is True and (self._needs_logits or unfusable or not has_matrix):
             raise ValueError(
                 "`fused=True` needs a student whose LM head can be seen (a keras-hub "
-                "CausalLM that is not quantised) and the default `loss` and "
-                "`weighted_metrics`: others are given the logits, which the fused head "
-                'never makes, as do some energies. Use `fused="auto"`. Received: '
+                "CausalLM that is not quantised), the default `loss`, and no `metrics` "
+                "or `weighted_metrics` but its accuracy: others are given the logits, "
+                "which the fused head never makes, as do some energies. Use "
+                '`fused="auto"`. Received: '
                 f"student={type(self.student).__name__}, head={head}, energies that "
                 f"need logits: {unfusable}"
             )
 
     @contextlib.contextmanager
-    def _reporting(self, when):
+    def _reporting(self, part):
         watch = NonFiniteWatch(self)
         yield
         if self.on_nonfinite == "raise":
-            watch.expect_none(self)
-        watch.report(self, when, batches=0)
+            watch.expect_none(self, part)
+        watch.report(self, part, batches=0)
 
     def _format(self, x, y, sample_weight, batch_size, shuffle=False):
+        self._expect_on_devices()
         pair, parts = self.preprocessor, batch_parts(self)
         return formatted(x, y, sample_weight, batch_size, shuffle, pair, parts)
 
     def _format_batch(self, x, y, sample_weight):
+        self._expect_on_devices()
         formatter = BatchFormatter(self.preprocessor, parts=batch_parts(self))
         return (*formatter((x, y, sample_weight)), None, None)[:3]
+
+
+def _expect_no_loss_weights(loss_weights):
+    if loss_weights is not None:
+        raise ValueError(
+            "`loss_weights` is not supported: the betas weight the terms of the loss. "
+            "Give an energy a constant weight by `FixedBeta`, the cross-entropy by "
+            f"`task_beta=FixedBeta(...)`. Received: loss_weights={loss_weights}"
+        )
 
 
 def _expect_no_class_weight(class_weight):

@@ -5,10 +5,12 @@ reads the answers that are on disk, loads the model and generates the rest.
 """
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
+from keras_betakd import fingerprints
 from keras_betakd.data.batches import naming
 from keras_betakd.data.images import IMAGE_MARK, check_image, load_image
 from keras_betakd.evaluation.benchmarks.base import Benchmark
@@ -92,27 +94,122 @@ def recorded_answers(
 
     Raises:
         ValueError: This command did not write one of the lines, or it answers a
-            question that is not among these or was prompted in another way.
+            question that is not among these, was prompted in another way, or is
+            answered by another line too. The message has the line's number.
     """
-    prompts = {question.id: benchmark.logged_prompt(question) for question in questions}
-    found = {}
+    by_id = {question.id: question for question in questions}
+    found: dict[str, Answer] = {}
+    numbers: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
-        try:
-            name, prompt = line["answer_id"], line["prompt"]
-            answer = Answer(str(line["text"]), int(line["metadata"]["max_new_tokens"]))
-        except (LookupError, TypeError, ValueError) as error:
+        where = f"Line {number} of answers.jsonl"
+        answer, name = _recorded_answer(line, where), line["answer_id"]
+        _expect_asked(line, by_id.get(name), benchmark, where)
+        if name in found:
             raise ValueError(
-                f"Line {number} of answers.jsonl is none that this command writes. "
-                f"Take it out, to have its question asked again. Received: {line!r}"
-            ) from error
-        if prompts.get(name) != prompt:
-            raise ValueError(
-                f"Line {number} of answers.jsonl answers question {name!r} as --data "
-                "does not ask it. Are they of one version? Give another --output to "
-                f"ask anew. Received: {prompt!r}; asked now: {prompts.get(name)!r}"
+                f"{where} answers question {name!r}, as line {numbers[name]} does. "
+                "Take one of them out, or both, to have it asked again. "
+                f"Received: {answer.text!r} after {found[name].text!r}"
             )
-        found[name] = answer
+        found[name], numbers[name] = answer, number
     return found
+
+
+def _recorded_answer(line, where):
+    """The answer in a line, which must be of the form that `answer_lines` yields."""
+    lacking = [
+        f"`{key}` must be a string"
+        for key in ("answer_id", "prompt", "text")
+        if not isinstance(line.get(key), str)
+    ]
+    metadata = line.get("metadata")
+    room = metadata.get("max_new_tokens") if isinstance(metadata, Mapping) else None
+    if type(room) is not int or room < 1:
+        lacking.append("`metadata` must have `max_new_tokens`, an integer above 0")
+    if lacking:
+        raise ValueError(
+            f"{where} is none that this command writes: {', '.join(lacking)}. Take it "
+            f"out, to have its question asked again. Received: {line!r}"
+        )
+    return Answer(line["text"], room)
+
+
+def _expect_asked(line, question, benchmark, where):
+    """Raises if a line answers another question than the one that --data asks."""
+    keys = ("question_id", "prompt")
+    asked = None if question is None else benchmark.line(question, "")
+    wanted = asked and [asked[key] for key in keys]
+    received = [line.get(key) for key in keys]
+    # 1 and True are equal.
+    if received != wanted or type(received[0]) is not type(wanted[0]):
+        raise ValueError(
+            f"{where} answers question {line['answer_id']!r} as --data does not ask "
+            "it. Are they of one version? Give another --output to ask anew. "
+            f"Received: {received}; asked now: {wanted}"
+        )
+
+
+def questions_digest(
+    benchmark: Benchmark, questions: Sequence, directory: pathlib.Path
+) -> str:
+    """The digest of all that the files in --data say about the questions.
+
+    Images are those of `expect_same_images`; here, their names count.
+    """
+    found = []
+    for question in questions:
+        names = [field.name for field in dataclasses.fields(question)]
+        fields = {name: getattr(question, name) for name in names}
+        image = fields.get("image")
+        if isinstance(image, (str, os.PathLike)):
+            # The folder may be moved, or named in another way.
+            fields["image"] = pathlib.Path(os.path.relpath(image, directory)).as_posix()
+        found.append([benchmark.prompt(question), fields])
+    return fingerprints.of_value(found)
+
+
+def expect_same_images(lines: Sequence[Mapping], questions: Sequence) -> None:
+    """Raises a `ValueError` if an image is not the one that was answered about.
+
+    Args:
+        lines: The lines of a run's journal.
+        questions: The questions of this run.
+    """
+    digest, by_id = _image_digests(), {question.id: question for question in questions}
+    for number, line in enumerate(lines, 1):
+        question = by_id.get(line.get("answer_id"))
+        if question is None:
+            continue
+        with naming(question.id):
+            if line["metadata"].get("image") != digest(question):
+                raise ValueError(
+                    f"its image is not the one that line {number} of answers.jsonl "
+                    "answers about: the file in --data was changed. Give another "
+                    "--output to ask anew, or take the line out."
+                )
+
+
+def _image_digests():
+    """A function of a question to its image's digest, which reads each file once."""
+    known = {}
+
+    def digest(question):
+        image = question.image
+        if not isinstance(image, (str, os.PathLike)):
+            return fingerprints.of_image_source(image)
+        if image not in known:
+            known[image] = fingerprints.of_image_source(image)
+        return known[image]
+
+    return digest
+
+
+def maker_of(model) -> dict[str, str]:
+    """What answers: the model's digest, its preprocessor's, and the versions."""
+    return {
+        **fingerprints.versions(),
+        "model": fingerprints.of_model(model),
+        "preprocessor": fingerprints.of_preprocessor(model.preprocessor),
+    }
 
 
 def teacher_answers(
@@ -206,6 +303,7 @@ def answer_lines(
         UsageError: An image cannot be read, or a question does not suit the model.
     """
     by_id = {question.id: question for question in questions}
+    image_digest = _image_digests()
     prompts = _prompts(model.preprocessor, benchmark, questions, batch_size)
     for group in answered_groups(
         model, prompts, batch_size, max_new_tokens=max_new_tokens
@@ -214,7 +312,10 @@ def answer_lines(
             {
                 **benchmark.line(by_id[prompt.id], text),
                 "answer_id": prompt.id,
-                "metadata": {"max_new_tokens": min(prompt.room, max_new_tokens)},
+                "metadata": {
+                    "max_new_tokens": min(prompt.room, max_new_tokens),
+                    "image": image_digest(by_id[prompt.id]),
+                },
             }
             for prompt, text in group
         ]
