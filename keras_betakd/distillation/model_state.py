@@ -112,10 +112,12 @@ def copy_shared_layers(teacher, student, pairs):
     """
     ours, theirs = _with_variables(student), _with_variables(teacher)
     for i, j in pairs:
-        load_once(theirs[i], functools.partial(_copy, ours[j], theirs[i]))
+        if theirs[i] is not ours[j]:
+            load_once(theirs[i], functools.partial(_copy, ours[j], theirs[i]))
 
 
 def _copy(source, layer, store):
     values = own_variables(source)
     for name, variable in own_variables(layer).items():
-        variable.assign(values[name])
+        # JAX does not train where two variables have one array.
+        variable.assign(keras.ops.copy(values[name]))
