@@ -7,9 +7,9 @@ The folder holds `train.jsonl` and, to be scored on, `test.jsonl`, one question 
 
     {"image": "images/1.jpg", "question": "What color is the car?", "answer": "red"}
 
-`image` is a path in the folder, a list of them, or left out for a question without
-image. A preset is a folder that `save_to_preset` wrote, the name of a keras-hub preset,
-or a handle such as `hf://...`. The teacher is held in bfloat16 (int8 with
+`image` is a path that stays in the folder, a list of them, or left out for a question
+without image. A preset is a folder that `save_to_preset` wrote, the name of a keras-hub
+preset, or a handle such as `hf://...`. The teacher is held in bfloat16 (int8 with
 `--quantize`); the student computes in bfloat16 and keeps its weights in float32, so
 that small updates are not lost. With `--lora-rank`, only LoRA weights train, and the
 saved student has them merged.
@@ -31,6 +31,8 @@ from scienceqa import BETAS, ENERGIES, make_optimizer
 import keras_betakd
 from keras_betakd.data import IMAGE_MARK, load_image, neutralize_image_marks
 from keras_betakd.evaluation import generate_answers
+from keras_betakd.files import atomic_write
+from keras_betakd.folders import FolderOwner, inside
 from keras_betakd.models import load_model, save_preset
 
 ENERGIES = {**ENERGIES, "uld": keras_betakd.ULDEnergy}
@@ -70,7 +72,7 @@ class QuestionFolder(keras.utils.PyDataset):
     def _images(self, row):
         names = [] if self.blind else row.get("image") or []
         names = [names] if isinstance(names, str) else names
-        return [load_image(str(self.folder / name)) for name in names]
+        return [load_image(inside(self.folder, name)) for name in names]
 
 
 def _prompt(question, images):
@@ -108,7 +110,11 @@ def parse_arguments():
 def main():
     args = parse_arguments()
     keras.utils.set_random_seed(args.seed)
-    args.output.mkdir(parents=True, exist_ok=True)
+    with FolderOwner(args.output, "examples/distil.py"):
+        run(args)
+
+
+def run(args):
     batches = QuestionFolder(args.data / "train.jsonl", args.batch_size, args.limit)
     distiller = make_distiller(args)
     distiller.summary()
@@ -151,11 +157,12 @@ def score(student, args):
     test = args.data / "test.jsonl"
     batches = QuestionFolder(test, args.batch_size, args.limit, args.blind_student)
     found = generate_answers(student, batches, max_new_tokens=args.max_response_length)
-    right = 0
-    with open(args.output / "answers.jsonl", "w", encoding="utf-8") as file:
-        for row, answer in zip(batches.rows, found.values(), strict=True):
-            right += answer.lower() == row["answer"].strip().lower()
-            file.write(json.dumps({**row, "student": answer}) + "\n")
+    right, lines = 0, []
+    for row, answer in zip(batches.rows, found.values(), strict=True):
+        right += answer.lower() == row["answer"].strip().lower()
+        lines.append(json.dumps({**row, "student": answer}) + "\n")
+    with atomic_write(args.output / "answers.jsonl") as draft:
+        draft.write_text("".join(lines), encoding="utf-8")
     total = len(batches.rows)
     sys.stdout.write(f"{right} of {total} answers are the expected text\n")
 

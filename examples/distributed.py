@@ -16,6 +16,7 @@ import small_gemma
 
 import keras_betakd
 from keras_betakd.data import ScienceQADataset, load_scienceqa
+from keras_betakd.folders import FolderOwner
 from keras_betakd.models import save_preset
 
 
@@ -93,6 +94,15 @@ def main():
     args = parse_arguments()
     keras.utils.set_random_seed(0)
     scope, rank = connect(args)
+    # The first process writes for all of them.
+    owner = contextlib.nullcontext()
+    if rank == 0:
+        owner = FolderOwner(args.output, "examples/distributed.py")
+    with owner:
+        run(args, scope, rank)
+
+
+def run(args, scope, rank):
     with scope:
         teacher, student, records = load(args, rank)
         distiller = keras_betakd.BetaKDDistiller(

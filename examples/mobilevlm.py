@@ -50,6 +50,7 @@ from scienceqa import BETAS, ENERGIES
 import keras_betakd
 from keras_betakd.data import LlavaDataset, load_llava
 from keras_betakd.evaluation import generate_answers
+from keras_betakd.folders import FolderOwner
 from keras_betakd.mobilevlm import load_mobilevlm
 from keras_betakd.models import load_model, save_preset
 
@@ -114,10 +115,11 @@ def parse_arguments():
 
 def main():
     args = parse_arguments()
-    if args.stage == "small":
-        run_small(args)
-    else:
-        run(args.stage, args)
+    with FolderOwner(args.output, "examples/mobilevlm.py"):
+        if args.stage == "small":
+            run_small(args)
+        else:
+            run(args.stage, args)
 
 
 def run(stage, args, step=STEP):

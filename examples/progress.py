@@ -8,7 +8,7 @@ import time
 import keras
 
 import keras_betakd
-from keras_betakd.files import atomic_write
+from keras_betakd.files import atomic_write, read_json
 
 
 class Progress:
@@ -27,8 +27,7 @@ class Progress:
         if not args.resume:
             shutil.rmtree(self.folder, ignore_errors=True)
         elif os.path.exists(self.path):
-            with open(self.path) as file:
-                self.state = json.load(file)
+            self.state = read_json(self.path)
             self._expect(settings)
         self._write()
 

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 
 import keras_betakd
 from keras_betakd.data import ScienceQADataset
+from keras_betakd.folders import FolderOwner
 
 STEPS = 200
 BATCH_SIZE = 32
@@ -82,7 +83,11 @@ def main():
     parser.add_argument("--output", default="output")
     parser.add_argument("--steps", type=int, default=STEPS)
     args = parser.parse_args()
-    os.makedirs(args.output, exist_ok=True)
+    with FolderOwner(args.output, "examples/schedules.py"):
+        run(args)
+
+
+def run(args):
     teacher = keras_hub.models.CausalLM.from_preset(small_gemma.TEACHER)
     folder = os.path.join(args.output, "easy_vqa")
     records, _ = small_gemma.load_records(folder, limit=640, test_limit=1)

@@ -35,6 +35,7 @@ from progress import Progress
 import keras_betakd
 from keras_betakd.data import ScienceQADataset, load_scienceqa, scienceqa_prompt
 from keras_betakd.evaluation import generate_answers, score_scienceqa
+from keras_betakd.folders import FolderOwner
 from keras_betakd.models import save_preset
 
 ENERGIES = {
@@ -90,11 +91,11 @@ def parse_arguments():
 def main():
     args = parse_arguments()
     keras.utils.set_random_seed(args.seed)
-    os.makedirs(args.output, exist_ok=True)
-    if args.data:
-        run_scienceqa(args)
-    else:
-        run_easy_vqa(args)
+    with FolderOwner(args.output, "examples/scienceqa.py"):
+        if args.data:
+            run_scienceqa(args)
+        else:
+            run_easy_vqa(args)
 
 
 def run_scienceqa(args):

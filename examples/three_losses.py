@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 
 import keras_betakd
 from keras_betakd.data import ScienceQADataset
+from keras_betakd.folders import FolderOwner
 
 BOUNDS = {
     "none": (1e-12, 1e12),
@@ -98,7 +99,11 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--questions", type=int, default=1000)
     args = parser.parse_args()
-    os.makedirs(args.output, exist_ok=True)
+    with FolderOwner(args.output, "examples/three_losses.py"):
+        run(args)
+
+
+def run(args):
     teacher = keras_hub.models.CausalLM.from_preset(small_gemma.TEACHER)
     folder = os.path.join(args.output, "easy_vqa")
     records = small_gemma.load_records(folder, args.questions, args.questions)

@@ -48,6 +48,8 @@ from teacher_data import (
     question_batch,
 )
 
+from keras_betakd.folders import LOCK_NAME, FolderOwner
+
 IMAGE_SIZE = 64
 PATCH_SIZE = 8
 POOL_SIZE = 2
@@ -254,8 +256,8 @@ def table(hits, questions):
 
 def expect_replaceable(directory):
     """Raises if something other than a preset would be overwritten."""
-    is_taken = os.path.isdir(directory) and os.listdir(directory)
-    if is_taken and not os.path.exists(os.path.join(directory, "task.json")):
+    found = set(os.listdir(directory) if os.path.isdir(directory) else ())
+    if found - {LOCK_NAME} and "task.json" not in found:
         raise ValueError(f"`--output` is neither empty nor a preset: {directory!r}")
 
 
@@ -289,6 +291,11 @@ def main():
     args = parse_arguments()
     expect_replaceable(args.output)
     keras.utils.set_random_seed(args.seed)
+    with FolderOwner(args.output, "examples/train_teacher.py"):
+        run(args)
+
+
+def run(args):
     relay_easy_vqa(args.data)
     train, val = (Questions(args.data, s, IMAGE_MARK) for s in ("train", "val"))
     teacher = make_teacher(make_preprocessor(train))

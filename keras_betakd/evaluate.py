@@ -11,16 +11,17 @@ are published:
 {files}
 
 --output receives answers.jsonl (in LLaVA's format, written to disk after each batch and
-sorted in the order of the questions at the end), run.json (the settings) and
-report.json. A run that was stopped or killed continues when the same command is given
-again.
+sorted in the order of the questions at the end), run.json (what the answers depend on)
+and report.json. A run that was stopped or killed continues when the same command is
+given again, with the same model, questions, images and versions; another process with
+the same --output is refused meanwhile.
 
 --limit N evaluates the first N questions only: N of each category of POPE, the two
 questions about N images of each task of MME, and N questions of MMBench in all their
 rotations.
 
 Exit code: 0 for scores, 1 if the answers have none, 2 for an error in the arguments,
-files or presets, 130 after Ctrl-C.
+files or presets or an --output that another process uses, 130 after Ctrl-C.
 """
 
 import argparse
@@ -32,7 +33,7 @@ import keras
 from keras_betakd.evaluation import run
 from keras_betakd.evaluation.benchmarks.registry import BENCHMARKS
 from keras_betakd.evaluation.journal import Journal
-from keras_betakd.evaluation.report import make_report, settings, table
+from keras_betakd.evaluation.report import make_report, run_settings, table
 from keras_betakd.evaluation.run import UsageError, answer_lines, usage_errors
 
 _SCRIPT = "keras-betakd-evaluate"
@@ -90,9 +91,16 @@ def _parse(argv):
     if args.max_new_tokens is None:
         args.max_new_tokens = BENCHMARKS[args.benchmark].max_new_tokens
     if args.output is None:
-        name = args.model.rstrip("/").split("/")[-1]
-        args.output = pathlib.Path("output", "evaluate", name, args.benchmark)
+        folder = pathlib.Path("output", "evaluate", _model_name(args.model))
+        args.output = folder / args.benchmark
     return args
+
+
+def _model_name(model):
+    """The last part of a preset's path, name or handle, as the name of a folder."""
+    path = pathlib.Path(model)
+    name = (path.resolve() if path.is_dir() else path).name
+    return name if name.strip(". ") else "model"
 
 
 def _program():
@@ -116,8 +124,17 @@ def _run(args):
         teacher = args.teacher_answers and run.teacher_answers(
             args.teacher_answers, benchmark, every, selected
         )
-        journal = Journal(args.output, settings(args))
+        digest = run.questions_digest(benchmark, every, args.data)
+        journal = Journal(args.output, run_settings(args, digest))
+    with journal:
+        return _run_in(journal, args, benchmark, every, selected, teacher)
+
+
+def _run_in(journal, args, benchmark, every, selected, teacher):
+    """Answers what the journal does not hold, and reports; returns the exit code."""
+    with usage_errors():
         answers = run.recorded_answers(journal.lines, benchmark, every)
+        run.expect_same_images(journal.lines, selected)
     remaining = [question for question in selected if question.id not in answers]
     if journal.cut:
         sys.stdout.write(f"'{journal.path}' ended in half a line, now cut off.\n")
@@ -130,7 +147,9 @@ def _run(args):
         answers = run.recorded_answers(journal.lines, benchmark, every)
     journal.sort([question.id for question in every])
     try:
-        result = make_report(args, benchmark, selected, answers, teacher)
+        result = make_report(
+            args, benchmark, selected, answers, journal.settings, teacher
+        )
     except ValueError as error:
         sys.stderr.write(f"'{journal.path}' is complete, but has no score: {error}\n")
         return 1
@@ -142,7 +161,10 @@ def _run(args):
 def _generate(args, benchmark, questions, journal):
     """Generates the answers to these questions and appends them to the journal."""
     model = run.load_generator(args, questions)
+    with usage_errors():
+        journal.expect_maker(run.maker_of(model))
     bar = keras.utils.Progbar(len(questions), unit_name="question")
+    bar.update(0)  # the first answers may take a minute
     for lines in answer_lines(
         model, benchmark, questions, args.batch_size, args.max_new_tokens
     ):

@@ -59,6 +59,8 @@ def inside(folder: str | os.PathLike, name: str) -> pathlib.Path:
             f"Received: {name!r}"
         )
     path = folder / name
+    if not _passes_a_link(folder, pure.parts):
+        return path
     real = pathlib.Path(os.path.realpath(path))
     if not any(real.is_relative_to(root) for root in _roots(folder)):
         raise ValueError(
@@ -66,6 +68,20 @@ def inside(folder: str | os.PathLike, name: str) -> pathlib.Path:
             "Give the folder that the file is really in, or copy the file."
         )
     return path
+
+
+def _passes_a_link(folder, parts):
+    """Whether one of the parts below the folder is a link.
+
+    Without one the path leads inside. This takes a tenth of the time of `realpath`,
+    and training data have hundreds of thousands of images.
+    """
+    place = os.fspath(folder)
+    for part in parts:
+        place = os.path.join(place, part)
+        if os.path.islink(place):
+            return True
+    return False
 
 
 def _roots(folder):

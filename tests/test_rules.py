@@ -41,7 +41,8 @@ def test_only_public_keras(path):
 @pytest.mark.parametrize("path", sources("examples"))
 def test_examples_import_public_names_only(path):
     """Examples import from the packages that users know, not from submodules."""
-    packages = "data energies evaluation files head_loss mobilevlm models preprocessing"
+    packages = "data energies evaluation files folders head_loss mobilevlm models"
+    packages += " preprocessing"
     public = {"keras_betakd", *(f"keras_betakd.{name}" for name in packages.split())}
     with open(os.path.join(ROOT, path)) as file:
         tree = ast.parse(file.read())
@@ -81,21 +82,26 @@ MAY_IMPORT = {
     "energies": ("backends", "objective"),
     "betas": ("objective",),
     "preprocessing": ("distribution", "data"),
+    "fingerprints": ("files", "version", "preprocessing"),
     "mobilevlm": ("files", "folders", "data", "preprocessing"),
     "released": ("energies", "betas"),
-    "models": ("backends", "files", "folders", "mobilevlm"),
+    "models": ("backends", "files", "folders", "preprocessing", "mobilevlm"),
     "head_loss": ("backends", "distribution", "objective", "energies", "models"),
-    "evaluation": ("files", "folders", "version", "data", "preprocessing", "models"),
+    "evaluation": (
+        *("files", "folders", "version", "data", "preprocessing", "fingerprints"),
+        "models",
+    ),
     "distillation": (
         *("backends", "files", "folders", "version", "distribution", "objective"),
         *("energies", "betas", "preprocessing", "mobilevlm", "models", "head_loss"),
     ),
     "evaluate": ("evaluation",),
     "teacher_cache": (
-        *("backends", "files", "folders", "betas", "preprocessing", "models"),
-        "distillation",
+        *("backends", "files", "folders", "betas", "preprocessing", "fingerprints"),
+        *("models", "distillation"),
     ),
-    "callbacks": ("files",),
+    "history_plot": ("files",),
+    "callbacks": ("files", "history_plot"),
     "training_backup": ("files", "folders", "distillation"),
 }
 

@@ -6,6 +6,7 @@ import sys
 
 import h5py
 import keras
+import keras_hub
 import numpy as np
 import pytest
 from plain_models import linear_model, token_batch
@@ -193,3 +194,29 @@ def test_compile_arguments_come_back(tmp_path):
     assert {k: float(v) for k, v in before.items()} == pytest.approx(
         {k: float(v) for k, v in after.items()}
     )
+
+
+def test_archive_of_a_pair_that_shares_its_vision_tower(tmp_path):
+    """The archive has the tower once; the teacher's copy was left without values."""
+    keras.utils.set_random_seed(0)
+    student = tiny_gemma3()
+    config = student.backbone.get_config()
+    config.update(
+        num_layers=2, vision_encoder=student.backbone.vision_encoder, dtype=None
+    )
+    teacher = keras_hub.models.Gemma3CausalLM(
+        backbone=keras_hub.models.Gemma3Backbone(**config),
+        preprocessor=student.preprocessor,
+    )
+    distiller = BetaKDDistiller(teacher, student, ForwardKLEnergy())
+    distiller.compile(optimizer=keras.optimizers.Adam(1e-2))
+    losses(distiller, 1)
+    distiller.save(tmp_path / "all.keras")
+    distiller.save_weights(tmp_path / "some.weights.h5")
+    loaded = keras.saving.load_model(tmp_path / "all.keras")
+    for was, now in zip(
+        teacher.get_weights(), loaded.teacher.get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(was, now)
+    np.testing.assert_allclose(losses(loaded, 2), losses(distiller, 2), rtol=1e-6)
+    loaded.load_weights(tmp_path / "some.weights.h5")

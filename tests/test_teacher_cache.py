@@ -221,20 +221,47 @@ def test_half_precision_is_kept_as_such(tmp_path):
     assert_same(evaluated(fed, data), evaluated(live, data))
 
 
-@pytest.mark.backends
-def test_teacher_that_overflows_is_left_out_as_when_live(tmp_path):
-    name, data = "Llama", rows_of("Llama")
-    teacher = model_of(name, 1, width=16)
+def overflowing_teacher():
+    """A teacher that gives NaN for every record with the word "red"."""
+    teacher = model_of("Llama", 1, width=16)
     embedding = teacher.backbone.token_embedding.embeddings
     corrupted = keras.ops.convert_to_numpy(embedding).copy()
     corrupted[teacher.preprocessor.tokenizer.token_to_id("▁red")] = np.nan
     embedding.assign(corrupted)
+    return teacher
+
+
+@pytest.mark.backends
+def test_teacher_that_overflows_is_left_out_as_when_live(tmp_path):
+    name, data = "Llama", {**rows_of("Llama"), "responses": ["yes"] * 3}
     for top_k in (None, 3):
-        cached = build_cache(name, tmp_path / str(top_k), teacher, top_k=top_k)
+        with pytest.warns(RuntimeWarning, match="at 4 of 6 answer.*'q1', 'q2'"):
+            cached = build_cache(
+                name, tmp_path / str(top_k), overflowing_teacher(), data, top_k=top_k
+            )
         fed = distiller_of(cached, model_of(name, 0), *parts(ForwardKLEnergy()))
         with pytest.warns(RuntimeWarning, match="The teacher gave NaN"):
             losses = evaluated(fed, data)
         assert all(np.isfinite(value) for value in losses.values())
+
+
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_teacher_without_a_finite_output_is_refused(top_k, tmp_path):
+    """It made a complete cache, of which nothing could be learned, without a word."""
+    data = {**rows_of("Llama"), "prompts": ["red"] * 3}
+    with pytest.raises(ValueError, match="NaN or infinite at all 6 answer tokens"):
+        build_cache("Llama", tmp_path, overflowing_teacher(), data, top_k=top_k)
+    assert not (tmp_path / "index.json").exists()
+    teacher = model_of("Llama", 1, width=16)
+    head = teacher.backbone.token_embedding.reverse_embeddings
+    head.assign(head * np.nan)
+    with pytest.raises(ValueError, match="LM head|at all 6 answer tokens"):
+        build_cache("Llama", tmp_path / "head", teacher, top_k=top_k)
+
+
+def test_no_records_make_no_cache(tmp_path):
+    with pytest.raises(ValueError, match="at least one record"):
+        build_cache("Llama", tmp_path, data={k: [] for k in rows_of("Llama")})
 
 
 # Stopped, damaged, stale
@@ -287,7 +314,6 @@ def test_killed_and_started_again_it_is_the_same_to_the_bit(tmp_path, monkeypatc
     assert "index.json" not in contents(broken)
     with pytest.raises(FileNotFoundError, match="unfinished"):
         CachedTeacher(broken)
-    (broken / ".part.00001.safetensors").write_bytes(b"half a file")
     build_until(broken, last=None)
     assert contents(broken) == contents(whole)
 
@@ -455,9 +481,9 @@ def test_settings_are_those_of_the_file(cache):
     path = cache / "settings.json"
     found = json.loads(path.read_text())
     settings = CachedTeacher(cache).preprocessor.settings
-    assert dataclasses.asdict(settings) == found
-    path.write_text(json.dumps({"format": 2, "new": 1}))
-    with pytest.raises(ValueError, match="has format 2; this version reads 1"):
+    assert {**dataclasses.asdict(settings), "digest": settings.digest} == found
+    path.write_text(json.dumps({"format": 1, "kind": "hidden"}))
+    with pytest.raises(ValueError, match="has format 1; this version reads 2.*anew"):
         CachedTeacher(cache)
 
 

@@ -26,6 +26,8 @@ from paired import spread
 from settings import DATA, EASY_VQA_SETTINGS, FRESH_SEEDS, SEEDS, SETTINGS
 from store import RunStore
 
+from keras_betakd.folders import FolderOwner
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -49,10 +51,12 @@ def parse_arguments():
 
 def run(args):
     """Makes the runs that are not in the file."""
-    store = RunStore(args.runs)
-    arms = args.arms or [arm for group in args.groups for arm in GROUPS[group]]
-    for data in DATA:
-        run_on(data, arms, store, args)
+    folder = os.path.dirname(os.path.abspath(args.runs))
+    with FolderOwner(folder, "benchmarks/study"):
+        store = RunStore(args.runs)
+        arms = args.arms or [arm for group in args.groups for arm in GROUPS[group]]
+        for data in DATA:
+            run_on(data, arms, store, args)
 
 
 def run_on(data, arms, store, args):
@@ -114,7 +118,8 @@ def make_trainer(args, data):
 def teachers(args):
     from teachers import train_teachers
 
-    train_teachers(args.output)
+    with FolderOwner(args.output, "benchmarks/study"):
+        train_teachers(args.output)
 
 
 def report(args):

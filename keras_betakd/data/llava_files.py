@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import pathlib
 import re
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +19,7 @@ from keras_betakd.data.batches import (
 )
 from keras_betakd.data.images import check_image_path
 from keras_betakd.data.llava_records import LlavaRecord
+from keras_betakd.folders import inside
 
 HUMAN = ("human", "user")
 ASSISTANT = ("gpt", "assistant")
@@ -276,15 +276,15 @@ def _source(record_id, image, image_folder):
 def _path_inside(record_id, path, folder):
     if folder is None:
         return path
-    inner = pathlib.PurePath(os.path.normpath(path))
-    if inner.anchor or inner.parts[:1] == ("..",):
+    try:
+        return str(inside(folder, os.path.normpath(path)))
+    except ValueError as error:
         raise record_error(
             record_id,
             "an image path must stay inside `image_folder`; correct it, or pass "
-            "image_folder=None to use paths as they are.",
+            f"image_folder=None to use paths as they are. {error}",
             repr(path),
-        )
-    return os.path.join(folder, inner)
+        ) from error
 
 
 def _check_images_exist(record):

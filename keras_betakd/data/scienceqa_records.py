@@ -13,6 +13,7 @@ from keras_betakd.data.batches import (
 )
 from keras_betakd.data.images import check_image, load_image
 from keras_betakd.files import read_json
+from keras_betakd.folders import inside
 
 LETTERS = "ABCDE"
 _TEXTS = ("question", "hint", "subject", "grade")
@@ -205,17 +206,30 @@ def problem_record(
         where = "its entry" if pid in problems else "problems.json"
         raise ValueError(f"Record {pid!r}: {where} lacks the key {error}.") from error
     values.update({key: fields.get(key, "") for key in _OPTIONAL_KEYS})
-    for part in (folder, *([] if name is None else [name])):
-        if not isinstance(part, str) or not part or os.path.basename(part) != part:
-            raise record_error(
-                pid,
-                "`split` and `image` must be plain names (or null, for no image).",
-                f"split={folder!r}, image={name!r}",
-            )
-    image = (
-        None if name is None else os.path.join(directory, "images", folder, pid, name)
-    )
+    image = _image_path(directory, pid, folder, name)
     return ScienceQARecord(id=pid, image=image, split=folder, **values)
+
+
+def _image_path(directory, pid, split, name):
+    """The path of a problem's image, which never leads out of `images/`."""
+    parts = [split, pid] if name is None else [split, pid, name]
+    if not all(map(_is_plain, parts)):
+        raise record_error(
+            pid,
+            "`split`, the id and `image` must be plain names (`image` may be null, for "
+            "no image).",
+            f"split={split!r}, image={name!r}",
+        )
+    if name is None:
+        return None
+    with naming(pid):
+        return str(inside(os.path.join(directory, "images"), "/".join(parts)))
+
+
+def _is_plain(name):
+    if not isinstance(name, str) or name.strip() in ("", ".", ".."):
+        return False
+    return not any(sign in name for sign in "/\\\0")
 
 
 def check_record_image(

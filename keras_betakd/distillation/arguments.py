@@ -4,8 +4,11 @@ Energies and betas by name, vocabularies, the default preprocessor; optimizer an
 loss.
 """
 
+import warnings
+
 import keras
 
+from keras_betakd.backends import runs_eagerly
 from keras_betakd.betas import Beta, TaskBeta
 from keras_betakd.distillation.finite_steps_optimizer import FiniteStepsOptimizer
 from keras_betakd.distillation.freezing import computes_in_float16
@@ -15,7 +18,7 @@ from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
 _SKIPPING = (keras.optimizers.LossScaleOptimizer, FiniteStepsOptimizer)
 
 # Names of the distiller's own metrics, and of its weights of the cross-entropy.
-_REPORTED = ("loss", "accuracy", "task", "task_loss", "task_beta")
+_REPORTED = ("loss", "objective", "accuracy", "task", "task_loss", "task_beta")
 
 
 def named_energies(energies):
@@ -48,13 +51,14 @@ def _expect_names_apart(energies):
         names += [name, f"{name}_beta"]
         if energy.schedule is not None:
             names.append(f"{name}_{energy.schedule.shown_as}")
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted({n for n in names if names.count(n) > 1 or n.startswith("val_")})
     if twice:
         raise ValueError(
             f"Names that are taken: {twice}. An energy is reported under its name and "
-            f"its beta under that with `_beta`, beside {', '.join(_REPORTED)}. Give "
-            "the energy another one, by `name=` or as the key of a dict. Received: "
-            f"energies named {list(energies)}"
+            f"its beta under that with `_beta`, beside {', '.join(_REPORTED)}; names "
+            "with val_ in front are those of the validation. Give the energy another "
+            "one, by `name=` or as the key of a dict. Received: energies named "
+            f"{list(energies)}"
         )
 
 
@@ -131,6 +135,32 @@ def resolved_task_beta(task_beta):
             f"layer. Received: task_beta={task_beta!r}"
         )
     return TaskBeta() if task_beta is True else expect_beta(task_beta)
+
+
+def expect_parts_apart(models, betas, energies):
+    """Raises where a step would change one part through two owners.
+
+    Args:
+        models: dict of student and teacher, whose layers `expect_apart` compares.
+        betas: dict of beta layers by the names of their terms.
+        energies: dict of energies.
+    """
+    parts = [(f"the {role}", model) for role, model in models.items()]
+    parts += [(f"the beta of {name}", beta) for name, beta in betas.items()]
+    for name, energy in energies.items():
+        learns = energy if energy.projects else None
+        state = learns, energy.schedule, getattr(energy, "projection", None)
+        parts += [(f"the energy {name}", part) for part in state if part is not None]
+    owners = {}
+    for owner, part in parts:
+        for x in (part, *getattr(part, "weights", ())):
+            other = owners.setdefault(id(x), owner)
+            if other != owner and {owner, other} != {"the student", "the teacher"}:
+                raise ValueError(
+                    "Student, teacher, each beta, and each energy that learns or has "
+                    f"a schedule need layers of their own. Received: {owner} shares "
+                    f"{getattr(x, 'path', None) or x.name!r} with {other}"
+                )
 
 
 def expect_fused(fused):
@@ -258,6 +288,35 @@ def resolved_optimizer(optimizer, student, auto_scale_loss):
     if not isinstance(optimizer, _SKIPPING):
         optimizer = FiniteStepsOptimizer(optimizer)
     return optimizer
+
+
+def expect_no_compiler(jit_compile):
+    """Raises where `jit_compile` asks for `torch.compile`."""
+    if runs_eagerly() and jit_compile not in (None, False, "auto"):
+        raise ValueError(
+            "A distiller's step cannot run under `torch.compile`, which `jit_compile` "
+            "stands for on PyTorch: it splits and guards the step at so many places "
+            "that compiling takes minutes for the smallest models, and is done again "
+            'in later steps. Use `jit_compile="auto"` or `False`, or JAX, which '
+            "compiles the step as a whole (an archive saved there: load it with "
+            f"`compile=False`). Received: jit_compile={jit_compile!r}"
+        )
+
+
+def warn_of_unequal_parts(reduction, optimizer):
+    """Warns where gradient accumulation and a mean over tokens do not go together."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    steps = inner.gradient_accumulation_steps or 1
+    if reduction == "token" and steps > 1:
+        warnings.warn(
+            f"With `gradient_accumulation_steps={steps}` each of {steps} batches is "
+            'averaged over its own tokens (`reduction="token"`), and the batches are '
+            "averaged with equal weight: tokens of a batch with few of them count "
+            "more than in one large batch, and the gradient is not that of the large "
+            'batch. `reduction="example"` gives the same gradient for any division, '
+            "if all batches have as many examples with a supervised token",
+            stacklevel=3,
+        )
 
 
 def resolved_task_loss(loss):

@@ -1,15 +1,24 @@
 """`DistillationTrainer`: compile, fit, evaluate, predict and the *_on_batch methods."""
 
 import contextlib
+import sys
 
 import keras
 
+from keras_betakd.backends import runs_eagerly
 from keras_betakd.distillation.arguments import (
     exclude_from_weight_decay,
+    expect_no_compiler,
     resolved_optimizer,
     resolved_task_loss,
+    warn_of_unequal_parts,
 )
+from keras_betakd.distillation.freezing import expect_trainable
+from keras_betakd.distillation.metric_arguments import resolved_metrics
+from keras_betakd.distillation.monitoring import direct_monitors
 from keras_betakd.distillation.nonfinite_report import (
+    EVALUATED_BATCH,
+    STEP,
     NonFiniteReport,
     NonFiniteWatch,
     check_policy,
@@ -24,6 +33,7 @@ from keras_betakd.distillation.training_data import (
     expect_whole_executions,
     formatter_of,
 )
+from keras_betakd.distribution.devices import expect_on_devices
 from keras_betakd.distribution.replicas import expect_process_group, reduced_gradients
 from keras_betakd.preprocessing.adapters import (
     raw_records,
@@ -40,8 +50,8 @@ class DistillationTrainer:
     Every kind of data is brought into the distiller's form (see
     `keras_betakd.preprocessing.batches`) and handed on to `keras.Model`. Mixed into
     `BetaKDDistiller`, in front of `keras.Model`; it reads `preprocessor`, `student`,
-    `student_view`, `energies` and `fused`, and calls `freeze_parts()`, `all_betas()`
-    and `_tower.check()`.
+    `student_view`, `energies` and `fused`, and calls `freeze_parts()`, `all_betas()`,
+    `_parts_on_devices()` and `_tower.check()`.
     """
 
     on_nonfinite = "skip"
@@ -57,7 +67,9 @@ class DistillationTrainer:
         optimizer="auto",
         loss="auto",
         *,
+        metrics=None,
         weighted_metrics="auto",
+        loss_weights=None,
         auto_scale_loss=True,
         on_nonfinite="skip",
         **kwargs,
@@ -71,9 +83,13 @@ class DistillationTrainer:
             loss: the task loss; `"auto"` for the sparse cross-entropy from logits.
                 Another must be a `keras.losses.Loss` or a function that takes labels
                 (B, K) and logits (B, K, V) and returns one value for each label.
-            weighted_metrics: metrics of the student at the supervised rows; `"auto"`
-                for its accuracy. Others are given its logits, which rules out the
-                fused head.
+            metrics, weighted_metrics: metrics of the student at the supervised rows,
+                in the forms that Keras takes. Both are weighted, with the weights of
+                the labels: at slots without an answer token a metric means nothing.
+                `"accuracy"` is the distiller's own, which `"auto"` (default) stands
+                for. Others are given labels (B, K) and logits (B, K, V), which rules
+                out the fused head.
+            loss_weights: not supported; the betas weight the terms.
             auto_scale_loss: whether to scale the loss when the student computes in
                 float16.
             on_nonfinite: what to do about NaN and infinity. Rows where the teacher's
@@ -82,27 +98,34 @@ class DistillationTrainer:
                 or metrics. `"skip"` (default) goes on, and names the samples in a
                 warning at the end of the epoch. `"raise"` ends the run with a
                 `NonFiniteError` that names them; it waits for each step's result.
-            **kwargs: as for `keras.Model.compile`.
+            **kwargs: as for `keras.Model.compile`. On PyTorch, `jit_compile` must be
+                `"auto"` (operation by operation there) or `False`: `torch.compile`
+                takes minutes for this step, and compiles it anew again and again.
 
         Raises:
-            ValueError: a loss that is no function of labels and logits, an unknown
-                `on_nonfinite`, `fused=True` where the logits are needed, or an
-                optimizer with weight decay that is built already.
+            ValueError: a loss that is no function of labels and logits; a metric that
+                expects probabilities, or with the name of one of the distiller's own;
+                `loss_weights`; an unknown `on_nonfinite`; `fused=True` where the logits
+                are needed; an optimizer with weight decay that is built already; or
+                `jit_compile=True` on PyTorch.
         """
+        expect_no_compiler(kwargs.get("jit_compile"))
         self.freeze_parts()
         self.on_nonfinite = check_policy(on_nonfinite)
+        _expect_no_loss_weights(loss_weights)
         optimizer = resolved_optimizer(optimizer, self.student, auto_scale_loss)
-        automatic = weighted_metrics == "auto"
-        has_metrics = bool(weighted_metrics) and not automatic
-        self._needs_logits = loss != "auto" or has_metrics
+        warn_of_unequal_parts(self.reduction, optimizer)
+        others, self._reports_accuracy = resolved_metrics(
+            metrics, weighted_metrics, self._trackers.directions()
+        )
+        self._needs_logits = loss != "auto" or bool(others)
         self._check_fused()
-        self._reports_accuracy = automatic
         learned = [v for b in self.all_betas().values() for v in b.variables]
         learned += [e.parameter for e in self.energies.values()]
         exclude_from_weight_decay(optimizer, [v for v in learned if v is not None])
         super().compile(
             optimizer=optimizer,
-            weighted_metrics=None if automatic else weighted_metrics,
+            weighted_metrics=others or None,
             auto_scale_loss=False,
             **kwargs,
         )
@@ -111,12 +134,14 @@ class DistillationTrainer:
             {
                 "optimizer": optimizer,
                 "loss": loss,
+                "metrics": metrics,
                 "weighted_metrics": weighted_metrics,
                 "auto_scale_loss": auto_scale_loss,
                 "on_nonfinite": on_nonfinite,
                 **kwargs,
             }
         )
+        self.expect_on_devices()
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
@@ -162,6 +187,7 @@ class DistillationTrainer:
         expect_no_class_weight(class_weight)
         expect_compiled(self, "fit")
         self.freeze_parts()
+        expect_trainable(self.student, self.freeze)
         self._check_tower()
         ours = [
             NonFiniteReport(self.on_nonfinite, at_epochs=True),
@@ -201,13 +227,17 @@ class DistillationTrainer:
                 x if batched else None, validation_data[0] if validates else None
             )
         )
+        callbacks = with_callbacks(callbacks, *ours)
+        betas = self.all_betas().values()
+        direct_monitors(callbacks, self._trackers.directions(), betas)
+        self._announce_compiling(verbose, self.train_function)
         return super().fit(
             x,
             y,
             batch_size=None if batched else batch_size,
             epochs=epochs,
             verbose=verbose,
-            callbacks=with_callbacks(callbacks, *ours),
+            callbacks=callbacks,
             validation_split=validation_split,
             validation_data=validation_data,
             shuffle=shuffle,
@@ -244,6 +274,7 @@ class DistillationTrainer:
             skipped = SkippedReport(self.preprocessor, at_epochs=False)
             order = EpochOrder(validation=x if batched else None)
             callbacks = with_callbacks(callbacks, report, skipped, order)
+            self._announce_compiling(verbose, self.test_function)
         return super().evaluate(
             x,
             y,
@@ -283,7 +314,10 @@ class DistillationTrainer:
         return check_records(x, formatter_of(self), batch_size)
 
     def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
-        """The student's logits at the answer rows: (N, K, V)."""
+        """The student's logits at the answer rows: (N, K, V).
+
+        Those of a plain model have the shape that its own `predict` gives them.
+        """
         x, _, _ = as_training_data(
             *(self, x, None, None),
             labelled=False,
@@ -294,8 +328,19 @@ class DistillationTrainer:
             batch_size = steps = None
             skipped = SkippedReport(self.preprocessor, at_epochs=False)
             callbacks = with_callbacks(callbacks, skipped, EpochOrder(validation=x))
+        self._announce_compiling(verbose, self.predict_function)
         with self._student_alone():
             return super().predict(x, batch_size, verbose, steps, callbacks)
+
+    def _announce_compiling(self, verbose, function):
+        """Writes a line in front of Keras' progress bar, which is silent so long."""
+        compiles = not (runs_eagerly() or self.run_eagerly or function)
+        if compiles and verbose and keras.config.is_interactive_logging_enabled():
+            name = keras.backend.backend()
+            sys.stdout.write(
+                f"Compiling the first step on {name}; this can take a minute.\n"
+            )
+            sys.stdout.flush()
 
     @contextlib.contextmanager
     def _student_alone(self):
@@ -314,7 +359,7 @@ class DistillationTrainer:
         expect_compiled(self, "train_on_batch")
         self._check_tower()
         x, y, sample_weight = as_batch(self, x, y, sample_weight)
-        with self._reporting("this step"):
+        with self._reporting(STEP):
             return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
 
     def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
@@ -322,18 +367,22 @@ class DistillationTrainer:
         expect_compiled(self, "test_on_batch")
         self._check_tower()
         x, y, sample_weight = as_batch(self, x, y, sample_weight)
-        with self._reporting("this batch"):
+        with self._reporting(EVALUATED_BATCH):
             return super().test_on_batch(x, y, sample_weight, return_dict)
 
     def predict_on_batch(self, x):
-        """The student's logits at the answer rows of a batch: (B, K, V)."""
+        """The student's logits at the answer rows of a batch; as `predict`."""
         with self._student_alone():
             x, _, _ = as_batch(self, x, labelled=False)
             return super().predict_on_batch(x)
 
     def make_train_function(self, force=False):
-        # Each `fit` calls this; weights may have been loaded since the last one.
+        # Each `fit` and `train_on_batch` calls this, once all variables exist. Weights
+        # may have been loaded since the last one, and another distiller of the same
+        # models may have frozen others.
         expect_process_group()
+        self.freeze_parts()
+        expect_trainable(self.student, self.freeze)
         variables = self.variables + self.optimizer.variables
         self._watched = reduced_gradients(self.trainable_variables, variables)
         return super().make_train_function(force)
@@ -347,6 +396,14 @@ class DistillationTrainer:
         for variable in self.trainable_variables:
             variable.value.grad = None
 
+    def expect_on_devices(self):
+        """Raises where its parts are on devices that do not go together."""
+        parts = self._parts_on_devices()
+        if self.compiled:
+            parts["the optimizer"] = self.optimizer.variables
+        parts["the distiller"] = self.variables + self.metrics_variables
+        expect_on_devices(parts)
+
     def _check_tower(self):
         if self._tower.check():
             # Compiled for the other case.
@@ -359,18 +416,28 @@ class DistillationTrainer:
         if self.fused is True and (self._needs_logits or unfusable or not has_matrix):
             raise ValueError(
                 "`fused=True` needs a student whose LM head can be seen (a keras-hub "
-                "CausalLM that is not quantised) and the default `loss` and "
-                "`weighted_metrics`: others are given the logits, which the fused head "
-                'never makes, as do some energies. Use `fused="auto"`. Received: '
+                "CausalLM that is not quantised), the default `loss`, and no `metrics` "
+                "or `weighted_metrics` but its accuracy: others are given the logits, "
+                "which the fused head never makes, as do some energies. Use "
+                '`fused="auto"`. Received: '
                 f"student={type(self.student).__name__}, head={head}, energies that "
                 f"need logits: {unfusable}"
             )
 
     @contextlib.contextmanager
-    def _reporting(self, when):
+    def _reporting(self, part):
         watch = NonFiniteWatch(self)
         yield
         if self.on_nonfinite == "raise":
-            watch.expect_none(self)
-        watch.report(self, when, batches=0)
-        report_skipped(self.preprocessor, when)
+            watch.expect_none(self, part)
+        watch.report(self, part, batches=0)
+        report_skipped(self.preprocessor, part.name)
+
+
+def _expect_no_loss_weights(loss_weights):
+    if loss_weights is not None:
+        raise ValueError(
+            "`loss_weights` is not supported: the betas weight the terms of the loss. "
+            "Give an energy a constant weight by `FixedBeta`, the cross-entropy by "
+            f"`task_beta=FixedBeta(...)`. Received: loss_weights={loss_weights}"
+        )

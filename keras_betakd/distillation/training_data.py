@@ -39,12 +39,14 @@ def as_training_data(distiller, x, y, sample_weight, labelled=True, **options):
         labelled: whether data without labels is an error.
         **options: `batch_size`, `shuffle` and `steps` of `formatted`.
     """
+    distiller.expect_on_devices()
     formatter = formatter_of(distiller, labelled)
     return formatted(x, y, sample_weight, formatter=formatter, **options)
 
 
 def as_batch(distiller, x, y=None, sample_weight=None, labelled=True):
     """One batch `(x, y, sample_weight)` in the distiller's form."""
+    distiller.expect_on_devices()
     found = formatter_of(distiller, labelled)((x, y, sample_weight))
     return (*found, None, None)[:3]
 

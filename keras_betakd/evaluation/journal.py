@@ -1,6 +1,6 @@
 """The folder of a run: its settings, the answers so far, and at the end the report.
 
-run.json        the settings; answers of other settings are not mixed with these
+run.json        what the answers depend on; answers that do not are not mixed with these
 answers.jsonl   one answer a line, in LLaVA's format; sorted when the run is complete
 report.json     the scores
 """
@@ -11,7 +11,12 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from keras_betakd import fingerprints
 from keras_betakd.files import atomic_write, read_json, read_jsonl
+from keras_betakd.folders import FolderOwner, inside
+
+# Keys of run.json, and of the metadata of a line.
+_MAKER, _RUN = "made_by", "run"
 
 
 class Answer(NamedTuple):
@@ -30,39 +35,59 @@ class Journal:
     """The answers of a run, written to disk as soon as they are generated.
 
     A `Journal` of the same folder and settings continues a run that was killed. A last
-    line that was only half written is cut off.
+    line that was only half written is cut off. Until it is closed, no other process can
+    write in the folder.
 
     Args:
         folder: The folder to write to; created if it does not exist.
-        settings: The settings that the answers depend on, as values of JSON.
+        settings: What the answers depend on, as values of JSON.
 
     Attributes:
         lines: The answers so far.
         cut: Whether a half-written line was cut off.
+        settings: What the answers depend on, as run.json has it.
 
     Raises:
         ValueError: The folder holds the answers of another run, or damaged files.
+        FolderInUseError: Another process writes in the folder.
         OSError: It cannot be written.
 
     Example:
 
     ```python
-    journal = Journal("output/gqa", {"model": "my_student", "benchmark": "gqa"})
-    journal.append([{"question_id": "201", "text": "no"}])
+    with Journal("output/gqa", {"model": "my_student", "benchmark": "gqa"}) as journal:
+        journal.expect_maker({"model": of_model(model)})
+        journal.append([{"question_id": "201", "text": "no"}])
     ```
     """
 
     def __init__(self, folder: str | os.PathLike, settings: Mapping):
         self.folder = pathlib.Path(folder)
-        self.path = self.folder / "answers.jsonl"
-        self._make_folder()
-        self._claim(settings)
-        self.cut = self.path.exists() and _cut_half_line(self.path)
-        self.lines = read_jsonl(self.path) if self.path.exists() else []
-
-    def _make_folder(self):
+        self._owner = self._owned_folder()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            # Not a link to a file elsewhere, which would be written to.
+            self.path = inside(self.folder, "answers.jsonl")
+            self.settings = self._claim(settings)
+            self.cut = self.path.exists() and _cut_half_line(self.path)
+            self.lines = read_jsonl(self.path) if self.path.exists() else []
+            self._expect_lines_of_run()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+    def close(self) -> None:
+        """Lets other processes write in the folder."""
+        self._owner.release()
+
+    def _owned_folder(self):
+        try:
+            return FolderOwner(self.folder, "keras_betakd.evaluate")
         except (FileExistsError, NotADirectoryError) as error:
             raise ValueError(
                 "--output must be a folder, or the path of one to be made. Received: "
@@ -73,22 +98,68 @@ class Journal:
         """Writes the settings, or compares them with those of the answers there."""
         path = self.folder / "run.json"
         if not self.path.exists() or not self.path.stat().st_size:
-            return _write(path, settings)
+            _write(path, settings)
+            return dict(settings)
         if not path.exists():
             raise ValueError(
                 f"'{self.path}' is there, but no run.json that says whose answers it "
                 "holds. Give another --output, or move it away."
             )
         known = read_json(path)
-        if known != settings:
-            raise ValueError(
-                f"'{self.folder}' holds answers of another run: "
-                f"{_differences(known, settings)}. Give another --output to keep "
-                "them, or delete the folder to start anew."
-            )
+        if not isinstance(known, dict):
+            raise self._other_run(known, settings)
+        if _without_maker(known) != settings:
+            raise self._other_run(_without_maker(known), settings)
+        return known
+
+    def expect_maker(self, maker: Mapping) -> None:
+        """Checks that the next answers come from where the ones on disk come from.
+
+        It is called before the first answer is appended. Answers that are complete can
+        be scored without it, by a later version for example.
+
+        Args:
+            maker: What answers: versions, and the model's digest; values of JSON.
+
+        Raises:
+            ValueError: The answers on disk have another maker.
+        """
+        settings = {**_without_maker(self.settings), _MAKER: dict(maker)}
+        if self.lines and self.settings != settings:
+            raise self._other_run(self.settings, settings)
+        self._owner.expect()
+        _write(self.folder / "run.json", settings)
+        self.settings = settings
+
+    def _other_run(self, known, settings):
+        return ValueError(
+            f"'{self.folder}' holds answers of another run: "
+            f"{_differences(known, settings)}. Give another --output to keep them, or "
+            "delete the folder to start anew."
+        )
+
+    def _expect_lines_of_run(self):
+        digest = fingerprints.of_value(self.settings)
+        for number, line in enumerate(self.lines, 1):
+            metadata = line.get("metadata")
+            is_ours = isinstance(metadata, dict) and "max_new_tokens" in metadata
+            if is_ours and metadata.get(_RUN) != digest:
+                raise ValueError(
+                    f"Line {number} of '{self.path}' was not answered under the "
+                    "settings in run.json: one of the two files was changed, or comes "
+                    "from another run. Give another --output to ask anew."
+                )
 
     def append(self, lines: Sequence[Mapping]) -> None:
-        """Appends answers; returns once they are on disk and would survive a crash."""
+        """Appends answers; returns once they are on disk and would survive a crash.
+
+        Each gets the digest of the run's settings into its `metadata`.
+        """
+        self._owner.expect()
+        run = {_RUN: fingerprints.of_value(self.settings)}
+        lines = [
+            {**line, "metadata": {**line.get("metadata", {}), **run}} for line in lines
+        ]
         _write_through(self.path, "a", _jsonl(lines))
         self.lines += lines
 
@@ -105,11 +176,13 @@ class Journal:
         places = {name: place for place, name in enumerate(ids)}
         lines = sorted(self.lines, key=lambda line: places[line["answer_id"]])
         if lines != self.lines:
+            self._owner.expect()
             _replace(self.path, _jsonl(lines))
             self.lines = lines
 
     def write_report(self, report: Mapping) -> pathlib.Path:
         """Writes the report, and returns its path."""
+        self._owner.expect()
         path = self.folder / "report.json"
         _write(path, report)
         return path
@@ -144,11 +217,25 @@ def _cut_half_line(path):
     return end < len(data)
 
 
+def _without_maker(settings):
+    return {name: value for name, value in settings.items() if name != _MAKER}
+
+
 def _differences(known, settings):
+    """What differs, as text; of dicts, the entries that do."""
     if not isinstance(known, Mapping):
         return f"its run.json is {known!r}"
-    names = [n for n in {**known, **settings} if known.get(n) != settings.get(n)]
-    return ", ".join(
-        f"{name} was {known.get(name)!r} and is now {settings.get(name)!r}"
-        for name in names
-    )
+    found = []
+    for name in {**known, **settings}:
+        before, now = known.get(name), settings.get(name)
+        if before == now:
+            continue
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            entries = [k for k in {**before, **now} if before.get(k) != now.get(k)]
+            found += [
+                f"{name}: {k} was {before.get(k)!r} and is now {now.get(k)!r}"
+                for k in entries
+            ]
+        else:
+            found.append(f"{name} was {before!r} and is now {now!r}")
+    return ", ".join(found)

@@ -13,9 +13,11 @@ import dataclasses
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
+from keras_betakd.data.batches import naming
 from keras_betakd.data.images import IMAGE_MARK, neutralize_image_marks
 from keras_betakd.evaluation.answer_text import final_answer, without_end_mark
 from keras_betakd.files import read_jsonl
+from keras_betakd.folders import inside
 
 SHORT_ANSWER_SUFFIX = "\nAnswer the question using a single word or phrase."
 """The instruction after each question of GQA, TextVQA, POPE and MME."""
@@ -62,7 +64,8 @@ def read_questions(
 
     Args:
         path: The file.
-        image_folder: The folder of its images; joined with their names.
+        image_folder: The folder of its images; joined with their names, which must not
+            lead out of it.
 
     Returns:
         For each line its `question_id`, its text without `SHORT_ANSWER_SUFFIX`, the
@@ -70,8 +73,9 @@ def read_questions(
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: A line is no JSON object, lacks a key, or its text does not end with
-            `SHORT_ANSWER_SUFFIX`, so that the prompt would be another.
+        ValueError: A line is no JSON object, lacks a key, its image lies outside
+            `image_folder`, or its text does not end with `SHORT_ANSWER_SUFFIX`, so that
+            the prompt would be another.
 
     Example:
 
@@ -91,7 +95,9 @@ def read_questions(
                 f"question files. Received: {text!r}"
             )
         text = text.removesuffix(SHORT_ANSWER_SUFFIX)
-        questions.append((name, text, os.path.join(image_folder, image), fields))
+        with naming(name):
+            path = str(inside(image_folder, image))
+        questions.append((name, text, path, fields))
     return questions
 
 

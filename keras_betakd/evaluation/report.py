@@ -1,50 +1,44 @@
 """The report of a run: a dict for report.json, and the same as a text table.
 
-`settings` and `make_report` collect what report.json holds, `entry` and its relatives
+`run_settings` and `make_report` collect what report.json holds, `entry` and its kin
 make its numbers, and `table` prints it.
 """
 
-import importlib.metadata
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
-import keras
-
+from keras_betakd import fingerprints
 from keras_betakd.evaluation.agreement import Agreement, score_agreement
 from keras_betakd.evaluation.answer_text import thought_counts
 from keras_betakd.evaluation.benchmarks.base import Benchmark
 from keras_betakd.evaluation.intervals import Accuracy
 from keras_betakd.evaluation.journal import Answer
-from keras_betakd.version import __version__
 
 _COLUMNS = ("", "score", "95 % interval", "n", "unparsed", "missing")
 _EMPTY = ("",) * len(_COLUMNS)
 
 
-def settings(args) -> dict:
-    """The settings that the answers depend on, as values of JSON."""
+def run_settings(args, questions: str) -> dict:
+    """What the answers depend on and is known before the model is loaded.
+
+    Args:
+        args: The command's arguments.
+        questions: The digest of the questions in --data.
+
+    Returns:
+        Dict of values of JSON. A preset's files are read whole, since a model that was
+        trained again may have the same path, sizes and dates.
+    """
     folder = pathlib.Path(args.model)
     return {
         "benchmark": args.benchmark,
         "model": str(folder.absolute()) if folder.is_dir() else args.model,
-        "model_saved": _date_saved(folder),
-        "backend": keras.config.backend(),
+        "model_files": fingerprints.of_folder(folder) if folder.is_dir() else None,
+        "questions": questions,
         "dtype": args.dtype,
         "max_new_tokens": args.max_new_tokens,
         "sequence_length": args.sequence_length,
     }
-
-
-def _date_saved(folder):
-    """When a preset was saved, or `None` if it does not say.
-
-    A model that was trained again has the same path, but other answers.
-    """
-    try:
-        return json.loads((folder / "metadata.json").read_text())["date_saved"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
 
 
 def make_report(
@@ -52,6 +46,7 @@ def make_report(
     benchmark: Benchmark,
     questions: Sequence,
     answers: Mapping[str, Answer],
+    settings: Mapping,
     teacher: Mapping[str, str] | None = None,
 ) -> dict:
     """The report of a complete run, as report.json holds it.
@@ -61,6 +56,7 @@ def make_report(
         benchmark: The benchmark.
         questions: The questions of the run.
         answers: The answer to each, by its id.
+        settings: What the answers depend on, as run.json has it.
         teacher: A teacher's answers by question id, to report the agreement with it.
 
     Raises:
@@ -82,8 +78,8 @@ def make_report(
             "limited_questions": sum(room < args.max_new_tokens for room in rooms),
         },
         "note": benchmark.note,
-        "settings": settings(args),
-        "versions": versions(),
+        "settings": settings,
+        "versions": fingerprints.versions(),
     }
     if teacher is not None:
         agreement = score_agreement(
@@ -93,15 +89,6 @@ def make_report(
         )
         report["agreement"] = agreement_entries(agreement)
     return report
-
-
-def versions() -> dict[str, str]:
-    """The versions of the packages that a number depends on."""
-    return {
-        "keras_betakd": __version__,
-        "keras": keras.__version__,
-        "keras_hub": importlib.metadata.version("keras-hub"),
-    }
 
 
 def entry(

@@ -5,10 +5,12 @@ reads the answers that are on disk, loads the model and generates the rest.
 """
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
+from keras_betakd import fingerprints
 from keras_betakd.data.batches import naming
 from keras_betakd.data.images import IMAGE_MARK, check_image, load_image
 from keras_betakd.evaluation.benchmarks.base import Benchmark
@@ -115,6 +117,70 @@ def recorded_answers(
     return found
 
 
+def questions_digest(
+    benchmark: Benchmark, questions: Sequence, directory: pathlib.Path
+) -> str:
+    """The digest of all that the files in --data say about the questions.
+
+    Images are those of `expect_same_images`; here, their names count.
+    """
+    found = []
+    for question in questions:
+        names = [field.name for field in dataclasses.fields(question)]
+        fields = {name: getattr(question, name) for name in names}
+        image = fields.get("image")
+        if isinstance(image, (str, os.PathLike)):
+            # The folder may be moved, or named in another way.
+            fields["image"] = pathlib.Path(os.path.relpath(image, directory)).as_posix()
+        found.append([benchmark.prompt(question), fields])
+    return fingerprints.of_value(found)
+
+
+def expect_same_images(lines: Sequence[Mapping], questions: Sequence) -> None:
+    """Raises a `ValueError` if an image is not the one that was answered about.
+
+    Args:
+        lines: The lines of a run's journal.
+        questions: The questions of this run.
+    """
+    digest, by_id = _image_digests(), {question.id: question for question in questions}
+    for number, line in enumerate(lines, 1):
+        question = by_id.get(line.get("answer_id"))
+        if question is None:
+            continue
+        with naming(question.id):
+            if line["metadata"].get("image") != digest(question):
+                raise ValueError(
+                    f"its image is not the one that line {number} of answers.jsonl "
+                    "answers about: the file in --data was changed. Give another "
+                    "--output to ask anew, or take the line out."
+                )
+
+
+def _image_digests():
+    """A function of a question to its image's digest, which reads each file once."""
+    known = {}
+
+    def digest(question):
+        image = question.image
+        if not isinstance(image, (str, os.PathLike)):
+            return fingerprints.of_image_source(image)
+        if image not in known:
+            known[image] = fingerprints.of_image_source(image)
+        return known[image]
+
+    return digest
+
+
+def maker_of(model) -> dict[str, str]:
+    """What answers: the model's digest, its preprocessor's, and the versions."""
+    return {
+        **fingerprints.versions(),
+        "model": fingerprints.of_model(model),
+        "preprocessor": fingerprints.of_preprocessor(model.preprocessor),
+    }
+
+
 def teacher_answers(
     path: str | os.PathLike, benchmark: Benchmark, every: Sequence, selected: Sequence
 ) -> dict[str, str]:
@@ -206,6 +272,7 @@ def answer_lines(
         UsageError: An image cannot be read, or a question does not suit the model.
     """
     by_id = {question.id: question for question in questions}
+    image_digest = _image_digests()
     prompts = _prompts(model.preprocessor, benchmark, questions, batch_size)
     for group in answered_groups(
         model, prompts, batch_size, max_new_tokens=max_new_tokens
@@ -214,7 +281,10 @@ def answer_lines(
             {
                 **benchmark.line(by_id[prompt.id], text),
                 "answer_id": prompt.id,
-                "metadata": {"max_new_tokens": min(prompt.room, max_new_tokens)},
+                "metadata": {
+                    "max_new_tokens": min(prompt.room, max_new_tokens),
+                    "image": image_digest(by_id[prompt.id]),
+                },
             }
             for prompt, text in group
         ]

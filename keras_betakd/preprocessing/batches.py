@@ -13,6 +13,8 @@ That is `(x, y, sample_weight)`: labels y (B, K), their weights (B, K), and a di
     ids                 (B, 64): the ids of the records as bytes. Only if they have ids.
 """
 
+import numbers
+
 import numpy as np
 from keras import ops, tree
 
@@ -151,7 +153,7 @@ def _expect_form(x):
     keys = set(x) if isinstance(x, dict) else set()
     if not keys & {*_MODELS, *_POSITIONS}:
         return x
-    expect_known_keys(keys, _KEYS, "Batches with inputs for each model")
+    expect_known_keys(sorted(keys), _KEYS, "Batches with inputs for each model")
     lacking = _MODELS - keys
     if keys & _POSITIONS:
         lacking |= _POSITIONS - keys
@@ -188,7 +190,7 @@ def _described(x):
 
 def _per_label(sample_weight, y):
     """One weight per label; weights (B,) or (B, 1) are repeated for all K labels."""
-    weight = ops.convert_to_numpy(sample_weight).astype("float32")
+    weight = _real_numbers(sample_weight)
     shape = np.shape(y)
     if weight.ndim < len(shape):
         weight = weight.reshape(weight.shape + (1,) * (len(shape) - weight.ndim))
@@ -200,6 +202,23 @@ def _per_label(sample_weight, y):
             f"example. Received: sample_weight of shape {weight.shape}, labels of "
             f"shape {shape}"
         ) from None
+
+
+def _real_numbers(sample_weight):
+    """Weights as float32; texts, complex numbers and objects would become some."""
+    weight = ops.convert_to_numpy(sample_weight)
+    is_wrong = weight.dtype.kind in "SUcmM"
+    if weight.dtype.kind == "O":
+        # Whole numbers that no type of NumPy holds are objects, too.
+        is_wrong = not all(
+            isinstance(w, numbers.Real) and abs(w) < 2**64 for w in weight.flat
+        )
+    if is_wrong:
+        raise ValueError(
+            "`sample_weight` must hold numbers. Received: "
+            f"{repr(sample_weight)[:80]}, of type {weight.dtype}"
+        )
+    return weight.astype("float32")
 
 
 def formatted(

@@ -200,7 +200,7 @@ class DistillationPreprocessor:
 
     def _encode(self, records, ids):
         length = self.max_response_length
-        shown = _without_images(records) if self.blind_student else records
+        shown = without_images(records) if self.blind_student else records
         student = self._student.encode(shown, ids, length)
         if self.teacher_preprocessor is self.student_preprocessor:
             return student, student
@@ -251,7 +251,7 @@ def _with_responses(records):
     return records
 
 
-def _without_images(records):
+def without_images(records):
     """The records as a model without vision takes them."""
     prompts = [[drop_mark(text) for text in turns] for turns in records["prompts"]]
     images = [[] for _ in prompts]

@@ -111,9 +111,9 @@ def expect_known_keys(keys, known, what):
     for key in keys:
         if key not in known:
             near = _nearest(str(key), known)
-            advice = f"; did you mean {near!r}" if near else ""
+            advice = f" Did you mean {near!r}?" if near else ""
             raise ValueError(
-                f"{what} have no key {key!r}{advice}? It would have no effect: rename "
+                f"{what} have no key {key!r}.{advice} It would have no effect: rename "
                 f"it, or leave it out. Known keys: {list(known)}"
             )
 

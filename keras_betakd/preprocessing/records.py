@@ -49,7 +49,8 @@ def as_id(value):
     """
     value = _plain(value)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if math.isfinite(value):
+        # A whole number beyond the range of floats is none of them.
+        if isinstance(value, int) or math.isfinite(value):
             return str(value)
     elif isinstance(value, (str, bytes)):
         return as_text(value)

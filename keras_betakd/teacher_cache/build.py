@@ -5,11 +5,13 @@ import dataclasses
 import keras
 import numpy as np
 
+from keras_betakd import fingerprints
+from keras_betakd.folders import FolderOwner
 from keras_betakd.preprocessing.adapters import as_dataset
 from keras_betakd.preprocessing.iterables import begin, has_batch, is_endless
 from keras_betakd.preprocessing.record_checks import checked_records
-from keras_betakd.teacher_cache import fingerprints
-from keras_betakd.teacher_cache.files import CachedRecord, CacheFolder
+from keras_betakd.teacher_cache.files import HEAD, CachedRecord, CacheFolder
+from keras_betakd.teacher_cache.finite import FiniteTokens, expect_finite_head
 from keras_betakd.teacher_cache.outputs import ids_of
 from keras_betakd.teacher_cache.source import TeacherSource, compacted
 from keras_betakd.teacher_cache.teacher import CachedTeacher
@@ -48,7 +50,11 @@ def cache_teacher(
     hidden state, and, for a distiller whose energies compare features, those features.
 
     A run that was interrupted continues where it stopped when it is called again, and
-    ends with the same files, byte for byte.
+    ends with the same files, byte for byte. It goes on only with the same teacher
+    (weights, constants such as the wavelength of its rotary embedding, precision, LoRA,
+    quantization), preprocessor, settings, and versions of this package, Keras,
+    keras-hub and the backend. One process at a time may build a cache in a folder; any
+    number may read it once it is complete.
 
     Args:
         distiller_or_teacher: a `BetaKDDistiller`, whose energies and betas determine
@@ -67,9 +73,11 @@ def cache_teacher(
         A `CachedTeacher`, which takes the teacher's place in a distiller.
 
     Raises:
-        ValueError: records without ids, or two with the same id; a cache in `directory`
-            that was made with another teacher, preprocessor or setting, or of other
-            records; a damaged file.
+        ValueError: no records, records without ids, or two with the same id; a cache in
+            `directory` that was made with another teacher, preprocessor, setting or
+            version, or of other records; a damaged file; a teacher whose outputs are
+            all NaN or infinite (where only some are, a `RuntimeWarning` counts them).
+        FolderInUseError: another process is building a cache in `directory`.
         OSError: the disk is full or the folder cannot be written; the files that were
             written before are complete.
         ImportError: the package safetensors is missing.
@@ -84,30 +92,37 @@ def cache_teacher(
     ```
     """
     source = TeacherSource(distiller_or_teacher, max_response_length, top_k)
-    folder = CacheFolder(directory)
     batches = as_dataset(dataset, batch_size)
     if batches is None or is_endless(batches):
         raise ValueError(
             "`dataset` must be raw records or batches of them, and come to an end. "
             f"Received: {type(dataset).__name__}"
         )
-    _expect_same(folder, source.settings())
-    digests = {}
-    head, name = source.head(), "head.safetensors"
-    if head:
-        digests[name] = _written_or_verified(folder, name, head)
-    digests.update(_record_files(folder, batches, source, verbose))
-    folder.write_json("index.json", digests)
+    with FolderOwner(directory, "cache_teacher") as owner:
+        _build(CacheFolder(directory, owner), source, batches, verbose)
     return CachedTeacher(directory)
 
 
-def _record_files(folder, batches, source, verbose):
+def _build(folder, source, batches, verbose):
+    """Writes the files that are missing; compares those that are there."""
+    settings = source.settings()
+    _expect_same(folder, settings)
+    digests = {"settings.json": settings.digest}
+    head = source.head()
+    if head:
+        expect_finite_head(head)
+        digests[HEAD] = _written_or_verified(folder, HEAD, head, settings.digest)
+    made = _record_files(folder, batches, source, settings.digest, verbose)
+    folder.write_index({**digests, **made})
+
+
+def _record_files(folder, batches, source, settings_digest, verbose):
     """Writes the files of records that are missing; returns the digests of all."""
-    digests, seen = {}, set()
+    digests, seen, finite = {}, set(), FiniteTokens()
     progress = keras.utils.Progbar(batches.num_batches, verbose=verbose)
     begin(batches)
     batches.on_epoch_begin()
-    file = _File(folder, 0, source)
+    file = _File(folder, 0, source, settings_digest)
     i = 0
     while has_batch(batches, i):
         batch = checked_records(batches[i])
@@ -115,20 +130,26 @@ def _record_files(folder, batches, source, verbose):
         _expect_once(ids, seen)
         file.add(ids, batch)
         if file.is_full or not has_batch(batches, i + 1):
-            digests[file.name] = file.close()
-            file = _File(folder, len(digests), source)
+            digests[file.name] = file.close(finite)
+            file = _File(folder, len(digests), source, settings_digest)
         progress.add(1)
         i += 1
+    if not seen:
+        raise ValueError(
+            "`dataset` must hold at least one record. Received: none; was everything "
+            "filtered out?"
+        )
+    finite.report()
     return digests
 
 
 def _expect_same(folder, settings):
     """Writes the settings of a new cache, or checks those of one begun before."""
-    before, settings = folder.settings(), dataclasses.asdict(settings)
+    before = folder.settings()
     if before is None:
-        folder.write_json("settings.json", settings)
+        folder.write_settings(settings)
         return
-    before = dataclasses.asdict(before)
+    before, settings = dataclasses.asdict(before), dataclasses.asdict(settings)
     differing = sorted(k for k in settings if settings[k] != before[k])
     if differing:
         raise ValueError(
@@ -136,27 +157,29 @@ def _expect_same(folder, settings):
             f"{' and another '.join(differing)}. Received: "
             f"{ {k: settings[k] for k in differing} }, there: "
             f"{ {k: before[k] for k in differing} }. Use another directory, or "
-            "delete that one."
+            "delete that one. (`CachedTeacher` reads a complete cache as it is.)"
         )
 
 
-def _written_or_verified(folder, name, arrays):
+def _written_or_verified(folder, name, arrays, settings_digest):
     """Writes a file, or verifies it if it exists; returns its digest."""
-    digest = fingerprints.of_arrays(arrays, "[]")
-    if not (folder.path / name).exists():
-        return folder.write_shard(name, arrays)
-    folder.open(name).verify(digest)
-    return digest
+    if not folder.exists(name):
+        return folder.write_shard(name, arrays, settings_digest)
+    found = folder.open(name)
+    found.expect_settings(settings_digest)
+    return found.verify(found.digest).digest
 
 
 class _File:
     """The next file of records: written, or compared if it exists already."""
 
-    def __init__(self, folder, number, source):
+    def __init__(self, folder, number, source, settings_digest):
         self.folder, self.source = folder, source
+        self.settings_digest = settings_digest
         self.name = f"{number:05d}.safetensors"
-        exists = (folder.path / self.name).exists()
-        self.found = folder.open(self.name) if exists else None
+        self.found = folder.open(self.name) if folder.exists(self.name) else None
+        if self.found is not None:
+            self.found.expect_settings(settings_digest)
         self.records, self.parts = [], []
 
     def add(self, ids, batch):
@@ -181,10 +204,15 @@ class _File:
         size = sum(array.nbytes for part in self.parts for array in part.values())
         return size >= FILE_BYTES or len(self.records) >= FILE_RECORDS
 
-    def close(self):
-        """Writes, or verifies, the file; returns its digest."""
+    def close(self, finite):
+        """Writes, or verifies, the file; returns its digest.
+
+        Args:
+            finite: the `FiniteTokens` of the cache.
+        """
         if self.found is not None:
             self.found.verify(self.found.digest)
+            finite.add(self.found.records, self.found.arrays())
             return self.found.digest
         tokens = [int(n) for part in self.parts for n in part.pop("tokens")]
         arrays = {
@@ -195,7 +223,8 @@ class _File:
             CachedRecord(*record, number)
             for record, number in zip(self.records, tokens, strict=True)
         ]
-        return self.folder.write_shard(self.name, arrays, records)
+        finite.add(records, arrays)
+        return self.folder.write_shard(self.name, arrays, self.settings_digest, records)
 
 
 def _expect_once(keys, seen):

@@ -2,30 +2,40 @@
 
 settings.json       what the cache depends on; written first
 head.safetensors    the teacher's LM head, if hidden states are stored
-00000.safetensors   records; each file holds the digest of its own content
+00000.safetensors   records; each file names the settings it was made with
 index.json          the digests of all files; written last, so it marks a complete cache
+
+Each file holds the digest of its own content, and index.json those of all others, so
+that nothing that was changed later is ever read.
 """
 
 import dataclasses
 import json
 import pathlib
-from typing import NamedTuple
+import re
+import types
+from typing import NamedTuple, get_args
 
 import numpy as np
 
-from keras_betakd.files import atomic_write
-from keras_betakd.teacher_cache import fingerprints
+from keras_betakd import fingerprints
+from keras_betakd.files import atomic_write, open_text
+from keras_betakd.folders import FolderOwner, inside
 
-FORMAT = 1
+FORMAT = 2
+HEAD = "head.safetensors"
+_NAME = re.compile(r"head\.safetensors|\d{5,}\.safetensors")
 
 
 @dataclasses.dataclass
 class CacheSettings:
-    """The content of settings.json, by its keys; `None` for a key that is missing.
+    """The content of settings.json, by its keys.
 
     Attributes:
         format: version of the files.
-        teacher: digest of the teacher's class and weights.
+        versions: those of the packages and of the backend that computed the outputs.
+        teacher: digest of the teacher's weights.
+        teacher_settings: digest of its layers, their constants and precisions.
         preprocessor: digest of the teacher's preprocessor.
         vocabulary: digest of the tokens of its tokenizer.
         add_end_token: whether its answers have an end mark.
@@ -39,18 +49,24 @@ class CacheSettings:
         soft_cap: soft cap of its logits; `None` without one.
     """
 
-    format: int | None = None
-    teacher: str | None = None
-    preprocessor: str | None = None
-    vocabulary: str | None = None
-    add_end_token: bool | None = None
-    kind: str | None = None
-    top_k: int | None = None
-    arrays: list[str] | None = None
-    vocabulary_size: int | None = None
-    hidden_dim: int | None = None
-    head_dtype: str | None = None
-    soft_cap: float | None = None
+    format: int
+    versions: dict
+    teacher: str
+    teacher_settings: str
+    preprocessor: str
+    vocabulary: str
+    add_end_token: bool
+    kind: str
+    top_k: int | None
+    arrays: list
+    vocabulary_size: int
+    hidden_dim: int
+    head_dtype: str | None
+    soft_cap: float | None
+
+    @property
+    def digest(self):
+        return fingerprints.of_value(dataclasses.asdict(self))
 
 
 class CachedRecord(NamedTuple):
@@ -66,84 +82,166 @@ class CacheFolder:
 
     Args:
         path: the cache's folder.
+        owner: the `FolderOwner` of the folder, to write in it.
 
     Raises:
         ImportError: the package safetensors is missing.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, owner: FolderOwner | None = None):
         _safetensors()
         self.path = pathlib.Path(path)
+        self._owner = owner
 
     def settings(self):
-        """The `CacheSettings`; `None` if there is no cache."""
+        """The `CacheSettings`; `None` if there is no cache.
+
+        Raises:
+            ValueError: the file is damaged or was changed, or has another format.
+        """
         found = self._json("settings.json")
         if found is None:
             return None
-        names = [field.name for field in dataclasses.fields(CacheSettings)]
-        return CacheSettings(**{name: found.get(name) for name in names})
+        if isinstance(found, dict) and found.get("format") != FORMAT:
+            raise ValueError(
+                f"The settings.json of the teacher cache in '{self.path}' has format "
+                f"{found.get('format')!r}; this version reads {FORMAT}, whose files "
+                "show any change. Build it anew, in another directory or after "
+                "deleting that one."
+            )
+        return CacheSettings(**_verified(self.path / "settings.json", found))
+
+    def write_settings(self, settings):
+        self._write_json("settings.json", dataclasses.asdict(settings))
 
     def index(self):
-        """Dict of file name to digest; `None` if the cache is not complete."""
-        return self._json("index.json")
+        """Dict of file name to digest; `None` if the cache is not complete.
 
-    def write_json(self, name, content):
-        """Writes a JSON file with sorted keys."""
-        text = json.dumps(content, indent=1, sort_keys=True) + "\n"
-        self._write(name, text.encode())
+        Raises:
+            ValueError: the file is damaged or was changed.
+        """
+        found = self._json("index.json")
+        if found is None:
+            return None
+        path = self.path / "index.json"
+        files = _verified(path, found, _Index)["files"]
+        for name, digest in files.items():
+            if name != "settings.json" and not _NAME.fullmatch(name):
+                raise _damaged(path, f"it names the file {name!r}")
+            if not _is(digest, str):
+                raise _damaged(path, f"the digest of {name!r} is {digest!r}")
+        return files
 
-    def write_shard(self, name, arrays, records=()):
+    def write_index(self, digests):
+        """Writes the digests of all other files: the cache is complete."""
+        self._write_json("index.json", {"files": digests})
+
+    def write_shard(self, name, arrays, settings_digest, records=()):
         """Writes a safetensors file; returns its digest.
 
         Args:
             name: name of the file.
             arrays: dict of its arrays.
+            settings_digest: that of the settings which it was made with.
             records: the `CachedRecord`s in it.
         """
         # safetensors writes the memory of a transposed array as if it were contiguous.
         arrays = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
-        records = json.dumps(list(records))
-        digest = fingerprints.of_arrays(arrays, records)
+        text = json.dumps({"settings": settings_digest, "records": list(records)})
+        found = {"text": text, "arrays": fingerprints.of_arrays(arrays, "")}
+        found["digest"] = fingerprints.of_value([found["arrays"], text])
         # A single entry: safetensors writes several in random order, and the files of
         # two runs are to be equal, byte for byte.
-        metadata = {"cache": json.dumps({"records": records, "digest": digest})}
+        metadata = {"cache": json.dumps(found)}
         self._write(name, _safetensors().numpy.save(arrays, metadata))
-        return digest
+        return found["digest"]
+
+    def exists(self, name):
+        return (self.path / name).exists()
 
     def open(self, name):
         """Opens a file as a `Shard`; its arrays are not verified yet.
 
         Raises:
             FileNotFoundError: it does not exist.
-            ValueError: it is damaged.
+            ValueError: it is damaged, or its name leads out of the folder.
         """
-        path = self.path / name
+        path = inside(self.path, name)
         if not path.exists():
             raise FileNotFoundError(
                 f"The teacher cache '{self.path}' has lost its file '{name}'. Run "
                 "`cache_teacher` again: it makes what is missing."
             )
-        try:
-            return Shard(path, _safetensors().safe_open(path, framework="numpy"))
-        except Exception as error:  # safetensors has classes of its own
-            raise _damaged(path, f"{type(error).__name__}: {error}") from error
+        return _reading(path, lambda: Shard(path))
 
     def _json(self, name):
-        path = self.path / name
+        path = inside(self.path, name)
         if not path.exists():
             return None
+        if not path.is_file():
+            raise _damaged(path, "it is no regular file")
         try:
-            return json.loads(path.read_text())
-        except ValueError as error:
+            with open_text(path, newline="") as file:
+                text = file.read()
+            found = json.loads(text)
+        except (ValueError, RecursionError) as error:
             raise _damaged(path, str(error)) from error
+        if isinstance(found, dict) and "digest" in found and _as_text(found) != text:
+            raise _damaged(path, "it was changed after it was written")
+        return found
+
+    def _write_json(self, name, content):
+        content = {**content, "digest": fingerprints.of_value(content)}
+        self._write(name, _as_text(content).encode())
 
     def _write(self, name, data):
         advice = (
             "Make room, or the folder writable, and call `cache_teacher` again to go "
             "on from what it wrote before."
         )
+        self._owner.expect()
         with atomic_write(self.path / name, advice) as draft:
             draft.write_bytes(data)
+
+
+@dataclasses.dataclass
+class _Index:
+    """The content of index.json."""
+
+    files: dict
+
+
+def _verified(path, found, kind=CacheSettings):
+    """The content of a JSON file without its digest, which must be right.
+
+    Args:
+        path: the file.
+        found: its value.
+        kind: the dataclass of its content.
+    """
+    if not isinstance(found, dict):
+        raise _damaged(path, f"it holds {type(found).__name__}, not an object")
+    content = {k: v for k, v in found.items() if k != "digest"}
+    if found.get("digest") != fingerprints.of_value(content):
+        raise _damaged(path, "its content is not what was written")
+    fields = {field.name: field.type for field in dataclasses.fields(kind)}
+    if set(content) != set(fields):
+        raise _damaged(path, f"it has the keys {sorted(content)}")
+    for name, value in content.items():
+        if not _is(value, fields[name]):
+            raise _damaged(path, f"its {name!r} is {value!r}")
+    return content
+
+
+def _as_text(content):
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"
+
+
+def _is(value, kind):
+    """Whether a value of JSON is of a type; `bool` is no `int`."""
+    kinds = get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    kinds = (*kinds, int) if float in kinds else kinds
+    return type(value) in kinds
 
 
 class Shard:
@@ -151,15 +249,37 @@ class Shard:
 
     Attributes:
         records: list of the `CachedRecord`s in it.
+        settings: the digest of the settings that it was made with.
         digest: the digest of its content, as stored in the file.
     """
 
-    def __init__(self, path, file):
-        self._path, self._file = path, file
-        metadata = json.loads(file.metadata()["cache"])
-        self._text, self.digest = metadata["records"], metadata["digest"]
-        self.records = [CachedRecord(*r) for r in json.loads(self._text)]
-        self._slices = {name: file.get_slice(name) for name in file.keys()}
+    def __init__(self, path):
+        self._path = path
+        if not path.is_file():
+            raise ValueError("it is no regular file")
+        self._file = _safetensors().safe_open(path, framework="numpy")
+        metadata = json.loads(self._file.metadata()["cache"])
+        text, self.digest = metadata["text"], metadata["digest"]
+        self._arrays_digest = metadata["arrays"]
+        if self.digest != fingerprints.of_value([self._arrays_digest, text]):
+            raise ValueError("its records are not what was written")
+        content = json.loads(text)
+        self.settings = content["settings"]
+        self.records = [CachedRecord(*r) for r in content["records"]]
+        self._slices = {name: self._file.get_slice(name) for name in self._file.keys()}
+
+    def expect(self, digest):
+        """Raises a `ValueError` if the file is not the one with this digest.
+
+        Its arrays are not read; see `verify`.
+        """
+        if digest != self.digest:
+            raise _damaged(self._path, "it belongs to another cache")
+
+    def expect_settings(self, digest):
+        """Raises a `ValueError` if it was made with settings of another digest."""
+        if digest != self.settings:
+            raise _damaged(self._path, "it belongs to another cache")
 
     def verify(self, digest):
         """Returns the shard if its content has this digest.
@@ -167,9 +287,9 @@ class Shard:
         Raises:
             ValueError: it is damaged, or belongs to another cache.
         """
-        if digest != self.digest:
-            raise _damaged(self._path, "it belongs to another cache")
-        if fingerprints.of_arrays(self.arrays(), self._text) != digest:
+        self.expect(digest)
+        arrays = _reading(self._path, self.arrays)
+        if fingerprints.of_arrays(arrays, "") != self._arrays_digest:
             raise _damaged(self._path, "its content is not what was written")
         return self
 
@@ -184,6 +304,14 @@ class Shard:
     @property
     def names(self):
         return set(self._slices)
+
+
+def _reading(path, read):
+    """What `read` returns; its errors are those of a damaged file."""
+    try:
+        return read()
+    except Exception as error:  # safetensors has classes of its own
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
 
 
 def _safetensors():

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from keras_betakd import fingerprints
 from keras_betakd.preprocessing.encoding import Encoded, Encoder
 from keras_betakd.preprocessing.records import id_texts
-from keras_betakd.teacher_cache import fingerprints
-from keras_betakd.teacher_cache.files import FORMAT, CacheFolder
+from keras_betakd.teacher_cache.files import HEAD, CacheFolder
 
 # Arrays with one entry for each answer token; all others have one for each record.
 BY_TOKEN = ("labels", "rows", "packed", "attention")
@@ -41,7 +41,7 @@ class CachedOutputs(Encoder):
 
     Raises:
         FileNotFoundError: there is no cache, or it is not complete.
-        ValueError: the cache has another format, or a file is damaged.
+        ValueError: the cache has another format, or a file is damaged or was changed.
     """
 
     def __init__(self, directory):
@@ -54,11 +54,11 @@ class CachedOutputs(Encoder):
                 f"There is {state} teacher cache in '{directory}'. Run `cache_teacher` "
                 "to its end first; it goes on where it was stopped."
             )
-        if self.settings.format != FORMAT:
+        if self._digests.pop("settings.json", None) != self.settings.digest:
             raise ValueError(
-                f"The teacher cache in '{directory}' has format "
-                f"{self.settings.format}; this version reads {FORMAT}. Build it "
-                "anew."
+                f"The file 'settings.json' of the teacher cache '{directory}' belongs "
+                "to another cache than its index.json. Call `cache_teacher` again, "
+                "with the teacher that this cache is to be of."
             )
         self._verified = {}
         self._places = self._find_records()
@@ -71,9 +71,7 @@ class CachedOutputs(Encoder):
 
     def head(self):
         """The arrays of the teacher's LM head; empty if no hidden states are stored."""
-        if "head.safetensors" not in self._digests:
-            return {}
-        return self._open("head.safetensors").arrays()
+        return self._open(HEAD).arrays() if HEAD in self._digests else {}
 
     def check_vocabulary(self, student_preprocessor):
         tokenizer = student_preprocessor.tokenizer
@@ -164,9 +162,10 @@ class CachedOutputs(Encoder):
     def _find_records(self):
         """Dict of the id of each record to its `Place`."""
         places = {}
-        for name in sorted(set(self._digests) - {"head.safetensors"}):
-            start = 0
-            for row, record in enumerate(self.folder.open(name).records):
+        for name in sorted(set(self._digests) - {HEAD}):
+            start, shard = 0, self.folder.open(name)
+            shard.expect(self._digests[name])
+            for row, record in enumerate(shard.records):
                 stop = start + record.tokens
                 places[record.id] = Place(name, row, start, stop, record.digest)
                 start = stop

@@ -5,12 +5,12 @@ import ml_dtypes
 import numpy as np
 from keras import ops
 
+from keras_betakd import fingerprints
 from keras_betakd.backends import put_at
 from keras_betakd.betas.teacher_features import TeacherOutputs, hidden_features
 from keras_betakd.distillation.distiller import BetaKDDistiller
 from keras_betakd.models.views import view_of
 from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
-from keras_betakd.teacher_cache import fingerprints
 from keras_betakd.teacher_cache.files import FORMAT, CacheSettings
 from keras_betakd.teacher_cache.outputs import BY_TOKEN, CachedOutputs
 
@@ -77,7 +77,9 @@ class TeacherSource:
         preprocessor = self.preprocessor.teacher_preprocessor
         return CacheSettings(
             format=FORMAT,
+            versions=fingerprints.versions(),
             teacher=fingerprints.of_weights(self.view.model),
+            teacher_settings=fingerprints.of_architecture(self.view.model),
             preprocessor=fingerprints.of_preprocessor(preprocessor),
             vocabulary=fingerprints.of_vocabulary(preprocessor.tokenizer),
             add_end_token=getattr(preprocessor, "add_end_token", True),

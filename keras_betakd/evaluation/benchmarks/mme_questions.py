@@ -21,6 +21,7 @@ from keras_betakd.evaluation.llava_protocol import (
     take,
 )
 from keras_betakd.files import open_text
+from keras_betakd.folders import inside
 
 MME_PERCEPTION = (
     "existence",
@@ -103,7 +104,8 @@ def load_mme(
 
     Raises:
         FileNotFoundError: A task or an image is missing.
-        ValueError: A text file is not two lines of question, tab and Yes or No.
+        ValueError: A text file is not two lines of question, tab and Yes or No, or a
+            file is a link that leads out of `directory`.
 
     Example:
 
@@ -111,22 +113,20 @@ def load_mme(
     questions = load_mme("MME_Benchmark_release_version", MME_PERCEPTION)
     ```
     """
-    return [
-        q for task in tasks for q in _read_task(os.path.join(directory, task), task)
-    ]
+    return [q for task in tasks for q in _read_task(directory, task)]
 
 
-def _read_task(folder, task):
-    texts = os.path.join(folder, "questions_answers_YN")
-    images = os.path.join(folder, "images")
-    if not os.path.isdir(texts):
-        texts = images = folder
+def _read_task(directory, task):
+    texts, images = f"{task}/questions_answers_YN", f"{task}/images"
+    if not os.path.isdir(os.path.join(directory, texts)):
+        texts = images = task
     paths = {
-        _stem(name): os.path.join(images, name)
-        for name in sorted(os.listdir(images))
+        _stem(name): str(inside(directory, f"{images}/{name}"))
+        for name in sorted(os.listdir(os.path.join(directory, images)))
         if not name.endswith(".txt")
     }
-    names = sorted(name for name in os.listdir(texts) if name.endswith(".txt"))
+    folder = os.path.join(directory, texts)
+    names = sorted(name for name in os.listdir(folder) if name.endswith(".txt"))
     if not names:
         raise FileNotFoundError(
             "A task's folder holds a text file for each image, or has them in "
@@ -135,7 +135,9 @@ def _read_task(folder, task):
     return [
         question
         for name in names
-        for question in _read_file(os.path.join(texts, name), task, paths)
+        for question in _read_file(
+            str(inside(directory, f"{texts}/{name}")), task, paths
+        )
     ]
 
 

@@ -48,11 +48,15 @@ class POPEQuestion(VQAQuestion):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.category not in POPE_CATEGORIES:
-            raise ValueError(
-                f"Question {self.id!r}: `category` must be one of {POPE_CATEGORIES}. "
-                f"Received: category={self.category!r}"
-            )
+        _expect_category(self.id, self.category)
+
+
+def _expect_category(name, category):
+    if category not in POPE_CATEGORIES:
+        raise ValueError(
+            f"Question {name!r}: `category` must be one of {POPE_CATEGORIES}. "
+            f"Received: category={category!r}"
+        )
 
 
 def load_pope(
@@ -90,6 +94,8 @@ def load_pope(
         require_texts(fields, ["category"], f"Question {name!r}")[0]
         for name, _, _, fields in lines
     ]
+    for (name, *_), category in zip(lines, categories, strict=True):
+        _expect_category(name, category)
     labels = {
         category: iter(_labels(label_folder, category, categories.count(category)))
         for category in dict.fromkeys(categories)
