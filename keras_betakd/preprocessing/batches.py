@@ -153,7 +153,7 @@ def _expect_form(x):
     keys = set(x) if isinstance(x, dict) else set()
     if not keys & {*_MODELS, *_POSITIONS}:
         return x
-    expect_known_keys(keys, _KEYS, "Batches with inputs for each model")
+    expect_known_keys(sorted(keys), _KEYS, "Batches with inputs for each model")
     lacking = _MODELS - keys
     if keys & _POSITIONS:
         lacking |= _POSITIONS - keys
