@@ -1,5 +1,9 @@
 """Uncertainty-aware knowledge distillation of multimodal LLMs (Beta-KD) for Keras 3."""
 
+# Before the imports that take seconds: Ctrl-C ends the command during these, too.
+import keras_betakd.interrupts  # noqa: F401
+
+# isort: split
 from keras_betakd.betas import (
     AnalyticBeta,
     Beta,
@@ -13,7 +17,7 @@ from keras_betakd.callbacks import DistillationHistory
 from keras_betakd.distillation.distiller import BetaKDDistiller
 from keras_betakd.distillation.finite_steps_optimizer import FiniteStepsOptimizer
 from keras_betakd.distillation.nonfinite_report import NonFiniteError
-from keras_betakd.distillation.weights_files import load_student_weights
+from keras_betakd.distillation.student_weights import load_student_weights
 from keras_betakd.distribution.layout_map import layout_map
 from keras_betakd.energies import (
     AdaptiveKLEnergy,

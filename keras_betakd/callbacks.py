@@ -6,6 +6,7 @@ import os
 import keras
 
 from keras_betakd.files import atomic_write
+from keras_betakd.history_plot import plot_history
 
 
 class DistillationHistory(keras.callbacks.Callback):
@@ -13,8 +14,8 @@ class DistillationHistory(keras.callbacks.Callback):
 
     Keras reports means since the start of the epoch. From these the callback computes
     the mean of each window of `every` steps, so that curves show the current values.
-    The last batch of an epoch counts as a full one even if it is smaller. Losses are in
-    nats per token.
+    A metric that is no mean (`keras.metrics.Mean`), such as a perplexity, is that since
+    the start of the epoch. Losses are in nats per token.
 
     Args:
         every: number of training steps that a row covers. Defaults to 10.
@@ -25,7 +26,8 @@ class DistillationHistory(keras.callbacks.Callback):
 
     Attributes:
         rows: list of dicts: `"step"` (counted over all epochs, at the end of the
-            window), then every metric of the distiller by name.
+            window), then every metric of the distiller by name. The last row of an
+            epoch has those of its validation too, with `val_` in front.
 
     Raises:
         ValueError: `every` is not a positive integer; or `write_csv` or `plot` is
@@ -51,6 +53,12 @@ class DistillationHistory(keras.callbacks.Callback):
         self.path = path
         self.rows = []
         self._step = 0
+        self._terms = {}
+
+    def on_train_begin(self, logs=None):
+        betas = getattr(self.model, "all_betas", dict)()
+        self._terms = {f"{n}_beta": (b.dim, b.bounds) for n, b in betas.items()}
+        self._objective = getattr(self.model, "objective", None)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._done, self._sums = 0, {}
@@ -63,7 +71,10 @@ class DistillationHistory(keras.callbacks.Callback):
         if not self.path or not os.path.exists(self.path):
             return []
         with open(self.path, newline="") as file:
-            rows = [{k: float(v) for k, v in r.items()} for r in csv.DictReader(file)]
+            rows = [
+                {name: float(value) for name, value in row.items() if value}
+                for row in csv.DictReader(file)
+            ]
         return [{**row, "step": int(row["step"])} for row in rows]
 
     def on_train_batch_end(self, batch, logs=None):
@@ -73,57 +84,49 @@ class DistillationHistory(keras.callbacks.Callback):
             self._close_window(done, logs)
 
     def on_epoch_end(self, epoch, logs=None):
-        done, logs = self._last
+        whole, (done, logs) = logs, self._last
         if done > self._done:
             self._close_window(done, logs)
+        validation = {n: float(v) for n, v in (whole or {}).items() if n[:4] == "val_"}
+        self.rows[-1].update(validation)
         if self.path:
             self.write_csv(self.path)
 
     def _close_window(self, done, logs):
-        steps = done - self._done
-        sums = {name: float(mean) * done for name, mean in logs.items()}
-        self._step += steps
-        means = {n: (s - self._sums.get(n, 0.0)) / steps for n, s in sums.items()}
+        sums = _sums(self.model)
+        means = {name: float(value) for name, value in logs.items()}
+        for name, (total, count) in sums.items():
+            before = self._sums.get(name, (0.0, 0.0))
+            if name in means and count > before[1]:
+                means[name] = (total - before[0]) / (count - before[1])
+        if self._objective and "objective" in means:
+            means["objective"] = float(self._objective(means))
+        self._step += done - self._done
         self.rows.append({"step": self._step, **means})
         self._done, self._sums = done, sums
 
     def write_csv(self, path):
         """Writes the rows to a CSV file, one line a window."""
         self._expect_rows()
+        names = dict.fromkeys(name for row in self.rows for name in row)
         with atomic_write(path) as draft, open(draft, "w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
+            writer = csv.DictWriter(file, fieldnames=list(names))
             writer.writeheader()
             writer.writerows(self.rows)
 
     def plot(self, path, title=None):
-        """Plots losses, energies and betas over the steps (needs matplotlib).
+        """Plots what the rows hold over the steps (needs matplotlib).
+
+        Cross-entropy and accuracy of training and validation, the total, the energies,
+        and the betas with their bounds and with d / (2 energy), where each of them
+        tends to. A history that only read its file knows no bounds and no d.
 
         Args:
-            path: image file to write, e.g. `"history.png"`.
+            path: image file to write, e.g. `"history.png"`; its folder is created.
             title: title of the figure.
         """
         self._expect_rows()
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(12, 3.6), layout="constrained")
-        steps = [row["step"] for row in self.rows]
-        betas = [name for name in self.rows[0] if name.endswith("_beta")]
-        energies = [n.removesuffix("_beta") for n in betas if n != "task_beta"]
-        panels = (
-            ("losses (nats per token)", ["loss", "task_loss"], "linear"),
-            ("energies", energies, "log"),
-            ("betas", betas, "log"),
-        )
-        axes = figure.subplots(1, len(panels))
-        for axis, (label, names, scale) in zip(axes, panels, strict=True):
-            for name in names:
-                axis.plot(steps, [row[name] for row in self.rows], label=name)
-            axis.set(xlabel="training step", title=label, yscale=scale)
-            axis.grid(alpha=0.3)
-            axis.legend()
-        if title:
-            figure.suptitle(title)
-        figure.savefig(path, dpi=120)
+        plot_history(path, self.rows, self._terms, title)
 
     def _expect_rows(self):
         # A resumed training may have had no epochs left to run.
@@ -132,3 +135,17 @@ class DistillationHistory(keras.callbacks.Callback):
             raise ValueError(
                 "Nothing is recorded yet: pass this callback to `fit` first."
             )
+
+
+def _sums(model):
+    """Dict of `(total, count)` of those of a model's metrics that are means."""
+    found = {}
+    for metric in model.metrics:
+        # Keras holds the metrics of `compile` in one that stands for all.
+        for mean in getattr(metric, "metrics", None) or [metric]:
+            if isinstance(mean, keras.metrics.Mean):
+                pair = mean.total, mean.count
+                found[mean.name] = tuple(
+                    float(keras.ops.convert_to_numpy(x)) for x in pair
+                )
+    return found

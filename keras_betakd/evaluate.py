@@ -21,22 +21,25 @@ questions about N images of each task of MME, and N questions of MMBench in all 
 rotations.
 
 Exit code: 0 for scores, 1 if the answers have none, 2 for an error in the arguments,
-files or presets or an --output that another process uses, 130 after Ctrl-C.
+files or presets, a full disk, or an --output that another process uses, 3 for an error
+of the program (with its traceback), 130 after Ctrl-C.
 """
 
 import argparse
+import contextlib
+import os
 import pathlib
 import sys
+import traceback
 
 import keras
 
+from keras_betakd import interrupts
 from keras_betakd.evaluation import run
 from keras_betakd.evaluation.benchmarks.registry import BENCHMARKS
 from keras_betakd.evaluation.journal import Journal
 from keras_betakd.evaluation.report import make_report, run_settings, table
 from keras_betakd.evaluation.run import UsageError, answer_lines, usage_errors
-
-_SCRIPT = "keras-betakd-evaluate"
 
 
 def main(argv=None):
@@ -46,17 +49,43 @@ def main(argv=None):
         argv: list of strings, the arguments; those of the process if `None`.
     """
     args = _parse(argv)
+    stopped = (
+        f"\nStopped. What is answered is in '{args.output}'; the same command goes on "
+        "from there.\n"
+    )
+    with interrupts.noted(stopped) as noted:
+        code, message = _outcome(args, stopped)
+        if noted:  # whatever became of it
+            code, message = interrupts.EXIT_CODE, stopped
+    if not _is_flushed():
+        code, message = code or 2, message or "error: the output cannot be written\n"
+    with contextlib.suppress(OSError):
+        sys.stderr.write(message)
+    return code
+
+
+def _outcome(args, stopped):
+    """Runs the command; returns its exit code and what to write to standard error."""
     try:
-        return _run(args)
-    except UsageError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+        return _run(args), ""
     except KeyboardInterrupt:
-        sys.stderr.write(
-            f"\nStopped. What is answered is in '{args.output}'; the same command goes "
-            "on from there.\n"
-        )
-        return 130
+        return interrupts.EXIT_CODE, stopped
+    except (UsageError, OSError) as error:
+        return 2, f"error: {error}\n"
+    except Exception:
+        # Not 1, which says that there is no score.
+        return 3, traceback.format_exc()
+
+
+def _is_flushed():
+    """Whether all output is written; if not, it is given up."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # Python would try again as it ends, and exit with a code of its own.
+        sys.stdout = open(os.devnull, "w")
+        return False
+    return True
 
 
 def _parse(argv):
@@ -106,7 +135,7 @@ def _model_name(model):
 def _program():
     """The command that the user typed: the console script, or the module."""
     name = pathlib.Path(sys.argv[0]).stem
-    return name if name == _SCRIPT else "python -m keras_betakd.evaluate"
+    return name if name == interrupts.COMMAND else f"python -m {interrupts.MODULE}"
 
 
 def _positive(text):
@@ -161,13 +190,16 @@ def _run_in(journal, args, benchmark, every, selected, teacher):
 def _generate(args, benchmark, questions, journal):
     """Generates the answers to these questions and appends them to the journal."""
     model = run.load_generator(args, questions)
+    interrupts.raise_if_noted()
     with usage_errors():
         journal.expect_maker(run.maker_of(model))
     bar = keras.utils.Progbar(len(questions), unit_name="question")
+    bar.update(0)  # the first answers may take a minute
     for lines in answer_lines(
         model, benchmark, questions, args.batch_size, args.max_new_tokens
     ):
         journal.append([{**line, "model_id": args.model} for line in lines])
+        interrupts.raise_if_noted()
         bar.add(len(lines))
 
 

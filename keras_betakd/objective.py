@@ -144,3 +144,27 @@ def optimal_beta(energy, dim=1.0):
     5.0
     """
     return 0.5 * dim / energy
+
+
+def best_term(energy, dim, bounds):
+    """A term at its best beta: the least beta * l - (d / 2) log beta within bounds.
+
+    It rises and falls with the energy alone, whatever beta has been learned. Between
+    the bounds it is (d / 2) * (1 + log(2 l / d)); where beta is fixed, both bounds are
+    its value, and it is the term itself.
+
+    Args:
+        energy: l, the mean energy.
+        dim: d.
+        bounds: (least, greatest) beta, both positive.
+
+    Example:
+
+    >>> from keras_betakd.objective import best_term
+    >>> round(float(best_term(0.5, 1.0, (0.01, 100.0))), 4)
+    0.5
+    """
+    half = 0.5 * dim
+    # The bounds are applied to l and not to beta, for an energy of 0.
+    beta = half / ops.clip(energy, half / bounds[1], half / bounds[0])
+    return beta * energy - half * ops.log(beta)

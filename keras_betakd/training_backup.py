@@ -133,7 +133,7 @@ class TrainingBackup(keras.callbacks.Callback):
             self._owner = None
 
     def _owned(self):
-        """A context within which the folder has an owner, that of the training if any."""
+        """A context in which the folder has an owner: that of the training, if any."""
         if self._owner is not None:
             return contextlib.nullcontext(self._owner)
         return FolderOwner(self.directory, type(self).__name__)

@@ -49,7 +49,8 @@ def test_file_of_c98251b_brings_everything_back(load):
     numbers = numbers_of(load())
     assert numbers.keys() == expected.keys()
     for when, values in expected.items():
-        assert numbers[when].keys() == values.keys()
+        # The objective is newer than these files.
+        assert numbers[when].keys() - {"objective"} == values.keys()
         for name, value in values.items():
             # Float32: backends differ by 5e-7 of a number, by 4e-6 of a small one
             # that is a difference (`relation`); PyTorch by nothing.

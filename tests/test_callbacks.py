@@ -3,6 +3,7 @@
 import csv
 
 import keras
+import keras_hub
 import numpy as np
 import pytest
 from plain_models import ConstantEnergy, linear_model, token_batch
@@ -16,21 +17,56 @@ from keras_betakd import (
 )
 
 
-def test_windows_hold_their_own_mean():
-    history = DistillationHistory(every=2)
-    history.on_epoch_begin(0)
-    values = [4.0, 2.0, 6.0, 1.0, 3.0]
-    for batch in range(5):
-        mean = np.mean(values[: batch + 1])
-        history.on_train_batch_end(batch, {"loss": mean})
-    history.on_epoch_end(0)
-    history.on_epoch_begin(1)
-    history.on_train_batch_end(0, {"loss": 7.0})
-    history.on_epoch_end(1)
-    assert [row["step"] for row in history.rows] == [2, 4, 5, 6]
-    np.testing.assert_allclose(
-        [row["loss"] for row in history.rows], [3.0, 3.5, 3.0, 7.0]
+def fitted(history, energy=None, beta=None, epochs=1, validation=False, **options):
+    """A distiller trained on batches of different numbers of supervised examples."""
+    distiller = BetaKDDistiller(
+        linear_model(1), linear_model(2), energy or ForwardKLEnergy(), beta, **options
     )
+    metrics = [keras_hub.metrics.Perplexity(from_logits=True, name="perplexity")]
+    distiller.compile(optimizer=keras.optimizers.SGD(0.1), metrics=metrics)
+    x, y, weight = token_batch(batch=5)
+    data = {"validation_data": (x, y, weight)} if validation else {}
+    return distiller.fit(
+        x,
+        y,
+        sample_weight=weight,
+        batch_size=1,
+        epochs=epochs,
+        shuffle=False,
+        verbose=0,
+        callbacks=[history],
+        **data,
+    ).history
+
+
+@pytest.mark.backends
+@pytest.mark.traced
+def test_windows_hold_their_own_mean():
+    """Each batch once counted alike, whatever it had to count."""
+    single, pairs = DistillationHistory(every=1), DistillationHistory(every=2)
+    logs = [fitted(history, beta=TaskBeta(), epochs=2) for history in (single, pairs)]
+    assert [row["step"] for row in pairs.rows] == [2, 4, 5, 7, 9, 10]
+    # The third example has no label: of the second window, the fourth alone counts.
+    windows = {0: (0, 1), 1: (3,), 2: (4,), 3: (5, 6), 4: (8,), 5: (9,)}
+    for number, steps in windows.items():
+        for name in ("loss", "task_loss", "forward_kl", "forward_kl_beta"):
+            expected = np.mean([single.rows[i][name] for i in steps])
+            assert pairs.rows[number][name] == pytest.approx(expected, rel=1e-4), name
+    # No mean of means: a function of the window's energies, or as Keras has it.
+    row = pairs.rows[0]
+    expected = row["task_loss"] + 0.5 * (1 + np.log(2 * row["forward_kl"]))
+    assert row["objective"] == pytest.approx(expected, rel=1e-4)
+    ends = [pairs.rows[i]["perplexity"] for i in (2, 5)]
+    assert ends == pytest.approx(logs[1]["perplexity"])
+
+
+def test_a_callback_of_a_plain_model_has_its_metrics():
+    model = linear_model(1)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    x, y, _ = token_batch()
+    history = DistillationHistory(every=1)
+    model.fit(x, y, batch_size=2, verbose=0, callbacks=[history])
+    assert [set(row) for row in history.rows] == [{"step", "loss"}] * 2
 
 
 def test_a_broken_training_keeps_its_rows(tmp_path):

@@ -1,6 +1,8 @@
 """What must hold in every loader and benchmark: marks, images, end marks."""
 
+import functools
 import inspect
+import json
 import shutil
 
 import numpy as np
@@ -11,7 +13,13 @@ from tiny_families import FAMILIES
 from tiny_models import tiny_gemma3
 
 from keras_betakd import data
-from keras_betakd.data import load_vqa, load_vqav2, neutralize_image_marks
+from keras_betakd.data import (
+    load_llava,
+    load_scienceqa,
+    load_vqa,
+    load_vqav2,
+    neutralize_image_marks,
+)
 from keras_betakd.evaluation import run
 from keras_betakd.evaluation.benchmarks.registry import BENCHMARKS
 from keras_betakd.evaluation.run import answer_lines
@@ -216,6 +224,46 @@ def test_on_error_is_the_same_argument_everywhere(name):
     # It is checked before any file is read.
     with pytest.raises(ValueError, match="'raise' or 'skip'.*on_error='ignore'"):
         loader("no file", "no folder", on_error="ignore")
+
+
+HALF = "color \ud800"  # JSON may hold half of a character
+
+
+def half_records(name, field, folder):
+    """Calls a loader on a record "7" with half a character in a field."""
+    ok = {"id": "7", "prompt": "Hi", "response": "red"}
+    fields = {**ok, field: HALF}
+    if name == "load_llava":
+        turns = [("human", fields["prompt"]), ("gpt", fields["response"])]
+        turns = [{"from": who, "value": text} for who, text in turns]
+        path = folder / "records.json"
+        path.write_text(json.dumps([{"id": fields["id"], "conversations": turns}]))
+        return functools.partial(load_llava, path)
+    if name == "load_vqa":
+        row = {"id": fields["id"], "question": fields["prompt"]}
+        row |= {"answer": fields["response"], "image": None}
+        return functools.partial(load_vqa, [row], id_column="id")
+    problem = {"question": fields["prompt"], "choices": [fields["response"], "b"]}
+    problem |= {"answer": 0, "hint": "", "image": None, "split": "test"}
+    problem |= {"subject": "", "grade": ""}
+    problems = {fields["id"]: problem}
+    (folder / "problems.json").write_text(json.dumps(problems))
+    (folder / "pid_splits.json").write_text(json.dumps({"test": [fields["id"]]}))
+    return functools.partial(load_scienceqa, folder, "test")
+
+
+@pytest.mark.parametrize("field", ["id", "prompt", "response"])
+@pytest.mark.parametrize("name", ["load_llava", "load_vqa", "load_scienceqa"])
+def test_half_a_character_is_refused_by_the_loader(name, field, tmp_path):
+    # It ended the training in a UnicodeEncodeError that named no record.
+    load = half_records(name, field, tmp_path)
+    with pytest.raises(ValueError, match="^Record '.*UTF-8") as found:
+        load()
+    str(found.value).encode()  # it can be printed
+    assert ("'7'" in str(found.value)) == (field != "id")
+    with pytest.warns(UserWarning, match="Left out 1 of 1") as warned:
+        assert len(load(on_error="skip")) == 0
+    str(warned[0].message).encode()
 
 
 # --- End marks in answers ---

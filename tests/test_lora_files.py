@@ -21,6 +21,7 @@ from keras_betakd import (
     load_student_weights,
 )
 from keras_betakd.models import save_preset
+from keras_betakd.models.layers import sublayers
 
 RECORDS = {"prompts": ["which color?"] * 2, "responses": ["red", "blue"]}
 
@@ -99,7 +100,7 @@ def test_archive_brings_rank_layers_and_optimizer_back(tmp_path, kind):
 def test_archive_of_a_teacher_with_lora(tmp_path):
     model = distiller("plain")
     teacher = student_of("mlp")
-    for layer in teacher.backbone._flatten_layers():
+    for layer in sublayers(teacher):
         if getattr(layer, "lora_enabled", False):
             layer.lora_kernel_b.assign(ops.full(layer.lora_kernel_b.shape, 0.2))
     model = BetaKDDistiller(teacher, model.student, CosineProbsEnergy())

@@ -25,6 +25,7 @@ def head(value, dtype="float32"):
     return {HEAD: weights}
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_tensor_with_a_number_that_is_none_is_named(value, kind, tmp_path):
@@ -34,6 +35,7 @@ def test_a_tensor_with_a_number_that_is_none_is_named(value, kind, tmp_path):
         load_mobilevlm(folder)
 
 
+@pytest.mark.backends
 def test_numbers_that_a_precision_cannot_hold(tmp_path):
     folder = llava_folder(tmp_path / "a", weights=head(1e6))
     with pytest.raises(ValueError, match=f"'{HEAD}'.* infinite in float16"):

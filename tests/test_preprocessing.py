@@ -114,8 +114,8 @@ def two_images(records):
     records["images"][1] = [random_image(0), random_image(1)]
 
 
-def grey_image(records):
-    records["images"][1] = [np.zeros((8, 8), "uint8")]
+def channels_first(records):
+    records["images"][1] = [np.zeros((3, 8, 8), "uint8")]
 
 
 def long_answer(records):
@@ -129,7 +129,7 @@ def long_answer(records):
         (two_marks, r"'q1' has 1 image\(s\) and 2 image mark"),
         (no_mark, r"'q1' has 1 image\(s\) and 0 image mark"),
         (two_images, "'q1' has 2 images.* max_images_per_prompt=1"),
-        (grey_image, r"'q1': an image must be .* Received: shape=\(8, 8\)"),
+        (channels_first, r"'q1': An image array must .*moveaxis.* shape \(3, 8, 8\)"),
         (long_answer, "record 'q1' has .* more than max_response_length=6"),
     ],
     ids=lambda x: getattr(x, "__name__", ""),

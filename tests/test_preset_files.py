@@ -80,6 +80,8 @@ def test_presets_of_all_families_are_accepted(name, tmp_path):
         ({"dropout": -0.5}, "wrong dropout"),
         ({"rope_max_wavelength": -1}, "wrong rope_max_wavelength"),
         ({"final_logit_soft_cap": math.nan}, "wrong final_logit_soft_cap"),
+        ({"final_logit_soft_cap": -1.0}, "wrong final_logit_soft_cap"),
+        ({"attention_logit_soft_cap": {"a": 1}}, "wrong attention_logit_soft_cap"),
     ],
 )
 def test_sizes_and_ranges_before_a_model_is_made(values, message, preset):
@@ -112,6 +114,7 @@ def test_files_that_are_no_json_objects(content, name, preset):
         lambda found: found.update(config=None),
         lambda found: found.update(config=[]),
         lambda found: found.update(registered_name=5),
+        lambda found: found.clear() or found.update(config=[], model_type=["a"]),
         lambda found: found.update(registered_name="no>Such"),
         lambda found: found["config"].update(dtype=5),
         lambda found: found["config"].update(dtype={"config": "mixed"}),
@@ -137,6 +140,7 @@ def test_a_task_of_another_class_is_no_model(name, preset):
         assert "CausalLM" in type(model).__name__
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_weight_that_is_no_number_is_named(value, preset):
     with h5py.File(preset / "model.weights.h5", "r+") as file:

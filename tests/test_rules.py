@@ -74,6 +74,7 @@ def test_the_library_does_not_print(path):
 MAY_IMPORT = {
     "backends": (),
     "files": (),
+    "interrupts": (),
     "folders": (),
     "version": (),
     "distribution": (),
@@ -85,7 +86,7 @@ MAY_IMPORT = {
     "fingerprints": ("files", "version", "preprocessing"),
     "mobilevlm": ("files", "folders", "data", "preprocessing"),
     "released": ("energies", "betas"),
-    "models": ("backends", "files", "folders", "mobilevlm"),
+    "models": ("backends", "files", "folders", "preprocessing", "mobilevlm"),
     "head_loss": ("backends", "distribution", "objective", "energies", "models"),
     "evaluation": (
         *("files", "folders", "version", "data", "preprocessing", "fingerprints"),
@@ -95,12 +96,13 @@ MAY_IMPORT = {
         *("backends", "files", "folders", "version", "distribution", "objective"),
         *("energies", "betas", "preprocessing", "mobilevlm", "models", "head_loss"),
     ),
-    "evaluate": ("evaluation",),
+    "evaluate": ("interrupts", "evaluation"),
     "teacher_cache": (
         *("backends", "files", "folders", "betas", "preprocessing", "fingerprints"),
         *("models", "distillation"),
     ),
-    "callbacks": ("files",),
+    "history_plot": ("files",),
+    "callbacks": ("files", "history_plot"),
     "training_backup": ("files", "folders", "distillation"),
 }
 

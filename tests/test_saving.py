@@ -20,6 +20,7 @@ from keras_betakd import (
     InstanceBeta,
     TaskBeta,
 )
+from keras_betakd.models import LogitsView, register_view
 
 pytestmark = pytest.mark.backends
 
@@ -147,7 +148,7 @@ def test_student_preset_loads_in_plain_keras_hub(tmp_path):
     folder = str(tmp_path / "student")
     distiller.student.save_to_preset(folder)
     prompt = {"prompts": "<start_of_image> red", "images": np.ones((32, 32, 3))}
-    expected = distiller.generate(dict(prompt), max_length=30)
+    expected = distiller.student.generate(dict(prompt), max_length=30)
     code = f"""
 import sys, numpy as np, keras_hub
 model = keras_hub.models.CausalLM.from_preset({folder!r})
@@ -193,3 +194,64 @@ def test_compile_arguments_come_back(tmp_path):
     assert {k: float(v) for k, v in before.items()} == pytest.approx(
         {k: float(v) for k, v in after.items()}
     )
+
+
+@keras.saving.register_keras_serializable(package="test_saving")
+class Seeing(keras.Model):
+    """A model with a vision tower, which may be another's too."""
+
+    def __init__(self, tower, head, **kwargs):
+        super().__init__(**kwargs)
+        self.tower, self.head = tower, head
+
+    def build(self, shape):
+        if not self.tower.built:
+            self.tower.build(shape)
+        self.head.build((*shape[:-1], self.tower.units))
+
+    def call(self, x):
+        return self.head(self.tower(x))
+
+    def get_config(self):
+        config = {"tower": self.tower.get_config(), "head": self.head.get_config()}
+        return {**super().get_config(), **config}
+
+    @classmethod
+    def from_config(cls, config):
+        parts = {
+            k: keras.layers.Dense.from_config(config[k]) for k in ("tower", "head")
+        }
+        return cls(**{**config, **parts})
+
+
+class SeeingView(LogitsView):
+    def vision_tower(self):
+        return [self.model.tower]
+
+
+register_view("Seeing", SeeingView)
+
+
+def test_archive_of_a_pair_that_shares_its_vision_tower(tmp_path):
+    """The archive has the tower once; the teacher's copy was left without values."""
+    keras.utils.set_random_seed(0)
+    tower = keras.layers.Dense(6)
+    pair = [Seeing(tower, keras.layers.Dense(5)) for _ in range(2)]
+    for model in pair:
+        model.build((None, 3, 4))
+    distiller = BetaKDDistiller(*pair, ForwardKLEnergy())
+    distiller.compile(optimizer=keras.optimizers.Adam(1e-2))
+
+    def steps(model):
+        return [float(model.train_on_batch(*token_batch())[0]) for _ in range(2)]
+
+    steps(distiller)
+    distiller.save(tmp_path / "all.keras")
+    distiller.save_weights(tmp_path / "some.weights.h5")
+    loaded = keras.saving.load_model(tmp_path / "all.keras")
+    for was, now in zip(
+        distiller.teacher.get_weights(), loaded.teacher.get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(was, now)
+    np.testing.assert_allclose(steps(loaded), steps(distiller), rtol=1e-6)
+    loaded.load_weights(tmp_path / "some.weights.h5")

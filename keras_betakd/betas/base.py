@@ -35,10 +35,16 @@ class Beta(keras.layers.Layer):
     Returns:
         log beta, float32, broadcastable to (B, K).
 
+    Attributes:
+        bounds: the least and the greatest value of beta; both are its value where it is
+            fixed.
+
     Raises:
         ValueError: at construction, if `dim` is not positive and finite.
     """
 
+    # The least and the greatest beta; without limits as far as float32 can tell.
+    bounds = (1e-30, 1e30)
     uses_features = False  # whether `call` needs `features`
     reads_logits = False  # whether `features_of` needs the teacher's logits
 
@@ -96,6 +102,10 @@ class RangedBeta(Beta):
                 f"Received: initial_value={initial_value}, min_value={min_value}, "
                 f"max_value={max_value}"
             )
+
+    @property
+    def bounds(self):
+        return self.min_value, self.max_value
 
     def get_config(self):
         return {

@@ -35,6 +35,10 @@ class FixedBeta(Beta):
         self.value = positive("value", value)
         self.built = True
 
+    @property
+    def bounds(self):
+        return self.value, self.value
+
     def log_beta(self, features):
         return ops.convert_to_tensor(math.log(self.value), dtype="float32")
 

@@ -24,7 +24,7 @@ def table_rows(
 
     Raises:
         FileNotFoundError: There is no Parquet file.
-        ValueError: A file is no Parquet file, or a column is missing.
+        ValueError: A file is no Parquet file, or a column is missing or there twice.
         TypeError: `source` is of another type.
         ImportError: There are Parquet files to read, but no pyarrow.
 
@@ -48,7 +48,7 @@ def table_rows(
 
 
 def expect_columns(where: str, present: Iterable[str], columns: Sequence[str]) -> None:
-    """Raises a `ValueError` if one of the columns is missing.
+    """Raises a `ValueError` if one of the columns is missing, or there twice.
 
     Args:
         where: The name of the table or row, for the message.
@@ -59,6 +59,13 @@ def expect_columns(where: str, present: Iterable[str], columns: Sequence[str]) -
 
     >>> expect_columns("Row 3", ["question", "answer"], ["question"])
     """
+    present = list(present)
+    twice = [column for column in columns if present.count(column) > 1]
+    if twice:
+        raise ValueError(
+            f"{where} has the columns {twice} twice; one would be lost. Rename or drop "
+            f"it. Received: {present}"
+        )
     lacking = [column for column in columns if column not in present]
     if lacking:
         raise ValueError(

@@ -4,8 +4,11 @@ Energies and betas by name, vocabularies, the default preprocessor; optimizer an
 loss.
 """
 
+import warnings
+
 import keras
 
+from keras_betakd.backends import runs_eagerly
 from keras_betakd.betas import Beta, TaskBeta
 from keras_betakd.distillation.finite_steps_optimizer import FiniteStepsOptimizer
 from keras_betakd.distillation.freezing import computes_in_float16
@@ -15,7 +18,7 @@ from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
 _SKIPPING = (keras.optimizers.LossScaleOptimizer, FiniteStepsOptimizer)
 
 # Names of the distiller's own metrics, and of its weights of the cross-entropy.
-_REPORTED = ("loss", "accuracy", "task", "task_loss", "task_beta")
+_REPORTED = ("loss", "objective", "accuracy", "task", "task_loss", "task_beta")
 
 
 def named_energies(energies):
@@ -31,6 +34,12 @@ def named_energies(energies):
             "`CosineProbsEnergy()`), or a list or dict of them. Received: "
             f"energies={energies}"
         )
+    for name in energies:
+        if not isinstance(name, str) or not name or "/" in name:
+            raise ValueError(
+                "The keys of `energies` name metrics and weights: they must be strings "
+                f"with at least one character and no '/'. Received: {list(energies)}"
+            )
     _expect_names_apart(energies)
     return dict(energies)
 
@@ -42,22 +51,31 @@ def _expect_names_apart(energies):
         names += [name, f"{name}_beta"]
         if energy.schedule is not None:
             names.append(f"{name}_{energy.schedule.shown_as}")
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted({n for n in names if names.count(n) > 1 or n.startswith("val_")})
     if twice:
         raise ValueError(
             f"Names that are taken: {twice}. An energy is reported under its name and "
-            f"its beta under that with `_beta`, beside {', '.join(_REPORTED)}. Give "
-            "the energy another one, by `name=` or as the key of a dict. Received: "
-            f"energies named {list(energies)}"
+            f"its beta under that with `_beta`, beside {', '.join(_REPORTED)}; names "
+            "with val_ in front are those of the validation. Give the energy another "
+            "one, by `name=` or as the key of a dict. Received: energies named "
+            f"{list(energies)}"
         )
 
 
 def _unique_names(energies):
+    """Names of a list of energies: numbered where two have that of their class."""
     names = []
     for energy in energies:
         name = getattr(energy, "name", "energy")
+        automatic = name == getattr(energy, "default_name", name)
         seen = sum(other == name or other.startswith(f"{name}_") for other in names)
-        names.append(f"{name}_{seen}" if name in names else name)
+        names.append(f"{name}_{seen}" if name in names and automatic else name)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"Two energies are named {twice[0]!r}. Give each a name of its own, by "
+            f"`name=` or as the keys of a dict. Received: energies named {names}"
+        )
     return names
 
 
@@ -111,12 +129,44 @@ def resolved_task_beta(task_beta):
     """The beta layer of the cross-entropy; `TaskBeta()` for `True`, or `None`."""
     if task_beta is None:
         return None
+    if isinstance(task_beta, (bool, str)) and task_beta is not True:
+        raise ValueError(
+            "`task_beta` must be `None` (no beta), `True` (a `TaskBeta()`) or a beta "
+            f"layer. Received: task_beta={task_beta!r}"
+        )
     return TaskBeta() if task_beta is True else expect_beta(task_beta)
+
+
+def expect_parts_apart(models, betas, energies):
+    """Raises where a step would change one part through two owners.
+
+    Args:
+        models: dict of student and teacher, whose layers `expect_apart` compares.
+        betas: dict of beta layers by the names of their terms.
+        energies: dict of energies.
+    """
+    parts = [(f"the {role}", model) for role, model in models.items()]
+    parts += [(f"the beta of {name}", beta) for name, beta in betas.items()]
+    for name, energy in energies.items():
+        learns = energy if energy.projects else None
+        state = learns, energy.schedule, getattr(energy, "projection", None)
+        parts += [(f"the energy {name}", part) for part in state if part is not None]
+    owners = {}
+    for owner, part in parts:
+        for x in (part, *getattr(part, "weights", ())):
+            other = owners.setdefault(id(x), owner)
+            if other != owner and {owner, other} != {"the student", "the teacher"}:
+                raise ValueError(
+                    "Student, teacher, each beta, and each energy that learns or has "
+                    f"a schedule need layers of their own. Received: {owner} shares "
+                    f"{getattr(x, 'path', None) or x.name!r} with {other}"
+                )
 
 
 def expect_fused(fused):
     """`fused`, if it is one of its values."""
-    if fused not in ("auto", True, False):
+    # 1 equals `True`, but is not asked for by `is True`.
+    if not isinstance(fused, (str, bool)) or fused not in ("auto", True, False):
         raise ValueError(
             f'`fused` must be "auto", `True` or `False`. Received: fused={fused!r}'
         )
@@ -134,6 +184,14 @@ def check_vocabularies(teacher, student, energies, vocabulary_size):
     views = [view for view in (teacher, student) if view.sees_hidden_states]
     sizes = [view.vocabulary_size for view in views]
     if vocabulary_size is not None:
+        if isinstance(vocabulary_size, bool) or not isinstance(vocabulary_size, int):
+            raise ValueError(
+                "`vocabulary_size` must be a positive integer or `None`. Received: "
+                f"vocabulary_size={vocabulary_size!r}"
+            )
+        plain = [v for v in (teacher, student) if not v.sees_hidden_states]
+        shapes = [getattr(view.model, "output_shape", None) for view in plain]
+        sizes += [shape[-1] for shape in shapes if isinstance(shape, tuple) and shape]
         if not 1 <= vocabulary_size <= min(sizes, default=vocabulary_size):
             raise ValueError(
                 "`vocabulary_size` must be positive and no more than the models have. "
@@ -152,19 +210,65 @@ def check_vocabularies(teacher, student, energies, vocabulary_size):
         )
 
 
+def expect_rows_for_tokens(preprocessor, teacher, student):
+    """Raises where a tokenizer has ids that its model's embedding has no rows for.
+
+    Args:
+        preprocessor: a `DistillationPreprocessor`, or `None`.
+        teacher, student: the two `ModelView`s.
+    """
+    for view, role in ((teacher, "teacher"), (student, "student")):
+        found = getattr(preprocessor, f"{role}_preprocessor", None)
+        tokenizer = getattr(found, "tokenizer", None)
+        if tokenizer is None or not view.sees_hidden_states:
+            continue
+        try:
+            tokens = tokenizer.vocabulary_size()
+        except (AttributeError, ValueError):  # of a model that is being loaded
+            continue
+        if tokens > view.vocabulary_size:
+            raise ValueError(
+                f"The {role}'s tokenizer has {tokens} tokens, but its embedding has "
+                f"{view.vocabulary_size} rows: the last tokens would be read from rows "
+                "that do not exist. Give the model the tokenizer it was made for. "
+                f"Received: {type(tokenizer).__name__}, {type(view.model).__name__}"
+            )
+
+
 def crosses_vocabularies(energies):
     """Whether no energy compares logits class by class."""
     return all(e.crosses_vocabularies or e.features for e in energies.values())
 
 
-def default_preprocessor(teacher, student, energies):
-    """The preprocessor made of the two models' own; `None` where a model has none."""
+def resolved_preprocessor(
+    preprocessor, teacher, student, energies, max_response_length, on_too_long
+):
+    """The preprocessor for raw records; `None` where a model has none of its own.
+
+    Args:
+        preprocessor: a `DistillationPreprocessor`, or `None` to make one.
+        teacher, student: the two models.
+        energies: dict of energies.
+        max_response_length, on_too_long: those of the one that is made; `None` for its
+            own defaults.
+    """
+    options = {"max_response_length": max_response_length, "on_too_long": on_too_long}
+    options = {name: value for name, value in options.items() if value is not None}
     pair = [getattr(model, "preprocessor", None) for model in (teacher, student)]
+    if options and (preprocessor is not None or None in pair):
+        raise ValueError(
+            f"{sorted(options)} are for the preprocessor that is made of the two "
+            "models' own. Pass them to your `DistillationPreprocessor`. Received: "
+            f"preprocessor={preprocessor}, teacher.preprocessor={pair[0]}, "
+            f"student.preprocessor={pair[1]}"
+        )
+    if preprocessor is not None:
+        return preprocessor
     if None in pair:
         return None
     logits = [e for e in energies.values() if not e.features]
     cross = bool(logits) and crosses_vocabularies(energies)
-    return DistillationPreprocessor(*pair, cross_tokenizer=cross)
+    return DistillationPreprocessor(*pair, cross_tokenizer=cross, **options)
 
 
 def resolved_optimizer(optimizer, student, auto_scale_loss):
@@ -184,6 +288,35 @@ def resolved_optimizer(optimizer, student, auto_scale_loss):
     if not isinstance(optimizer, _SKIPPING):
         optimizer = FiniteStepsOptimizer(optimizer)
     return optimizer
+
+
+def expect_no_compiler(jit_compile):
+    """Raises where `jit_compile` asks for `torch.compile`."""
+    if runs_eagerly() and jit_compile not in (None, False, "auto"):
+        raise ValueError(
+            "A distiller's step cannot run under `torch.compile`, which `jit_compile` "
+            "stands for on PyTorch: it splits and guards the step at so many places "
+            "that compiling takes minutes for the smallest models, and is done again "
+            'in later steps. Use `jit_compile="auto"` or `False`, or JAX, which '
+            "compiles the step as a whole (an archive saved there: load it with "
+            f"`compile=False`). Received: jit_compile={jit_compile!r}"
+        )
+
+
+def warn_of_unequal_parts(reduction, optimizer):
+    """Warns where gradient accumulation and a mean over tokens do not go together."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    steps = inner.gradient_accumulation_steps or 1
+    if reduction == "token" and steps > 1:
+        warnings.warn(
+            f"With `gradient_accumulation_steps={steps}` each of {steps} batches is "
+            'averaged over its own tokens (`reduction="token"`), and the batches are '
+            "averaged with equal weight: tokens of a batch with few of them count "
+            "more than in one large batch, and the gradient is not that of the large "
+            'batch. `reduction="example"` gives the same gradient for any division, '
+            "if all batches have as many examples with a supervised token",
+            stacklevel=3,
+        )
 
 
 def resolved_task_loss(loss):

@@ -1,5 +1,6 @@
 """`BetaKDDistiller`: trains a student on its labels and on a teacher."""
 
+import math
 import sys
 
 import keras
@@ -7,19 +8,26 @@ from keras import ops
 
 from keras_betakd.distillation.arguments import (
     check_vocabularies,
-    default_preprocessor,
     expect_fused,
+    expect_parts_apart,
+    expect_rows_for_tokens,
     named_betas,
     named_energies,
+    resolved_preprocessor,
     resolved_task_beta,
 )
 from keras_betakd.distillation.feature_comparison import FeatureComparison
-from keras_betakd.distillation.freezing import apply_freeze, freeze_layer
+from keras_betakd.distillation.freezing import (
+    apply_freeze,
+    expect_apart,
+    freeze_teacher,
+)
 from keras_betakd.distillation.metrics import Trackers
 from keras_betakd.distillation.nonfinite import (
     NonFiniteCounts,
     finite_rows,
     nonfinite_rows,
+    unweighted_nonfinite,
     zero_nonfinite_rows,
 )
 from keras_betakd.distillation.outputs import (
@@ -32,20 +40,26 @@ from keras_betakd.distillation.outputs import (
 from keras_betakd.distillation.replica_loss import batch_loss
 from keras_betakd.distillation.saving import DistillerSaving, Untracked
 from keras_betakd.distillation.shared_tower import SharedTower
+from keras_betakd.distillation.student_methods import StudentMethods
 from keras_betakd.distillation.summary import LINE_LENGTH, parameter_table, parts_of
 from keras_betakd.distillation.trainer import DistillationTrainer
+from keras_betakd.distillation.training_data import as_batch
+from keras_betakd.distribution.devices import expect_on_devices
 from keras_betakd.energies.masking import attached_mask
 from keras_betakd.head_loss.terms import AnswerRows, Heads, Weighting, batch_terms
 from keras_betakd.models.outputs import ModelOutputs
 from keras_betakd.models.views import view_of
 from keras_betakd.objective import REDUCTIONS, any_row, row_weights, weighted_mean
+from keras_betakd.preprocessing.adapters import is_raw_records
 from keras_betakd.preprocessing.batches import by_model
 
 ROLES = ("student", "teacher")
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
-class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
+class BetaKDDistiller(
+    DistillationTrainer, DistillerSaving, StudentMethods, keras.Model
+):
     """Distils a teacher into a student with learned weights (Beta-KD).
 
     Minimises, over the supervised answer tokens,
@@ -57,8 +71,11 @@ class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
     at d_k / (2 l_k), and d_k the `dim` of the beta. Units: nats per token. The total
     may be negative; the energies and betas are reported on their own.
 
-    The teacher is frozen: the caller's object is set to `trainable=False`, runs in
-    inference mode, has no optimizer slots and is not part of weights files.
+    The teacher is frozen: the caller's object, no copy of it, is set to
+    `trainable=False`, runs in inference mode, has no optimizer slots and is not part of
+    weights files. A distiller that takes it as its student lets it train again.
+    Teacher and student must share no weights, but for a vision tower that is frozen in
+    both.
 
     Args:
         teacher: a `keras_hub.models.CausalLM` (Gemma 3, PaliGemma, any text family), or
@@ -73,11 +90,17 @@ class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
             is, as in the paper. A beta helps where labels may be wrong: they keep CE
             large, and so its beta small (`benchmarks/STUDY.md`).
         reduction: `"example"` (default) averages over the tokens of an example, then
-            over examples; `"token"` over all tokens.
+            over examples; `"token"` over all tokens. With gradient accumulation these
+            are the means of each batch, which are then averaged with equal weight:
+            that is the mean of the large batch for `"example"` if all parts of it have
+            as many examples with a supervised token, and for `"token"` only if they
+            have as many tokens (`compile` warns).
         freeze: what of the student does not train: `"vision_tower"` (default; the
             projector and the language model train, as in the paper),
             `"all_but_projector"` (as when a new projector is aligned first), `None`, or
-            a callable that takes a layer. Nothing is ever unfrozen.
+            a callable that takes a layer. What you froze yourself, before or between
+            distillers, stays frozen. What another distiller froze of the student is
+            given back first: in stages, each trains what its own `freeze` leaves.
         preprocessor: a `DistillationPreprocessor` for raw records. `None` (default)
             makes it of the two models' own preprocessors.
         fused: whether the LM heads and the losses run as one operation that never
@@ -91,16 +114,24 @@ class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
             common, where a vocabulary is padded (Qwen's 151,936 against 152,064):
             logits are cut to them before anything is normalised. `None` if the
             vocabularies have the same size.
+        max_response_length: the maximum number of answer tokens of a record, its end
+            mark included (64 if `None`), for the preprocessor that is made of the
+            models' own: its rows of logits are what the loss costs.
+        on_too_long: `"raise"` (as `None`) or `"skip"`, for the same preprocessor: what
+            to do about records that do not fit (see `DistillationPreprocessor`).
+            `check_records` finds all of them before training.
 
     Raises:
-        ValueError: an argument is not one of those above, the vocabularies differ, or
-            an energy compares features that a model does not have.
+        ValueError: an argument is not one of those above, the vocabularies differ,
+            teacher and student share weights, or an energy compares features that a
+            model does not have.
 
     Inputs: raw records as keras-hub takes them ({"images", "prompts", "responses"}; as
-    a dict of lists or arrays, `PyDataset`, `tf.data.Dataset` or torch `DataLoader`),
-    or the answer-position form of `DistillationPreprocessor`, or, for plain models,
-    ordinary `(x, y, sample_weight)` with x = {"student": ..., "teacher": ...} where
-    the two see different inputs.
+    a dict of lists or arrays, a list of dicts, a Hugging Face table, or batches of
+    them: `PyDataset`, `tf.data.Dataset`, torch `DataLoader`, generator), or the
+    answer-position form of `DistillationPreprocessor`, or, for plain models, ordinary
+    `(x, y, sample_weight)` with x = {"student": ..., "teacher": ...} where the two see
+    different inputs.
 
     Example:
 
@@ -109,9 +140,19 @@ class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
         teacher, student, energies=CosineProbsEnergy(), beta=InstanceBeta()
     )
     distiller.compile(optimizer=keras.optimizers.AdamW(2e-5))
-    distiller.fit(dataset)
+    distiller.fit(dataset, callbacks=[keras.callbacks.EarlyStopping("val_objective")])
     distiller.student.save_to_preset("my_student")
     ```
+
+    Reported are `loss` (the total), `task_loss` (CE), `accuracy`, every energy and
+    beta, and `objective`: the total with each beta at its best value, a function of CE
+    and energies alone,
+
+        objective = CE + sum_k min over beta of [ beta * l_k - (d_k / 2) * log beta ]
+
+    where beta is between its bounds (a `FixedBeta` has one value). Monitor
+    `val_objective`, `val_task_loss` or `val_accuracy` in callbacks: `val_loss` moves
+    with the betas even where the student stands still.
 
     Reference: Beta-KD, arXiv 2603.21426 (CVPR 2026).
     """
@@ -128,12 +169,15 @@ class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
         preprocessor=None,
         fused="auto",
         vocabulary_size=None,
+        max_response_length=None,
+        on_too_long=None,
         name=None,
         **kwargs,
     ):
         super().__init__(name=name, **{**kwargs, "dtype": "float32"})
         self.student_view = view_of(student)
         self.teacher_view = view_of(teacher)
+        expect_apart(self.student_view, self.teacher_view, freeze)
         self.energies = named_energies(energies)
         check_vocabularies(
             self.teacher_view, self.student_view, self.energies, vocabulary_size
@@ -153,12 +197,17 @@ class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
             if energy.schedule is not None
         }
         self.task_beta = resolved_task_beta(task_beta)
+        models = {"student": student, "teacher": teacher}
+        expect_on_devices(self._parts_on_devices())
+        expect_parts_apart(models, self.all_betas(), self.energies)
         self.reduction = reduction
         self.freeze = freeze
         self.fused = expect_fused(fused)
-        self.preprocessor = preprocessor or default_preprocessor(
-            teacher, student, self.energies
+        self.preprocessor = resolved_preprocessor(
+            *(preprocessor, teacher, student, self.energies),
+            *(max_response_length, on_too_long),
         )
+        expect_rows_for_tokens(self.preprocessor, self.teacher_view, self.student_view)
         # Plain objects, which Keras neither tracks nor saves: what they hold of layers
         # and metrics is an attribute of the distiller too.
         views = self.student_view, self.teacher_view
@@ -175,10 +224,25 @@ class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
         task = {} if self.task_beta is None else {"task": self.task_beta}
         return {**task, **self.betas}
 
+    def _parts_on_devices(self):
+        """Dict of variables by the names of who made them."""
+        states = [e.schedule.variables for e in self.energies.values() if e.schedule]
+        return {
+            "the teacher": self.teacher.variables,
+            "the student": self.student.variables,
+            "the betas": [v for b in self.all_betas().values() for v in b.variables],
+            "the energies": [v for state in states for v in state],
+        }
+
     def freeze_parts(self):
-        """Freezes the teacher, and of the student what `freeze` says."""
-        freeze_layer(self.teacher)
+        """Freezes the teacher, and of the student what `freeze` says.
+
+        What other distillers froze of the student is given back first.
+        """
+        expect_apart(self.student_view, self.teacher_view, self.freeze)
         apply_freeze(self.student_view, self.freeze)
+        freeze_teacher(self.teacher)
+        self._is_frozen = self.student.built and self.teacher.built
 
     def _build_betas(self):
         """Creates the betas' variables now, so that files can be loaded at once."""
@@ -202,23 +266,38 @@ class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
         self.loss_tracker = trackers.loss
         self.task_loss_tracker = trackers.task_loss
         self.accuracy_tracker = trackers.accuracy
+        self.objective_tracker = trackers.objective
         self.energy_trackers = trackers.energies
         self.beta_trackers = trackers.betas
         self.schedule_trackers = trackers.schedules
 
     # The forward pass
 
+    def __call__(self, *args, **kwargs):
+        # Keras would convert the texts of raw records to tensors first.
+        if args and is_raw_records(args[0]):
+            args = (as_batch(self, args[0], labelled=False)[0], *args[1:])
+        return super().__call__(*args, **kwargs)
+
     def call(self, inputs, training=None):
         inputs = by_model(inputs)
         with self._tower.once(inputs):
-            student = self._outputs(self.student_view, "student", inputs, training)
             if self._predicting:
-                return student.logits
+                return self._predicted(inputs, training)
+            student = self._outputs(self.student_view, "student", inputs, training)
             inputs = self._tower.with_images(inputs)
             teacher = self._outputs(self.teacher_view, "teacher", inputs, False)
+        if not self._is_frozen:  # models that this batch has built
+            self.freeze_parts()
         finite = finite_rows(teacher)
         teacher = without_gradient(zero_nonfinite_rows(teacher, finite))
         return self._distillation_outputs(inputs, student, teacher, finite)
+
+    def _predicted(self, inputs, training):
+        """The student's logits: (B, K, V), or those of a plain model as they are."""
+        if inputs.get("student_positions") is None:
+            return self.student_view.logits(inputs["student"], training=training)
+        return self._outputs(self.student_view, "student", inputs, training).logits
 
     def _outputs(self, view, role, inputs, training):
         """The `ModelOutputs` of a model: logits (B, K, V), or rows (B, K, H)."""
@@ -286,7 +365,7 @@ class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
         terms = self._terms(x, y, y_pred, training)
         loss, whole = batch_loss(terms.total, y_pred, betas, lambda: self.losses)
         finite = self._note_nonfinite(whole, terms, x, y_pred)
-        self._trackers.update(whole, terms, y_pred)
+        self._trackers.update(whole, terms, y_pred, x.get("sample_weight"))
         if self._reports_accuracy:
             self._trackers.update_accuracy(
                 terms.correct, x["sample_weight"], y_pred.weights["task"]
@@ -330,7 +409,9 @@ class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
         rows = [nonfinite_rows(value, weights[name]) for name, value in values.items()]
         lost = [any_row(ops.cast(found, "int32")) for found in rows]
         finite = ops.isfinite(total) & ~ops.any(ops.stack(lost))
-        self.faults.update(y_pred.finite, rows, finite, weights["task"], x.get("ids"))
+        task, ids = weights["task"], x.get("ids")
+        lost = unweighted_nonfinite(y_pred.student, task)
+        self.faults.update(y_pred.finite, rows, lost, finite, task, ids)
         for name, weight in weights.items():
             weights[name] = ops.where(finite, weight, 0.0)
         return finite
@@ -357,6 +438,18 @@ class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
         y = ops.where(weights != 0, ops.reshape(y, ops.shape(weights)), 0)
         counted = ops.reshape(x["sample_weight"], ops.shape(weights))
         return super().compute_metrics(x, y, y_pred.student, counted)
+
+    def objective(self, values):
+        """The loss at the best betas, from means by the names of their metrics.
+
+        Args:
+            values: dict of `"task_loss"` and the energies.
+        """
+        return self._trackers.objective_of(values)
+
+    def count_params(self):
+        """The number of parameters of teacher, student, betas and energies."""
+        return sum(math.prod(v.shape) for part in parts_of(self).values() for v in part)
 
     def summary(
         self,
@@ -391,7 +484,3 @@ class BetaKDDistiller(DistillationTrainer, DistillerSaving, keras.Model):
                     show_trainable=show_trainable,
                     layer_range=layer_range,
                 )
-
-    def generate(self, *args, **kwargs):
-        """The student's answers; as `keras_hub.models.CausalLM.generate`."""
-        return self.student.generate(*args, **kwargs)

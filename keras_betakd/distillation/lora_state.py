@@ -52,7 +52,12 @@ def unmerged(*models, lacking=None):
 def load_unmerged_once(model):
     """Lets the layers with LoRA load as within `unmerged`, the next time they load."""
     for layer in filter(has_lora, sublayers(model)):
-        _set(layer, "load_own_variables", functools.partial(_load_once, layer))
+        load_once(layer, functools.partial(_load, layer, None))
+
+
+def load_once(layer, load):
+    """Lets `load(store)` load a layer, the next time that it is loaded."""
+    _set(layer, "load_own_variables", functools.partial(_load_once, layer, load))
 
 
 def _set(layer, name, function):
@@ -60,9 +65,9 @@ def _set(layer, name, function):
     object.__setattr__(layer, name, function)
 
 
-def _load_once(layer, store):
-    vars(layer).pop("load_own_variables")
-    _load(layer, None, store)
+def _load_once(layer, load, store):
+    vars(layer).pop("load_own_variables", None)
+    load(store)
 
 
 def _save(layer, store):

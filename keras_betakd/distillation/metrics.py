@@ -3,8 +3,11 @@
 import keras
 from keras import ops
 
-from keras_betakd.distribution.replicas import over_replicas
-from keras_betakd.objective import weighted_mean
+from keras_betakd.distribution.replicas import over_replicas, replica_count
+from keras_betakd.objective import best_term, weighted_mean
+
+# The weight of a beta's value where no row counts: too small to change a mean of rows.
+_LEAST = 1e-20
 
 
 class Trackers:
@@ -23,15 +26,19 @@ class Trackers:
 
     Attributes:
         loss, task_loss, accuracy: `keras.metrics.Mean`.
-        energies, betas, schedules: dicts of `keras.metrics.Mean` by name.
+        objective: `Objective`.
+        energies, betas, schedules: dicts of `keras.metrics.Mean` by name. A beta's mean
+            is over the rows that count; where none does, over all rows.
     """
 
     def __init__(self, energies, betas, schedules, reduction):
         self.reduction = reduction
+        self._betas = betas
         self._schedules = schedules
         self.loss = keras.metrics.Mean(name="loss")
         self.task_loss = keras.metrics.Mean(name="task_loss")
         self.accuracy = keras.metrics.Mean(name="accuracy")
+        self.objective = Objective(self._objective)
         self.energies = {name: keras.metrics.Mean(name=name) for name in energies}
         self.betas = {name: keras.metrics.Mean(name=f"{name}_beta") for name in betas}
         self.schedules = {
@@ -39,7 +46,42 @@ class Trackers:
             for name, schedule in schedules.items()
         }
 
-    def update(self, total, terms, outputs):
+    def directions(self):
+        """Dict of which values of a metric are better, by its name.
+
+        `"min"`, `"max"`, or `None` where neither says anything. A beta is the larger,
+        the nearer the student is to the teacher.
+        """
+        smaller = self.loss, self.task_loss, self.objective, *self.energies.values()
+        larger = self.accuracy, *self.betas.values()
+        return {
+            **{metric.name: None for metric in self.schedules.values()},
+            **{metric.name: "min" for metric in smaller},
+            **{metric.name: "max" for metric in larger},
+        }
+
+    def objective_of(self, values):
+        """The loss at the best betas (see `Objective`), from means by their names.
+
+        Args:
+            values: dict of numbers by metric: `"task_loss"`, and the energies.
+        """
+        terms = {"task": "task_loss", **{name: name for name in self.energies}}
+        return sum(self._best(name, values[metric]) for name, metric in terms.items())
+
+    def _objective(self):
+        """The objective of the means of the epoch so far; 0 where no row counts."""
+        total = 0.0
+        for name, metric in {"task": self.task_loss, **self.energies}.items():
+            term = self._best(name, metric.result())
+            total = total + ops.where(metric.count > 0, term, 0.0)
+        return total
+
+    def _best(self, name, value):
+        beta = self._betas.get(name)
+        return value if beta is None else best_term(value, beta.dim, beta.bounds)
+
+    def update(self, total, terms, outputs, sample_weight=None):
         """Adds a batch.
 
         Args:
@@ -47,16 +89,30 @@ class Trackers:
             terms: its `HeadLoss`.
             outputs: its `DistillationOutputs`, whose weights are zero where the batch
                 is not finite, so that it enters no mean.
+            sample_weight: (B, K), the weights of the labels, as they were given; ones
+                if `None`.
         """
-        count = self._count(outputs.weights["task"])
+        task = ops.cast(outputs.weights["task"] != 0, "float32")
+        labels = task
+        if sample_weight is not None:
+            labels = task * ops.reshape(
+                ops.cast(sample_weight, "float32"), ops.shape(task)
+            )
+        compared = {*outputs.feature_values, *outputs.image_rows}
+        counts = {
+            name: self._count(weights, labels, by_label=name not in compared)
+            for name, weights in outputs.weights.items()
+        }
+        count = counts["task"]
         self.loss.update_state(ops.where(count > 0, total, 0.0), count)
-        self._add(self.task_loss, terms.task, outputs.weights["task"])
+        self._add(self.task_loss, terms.task, outputs.weights["task"], count)
         for name, value in terms.energies.items():
-            self._add(self.energies[name], value, outputs.weights[name])
+            self._add(self.energies[name], value, outputs.weights[name], counts[name])
         for name, schedule in self._schedules.items():
             self.schedules[name].update_state(schedule.shown())
         for name, value in outputs.log_beta.items():
-            self._add(self.betas[name], ops.exp(value), outputs.weights[name])
+            weights = outputs.weights[name]
+            self._add_beta(self.betas[name], ops.exp(value), weights, counts[name])
 
     def update_accuracy(self, correct, sample_weight, weights):
         """Adds the student's accuracy at the labels of a batch.
@@ -72,12 +128,60 @@ class Trackers:
         right = over_replicas(ops.sum(correct * counted))
         self.accuracy.update_state(ops.divide_no_nan(right, total), total)
 
-    def _add(self, metric, values, weights):
-        metric.update_state(weighted_mean(values, weights), self._count(weights))
+    def _add(self, metric, values, weights, count):
+        metric.update_state(weighted_mean(values, weights), count)
 
-    def _count(self, weights):
-        """How many examples, or tokens, have a weight in the global batch."""
+    def _add_beta(self, metric, beta, weights, count):
+        """Adds a beta; its mean over all rows, hardly weighted, where no row counts."""
+        everywhere = over_replicas(ops.mean(beta)) / replica_count()
+        known = ops.isfinite(everywhere)
+        value = ops.where(known, everywhere, 0.0)
+        metric.update_state(
+            ops.where(count > 0, weighted_mean(beta, weights), value),
+            ops.where(count > 0, count, ops.where(known, _LEAST, 0.0)),
+        )
+
+    def _count(self, weights, labels, by_label):
+        """What the rows of a term weigh in the global batch, before they add up to one.
+
+        An epoch's mean is then that of all its examples, or tokens, by their weights,
+        whatever the batch size, as of Keras' weighted metrics.
+
+        Args:
+            weights: the row weights of the term, (B, N).
+            labels: (B, K), the weights of the labels as they were given.
+            by_label: whether the term's rows are those of the labels.
+        """
         counted = ops.cast(weights != 0, "float32")
+        if not by_label:
+            counted = ops.max(counted, axis=1, keepdims=True)
+        labels = labels * counted
         if self.reduction == "example":
-            counted = ops.max(counted, axis=1)
-        return over_replicas(ops.sum(counted))
+            tokens = ops.sum(ops.cast(labels != 0, "float32"), axis=1, keepdims=True)
+            labels = labels / ops.maximum(tokens, 1.0)
+        return over_replicas(ops.sum(labels))
+
+
+class Objective(keras.metrics.Metric):
+    """The loss at the best betas: a number to monitor that no beta moves alone.
+
+        objective = CE + sum_k min over beta of [ beta * l_k - (d_k / 2) * log beta ]
+
+    with CE and l_k the means of the epoch, and each beta between its bounds: there a
+    term is (d_k / 2) * (1 + log(2 l_k / d_k)), as
+    `keras_betakd.objective.best_term` has it. A `FixedBeta` has one value only, and its
+    term is that of the loss; where the cross-entropy has a beta, its term is one of the
+    sum. A predicted beta counts as if it were one number. Regularisers are left out.
+
+    It has no variables of its own, and reads those of the means.
+
+    Args:
+        value: function without arguments that returns it.
+    """
+
+    def __init__(self, value, name="objective"):
+        super().__init__(name=name)
+        self._value = value
+
+    def result(self):
+        return self._value()

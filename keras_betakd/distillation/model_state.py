@@ -5,9 +5,15 @@ afterwards. `described` says what was done, by the position of each layer in the
 of `sublayers`; `apply_description` does it again.
 """
 
+import functools
+
 import keras
 
-from keras_betakd.distillation.lora_state import has_lora, load_unmerged_once
+from keras_betakd.distillation.lora_state import (
+    has_lora,
+    load_once,
+    load_unmerged_once,
+)
 from keras_betakd.models.layers import own_variables, sublayers
 
 # GPTQ and AWQ need data; Keras builds their layers from the config alone.
@@ -89,3 +95,29 @@ def _freeze(layers, description):
         for name, variable in own_variables(layer).items():
             if variable.trainable != (name not in still):
                 variable.trainable = name not in still
+
+
+def shared_layers(teacher, student):
+    """The places of the layers that two models have in common, as pairs."""
+    places = {id(layer): i for i, layer in enumerate(_with_variables(student))}
+    layers = enumerate(_with_variables(teacher))
+    return [[i, places[id(layer)]] for i, layer in layers if id(layer) in places]
+
+
+def copy_shared_layers(teacher, student, pairs):
+    """Lets the teacher's layers of `shared_layers` take the student's values.
+
+    An archive has such a layer once, with the student, which Keras loads first; built
+    from their configs, the two models have one each.
+    """
+    ours, theirs = _with_variables(student), _with_variables(teacher)
+    for i, j in pairs:
+        if theirs[i] is not ours[j]:
+            load_once(theirs[i], functools.partial(_copy, ours[j], theirs[i]))
+
+
+def _copy(source, layer, store):
+    values = own_variables(source)
+    for name, variable in own_variables(layer).items():
+        # JAX does not train where two variables have one array.
+        variable.assign(keras.ops.copy(values[name]))

@@ -35,6 +35,19 @@ def finite_rows(teacher):
     return functools.reduce(ops.logical_and, found)
 
 
+def unweighted_nonfinite(student, weights):
+    """Rows of weight 0 where the student is not finite: bool, the shape of `weights`.
+
+    They enter no loss, but their gradients are NaN: 0 * NaN.
+
+    Args:
+        student: (B, K, V) logits, or (B, K, H) hidden states. -inf excludes a class.
+        weights: (B, K), weights of the labels.
+    """
+    finite = ops.all(ops.logical_or(ops.isfinite(student), student < 0), axis=-1)
+    return ops.logical_and(ops.logical_not(finite), weights == 0)
+
+
 def zero_nonfinite_rows(teacher, finite):
     """The teacher's `ModelOutputs` with zeros where they are not finite.
 
@@ -99,6 +112,8 @@ class NonFiniteCounts(_Counts):
         skipped: variable, batches that entered no mean and trained nothing.
         teacher: `NonFiniteLog` of answer tokens where the teacher was not finite.
         student: `NonFiniteLog` of samples whose losses were not finite.
+        unweighted: `NonFiniteLog` of labels of weight 0 where the student was not
+            finite.
     """
 
     def __init__(self, **kwargs):
@@ -107,14 +122,16 @@ class NonFiniteCounts(_Counts):
         self.skipped = self._counter("skipped")
         self.teacher = NonFiniteLog(name="teacher")
         self.student = NonFiniteLog(name="student")
+        self.unweighted = NonFiniteLog(name="unweighted")
         self.built = True
 
-    def update(self, finite, nonfinite, counts, weights, ids=None):
+    def update(self, finite, nonfinite, unweighted, counts, weights, ids=None):
         """Adds a batch.
 
         Args:
             finite: (B, K), where the teacher is finite.
             nonfinite: list of (B, N), rows whose losses are not finite.
+            unweighted: (B, K), from `unweighted_nonfinite`.
             counts: whether the batch is trained on and enters the means.
             weights: (B, K), weights of the labels.
             ids: (B, 64) from `encoded_ids`; `None` if the samples have none.
@@ -125,6 +142,8 @@ class NonFiniteCounts(_Counts):
         rows = [ops.any(rows, axis=1) for rows in nonfinite]
         rows = ops.cast(functools.reduce(ops.logical_or, rows), "int32")
         self.student.update(rows, batch, ids)
+        lost = ops.sum(ops.cast(unweighted, "int32"), axis=1)
+        self.unweighted.update(lost, batch, ids)
         skipped = ops.cast(ops.logical_not(counts), "int32")
         self.skipped.assign(ops.convert_to_tensor(self.skipped) + skipped)
         self.batches.assign(batch + 1)

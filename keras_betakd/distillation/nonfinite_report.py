@@ -1,5 +1,7 @@
 """Reports NaN and infinity: by a warning, or by a `NonFiniteError`."""
 
+import dataclasses
+import functools
 import warnings
 
 import keras
@@ -38,6 +40,9 @@ def with_callbacks(callbacks, *ours):
 class NonFiniteReport(keras.callbacks.Callback):
     """Reports the rows and steps left out, after each epoch, evaluation or step.
 
+    Training and the validation after it are reported apart, each with batches of its
+    own.
+
     Args:
         policy: `"skip"` warns at the end of each epoch, since at each step it would
             have to wait for the result; `"raise"` checks each step.
@@ -49,32 +54,82 @@ class NonFiniteReport(keras.callbacks.Callback):
         self.policy = policy
         self.at_epochs = at_epochs
 
+    def _begin(self, batch, name):
+        self.batch, self.part = batch, batch.called(name)
+        self.batches, self.watch = 0, NonFiniteWatch(self.model)
+
+    def _end(self):
+        self.watch.report(self.model, self.part, self.batches)
+
+    def _count(self, batch):
+        self.batches = batch + 1
+        if self.policy == "raise":
+            self.watch.expect_none(self.model, self.batch)
+
     def on_epoch_begin(self, epoch, logs=None):
-        self.watch, self.batches = NonFiniteWatch(self.model), 0
+        self.epoch = f"epoch {epoch + 1}"
+        self.trains = True
+        self._begin(STEP, self.epoch)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._count(batch)
 
     def on_test_begin(self, logs=None):
         if not self.at_epochs:
-            self.watch, self.batches = NonFiniteWatch(self.model), 0
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.batches = batch + 1
-        self._check()
+            self._begin(EVALUATED_BATCH, "this evaluation")
+            return
+        # Keras validates before it ends the epoch.
+        self._end_training()
+        self._begin(EVALUATED_BATCH, f"the validation of {self.epoch}")
 
     def on_test_batch_end(self, batch, logs=None):
-        if not self.at_epochs:
-            self.batches = batch + 1
-        self._check()
-
-    def _check(self):
-        if self.policy == "raise":
-            self.watch.expect_none(self.model)
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.watch.report(self.model, f"epoch {epoch + 1}", self.batches)
+        self._count(batch)
 
     def on_test_end(self, logs=None):
-        if not self.at_epochs:
-            self.watch.report(self.model, "this evaluation", self.batches)
+        self._end()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._end_training()
+
+    def _end_training(self):
+        if self.trains:
+            self.trains = False
+            self._end()
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A part of a run that is reported by itself.
+
+    Attributes:
+        name: what messages call it, e.g. "epoch 3".
+        all_lost: the end of the error where no batch was finite.
+        kept: what is said of what was left out, when a batch raises.
+        is_batch: whether it is a single batch.
+    """
+
+    name: str
+    all_lost: str
+    kept: str
+    is_batch: bool = True
+
+    def called(self, name):
+        """A part with several batches."""
+        return dataclasses.replace(self, name=name, is_batch=False)
+
+
+STEP = Part(
+    name="this step",
+    all_lost="since losses or gradients were not finite: nothing was learned. Lower "
+    "the learning rate, or look at the samples that are named in the warning.",
+    kept="Neither student nor betas were changed by what was left out; ",
+)
+EVALUATED_BATCH = Part(
+    name="this batch",
+    all_lost="since losses were not finite: no metric means anything. Look at the "
+    "samples that are named in the warning.",
+    kept="It entered no metric; ",
+)
 
 
 class NonFiniteWatch:
@@ -87,56 +142,63 @@ class NonFiniteWatch:
         now = _counts(distiller)
         return {name: count - self._start[name] for name, count in now.items()}
 
-    def expect_none(self, distiller):
-        """Raises a `NonFiniteError` if anything was left out."""
-        found = self._messages(distiller, "this step")
+    def expect_none(self, distiller, part):
+        """Raises a `NonFiniteError` if anything was left out.
+
+        Args:
+            distiller: the distiller.
+            part: the `Part` since this was made.
+        """
+        found = self._messages(distiller, part)
         if found:
             raise NonFiniteError(
-                " ".join(found) + " Neither student nor betas were changed by what "
-                'was left out; `compile(on_nonfinite="skip")` goes on without it.'
+                f"{' '.join(found)} {part.kept}"
+                '`compile(on_nonfinite="skip")` goes on without it.'
             )
 
-    def report(self, distiller, when, batches):
+    def report(self, distiller, part, batches):
         """Warns of what was left out; raises if all of `batches` were skipped."""
-        for message in self._messages(distiller, when):
+        for message in self._messages(distiller, part):
             warnings.warn(message, RuntimeWarning, stacklevel=2)
         since = self._since(distiller)
         if 0 < batches <= max(since["skipped"], since["steps"]):
             raise NonFiniteError(
-                f"All {batches} batches of {when} were skipped, since losses or "
-                "gradients were not finite: nothing was learned. Lower the learning "
-                "rate, or look at the samples that are named in the warning."
+                f"All {batches} batches of {part.name} were skipped, {part.all_lost}"
             )
 
-    def _messages(self, distiller, when):
-        since, start = self._since(distiller), self._start["batches"]
-        counts = distiller.faults
+    def _messages(self, distiller, part):
+        since, counts = self._since(distiller), distiller.faults
+        named, when = functools.partial(_named, self._start["batches"]), part.name
         found = []
         if since["teacher"]:
-            names, last = counts.teacher.named(start)
             found.append(
                 f"The teacher gave NaN or infinity at {since['teacher']} answer tokens "
-                f"in {when}, the last in batch {last} (counted from 0), of "
-                f"{_listed(names)}. They were left out of the energies; their labels "
-                "still count. Run the teacher in bfloat16 or float32 instead of "
-                "float16."
+                f"in {when}, {named(counts.teacher)}. They were left out of the "
+                "energies; their labels still count. Run the teacher in bfloat16 or "
+                "float32 instead of float16."
             )
         if since["student"]:
-            names, last = counts.student.named(start)
             found.append(
                 f"The losses of {since['student']} samples were not finite in {when}, "
-                f"the last in batch {last} (counted from 0): of {_listed(names)}. "
-                f"{since['skipped']} batches were skipped. Look at these samples, and "
-                "at classes that the student excludes (-inf) but the labels or the "
-                "teacher do not."
+                f"{named(counts.student)}. {since['skipped']} batches were skipped. "
+                "Look at these samples, and at classes that the student excludes "
+                "(-inf) but the labels or the teacher do not."
             )
         unexplained = since["steps"] - since["skipped"]
         if unexplained > 0:
+            skipped = f"{unexplained} steps of {when} were"
+            if part.is_batch:
+                skipped = f"{when.capitalize()} was"
             found.append(
-                f"{unexplained} steps of {when} were skipped since a gradient was not "
-                "finite, though the losses were. Lower the learning rate, or train in "
-                "float32 or bfloat16."
+                f"{skipped} skipped since a gradient was not finite, though the losses "
+                "were. Lower the learning rate, or train in float32 or bfloat16."
             )
+            if since["unweighted"]:
+                found.append(
+                    "The student itself gave NaN or infinity at "
+                    f"{since['unweighted']} labels of weight 0, "
+                    f"{named(counts.unweighted)}: look at these samples first."
+                )
         return found
 
 
@@ -149,10 +211,14 @@ def _counts(distiller):
         "skipped": counts.skipped,
         "teacher": counts.teacher.count,
         "student": counts.student.count,
+        "unweighted": counts.unweighted.count,
         "steps": steps,
     }
     return {name: int(ops.convert_to_numpy(c)) for name, c in found.items()}
 
 
-def _listed(names):
-    return "samples " + (", ".join(names) or "of another replica")
+def _named(start, log):
+    """The samples of a `NonFiniteLog`, from batch number `start` on."""
+    names, last = log.named(start)
+    samples = ", ".join(names) or "of another replica"
+    return f"the last in batch {last} (counted from 0), of samples {samples}"

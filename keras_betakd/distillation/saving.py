@@ -12,8 +12,14 @@ import os
 import keras
 
 from keras_betakd.backends import random_state, set_random_state
+from keras_betakd.distillation.freezing import given_back
 from keras_betakd.distillation.lora_state import unmerged
-from keras_betakd.distillation.model_state import apply_description, described
+from keras_betakd.distillation.model_state import (
+    apply_description,
+    copy_shared_layers,
+    described,
+    shared_layers,
+)
 from keras_betakd.distillation.summary import bytes_of
 from keras_betakd.distillation.weights_files import (
     ARCHIVE,
@@ -185,8 +191,13 @@ class DistillerSaving:
             "max_response_length": length,
             "blind_student": getattr(self.preprocessor, "blind_student", False),
             "cross_tokenizer": getattr(self.preprocessor, "cross_tokenizer", False),
+            "on_too_long": getattr(self.preprocessor, "on_too_long", "raise"),
             "shares": _shared_parts(self.teacher, self.student),
-            "layers": {r: described(getattr(self, r)) for r in ("teacher", "student")},
+            "layers": {
+                "teacher": _description(self.teacher),
+                "student": _description(self.student),
+            },
+            "shared_layers": shared_layers(self.teacher, self.student),
         }
 
     @classmethod
@@ -196,8 +207,10 @@ class DistillerSaving:
         _share_parts(teacher, student, config.pop("shares"))
         for role, description in config.pop("layers", {}).items():
             apply_description(config[role], description)
+        copy_shared_layers(teacher, student, config.pop("shared_layers", ()))
         length = config.pop("max_response_length")
         options = {k: config.pop(k) for k in ("blind_student", "cross_tokenizer")}
+        options["on_too_long"] = config.pop("on_too_long", "raise")
         if length is not None:
             config["preprocessor"] = DistillationPreprocessor(
                 teacher.preprocessor, student.preprocessor, length, **options
@@ -255,9 +268,16 @@ def _taken(values, prefix):
 
 def _model_config(model):
     """The config of teacher or student, without that of its own `compile`."""
-    config = keras.saving.serialize_keras_object(model)
+    with given_back(model):
+        config = keras.saving.serialize_keras_object(model)
     config.pop("compile_config", None)
     return config
+
+
+def _description(model):
+    """What was done to the layers of a model, but for what the distiller froze."""
+    with given_back(model):
+        return described(model)
 
 
 # An object that teacher and student have in common would be loaded as two, of which

@@ -10,11 +10,17 @@ LINE_LENGTH = 77
 def parts_of(distiller):
     """The distiller's variables by part, each in one part only: dict of lists."""
     view, student = distiller.student_view, distiller.student.variables
-    parts = {"teacher": distiller.teacher.variables}
     tower = [v for layer in view.vision_tower() for v in layer.variables]
+    shared = {id(v) for v in tower} & {id(v) for v in distiller.teacher.variables}
+    parts = {"teacher": [v for v in distiller.teacher.variables if id(v) not in shared]}
+    if shared:
+        parts["vision tower of both"] = tower
+        student = [v for v in student if id(v) not in shared]
+        tower = []
     projector = [v for layer in view.projector() for v in layer.variables]
-    if tower or projector:
+    if tower:
         parts["student: vision tower"] = tower
+    if tower or projector:
         parts["student: projector"] = projector
         seen = {id(v) for v in tower + projector}
         rest = [v for v in student if id(v) not in seen]

@@ -6,19 +6,44 @@ import keras
 
 from keras_betakd.distillation.arguments import (
     exclude_from_weight_decay,
+    expect_no_compiler,
     resolved_optimizer,
     resolved_task_loss,
+    warn_of_unequal_parts,
 )
+from keras_betakd.distillation.freezing import expect_trainable
+from keras_betakd.distillation.interrupted_step import values_kept
+from keras_betakd.distillation.metric_arguments import (
+    expect_no_loss_weights,
+    resolved_metrics,
+)
+from keras_betakd.distillation.monitoring import announce_compiling, direct_monitors
 from keras_betakd.distillation.nonfinite_report import (
+    EVALUATED_BATCH,
+    STEP,
     NonFiniteReport,
     NonFiniteWatch,
     check_policy,
     with_callbacks,
 )
-from keras_betakd.distribution.devices import batch_parts
+from keras_betakd.distillation.skipped_report import SkippedReport, report_skipped
+from keras_betakd.distillation.training_data import (
+    as_batch,
+    as_training_data,
+    expect_compiled,
+    expect_no_class_weight,
+    expect_whole_executions,
+    formatter_of,
+)
+from keras_betakd.distribution.devices import expect_on_devices
 from keras_betakd.distribution.replicas import expect_process_group, reduced_gradients
-from keras_betakd.preprocessing.adapters import is_raw_records, split_records
-from keras_betakd.preprocessing.batches import BatchFormatter, EpochOrder, formatted
+from keras_betakd.preprocessing.adapters import (
+    raw_records,
+    split_records,
+    weighted_records,
+)
+from keras_betakd.preprocessing.data_check import check_records
+from keras_betakd.preprocessing.epochs import EpochOrder
 
 
 class DistillationTrainer:
@@ -27,8 +52,8 @@ class DistillationTrainer:
     Every kind of data is brought into the distiller's form (see
     `keras_betakd.preprocessing.batches`) and handed on to `keras.Model`. Mixed into
     `BetaKDDistiller`, in front of `keras.Model`; it reads `preprocessor`, `student`,
-    `student_view`, `energies` and `fused`, and calls `freeze_parts()`, `all_betas()`
-    and `_tower.check()`.
+    `student_view`, `energies` and `fused`, and calls `freeze_parts()`, `all_betas()`,
+    `_parts_on_devices()` and `_tower.check()`.
     """
 
     on_nonfinite = "skip"
@@ -44,7 +69,9 @@ class DistillationTrainer:
         optimizer="auto",
         loss="auto",
         *,
+        metrics=None,
         weighted_metrics="auto",
+        loss_weights=None,
         auto_scale_loss=True,
         on_nonfinite="skip",
         **kwargs,
@@ -58,9 +85,13 @@ class DistillationTrainer:
             loss: the task loss; `"auto"` for the sparse cross-entropy from logits.
                 Another must be a `keras.losses.Loss` or a function that takes labels
                 (B, K) and logits (B, K, V) and returns one value for each label.
-            weighted_metrics: metrics of the student at the supervised rows; `"auto"`
-                for its accuracy. Others are given its logits, which rules out the
-                fused head.
+            metrics, weighted_metrics: metrics of the student at the supervised rows,
+                in the forms that Keras takes. Both are weighted, with the weights of
+                the labels: at slots without an answer token a metric means nothing.
+                `"accuracy"` is the distiller's own, which `"auto"` (default) stands
+                for. Others are given labels (B, K) and logits (B, K, V), which rules
+                out the fused head.
+            loss_weights: not supported; the betas weight the terms.
             auto_scale_loss: whether to scale the loss when the student computes in
                 float16.
             on_nonfinite: what to do about NaN and infinity. Rows where the teacher's
@@ -69,27 +100,34 @@ class DistillationTrainer:
                 or metrics. `"skip"` (default) goes on, and names the samples in a
                 warning at the end of the epoch. `"raise"` ends the run with a
                 `NonFiniteError` that names them; it waits for each step's result.
-            **kwargs: as for `keras.Model.compile`.
+            **kwargs: as for `keras.Model.compile`. On PyTorch, `jit_compile` must be
+                `"auto"` (operation by operation there) or `False`: `torch.compile`
+                takes minutes for this step, and compiles it anew again and again.
 
         Raises:
-            ValueError: a loss that is no function of labels and logits, an unknown
-                `on_nonfinite`, `fused=True` where the logits are needed, or an
-                optimizer with weight decay that is built already.
+            ValueError: a loss that is no function of labels and logits; a metric that
+                expects probabilities, or with the name of one of the distiller's own;
+                `loss_weights`; an unknown `on_nonfinite`; `fused=True` where the logits
+                are needed; an optimizer with weight decay that is built already; or
+                `jit_compile=True` on PyTorch.
         """
+        expect_no_compiler(kwargs.get("jit_compile"))
         self.freeze_parts()
         self.on_nonfinite = check_policy(on_nonfinite)
+        expect_no_loss_weights(loss_weights)
         optimizer = resolved_optimizer(optimizer, self.student, auto_scale_loss)
-        automatic = weighted_metrics == "auto"
-        has_metrics = bool(weighted_metrics) and not automatic
-        self._needs_logits = loss != "auto" or has_metrics
+        warn_of_unequal_parts(self.reduction, optimizer)
+        others, self._reports_accuracy = resolved_metrics(
+            metrics, weighted_metrics, self._trackers.directions()
+        )
+        self._needs_logits = loss != "auto" or bool(others)
         self._check_fused()
-        self._reports_accuracy = automatic
         learned = [v for b in self.all_betas().values() for v in b.variables]
         learned += [e.parameter for e in self.energies.values()]
         exclude_from_weight_decay(optimizer, [v for v in learned if v is not None])
         super().compile(
             optimizer=optimizer,
-            weighted_metrics=None if automatic else weighted_metrics,
+            weighted_metrics=others or None,
             auto_scale_loss=False,
             **kwargs,
         )
@@ -98,12 +136,14 @@ class DistillationTrainer:
             {
                 "optimizer": optimizer,
                 "loss": loss,
+                "metrics": metrics,
                 "weighted_metrics": weighted_metrics,
                 "auto_scale_loss": auto_scale_loss,
                 "on_nonfinite": on_nonfinite,
                 **kwargs,
             }
         )
+        self.expect_on_devices()
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
@@ -140,43 +180,77 @@ class DistillationTrainer:
         `initial_epoch` (see `TrainingBackup`) sees the same batches as one that was
         never interrupted. For raw records that seed is drawn from NumPy's global
         generator when `fit` begins: call `keras.utils.set_random_seed` right before.
+
+        `steps_per_epoch` divides a pass over data that comes in batches, as in Keras:
+        the next epoch goes on where the last one ended, and the last one of a pass is
+        shorter if need be. Data of unknown size is read as it comes; data that never
+        ends needs `steps_per_epoch`.
         """
-        _expect_no_class_weight(class_weight)
+        expect_no_class_weight(class_weight)
+        expect_compiled(self, "fit")
         self.freeze_parts()
+        expect_trainable(self.student, self.freeze)
         self._check_tower()
-        ours = [NonFiniteReport(self.on_nonfinite, at_epochs=True)]
-        if validation_split and is_raw_records(x):
-            x, validation_data = split_records(x, validation_split)
+        ours = [
+            NonFiniteReport(self.on_nonfinite, at_epochs=True),
+            SkippedReport(self.preprocessor, at_epochs=True),
+        ]
+        x, sample_weight = weighted_records(x, sample_weight)
+        records = raw_records(x) if validation_split else None
+        if records is not None:
+            x, validation_data = split_records(records, validation_split)
             validation_split = 0.0
-        x, y, sample_weight = self._format(x, y, sample_weight, batch_size, shuffle)
+        x, y, sample_weight = as_training_data(
+            *(self, x, y, sample_weight),
+            batch_size=batch_size,
+            shuffle=shuffle,
+            steps=steps_per_epoch,
+        )
         if validation_data is not None:
             if not isinstance(validation_data, tuple):
                 validation_data = (validation_data,)
-            validation_data = self._format(
-                *(*validation_data, None, None)[:3], validation_batch_size or batch_size
+            validation_data = as_training_data(
+                *(self, *validation_data, None, None)[:4],
+                batch_size=validation_batch_size or batch_size,
+                steps=validation_steps,
             )
         batched = isinstance(x, keras.utils.PyDataset)
         if batched:
+            expect_whole_executions(self, x)
             # Keras would shuffle by a state that a resumed training does not have.
-            shuffle = False
-            ours.append(EpochOrder(x, initial_epoch))
-        return super().fit(
-            x,
-            y,
-            batch_size=None if batched else batch_size,
-            epochs=epochs,
-            verbose=verbose,
-            callbacks=with_callbacks(callbacks, *ours),
-            validation_split=validation_split,
-            validation_data=validation_data,
-            shuffle=shuffle,
-            sample_weight=sample_weight,
-            initial_epoch=initial_epoch,
-            steps_per_epoch=steps_per_epoch,
-            validation_steps=validation_steps,
-            validation_batch_size=None if batched else validation_batch_size,
-            validation_freq=validation_freq,
+            shuffle, steps_per_epoch = False, None
+        validates = validation_data is not None and isinstance(
+            validation_data[0], keras.utils.PyDataset
         )
+        if validates:
+            validation_steps = None
+        ours.append(
+            EpochOrder(
+                x if batched else None, validation_data[0] if validates else None
+            )
+        )
+        callbacks = with_callbacks(callbacks, *ours)
+        betas = self.all_betas().values()
+        direct_monitors(callbacks, self._trackers.directions(), betas)
+        announce_compiling(self, verbose, self.train_function)
+        with values_kept(self):
+            return super().fit(
+                x,
+                y,
+                batch_size=None if batched else batch_size,
+                epochs=epochs,
+                verbose=verbose,
+                callbacks=callbacks,
+                validation_split=validation_split,
+                validation_data=validation_data,
+                shuffle=shuffle,
+                sample_weight=sample_weight,
+                initial_epoch=initial_epoch,
+                steps_per_epoch=steps_per_epoch,
+                validation_steps=validation_steps,
+                validation_batch_size=None if batched else validation_batch_size,
+                validation_freq=validation_freq,
+            )
 
     def evaluate(
         self,
@@ -191,30 +265,75 @@ class DistillationTrainer:
         **kwargs,
     ):
         """The losses, energies and betas on other data; as `keras.Model.evaluate`."""
+        expect_compiled(self, "evaluate")
         self._check_tower()
-        x, y, sample_weight = self._format(x, y, sample_weight, batch_size)
+        x, y, sample_weight = as_training_data(
+            self, x, y, sample_weight, batch_size=batch_size, steps=steps
+        )
+        batched = isinstance(x, keras.utils.PyDataset)
         # Within `fit` Keras passes a list of its own, in which the report is.
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             report = NonFiniteReport(self.on_nonfinite, at_epochs=False)
-            callbacks = with_callbacks(callbacks, report)
-        return super().evaluate(
-            x,
-            y,
-            batch_size=None if isinstance(x, keras.utils.PyDataset) else batch_size,
-            verbose=verbose,
-            sample_weight=sample_weight,
-            steps=steps,
-            callbacks=callbacks,
-            return_dict=return_dict,
-            **kwargs,
-        )
+            skipped = SkippedReport(self.preprocessor, at_epochs=False)
+            order = EpochOrder(validation=x if batched else None)
+            callbacks = with_callbacks(callbacks, report, skipped, order)
+            announce_compiling(self, verbose, self.test_function)
+        with values_kept(self):
+            return super().evaluate(
+                x,
+                y,
+                batch_size=None if batched else batch_size,
+                verbose=verbose,
+                sample_weight=sample_weight,
+                steps=None if batched else steps,
+                callbacks=callbacks,
+                return_dict=return_dict,
+                **kwargs,
+            )
+
+    def check_records(self, x, batch_size=None):
+        """Checks all records before training, without running a model.
+
+        Each is read and encoded as `fit` does it: texts, images, lengths, labels. This
+        takes as long as it does in one epoch of `fit`; memory for one batch.
+
+        Args:
+            x: raw records, or batches as for `fit`, which can be read again.
+            batch_size: records per batch of raw records; 32 by default.
+
+        Returns:
+            The number of records.
+
+        Raises:
+            ValueError: records that cannot be used. The message lists them, with ids,
+                places in the data and the lengths that they need.
+
+        Example:
+
+        ```python
+        distiller.check_records(records)
+        distiller.fit(records, epochs=3)
+        ```
+        """
+        return check_records(x, formatter_of(self), batch_size)
 
     def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
-        """The student's logits at the answer rows: (N, K, V)."""
-        x, _, _ = self._format(x, None, None, batch_size)
+        """The student's logits at the answer rows: (N, K, V).
+
+        Those of a plain model have the shape that its own `predict` gives them.
+        """
+        x, _, _ = as_training_data(
+            *(self, x, None, None),
+            labelled=False,
+            batch_size=batch_size,
+            steps=steps,
+        )
         if isinstance(x, keras.utils.PyDataset):
-            batch_size = None
-        with self._student_alone():
+            batch_size = steps = None
+            skipped = SkippedReport(self.preprocessor, at_epochs=False)
+            callbacks = with_callbacks(callbacks, skipped, EpochOrder(validation=x))
+        announce_compiling(self, verbose, self.predict_function)
+        with self._student_alone(), values_kept(self):
             return super().predict(x, batch_size, verbose, steps, callbacks)
 
     @contextlib.contextmanager
@@ -230,27 +349,34 @@ class DistillationTrainer:
         self, x, y=None, sample_weight=None, class_weight=None, return_dict=False
     ):
         """One training step on a batch; as `keras.Model.train_on_batch`."""
-        _expect_no_class_weight(class_weight)
+        expect_no_class_weight(class_weight)
+        expect_compiled(self, "train_on_batch")
         self._check_tower()
-        x, y, sample_weight = self._format_batch(x, y, sample_weight)
-        with self._reporting("this step"):
+        x, y, sample_weight = as_batch(self, x, y, sample_weight)
+        with self._reporting(STEP):
             return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
 
     def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
         """The losses of a batch; as `keras.Model.test_on_batch`."""
+        expect_compiled(self, "test_on_batch")
         self._check_tower()
-        x, y, sample_weight = self._format_batch(x, y, sample_weight)
-        with self._reporting("this batch"):
+        x, y, sample_weight = as_batch(self, x, y, sample_weight)
+        with self._reporting(EVALUATED_BATCH):
             return super().test_on_batch(x, y, sample_weight, return_dict)
 
     def predict_on_batch(self, x):
-        """The student's logits at the answer rows of a batch: (B, K, V)."""
+        """The student's logits at the answer rows of a batch; as `predict`."""
         with self._student_alone():
-            return super().predict_on_batch(self._format_batch(x, None, None)[0])
+            x, _, _ = as_batch(self, x, labelled=False)
+            return super().predict_on_batch(x)
 
     def make_train_function(self, force=False):
-        # Each `fit` calls this; weights may have been loaded since the last one.
+        # Each `fit` and `train_on_batch` calls this, once all variables exist. Weights
+        # may have been loaded since the last one, and another distiller of the same
+        # models may have frozen others.
         expect_process_group()
+        self.freeze_parts()
+        expect_trainable(self.student, self.freeze)
         variables = self.variables + self.optimizer.variables
         self._watched = reduced_gradients(self.trainable_variables, variables)
         return super().make_train_function(force)
@@ -264,6 +390,14 @@ class DistillationTrainer:
         for variable in self.trainable_variables:
             variable.value.grad = None
 
+    def expect_on_devices(self):
+        """Raises where its parts are on devices that do not go together."""
+        parts = self._parts_on_devices()
+        if self.compiled:
+            parts["the optimizer"] = self.optimizer.variables
+        parts["the distiller"] = self.variables + self.metrics_variables
+        expect_on_devices(parts)
+
     def _check_tower(self):
         if self._tower.check():
             # Compiled for the other case.
@@ -276,33 +410,19 @@ class DistillationTrainer:
         if self.fused is True and (self._needs_logits or unfusable or not has_matrix):
             raise ValueError(
                 "`fused=True` needs a student whose LM head can be seen (a keras-hub "
-                "CausalLM that is not quantised) and the default `loss` and "
-                "`weighted_metrics`: others are given the logits, which the fused head "
-                'never makes, as do some energies. Use `fused="auto"`. Received: '
+                "CausalLM that is not quantised), the default `loss`, and no `metrics` "
+                "or `weighted_metrics` but its accuracy: others are given the logits, "
+                "which the fused head never makes, as do some energies. Use "
+                '`fused="auto"`. Received: '
                 f"student={type(self.student).__name__}, head={head}, energies that "
                 f"need logits: {unfusable}"
             )
 
     @contextlib.contextmanager
-    def _reporting(self, when):
+    def _reporting(self, part):
         watch = NonFiniteWatch(self)
         yield
         if self.on_nonfinite == "raise":
-            watch.expect_none(self)
-        watch.report(self, when, batches=0)
-
-    def _format(self, x, y, sample_weight, batch_size, shuffle=False):
-        pair, parts = self.preprocessor, batch_parts(self)
-        return formatted(x, y, sample_weight, batch_size, shuffle, pair, parts)
-
-    def _format_batch(self, x, y, sample_weight):
-        formatter = BatchFormatter(self.preprocessor, parts=batch_parts(self))
-        return (*formatter((x, y, sample_weight)), None, None)[:3]
-
-
-def _expect_no_class_weight(class_weight):
-    if class_weight is not None:
-        raise ValueError(
-            "`class_weight` is not supported; give each label its weight in "
-            f"`sample_weight`. Received: {class_weight}"
-        )
+            watch.expect_none(self, part)
+        watch.report(self, part, batches=0)
+        report_skipped(self.preprocessor, part.name)

@@ -6,7 +6,6 @@ and Keras write, are read as well; their names and shapes are compared all the s
 """
 
 import contextlib
-import functools
 import hashlib
 import os
 import re
@@ -24,8 +23,8 @@ WEIGHTS = ".weights.h5"
 ARCHIVE = ".keras"
 _MARK = b"\nkeras_betakd sha256 "
 _END = re.compile(re.escape(_MARK) + rb"([0-9a-f]{64})\n")
-_END_SIZE = len(_MARK) + 65
-_STUDENT = "student"
+END_SIZE = len(_MARK) + 65
+STUDENT = "student"
 _BLOCK = 2**20
 
 
@@ -131,9 +130,9 @@ def _names_in(name):
         return []
     size = os.path.getsize(name)
     with open(name, "rb") as file:
-        file.seek(max(0, size - _END_SIZE))
+        file.seek(max(0, size - END_SIZE))
         end = _END.fullmatch(file.read())
-    if end and _digest(name, size - _END_SIZE).encode() != end[1]:
+    if end and _digest(name, size - END_SIZE).encode() != end[1]:
         raise ValueError(
             "The file is damaged: its bytes are not those that were written. Use an "
             "older file, or a copy of it."
@@ -217,7 +216,7 @@ def _expect_needed(variables, assigned):
 
 
 def _expect_all_read(names, student, assigned):
-    prefix = f"{_STUDENT}/"
+    prefix = f"{STUDENT}/"
     saved = [n.removeprefix(prefix) for n in names if n.startswith(prefix)]
     # Not the state of the student's own `compile`, nor what LoRA adds.
     saved = [n for n in saved if not n.startswith(("_", "optimizer/"))]
@@ -228,25 +227,6 @@ def _expect_all_read(names, student, assigned):
             f"It holds a larger student: {len(saved)} variables, of which this one has "
             f"{len(read)}."
         )
-
-
-class _StudentOnly(keras.Model):
-    """Stands in for a distiller, of which it has the student alone."""
-
-    def __init__(self, student, lists_layers):
-        super().__init__()
-        self.student = student
-        self.lists_layers = lists_layers
-        self.built = True
-
-    @property
-    def layers(self):
-        if not self.lists_layers:
-            raise RuntimeError("The student is found by its attribute.")
-        return [self.student]
-
-    def load_own_variables(self, store):
-        """Leaves the distiller's own state in the file."""
 
 
 def lists_layers(path, names):
@@ -261,40 +241,4 @@ def lists_layers(path, names):
     """
     if is_local(path, ARCHIVE):
         return True
-    return bool(names) and not any(n.startswith(f"{_STUDENT}/") for n in names)
-
-
-def load_student_weights(student, path):
-    """Loads the student out of a distiller's file, without teacher and distiller.
-
-    Layers whose LoRA factors are in the file get LoRA of that rank, if they have none
-    yet. So the student of a training that was killed can be published, from the last
-    file of a `TrainingBackup`.
-
-    Args:
-        student: the student, built as it was for the training.
-        path: a file that `BetaKDDistiller.save_weights`, `save`, `ModelCheckpoint` or a
-            `TrainingBackup` wrote.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or of another student; the student is as it was
-            before.
-
-    Example:
-
-    ```python
-    student = keras_betakd.models.load_model("gemma3_instruct_4b")
-    keras_betakd.load_student_weights(student, "output/backup/epoch_3.weights.h5")
-    keras_betakd.models.save_preset(student, "my_student")
-    ```
-    """
-    names = names_in(path)
-    holder = _StudentOnly(student, lists_layers(path, names))
-    load, lacking = functools.partial(holder.load_weights, path), []
-    with unmerged(student, lacking=lacking):
-        check_weights(load, path, names, student=student)
-    for layer, rank, alpha in lacking:
-        layer.enable_lora(rank, lora_alpha=alpha)
-    with unmerged(student):
-        load()
+    return bool(names) and not any(n.startswith(f"{STUDENT}/") for n in names)

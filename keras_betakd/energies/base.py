@@ -13,6 +13,7 @@ To write a new energy, subclass `Energy`, which hands logits to `pointwise`, or
 implement `pointwise`. The base class does everything else.
 """
 
+import inspect
 import math
 import numbers
 import re
@@ -26,6 +27,8 @@ from keras_betakd.energies.masking import (
     position_weights,
     select_supervised,
 )
+
+_INEXACT = ("float16", "bfloat16")
 
 
 class Energy(keras.losses.Loss):
@@ -72,8 +75,8 @@ class Energy(keras.losses.Loss):
     3.0
     """
 
-    # Whether `y_true` is a dict of the teacher's "logits" and of "labels", and
-    # `pointwise` takes the labels as a third argument.
+    # Whether `y_true` is a dict of the teacher's "logits" and of "labels", or a tensor
+    # of both, and `pointwise` takes the labels as a third argument.
     needs_labels = False
 
     # Which output a distiller compares in place of the logits at the answer, for
@@ -116,9 +119,9 @@ class Energy(keras.losses.Loss):
             )
 
     def __call__(self, y_true, y_pred, sample_weight=None):
-        if not ops.is_tensor(y_pred):
-            y_pred = ops.convert_to_tensor(y_pred, dtype=self.dtype)
-        y_true, labels = self._logits_and_labels(y_true)
+        self._expect_no_state_in(inspect.currentframe().f_back)
+        y_pred = self._as_tensor(y_pred)
+        y_true, labels = self._logits_and_labels(y_true, y_pred)
         y_true = ops.convert_to_tensor(y_true, dtype=self.dtype)
         self.check_shapes(y_true, y_pred)
         weights = mask_weights(y_pred, self.dtype, self.reduction)
@@ -134,11 +137,9 @@ class Energy(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         """Returns the energy of each position: `(..., V)` twice to `(...)`."""
-        y_true, labels = self._logits_and_labels(y_true)
-        teacher, student = (
-            x if ops.is_tensor(x) else ops.convert_to_tensor(x, dtype=self.dtype)
-            for x in (y_true, y_pred)
-        )
+        student = self._as_tensor(y_pred)
+        teacher, labels = self._logits_and_labels(y_true, student)
+        teacher = self._as_tensor(teacher)
         self.check_shapes(teacher, student)
         dtype = _float32_or_wider(teacher.dtype, student.dtype)
         return self.pointwise(
@@ -151,20 +152,61 @@ class Energy(keras.losses.Loss):
         """Raises if the two tensors cannot be compared."""
         check_same_shape(teacher, student)
 
+    @property
+    def default_name(self):
+        """The name that an energy gets where none is given."""
+        return _snake_case_name(type(self))
+
     def target(self, logits, labels):
         """`y_true` for `call`: the logits, in a dict with the labels if needed."""
         return {"logits": logits, "labels": labels} if self.needs_labels else logits
 
-    def _logits_and_labels(self, y_true):
+    def _as_tensor(self, x):
+        return x if ops.is_tensor(x) else ops.convert_to_tensor(x, dtype=self.dtype)
+
+    def _logits_and_labels(self, y_true, y_pred):
         if not self.needs_labels:
             return y_true, None
-        if not isinstance(y_true, dict) or {"logits", "labels"} - set(y_true):
-            raise ValueError(
-                f"`{type(self).__name__}` compares the models around the label, so "
-                '`y_true` must be a dict of "logits" (..., V) and "labels" (...), the '
-                f"class ids. Received: y_true of type {type(y_true).__name__}"
-            )
-        return y_true["logits"], y_true["labels"]
+        if isinstance(y_true, dict) and not {"logits", "labels"} - set(y_true):
+            return y_true["logits"], y_true["labels"]
+        received = f"y_true of type {type(y_true).__name__}"
+        if not isinstance(y_true, dict):
+            y_true = ops.convert_to_tensor(y_true)
+            dtype = keras.backend.standardize_dtype(y_true.dtype)
+            if dtype not in _INEXACT and y_true.shape[-1] == y_pred.shape[-1] + 1:
+                labels = ops.cast(ops.round(y_true[..., -1]), "int32")
+                return y_true[..., :-1], labels
+            received = f"y_true of shape {tuple(y_true.shape)} in {dtype}"
+        raise ValueError(
+            f"`{type(self).__name__}` compares the models around the label, so "
+            '`y_true` must be a dict of "logits" (..., V) and "labels" (...), the '
+            "class ids. For `model.compile`, where Keras takes no dict, append the ids "
+            "to the logits: `np.concatenate([logits, labels[..., None]], axis=-1)`, "
+            "(..., V + 1) in float32 (half precision has no exact ids). Received: "
+            f"{received}, y_pred of shape {tuple(y_pred.shape)}"
+        )
+
+    def _expect_no_state_in(self, frame):
+        """Raises where `keras.Model.compile` calls an energy that learns or changes.
+
+        A loss is no layer: Keras would neither train nor update what it holds. There,
+        the caller is a method of the `Loss` that Keras makes of those it is given.
+        """
+        caller = frame.f_locals.get("self")
+        ours = not isinstance(caller, keras.losses.Loss) or isinstance(caller, Energy)
+        state = self.schedule, self.parameter, getattr(self, "projection", None)
+        if ours or all(part is None for part in state):
+            return
+        raise ValueError(
+            f"`{type(self).__name__}` has variables that are trained or updated, "
+            "which `keras.Model.compile(loss=...)` does not do for a loss. Use it in a "
+            "`BetaKDDistiller`, which takes plain models too (`beta=FixedBeta(1.0)` "
+            "for a fixed weight). Or, for a schedule, call it in a training loop of "
+            "your own, with `energy.schedule` among the model's layers and "
+            "`energy.schedule.update(value)` after each step; for features of other "
+            "widths, project them by a layer of the model. Received: "
+            f"{self.name!r} as a loss of `keras.Model.compile`"
+        )
 
     def represent(self, logits):
         """The argument of `pointwise` for one model: here the logits themselves."""

@@ -20,6 +20,7 @@ from keras_betakd.energies.base import checked_number
 from keras_betakd.energies.bregman import kl_to_mixture
 from keras_betakd.energies.forward_divergence import ForwardDivergenceEnergy
 from keras_betakd.energies.probability import ProbabilityEnergy
+from keras_betakd.energies.ties import gap_of
 
 _REGISTER = keras.saving.register_keras_serializable(package="keras_betakd")
 
@@ -43,7 +44,7 @@ def jensen_shannon(log_p, log_q, teacher_weight=0.5):
 
 def total_variation(log_p, log_q):
     """0.5 sum |p - q|, between 0 and 1."""
-    return 0.5 * ops.sum(ops.abs(ops.exp(log_q) - ops.exp(log_p)), axis=-1)
+    return 0.5 * ops.sum(ops.abs(gap_of(ops.exp(log_p), ops.exp(log_q))), axis=-1)
 
 
 @_REGISTER
@@ -218,7 +219,8 @@ class TotalVariationEnergy(ProbabilityEnergy):
                                      q = softmax(y_pred / temperature)
 
     Shapes: `y_true` and `y_pred` are `(..., V)`; `call` returns `(...)`, a
-    probability between 0 and 1 per token. At equality the gradient is taken as 0.
+    probability between 0 and 1 per token. Classes on which the two differ by no more
+    than rounding, 32 eps (p_v + q_v), are taken as equal: value and gradient are 0.
 
     Masking: see `Energy`. Temperature, its T^2 factor and their effect on
     beta* = d / (2 l): see `ProbabilityEnergy`.

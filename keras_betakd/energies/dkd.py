@@ -68,9 +68,10 @@ class DKDEnergy(ProbabilityEnergy):
     learned weight of a `keras_betakd.Beta`.
 
     Shapes: `y_pred` is `(..., V)`, `y_true` a dict of `"logits"`, `(..., V)`, and
-    `"labels"`, `(...)` class ids; a `BetaKDDistiller` passes the labels itself. `call`
-    returns `(...)`, in nats per token; +inf if the student excludes a class (logit
-    -inf) that the teacher allows.
+    `"labels"`, `(...)` class ids; a `BetaKDDistiller` passes the labels itself. For
+    `keras.Model.compile`, which takes no dict, `y_true` is `(..., V + 1)` in float32:
+    the logits with the class id behind them. `call` returns `(...)`, in nats per token;
+    +inf if the student excludes a class (logit -inf) that the teacher allows.
 
     Masking: see `Energy`. Temperature, its T^2 factor and their effect on
     beta* = d / (2 l): see `ProbabilityEnergy`.
@@ -95,6 +96,13 @@ class DKDEnergy(ProbabilityEnergy):
     >>> energy = DKDEnergy(beta=1.0, from_logits=False)
     >>> round(float(energy({"logits": p, "labels": ops.array([0])}, q)), 4)
     0.5865
+
+    In any Keras model, with the ids behind the teacher's logits:
+
+    ```python
+    model.compile("adam", loss=DKDEnergy())
+    model.fit(x, np.concatenate([teacher_logits, labels[..., None]], axis=-1))
+    ```
 
     Reference: Zhao et al. 2022, "Decoupled knowledge distillation" (arXiv:2203.08679),
     equation 7.

@@ -54,7 +54,8 @@ class FeatureEnergy(Energy):
             (Align-KD, Feng et al. 2025, arXiv:2412.01282). That attention is computed
             for all positions, (B, heads, T, T). Not with `"pool"` or `"hidden_states"`.
         widths: `(student, teacher)`, D_s and D_t. A distiller sets them; elsewhere they
-            are needed only where they differ.
+            are needed only where they differ, and the energy's `projection` must be
+            trained with the student (`keras.Model.compile` does not: it raises).
         name, reduction, dtype: See `Energy`.
 
     Raises:

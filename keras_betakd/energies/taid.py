@@ -106,8 +106,9 @@ class TAIDEnergy(ForwardDivergenceEnergy):
 
     t goes from `start` to `end` in `total_steps` optimizer steps, see `TAIDSchedule`.
     It is a Keras variable: a `BetaKDDistiller` updates it once an optimizer step (never
-    in `evaluate`), saves it with its weights and reports it as `<name>_t`. Elsewhere
-    call `energy.schedule.update(l)` after each step.
+    in `evaluate`), saves it with its weights and reports it as `<name>_t`. In a
+    training loop of your own, call `energy.schedule.update(l)` after each step;
+    `keras.Model.compile(loss=...)` cannot do that, and raises an error.
 
     Shapes: `y_true` and `y_pred` are `(..., V)`; `call` returns `(...)`, in nats per
     token. A class that either model excludes (logit -inf) is no part of p_t, except

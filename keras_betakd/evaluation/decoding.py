@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_betakd.evaluation.answer_text import without_marks
 from keras_betakd.evaluation.prompts import Prompt
-from keras_betakd.evaluation.uncached_decoding import uncached_decoder
+from keras_betakd.models.uncached_decoding import uncached_decoder
 
 _LENGTH_STEP = 64
 

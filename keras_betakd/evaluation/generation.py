@@ -43,7 +43,8 @@ def generate_answers(
             this one length. By default the preprocessor's `sequence_length`, or the
             length that a batch needs, rounded up, if `max_new_tokens` is given.
         max_new_tokens: Tokens of an answer; by default as many as `max_length` leaves.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar. Its total is known for batches in a
+            dict, a list, or a data set that tells its length.
 
     Returns:
         The answers by id, in the order of the prompts, without end mark and special
@@ -76,14 +77,38 @@ def generate_answers(
         if value is not None and value < 1:
             raise ValueError(f"`{name}` must be positive. Received: {name}={value}")
     reader = PromptReader(model.preprocessor, max_length, room=max_new_tokens or 1)
+    total = count_prompts(batches) if progress else None
     prompts = reader.read(batches)
     groups = answered_groups(model, prompts, batch_size, max_length, max_new_tokens)
     answers: dict[str, str] = {}
-    bar = keras.utils.Progbar(None, unit_name="batch") if progress else None
-    for count, group in enumerate(groups, 1):
+    bar = keras.utils.Progbar(total, unit_name="prompt") if progress else None
+    if total:
+        bar.update(0)  # the first answers may take a minute
+    for group in groups:
         answers.update((prompt.id, text) for prompt, text in group)
         if bar:
-            bar.update(count)
+            bar.update(len(answers), finalize=False)
     if bar and answers:
-        bar.update(count, finalize=True)
+        bar.target = len(answers)
+        bar.update(len(answers), finalize=True)
     return {name: answers[name] for name in reader.ids}
+
+
+def count_prompts(batches: Iterable[dict]) -> int | None:
+    """The number of prompts in batches; `None` where nothing tells it.
+
+    A data set that tells the number of its batches alone is taken to have as many
+    prompts in each as in the first, which is read.
+    """
+    if isinstance(batches, dict):
+        return len(batches["prompts"])
+    if isinstance(batches, (list, tuple)):
+        return sum(len(batch["prompts"]) for batch in batches)
+    size = getattr(batches, "num_batches", None)
+    if size is None and hasattr(batches, "__len__"):
+        size = len(batches)
+    if not size:
+        return None
+    if hasattr(batches, "size_of"):  # of `keras_betakd.data`
+        return sum(batches.size_of(i) for i in range(size))
+    return size * len(batches[0]["prompts"])

@@ -203,10 +203,17 @@ def _replace(path, text):
 
 def _write_through(path, mode, text):
     """Writes the text; returns once it is on disk and would survive a crash."""
-    with open(path, mode, encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(path, mode, encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"'{path}' cannot be written: {error}. Make room, or the folder writable; "
+            "the same command goes on from there.",
+        ) from error
 
 
 def _cut_half_line(path):

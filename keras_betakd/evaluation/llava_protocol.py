@@ -9,13 +9,13 @@ Source: Liu et al. 2023 (LLaVA).
 """
 
 import collections
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 from keras_betakd.data.batches import naming
 from keras_betakd.data.images import IMAGE_MARK, neutralize_image_marks
-from keras_betakd.evaluation.answer_text import final_answer, without_end_mark
 from keras_betakd.files import read_jsonl
 from keras_betakd.folders import inside
 
@@ -95,10 +95,42 @@ def read_questions(
                 f"question files. Received: {text!r}"
             )
         text = text.removesuffix(SHORT_ANSWER_SUFFIX)
-        with naming(name):
-            path = str(inside(image_folder, image))
-        questions.append((name, text, path, fields))
+        with naming_file(path), naming(name):
+            image = str(inside(image_folder, image))
+        questions.append((name, text, image, fields))
     return questions
+
+
+@contextlib.contextmanager
+def naming_file(path: str | os.PathLike):
+    """Within, the message of a `ValueError` gets the name of the file that is read.
+
+    Example:
+
+    ```python
+    with naming_file("testdev_balanced_questions.json"):
+        GQAQuestion.from_annotation("1", {})
+    ```
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)!r}: {error}") from error
+
+
+def expect_ids_once(questions: Sequence[tuple], path: str | os.PathLike) -> None:
+    """Raises a `ValueError` if two lines of `read_questions` have one id.
+
+    Not for TextVQA, where the id is the image's.
+    """
+    seen: dict[str, int] = {}
+    for number, (name, *_) in enumerate(questions, 1):
+        if name in seen:
+            raise ValueError(
+                f"{os.fspath(path)!r}, question {number}: has the id {name!r} of "
+                f"question {seen[name]}. Keep one line of each id."
+            )
+        seen[name] = number
 
 
 def require_texts(fields: Mapping, keys: Sequence[str], where: str) -> list[str]:
@@ -183,103 +215,6 @@ def llava_answers(lines: Iterable[Mapping], unique: bool = False) -> dict[str, s
                 f"answer to each question. Received: {text!r} after {answers[name]!r}"
             )
         answers[name] = text
-    return answers
-
-
-def answers_of(
-    questions: Sequence[VQAQuestion],
-    predictions: Mapping[str, str],
-    refuse_unknown: bool = False,
-) -> dict[str, str | None]:
-    """Checks answers and returns those to these questions, by id.
-
-    Args:
-        questions: The questions.
-        predictions: Answers by question id, a string or an integer.
-        refuse_unknown: Whether an answer to none of the questions is an error. By
-            default it is ignored.
-
-    Returns:
-        The answers, in the order of the questions, without end marks and thoughts. A
-        question may have none; `None` stands for thoughts without an answer, which
-        count as wrong whatever a published scorer takes silence for.
-
-    Raises:
-        TypeError: `predictions` is not a mapping, or an answer not a string.
-        ValueError: There are no questions, or an id occurs twice, or an answer
-            belongs to no question and `refuse_unknown` is set.
-
-    Example:
-
-    >>> answers_of([VQAQuestion("7", "Is it a cat?")], {7: "yes", 8: "no"})
-    {'7': 'yes'}
-    """
-    answers = texts_by_id(predictions)
-    ids = dict.fromkeys(question.id for question in questions)
-    if not questions or len(ids) < len(questions):
-        raise ValueError(
-            "`questions` must hold at least one question, and each id once. "
-            f"Received: {len(questions)} questions with {len(ids)} different ids"
-        )
-    unknown = [name for name in answers if name not in ids]
-    if refuse_unknown and unknown:
-        raise ValueError(
-            "Each answer must belong to one of the questions. Received: "
-            f"{len(unknown)} of {len(answers)} that do not, the first for the id "
-            f"{unknown[0]!r}; an id of a question is {next(iter(ids))!r}"
-        )
-    return {
-        name: final_answer(without_end_mark(answers[name]))
-        for name in ids
-        if name in answers
-    }
-
-
-def normalized_answers(
-    answers: Mapping[str, str | None], normalize: Callable[[str], str]
-) -> dict[str, str | None]:
-    """Applies a function to the answers of `answers_of`; `None` stays.
-
-    Example:
-
-    >>> normalized_answers({"7": "Yes", "8": None}, str.lower)
-    {'7': 'yes', '8': None}
-    """
-    return {k: None if text is None else normalize(text) for k, text in answers.items()}
-
-
-def texts_by_id(predictions: Mapping[str, str]) -> dict[str, str]:
-    """The same answers with all ids as strings, checked.
-
-    Args:
-        predictions: Answers by question id, a string or an integer.
-
-    Raises:
-        TypeError: `predictions` is not a mapping, or an answer not a string.
-        ValueError: An id occurs twice.
-
-    Example:
-
-    >>> texts_by_id({7: "yes"})
-    {'7': 'yes'}
-    """
-    if not isinstance(predictions, Mapping):
-        raise TypeError(
-            "`predictions` must map question ids to answers: answers go by id, not by "
-            f"place. Received: {type(predictions).__name__}"
-        )
-    answers = {str(name): text for name, text in predictions.items()}
-    if len(answers) < len(predictions):
-        raise ValueError(
-            "`predictions` must hold each id once; 7 and '7' are one id. Received: "
-            f"{len(predictions)} answers with {len(answers)} different ids"
-        )
-    for name, text in answers.items():
-        if not isinstance(text, str):
-            raise TypeError(
-                f"The answer to question {name!r} must be a string; leave a question "
-                f"that was not answered out. Received: {text!r}"
-            )
     return answers
 
 

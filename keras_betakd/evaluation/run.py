@@ -94,27 +94,58 @@ def recorded_answers(
 
     Raises:
         ValueError: This command did not write one of the lines, or it answers a
-            question that is not among these or was prompted in another way.
+            question that is not among these, was prompted in another way, or is
+            answered by another line too. The message has the line's number.
     """
-    prompts = {question.id: benchmark.logged_prompt(question) for question in questions}
-    found = {}
+    by_id = {question.id: question for question in questions}
+    found: dict[str, Answer] = {}
+    numbers: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
-        try:
-            name, prompt = line["answer_id"], line["prompt"]
-            answer = Answer(str(line["text"]), int(line["metadata"]["max_new_tokens"]))
-        except (LookupError, TypeError, ValueError) as error:
+        where = f"Line {number} of answers.jsonl"
+        answer, name = _recorded_answer(line, where), line["answer_id"]
+        _expect_asked(line, by_id.get(name), benchmark, where)
+        if name in found:
             raise ValueError(
-                f"Line {number} of answers.jsonl is none that this command writes. "
-                f"Take it out, to have its question asked again. Received: {line!r}"
-            ) from error
-        if prompts.get(name) != prompt:
-            raise ValueError(
-                f"Line {number} of answers.jsonl answers question {name!r} as --data "
-                "does not ask it. Are they of one version? Give another --output to "
-                f"ask anew. Received: {prompt!r}; asked now: {prompts.get(name)!r}"
+                f"{where} answers question {name!r}, as line {numbers[name]} does. "
+                "Take one of them out, or both, to have it asked again. "
+                f"Received: {answer.text!r} after {found[name].text!r}"
             )
-        found[name] = answer
+        found[name], numbers[name] = answer, number
     return found
+
+
+def _recorded_answer(line, where):
+    """The answer in a line, which must be of the form that `answer_lines` yields."""
+    lacking = [
+        f"`{key}` must be a string"
+        for key in ("answer_id", "prompt", "text")
+        if not isinstance(line.get(key), str)
+    ]
+    metadata = line.get("metadata")
+    room = metadata.get("max_new_tokens") if isinstance(metadata, Mapping) else None
+    if type(room) is not int or room < 1:
+        lacking.append("`metadata` must have `max_new_tokens`, an integer above 0")
+    if lacking:
+        raise ValueError(
+            f"{where} is none that this command writes: {', '.join(lacking)}. Take it "
+            f"out, to have its question asked again. Received: {line!r}"
+        )
+    return Answer(line["text"], room)
+
+
+def _expect_asked(line, question, benchmark, where):
+    """Raises if a line answers another question than the one that --data asks."""
+    keys = ("question_id", "prompt")
+    asked = None if question is None else benchmark.line(question, "")
+    wanted = asked and [asked[key] for key in keys]
+    received = [line.get(key) for key in keys]
+    # 1 and True are equal.
+    if received != wanted or type(received[0]) is not type(wanted[0]):
+        raise ValueError(
+            f"{where} answers question {line['answer_id']!r} as --data does not ask "
+            "it. Are they of one version? Give another --output to ask anew. "
+            f"Received: {received}; asked now: {wanted}"
+        )
 
 
 def questions_digest(

@@ -93,7 +93,7 @@ def check_conversation(prompts, responses, name):
             f"{len(prompts)} prompts, {len(responses)} responses"
         )
     for kind, texts in (("prompt", prompts), ("response", responses)):
-        if not all(texts):
+        if not all(text.strip() for text in texts):
             raise ValueError(
                 f"Record {name} has an empty {kind}, so nothing could be trained. "
                 "Leave the record, or its last turns, out."

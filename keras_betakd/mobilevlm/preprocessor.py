@@ -169,13 +169,17 @@ class MobileVLMCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
     def _encoded(self, x):
         """`(token_ids, is_trained)` of each prompt, up to where its answer begins.
 
-        The earlier responses of a conversation belong to the prompt.
+        The earlier responses of a conversation belong to the prompt; a record of one
+        turn beside it has an empty list of them.
         """
         prompts, names = self._prompts(x)
         template = TEMPLATES[self.template]()
         responses = [()] * len(prompts)
         if x.get("responses"):
-            responses = turns_by_record(x["responses"], names, "response")
+            responses = [
+                turns_by_record([found], [name], "response")[0] if found != [] else []
+                for found, name in zip(x["responses"], names, strict=True)
+            ]
         return [
             template.encode(turns, answers, self.tokenizer)
             for turns, answers in zip(prompts, responses, strict=True)

@@ -24,9 +24,15 @@ _WIDTH = re.compile(r"(.*_)?((vocab|vocabulary|hidden|intermediate)_size|dims?|h
 _LAYERS = re.compile(r"(.*_)?num_(.*_)?layers|depth")
 _OTHER_SIZE = re.compile(r".*_(size|length)")
 _POSITIVE = re.compile(
-    r".*(wavelength|theta|base_freq|scaling_factor|adjustment_factor|freq_factor)"
+    r".*(wavelength|theta|base_freq|scaling_factor|adjustment_factor|freq_factor|"
+    r"soft_?cap(ping)?)"
 )
 _SHARE = re.compile(r"(.*_)?(dropout(_rate)?|eps|epsilon|rotary_factor)")
+_NUMBER = re.compile(
+    "|".join(
+        f"({one.pattern})" for one in (_WIDTH, _LAYERS, _OTHER_SIZE, _POSITIVE, _SHARE)
+    )
+)
 # Sizes of the language model itself: never 0, and always those of tensors.
 _VOCABULARY = ("vocabulary_size", "text_vocab_size", "vocab_size")
 _HIDDEN = ("hidden_dim", "text_hidden_size", "hidden_size")
@@ -109,11 +115,16 @@ def _section(values, key, path):
 
 
 def _entries(values):
-    """Yields `(key, value, is_outer)` of all numbers and texts, however deep."""
+    """Yields `(key, value, is_outer)` of all numbers and texts, however deep.
+
+    An object is yielded, too, where a number is expected.
+    """
     waiting = [(key, value, True) for key, value in values.items()]
     while waiting:
         key, value, is_outer = waiting.pop()
         if isinstance(value, dict):
+            if value and _NUMBER.fullmatch(key):
+                yield key, value, is_outer
             waiting += [(k, v, False) for k, v in value.items()]
         elif isinstance(value, list):
             waiting += [(key, v, is_outer) for v in value]

@@ -8,8 +8,8 @@ from keras import ops
 
 from keras_betakd.models.preset_files import check_preset, read_object
 
-# How many numbers of a weight are looked at together for NaN: 64 MiB of booleans.
-_AT_ONCE = 2**26
+# How many numbers of a weight are looked at one by one together.
+_AT_ONCE = 2**22
 
 # `model_type` of the public checkpoints that keras-hub cannot convert.
 _MOBILEVLM_TYPES = ("mobilevlm", "llava", "llava_llama")
@@ -110,7 +110,8 @@ def _task_classes(folder):
 
 def _was_mixed(folder):
     """Whether a local preset was saved from a model in mixed precision."""
-    policy = read_object(folder / "config.json").get("config", {}).get("dtype")
+    config = read_object(folder / "config.json").get("config")
+    policy = config.get("dtype") if isinstance(config, dict) else None
     policy = policy.get("config") if isinstance(policy, dict) else policy
     return "mixed" in str(policy.get("name") if isinstance(policy, dict) else policy)
 
@@ -120,8 +121,7 @@ def _check_finite(model, preset):
     for weight in model.weights:
         if not keras.backend.is_float_dtype(weight.dtype):
             continue
-        parts = [weight] if weight.ndim == 0 else _row_blocks(weight)
-        if not all(bool(ops.all(ops.isfinite(part))) for part in parts):
+        if not _is_finite(weight):
             raise ValueError(
                 f"The weight {weight.path!r} of the preset {preset!r} holds NaN or "
                 f"infinite numbers in {weight.dtype}, so every output of the model "
@@ -131,8 +131,14 @@ def _check_finite(model, preset):
             )
 
 
-def _row_blocks(weight):
-    """The rows of a weight in blocks, so that little memory is needed beside it."""
+def _is_finite(weight):
+    # NaN and infinity are never lost in a sum. One that overflows is looked into, in
+    # blocks of rows, so that little memory is needed beside the weight.
+    if ops.isfinite(ops.sum(weight)):
+        return True
+    if not weight.shape:
+        return False
     rows = weight.shape[0]
     at_once = max(1, _AT_ONCE * rows // max(1, math.prod(weight.shape)))
-    return (weight[start : start + at_once] for start in range(0, rows, at_once))
+    blocks = (weight[start : start + at_once] for start in range(0, rows, at_once))
+    return all(ops.all(ops.isfinite(block)) for block in blocks)

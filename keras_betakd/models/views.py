@@ -79,7 +79,8 @@ def view_of(model):
     if not isinstance(model, keras.Model):
         raise ValueError(
             "Teacher and student must be `keras.Model`s, for example "
-            "`keras_hub.models.Gemma3CausalLM.from_preset(...)`. Received: "
+            "`keras_hub.models.Gemma3CausalLM.from_preset(...)`, and not what "
+            "`torch.compile` and the like make of them. Received: "
             f"{model} of type {type(model)}"
         )
     for base in type(model).__mro__:

@@ -130,6 +130,7 @@ class BLIP2Seq2SeqFormat(PrefixFormat):
 
     bidirectional_prompt = False
     answer_length = "decoder_sequence_length"
+    repeats_prompt = False
 
     def prompt_lengths(self, inputs, limit):
         tokens = [len(self.preprocessor.tokenizer(p)) + 1 for p in inputs["prompts"]]
@@ -177,6 +178,10 @@ class MobileVLMFormat(MarkedFormat):
 
     def prepared(self, prompts, images, ids):
         return {"prompts": prompts, "images": images, "names": ids}
+
+    def generation(self, inputs):
+        earlier = {k: inputs[k] for k in ("responses", "names") if k in inputs}
+        return {**super().generation(inputs), **earlier}
 
     def prompt_lengths(self, inputs, limit):
         return {self.answer_length: self.preprocessor.prompt_lengths(inputs)}

@@ -30,6 +30,18 @@ def expect_no_images(images, ids):
             )
 
 
+def expect_no_mark_without_image(prompts, ids):
+    """Raises a `ValueError` if a prompt marks an image for a model that takes none."""
+    for prompt, name in zip(prompts, ids, strict=True):
+        # A string, or for a conversation a list of them.
+        if any(IMAGE_MARK in text for text in np.atleast_1d(prompt)):
+            raise ValueError(
+                f"Record {name} has the image mark '{IMAGE_MARK}' in its prompt, but "
+                "this model takes no images: the mark would be read as text. Take it "
+                f"out. Received: prompt={prompt!r}"
+            )
+
+
 def expect_one_image(prompts, images, ids):
     """Raises a `ValueError` unless each record has one image and at most one mark."""
     for prompt, found, name in zip(prompts, images, ids, strict=True):

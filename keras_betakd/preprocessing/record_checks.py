@@ -102,7 +102,7 @@ def expect_known_keys(keys, known, what):
     Args:
         keys: the keys of a dict that a user made.
         known: the keys that have a meaning.
-        what: what the dict is, for the message.
+        what: what the dicts are, in the plural, for the message.
 
     Example:
 
@@ -111,9 +111,9 @@ def expect_known_keys(keys, known, what):
     for key in keys:
         if key not in known:
             near = _nearest(str(key), known)
-            advice = f"; did you mean {near!r}" if near else ""
+            advice = f"; did you mean {near!r}?" if near else "."
             raise ValueError(
-                f"{what} have no key {key!r}{advice}? It would have no effect: rename "
+                f"{what} have no key {key!r}{advice} It would have no effect: rename "
                 f"it, or leave it out. Known keys: {list(known)}"
             )
 
@@ -137,10 +137,15 @@ def _entries(key, values):
     return as_array(values) if is_array(values) else values
 
 
+def _is_blank(text):
+    """Whether a text has nothing but spaces and characters that cannot be seen."""
+    return not any(sign.isprintable() and not sign.isspace() for sign in text)
+
+
 def _expect_full(responses, names):
     for turns, name in zip(responses, names, strict=True):
         for text in turns:
-            if not text or text.isspace():
+            if _is_blank(text):
                 raise ValueError(
                     f"Record {name}: its response is empty, so that only the end mark "
                     "would be trained. Give an answer, or leave the record out. "
@@ -155,7 +160,7 @@ def expect_prompts(prompts, images, names):
     """
     for turns, found, name in zip(prompts, images, names, strict=True):
         for number, text in enumerate(turns):
-            if (not text or text.isspace()) and (number or not found):
+            if (number or not found) and _is_blank(text):
                 raise ValueError(
                     f"Record {name}: its prompt is empty and has no image, so that "
                     "nothing would be answered. Give a prompt, or leave the record "

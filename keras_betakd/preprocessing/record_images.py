@@ -58,11 +58,25 @@ def _common_white(images, names):
             f"Received: an array of shape {images.shape}, which is one image"
         )
     try:
-        return white_value(images)
+        white = white_value(images)
     except ValueError:
         for image, name in zip(images, names, strict=False):
             _named(lambda image=image: white_value(image), name)
         raise
+    if white == 255 and images.dtype.kind == "f":
+        _expect_one_range(images, names)
+    return white
+
+
+def _expect_one_range(images, names):
+    """Raises a `ValueError` for an image of floats 0..1 beside others of 0..255."""
+    for image, name in zip(images, names, strict=False):
+        if 0 < image.max() <= 1 and (image % 1).any():
+            raise ValueError(
+                f"Record {name}: its image seems to have values in 0..1, others of the "
+                "same array have them in 0..255. Bring all to one range, or make "
+                f"uint8 of a very dark image. Received: values up to {image.max()}"
+            )
 
 
 def _of_record(images, name, white):
@@ -70,8 +84,8 @@ def _of_record(images, name, white):
         return []
     if is_array(images):
         images = as_array(images)
-        if images.ndim == 4 and images.size and white is None:
-            white = _named(lambda: white_value(images), name)
+        if images.ndim == 4 and white is None:
+            white = _common_white(images, [name] * len(images))
         sources = images.ndim == 1 and images.dtype.kind in "OUS"
         images = list(images) if images.ndim == 4 or sources else [images]
     elif not isinstance(images, (list, tuple)):

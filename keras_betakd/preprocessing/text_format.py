@@ -26,6 +26,7 @@ class TextFormat:
         decodes_cached: whether keras-hub's `generate`, which caches keys and values,
             is correct for the family.
         takes_turns: whether a record may be a conversation of several turns.
+        repeats_prompt: whether what `generate` decodes begins with the prompt.
     """
 
     image_keys = ()
@@ -34,6 +35,7 @@ class TextFormat:
     answer_length = "sequence_length"
     decodes_cached = True
     takes_turns = False
+    repeats_prompt = True
 
     def __init__(self, preprocessor):
         self.preprocessor = preprocessor

@@ -17,7 +17,7 @@ from keras_betakd.evaluation.benchmarks.gqa_questions import (
     load_gqa,
 )
 from keras_betakd.evaluation.intervals import Accuracy, accuracies
-from keras_betakd.evaluation.llava_protocol import answers_of, normalized_answers
+from keras_betakd.evaluation.predictions import answers_of, normalized_answers
 from keras_betakd.evaluation.report import entry, share, shares
 
 

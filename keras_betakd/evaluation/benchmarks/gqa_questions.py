@@ -11,6 +11,8 @@ from typing import Any
 
 from keras_betakd.evaluation.llava_protocol import (
     VQAQuestion,
+    expect_ids_once,
+    naming_file,
     read_questions,
     short_answer_prompt,
 )
@@ -39,7 +41,7 @@ class GQAQuestion(VQAQuestion):
         image: Anything that `load_image` takes, usually a path; read only when needed.
 
     Raises:
-        ValueError: The id, the question or the answer is of another type.
+        ValueError: A field is of another type.
 
     Example:
 
@@ -63,6 +65,16 @@ class GQAQuestion(VQAQuestion):
             raise ValueError(
                 f"Question {self.id!r}: `answer` must be a string. "
                 f"Received: answer={self.answer!r}"
+            )
+        texts = (self.structural, self.semantic, self.group or "")
+        if not all(isinstance(text, str) for text in texts) or not isinstance(
+            self.balanced, bool
+        ):
+            raise ValueError(
+                f"Question {self.id!r}: `structural`, `semantic` and `group` must be "
+                "strings (`group` may be `None`), `balanced` True or False. Received: "
+                f"structural={self.structural!r}, semantic={self.semantic!r}, "
+                f"group={self.group!r}, balanced={self.balanced!r}"
             )
 
     @classmethod
@@ -96,7 +108,7 @@ class GQAQuestion(VQAQuestion):
                 steps=sum(map(_is_step, fields["semantic"])),
                 group=fields["groups"]["global"],
                 entailed=tuple(map(str, fields.get("entailed", ()))),
-                balanced=bool(fields["isBalanced"]),
+                balanced=fields["isBalanced"],
                 image=image,
             )
         except (KeyError, TypeError, AttributeError) as error:
@@ -129,7 +141,8 @@ def load_gqa(
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: A file is damaged, or a question has no annotation.
+        ValueError: A file is damaged, or a question has no annotation or stands in it
+            twice.
 
     Example:
 
@@ -138,14 +151,17 @@ def load_gqa(
     ```
     """
     annotations = read_json(annotation_file)
+    lines = read_questions(question_file, image_folder)
+    expect_ids_once(lines, question_file)
     questions = []
-    for name, text, image, _ in read_questions(question_file, image_folder):
+    for name, text, image, _ in lines:
         if not isinstance(annotations, Mapping) or name not in annotations:
             raise ValueError(
                 f"Each question needs an entry in {os.fspath(annotation_file)!r}. "
                 f"Received: question_id={name!r}, which has none"
             )
-        question = GQAQuestion.from_annotation(name, annotations[name], image)
+        with naming_file(annotation_file):
+            question = GQAQuestion.from_annotation(name, annotations[name], image)
         questions.append(dataclasses.replace(question, question=text))
     return questions
 

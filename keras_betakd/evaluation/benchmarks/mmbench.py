@@ -24,7 +24,8 @@ from keras_betakd.evaluation.benchmarks.mmbench_questions import (
     table_cell,
 )
 from keras_betakd.evaluation.intervals import Accuracy, accuracies
-from keras_betakd.evaluation.llava_protocol import answers_of
+from keras_betakd.evaluation.llava_protocol import naming_file
+from keras_betakd.evaluation.predictions import answers_of
 from keras_betakd.evaluation.report import share, shares
 
 MMBENCH_RULES = {
@@ -209,7 +210,8 @@ class MMBench(Benchmark):
                 f"{[path.name for path in tables]}"
             )
         questions = load_mmbench(tables[0])
-        score_mmbench(questions, {})  # Raises for rows that have no score.
+        with naming_file(tables[0]):
+            score_mmbench(questions, {})  # Raises for rows that have no score.
         return questions
 
     def prompt(self, question):

@@ -7,15 +7,15 @@ version 20230712, MobileVLM and Beta-KD 20231003.
 """
 
 import base64
-import csv
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 
 from keras_betakd.data.images import IMAGE_MARK, neutralize_image_marks
 from keras_betakd.data.scienceqa import LETTER_PROMPT_SUFFIX
-from keras_betakd.evaluation.llava_protocol import VQAQuestion, answers_of
-from keras_betakd.files import open_text
+from keras_betakd.evaluation.benchmarks.tsv_tables import read_tsv
+from keras_betakd.evaluation.llava_protocol import VQAQuestion
+from keras_betakd.evaluation.predictions import answers_of
 
 OPTION_LETTERS = "ABCD"
 COPY_STEP = 1_000_000
@@ -63,7 +63,8 @@ class MMBenchQuestion(VQAQuestion):
         image_base64: The image file in base64; decoded only when `image` is read.
 
     Raises:
-        ValueError: The index is no integer, or there are not one to four options.
+        ValueError: The index is no integer, there are not one to four options, or the
+            answer is none of their letters.
 
     Example:
 
@@ -91,6 +92,11 @@ class MMBenchQuestion(VQAQuestion):
             raise ValueError(
                 "A row needs an integer as its index, and one to four options that are "
                 f"strings or `None`. Received: index {self.id!r}, options={options!r}"
+            )
+        if self.answer not in (None, *OPTION_LETTERS):
+            raise ValueError(
+                f"The right answer must be one of {list(OPTION_LETTERS)}, or `None` in "
+                f"the test split. Received: index {self.id!r}, answer={self.answer!r}"
             )
         object.__setattr__(self, "id", str(int(self.id)))
         object.__setattr__(self, "options", options)
@@ -183,7 +189,8 @@ def load_mmbench(path: str | os.PathLike) -> list[MMBenchQuestion]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no such table. The message names the row that is wrong.
+        ValueError: It is no such table, or an index stands in it twice. The message
+            names the line and the row.
 
     Example:
 
@@ -191,17 +198,23 @@ def load_mmbench(path: str | os.PathLike) -> list[MMBenchQuestion]:
     questions = load_mmbench("mmbench_dev_20230712.tsv")
     ```
     """
-    rows = _read_table(path)
-    images = {row.get("index"): row.get("image") for row in rows}
-    questions = []
-    for number, row in enumerate(rows, 1):
+    rows = read_tsv(path, ("index", "question", "A"))
+    images = {row["index"]: row.get("image") for _, row in rows}
+    questions: dict[str, MMBenchQuestion] = {}
+    for place, row in rows:
         try:
-            questions.append(
-                MMBenchQuestion.from_row({**row, "image": _image_of(row, images)})
+            question = MMBenchQuestion.from_row(
+                {**row, "image": _image_of(row, images)}
             )
         except ValueError as error:
-            raise ValueError(f"{os.fspath(path)!r}, row {number}: {error}") from error
-    return questions
+            raise ValueError(f"{place}: {error}") from error
+        if question.id in questions:
+            raise ValueError(
+                f"{place}: the index {question.id!r} stands in a row above already. "
+                "Keep one row of each index."
+            )
+        questions[question.id] = question
+    return list(questions.values())
 
 
 def _image_of(row, images):
@@ -214,24 +227,6 @@ def _image_of(row, images):
             f"{cell!r} in the row of index {row.get('index')!r}"
         )
     return found
-
-
-def _read_table(path):
-    limit = csv.field_size_limit(2**31 - 1)  # An image is longer than the default.
-    try:
-        with open_text(path, newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="\t"))
-    except csv.Error as error:
-        raise ValueError(f"Not a table: {os.fspath(path)!r} ({error})") from error
-    finally:
-        csv.field_size_limit(limit)
-    for number, row in enumerate(rows, 1):
-        if None in row or None in row.values():
-            raise ValueError(
-                f"{os.fspath(path)!r}, row {number}: must have as many cells as the "
-                f"header. Received: index {row.get('index')!r}"
-            )
-    return rows
 
 
 def mmbench_prompt(question: MMBenchQuestion) -> str:

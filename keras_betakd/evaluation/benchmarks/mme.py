@@ -19,7 +19,7 @@ from keras_betakd.evaluation.benchmarks.mme_questions import (
     mme_prompt,
 )
 from keras_betakd.evaluation.intervals import Z_95, standard_error
-from keras_betakd.evaluation.llava_protocol import answers_of
+from keras_betakd.evaluation.predictions import answers_of
 from keras_betakd.evaluation.report import entry
 
 _MOST_POINTS = 200.0

@@ -15,6 +15,7 @@ from keras_betakd.data.images import neutralize_image_marks
 from keras_betakd.evaluation.llava_protocol import (
     SHORT_ANSWER_SUFFIX,
     VQAQuestion,
+    naming_file,
     queues,
     require_texts,
     short_answer_prompt,
@@ -152,15 +153,17 @@ def _read_file(path, task, images):
         raise FileNotFoundError(f"There is no image to the questions in {path!r}.")
     with open_text(path) as file:
         lines = [line.strip().split("\t") for line in file if line.strip()]
-    if [len(fields) for fields in lines] != [2, 2]:
+    damaged = any("\0" in text for fields in lines for text in fields)
+    if damaged or [len(fields) for fields in lines] != [2, 2]:
         raise ValueError(
             f"{path!r} must hold two lines of a question, a tab and Yes or No. "
             f"Received: {lines}"
         )
-    return [
-        MMEQuestion(f"{task}/{stem}#{k}", question, task, stem, answer, images[stem])
-        for k, (question, answer) in enumerate(lines, 1)
-    ]
+    with naming_file(path):
+        return [
+            MMEQuestion(f"{task}/{stem}#{k}", text, task, stem, answer, images[stem])
+            for k, (text, answer) in enumerate(lines, 1)
+        ]
 
 
 def mme_prompt(question: MMEQuestion) -> str:

@@ -18,11 +18,8 @@ from keras_betakd.evaluation.benchmarks.pope_questions import (
     pope_prompt,
 )
 from keras_betakd.evaluation.intervals import wilson_interval
-from keras_betakd.evaluation.llava_protocol import (
-    answers_of,
-    llava_answers,
-    normalized_answers,
-)
+from keras_betakd.evaluation.llava_protocol import llava_answers
+from keras_betakd.evaluation.predictions import answers_of, normalized_answers
 from keras_betakd.evaluation.report import entry
 
 _YES_OR_NO = re.compile(r"\b(?:yes|no|not)\b", re.IGNORECASE)

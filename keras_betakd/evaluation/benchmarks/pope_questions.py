@@ -10,6 +10,8 @@ from typing import Any
 
 from keras_betakd.evaluation.llava_protocol import (
     VQAQuestion,
+    expect_ids_once,
+    naming_file,
     read_questions,
     require_texts,
     short_answer_prompt,
@@ -81,7 +83,8 @@ def load_pope(
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: A file is damaged, or questions and labels do not agree.
+        ValueError: A file is damaged, or an id stands twice, or questions and labels do
+            not agree.
 
     Example:
 
@@ -90,12 +93,14 @@ def load_pope(
     ```
     """
     lines = read_questions(question_file, image_folder)
-    categories = [
-        require_texts(fields, ["category"], f"Question {name!r}")[0]
-        for name, _, _, fields in lines
-    ]
-    for (name, *_), category in zip(lines, categories, strict=True):
-        _expect_category(name, category)
+    expect_ids_once(lines, question_file)
+    with naming_file(question_file):
+        categories = [
+            require_texts(fields, ["category"], f"Question {name!r}")[0]
+            for name, _, _, fields in lines
+        ]
+        for (name, *_), category in zip(lines, categories, strict=True):
+            _expect_category(name, category)
     labels = {
         category: iter(_labels(label_folder, category, categories.count(category)))
         for category in dict.fromkeys(categories)
@@ -105,8 +110,9 @@ def load_pope(
         *labelled, label = next(labels[category])
         if labelled != [fields["image"], text]:
             raise ValueError(
-                f"Question {name!r} ({category}) is {[fields['image'], text]}, but the "
-                f"label in its place is about {labelled}. {_USE_VERSION}"
+                f"{os.fspath(question_file)!r}: Question {name!r} ({category}) is "
+                f"{[fields['image'], text]}, but the label in its place is about "
+                f"{labelled}. {_USE_VERSION}"
             )
         questions.append(POPEQuestion(name, text, category, label, image))
     return questions

@@ -12,7 +12,8 @@ from keras_betakd.evaluation.answer_text import without_end_mark
 from keras_betakd.evaluation.benchmarks.base import Benchmark
 from keras_betakd.evaluation.choice_parsing import parse_choice, parse_letter_strict
 from keras_betakd.evaluation.intervals import Accuracy
-from keras_betakd.evaluation.llava_protocol import texts_by_id
+from keras_betakd.evaluation.llava_protocol import naming_file
+from keras_betakd.evaluation.predictions import texts_by_id
 from keras_betakd.evaluation.report import entry, shares
 
 _PARSERS = {"published": parse_letter_strict, "robust": parse_choice}
@@ -214,7 +215,9 @@ class ScienceQA(Benchmark):
     max_new_tokens = 1024
 
     def load(self, directory):
-        return load_scienceqa(directory, "test")
+        # Its errors name the record, or the other file.
+        with naming_file(directory / "problems.json"):
+            return load_scienceqa(directory, "test")
 
     def prompt(self, question):
         return scienceqa_prompt(question, LETTER_PROMPT_SUFFIX)

@@ -19,7 +19,7 @@ from keras_betakd.evaluation.benchmarks.textvqa_questions import (
 )
 from keras_betakd.evaluation.benchmarks.vqa_normalization import normalize_vqa_answer
 from keras_betakd.evaluation.intervals import mean_interval
-from keras_betakd.evaluation.llava_protocol import answers_of, normalized_answers
+from keras_betakd.evaluation.predictions import answers_of, normalized_answers
 from keras_betakd.evaluation.report import entry
 
 

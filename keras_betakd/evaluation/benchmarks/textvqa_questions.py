@@ -13,6 +13,7 @@ from typing import Any
 from keras_betakd.data.images import neutralize_image_marks
 from keras_betakd.evaluation.llava_protocol import (
     VQAQuestion,
+    naming_file,
     queues,
     read_questions,
     require_texts,
@@ -125,13 +126,19 @@ def _annotated(path):
             "TextVQA_0.5.1_val.json does."
         )
     keys = ("question_id", "question", "image_id")
-    return [
-        TextVQAQuestion(
-            *require_texts(entry, keys, f"{os.fspath(path)!r}, entry {number}"),
-            answers=entry.get("answers"),
-        )
-        for number, entry in enumerate(entries, 1)
-    ]
+    questions: dict[str, TextVQAQuestion] = {}
+    for number, entry in enumerate(entries, 1):
+        where = f"{os.fspath(path)!r}, entry {number}"
+        texts = require_texts(entry, keys, where)
+        if texts[0] in questions:
+            raise ValueError(
+                f"{where}: the question_id {texts[0]!r} has an entry above already. "
+                "Keep one entry of each."
+            )
+        with naming_file(path):
+            question = TextVQAQuestion(*texts, answers=entry.get("answers"))
+        questions[question.id] = question
+    return list(questions.values())
 
 
 def textvqa_prompt(question: TextVQAQuestion) -> str:

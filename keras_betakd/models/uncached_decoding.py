@@ -31,9 +31,7 @@ class NextToken(keras.Model):
 
 
 def uncached_decoder(model, max_new_tokens=None):
-    """Makes a function that decodes batches of prompts.
-
-    At each step it runs the model on the whole sequences.
+    """Makes a function that decodes batches of prompts to texts.
 
     Args:
         model: A keras-hub `CausalLM` with its preprocessor.
@@ -43,13 +41,38 @@ def uncached_decoder(model, max_new_tokens=None):
         A function of `model_inputs` and the length of the sequences, which returns the
         answers as a list of strings.
     """
+    tokenizer, decode = model.preprocessor.tokenizer, token_decoder(model)
+
+    def answers(inputs, length):
+        stop = [tokenizer.end_token_id]
+        token_ids, start, end = decode(inputs, length, stop, max_new_tokens)
+        rows = zip(token_ids, start, end, strict=True)
+        return [_text(tokenizer, ids[first:last]) for ids, first, last in rows]
+
+    return answers
+
+
+def token_decoder(model):
+    """Makes a function that decodes batches of prompts to token ids.
+
+    At each step it runs the model on the whole sequences.
+
+    Args:
+        model: A keras-hub `CausalLM` with its preprocessor.
+
+    Returns:
+        A function of `model_inputs`, the length of the sequences, the token ids that
+        end an answer, and the most tokens of an answer (`None` for as many as there is
+        room for). It returns token ids (B, length), and the ends of the prompts and of
+        the answers, both int (B,).
+    """
     from keras_betakd.models.views import view_of
     from keras_betakd.preprocessing.image_formats import format_of
 
-    family, tokenizer = format_of(model.preprocessor), model.preprocessor.tokenizer
+    family = format_of(model.preprocessor)
     next_token = NextToken(view_of(model))
 
-    def decode(inputs, length):
+    def decode(inputs, length, stop_token_ids, max_new_tokens=None):
         x = family.prompts_alone(inputs, length)
         start = x["padding_mask"].sum(axis=1)
         limit = np.minimum(start + (max_new_tokens or length), length)
@@ -58,14 +81,13 @@ def uncached_decoder(model, max_new_tokens=None):
         while unfinished.any():
             last = (end - 1).astype("int32")
             found = next_token.predict_on_batch({"x": x, "last": last})
-            unfinished &= found != tokenizer.end_token_id
+            unfinished &= ~np.isin(found, stop_token_ids)
             rows = np.flatnonzero(unfinished)
             x["token_ids"][rows, end[rows]] = found[rows]
             x["padding_mask"][rows, end[rows]] = True
             end[rows] += 1
             unfinished &= end < limit
-        answers = zip(x["token_ids"], start, end, strict=True)
-        return [_text(tokenizer, ids[first:stop]) for ids, first, stop in answers]
+        return x["token_ids"], start, end
 
     return decode
 
