@@ -426,12 +426,3 @@ class DistillationTrainer:
             watch.expect_none(self, part)
         watch.report(self, part, batches=0)
         report_skipped(self.preprocessor, part.name)
-
-
-def _expect_no_loss_weights(loss_weights):
-    if loss_weights is not None:
-        raise ValueError(
-            "`loss_weights` is not supported: the betas weight the terms of the loss. "
-            "Give an energy a constant weight by `FixedBeta`, the cross-entropy by "
-            f"`task_beta=FixedBeta(...)`. Received: loss_weights={loss_weights}"
-        )
