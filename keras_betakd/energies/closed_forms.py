@@ -28,7 +28,7 @@ import math
 from keras import ops
 
 from keras_betakd.backends import at_least, expm1_of, log1p_of, within
-from keras_betakd.energies.ties import gap_of
+from keras_betakd.energies.ties import gap_of, rounding_of
 
 _INFINITE = 1e29
 _APART = 16.0
@@ -123,7 +123,7 @@ def skew_reverse_kl(rows, skew):
 
 
 def total_variation(rows):
-    gap = gap_of(rows.p, rows.q)
+    gap = gap_of(rows.p, rows.q, sum(map(rounding_of, rows.largest)))
     gradient = _through_softmax(rows.q, ops.sign(gap), 0.5)
     return 0.5 * _sum(ops.abs(gap)), gradient
 
