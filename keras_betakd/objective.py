@@ -165,6 +165,7 @@ def best_term(energy, dim, bounds):
     0.5
     """
     half = 0.5 * dim
+    energy = ops.convert_to_tensor(energy, "float32")
     # The bounds are applied to l and not to beta, for an energy of 0.
     beta = half / ops.clip(energy, half / bounds[1], half / bounds[0])
     return beta * energy - half * ops.log(beta)
