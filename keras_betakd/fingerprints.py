@@ -64,7 +64,13 @@ def of_weights(model) -> str:
 def of_architecture(model) -> str:
     """Digest of a model's layers: their classes, constants and precisions."""
     # Keras has no public way to list the layers that a layer consists of.
-    return of_value([_described(layer) for layer in model._flatten_layers()])
+    layers = model._flatten_layers()
+    preprocessor = getattr(model, "preprocessor", None)
+    if isinstance(preprocessor, keras.Layer):
+        # It gets layers when it is used first, and has a digest of its own.
+        apart = {id(layer) for layer in preprocessor._flatten_layers()}
+        layers = [layer for layer in layers if id(layer) not in apart]
+    return of_value([_described(layer) for layer in layers])
 
 
 def of_preprocessor(preprocessor) -> str:

@@ -86,10 +86,12 @@ def test_what_inference_does_not_depend_on_does_not_count():
     """A teacher that is frozen, compiled or was used is the same teacher."""
     model = llama()
     before = fingerprints.of_model(model)
+    preprocessor = fingerprints.of_preprocessor(model.preprocessor)
     model.trainable = False
     model.compile(sampler="greedy")
     model.generate("what color", max_length=12)
     assert fingerprints.of_model(model) == before
+    assert fingerprints.of_preprocessor(model.preprocessor) == preprocessor
     keras.layers.Dense(2)  # so that Keras gives other numbers to names
     assert fingerprints.of_model(llama()) == before
     weight = model.weights[-1]

@@ -10,7 +10,7 @@ from tiny_models import tiny_gemma3, vqa_records
 
 from keras_betakd import BetaKDDistiller, DistillationPreprocessor, ForwardKLEnergy
 from keras_betakd.preprocessing.adapters import RecordBatches
-from keras_betakd.preprocessing.batches import formatted
+from keras_betakd.preprocessing.batches import BatchFormatter, formatted
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +57,10 @@ def tf_records(ragged=False):
 
 
 def batches_of(data, preprocessor, batch_size=None):
-    dataset, y, weight = formatted(
-        data, batch_size=batch_size, preprocessor=preprocessor
-    )
+    formatter = BatchFormatter(preprocessor)
+    dataset, y, weight = formatted(data, batch_size=batch_size, formatter=formatter)
     assert y is None and weight is None
-    return [dataset[i] for i in range(dataset.num_batches)]
+    return list(dataset)
 
 
 @pytest.mark.parametrize(
@@ -204,12 +203,12 @@ def test_one_weight_an_example_is_that_of_all_its_labels():
     "call, message",
     [
         (lambda d: d.fit(vqa_records(2), verbose=0), "Raw records need a preprocessor"),
-        (lambda d: d.fit(iter([1]), verbose=0), "generator cannot be started again"),
+        (lambda d: d.fit(iter([1]), verbose=0), "data has no labels"),
         (
             lambda d: d.fit(*token_batch()[:2], class_weight={0: 1.0}, verbose=0),
             "`class_weight` is not supported",
         ),
-        (lambda d: d.fit(RecordDataset(), np.ones(4)), "carry their labels"),
+        (lambda d: d.fit(RecordDataset(), np.ones(4)), "have their labels under"),
         (lambda d: d.compile(loss="mse"), "expects probabilities"),
     ],
     ids=["no_preprocessor", "generator", "class_weight", "labels", "loss_name"],

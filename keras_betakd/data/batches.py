@@ -188,6 +188,10 @@ class EpochDataset(keras.utils.PyDataset):
         """Returns the number of records in a batch."""
         return len(self._batches[index])
 
+    def places_of(self, index: int) -> list[int]:
+        """Returns the places of a batch's records in `records`."""
+        return [int(i) for i in self._batches[index]]
+
     def part(self, index: int, rows: Sequence[int]) -> dict:
         """Returns the given rows of a batch; only their images are read."""
         chosen = [self._batches[index][row] for row in rows]
@@ -217,6 +221,14 @@ class EpochParts(keras.utils.PyDataset):
 
     def __init__(self, dataset: EpochDataset, parts: int):
         expect_positive("parts", parts)
+        if not isinstance(dataset, EpochDataset):
+            raise ValueError(
+                "`dataset` must be an `EpochDataset`, such as `ScienceQADataset` or "
+                "`LlavaDataset`; `fit(..., steps_per_epoch=...)` divides an epoch of "
+                "other data. A `ProcessShare` goes around the parts: "
+                "`ProcessShare(EpochParts(dataset, parts))`. Received: "
+                f"dataset of type {type(dataset).__name__}"
+            )
         if parts > len(dataset):
             raise ValueError(
                 f"An epoch of {len(dataset)} batches cannot be cut into {parts} parts."
@@ -252,6 +264,10 @@ class EpochParts(keras.utils.PyDataset):
     def size_of(self, index: int) -> int:
         """Returns the number of records in a batch."""
         return self.dataset.size_of(self._rows[index])
+
+    def places_of(self, index: int) -> list[int]:
+        """Returns the places of a batch's records in the data set's `records`."""
+        return self.dataset.places_of(self._rows[index])
 
     def part(self, index: int, rows: Sequence[int]) -> dict:
         """Returns the given rows of a batch; only their images are read."""

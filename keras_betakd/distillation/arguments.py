@@ -34,6 +34,12 @@ def named_energies(energies):
             "`CosineProbsEnergy()`), or a list or dict of them. Received: "
             f"energies={energies}"
         )
+    for name in energies:
+        if not isinstance(name, str) or not name or "/" in name:
+            raise ValueError(
+                "The keys of `energies` name metrics and weights: they must be strings "
+                f"with at least one character and no '/'. Received: {list(energies)}"
+            )
     _expect_names_apart(energies)
     return dict(energies)
 
@@ -57,11 +63,19 @@ def _expect_names_apart(energies):
 
 
 def _unique_names(energies):
+    """Names of a list of energies: numbered where two have that of their class."""
     names = []
     for energy in energies:
         name = getattr(energy, "name", "energy")
+        automatic = name == getattr(energy, "default_name", name)
         seen = sum(other == name or other.startswith(f"{name}_") for other in names)
-        names.append(f"{name}_{seen}" if name in names else name)
+        names.append(f"{name}_{seen}" if name in names and automatic else name)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"Two energies are named {twice[0]!r}. Give each a name of its own, by "
+            f"`name=` or as the keys of a dict. Received: energies named {names}"
+        )
     return names
 
 
@@ -115,6 +129,11 @@ def resolved_task_beta(task_beta):
     """The beta layer of the cross-entropy; `TaskBeta()` for `True`, or `None`."""
     if task_beta is None:
         return None
+    if isinstance(task_beta, (bool, str)) and task_beta is not True:
+        raise ValueError(
+            "`task_beta` must be `None` (no beta), `True` (a `TaskBeta()`) or a beta "
+            f"layer. Received: task_beta={task_beta!r}"
+        )
     return TaskBeta() if task_beta is True else expect_beta(task_beta)
 
 
@@ -146,7 +165,8 @@ def expect_parts_apart(models, betas, energies):
 
 def expect_fused(fused):
     """`fused`, if it is one of its values."""
-    if fused not in ("auto", True, False):
+    # 1 equals `True`, but is not asked for by `is True`.
+    if not isinstance(fused, (str, bool)) or fused not in ("auto", True, False):
         raise ValueError(
             f'`fused` must be "auto", `True` or `False`. Received: fused={fused!r}'
         )
@@ -164,6 +184,14 @@ def check_vocabularies(teacher, student, energies, vocabulary_size):
     views = [view for view in (teacher, student) if view.sees_hidden_states]
     sizes = [view.vocabulary_size for view in views]
     if vocabulary_size is not None:
+        if isinstance(vocabulary_size, bool) or not isinstance(vocabulary_size, int):
+            raise ValueError(
+                "`vocabulary_size` must be a positive integer or `None`. Received: "
+                f"vocabulary_size={vocabulary_size!r}"
+            )
+        plain = [v for v in (teacher, student) if not v.sees_hidden_states]
+        shapes = [getattr(view.model, "output_shape", None) for view in plain]
+        sizes += [shape[-1] for shape in shapes if isinstance(shape, tuple) and shape]
         if not 1 <= vocabulary_size <= min(sizes, default=vocabulary_size):
             raise ValueError(
                 "`vocabulary_size` must be positive and no more than the models have. "
@@ -182,19 +210,65 @@ def check_vocabularies(teacher, student, energies, vocabulary_size):
         )
 
 
+def expect_rows_for_tokens(preprocessor, teacher, student):
+    """Raises where a tokenizer has ids that its model's embedding has no rows for.
+
+    Args:
+        preprocessor: a `DistillationPreprocessor`, or `None`.
+        teacher, student: the two `ModelView`s.
+    """
+    for view, role in ((teacher, "teacher"), (student, "student")):
+        found = getattr(preprocessor, f"{role}_preprocessor", None)
+        tokenizer = getattr(found, "tokenizer", None)
+        if tokenizer is None or not view.sees_hidden_states:
+            continue
+        try:
+            tokens = tokenizer.vocabulary_size()
+        except (AttributeError, ValueError):  # of a model that is being loaded
+            continue
+        if tokens > view.vocabulary_size:
+            raise ValueError(
+                f"The {role}'s tokenizer has {tokens} tokens, but its embedding has "
+                f"{view.vocabulary_size} rows: the last tokens would be read from rows "
+                "that do not exist. Give the model the tokenizer it was made for. "
+                f"Received: {type(tokenizer).__name__}, {type(view.model).__name__}"
+            )
+
+
 def crosses_vocabularies(energies):
     """Whether no energy compares logits class by class."""
     return all(e.crosses_vocabularies or e.features for e in energies.values())
 
 
-def default_preprocessor(teacher, student, energies):
-    """The preprocessor made of the two models' own; `None` where a model has none."""
+def resolved_preprocessor(
+    preprocessor, teacher, student, energies, max_response_length, on_too_long
+):
+    """The preprocessor for raw records; `None` where a model has none of its own.
+
+    Args:
+        preprocessor: a `DistillationPreprocessor`, or `None` to make one.
+        teacher, student: the two models.
+        energies: dict of energies.
+        max_response_length, on_too_long: those of the one that is made; `None` for its
+            own defaults.
+    """
+    options = {"max_response_length": max_response_length, "on_too_long": on_too_long}
+    options = {name: value for name, value in options.items() if value is not None}
     pair = [getattr(model, "preprocessor", None) for model in (teacher, student)]
+    if options and (preprocessor is not None or None in pair):
+        raise ValueError(
+            f"{sorted(options)} are for the preprocessor that is made of the two "
+            "models' own. Pass them to your `DistillationPreprocessor`. Received: "
+            f"preprocessor={preprocessor}, teacher.preprocessor={pair[0]}, "
+            f"student.preprocessor={pair[1]}"
+        )
+    if preprocessor is not None:
+        return preprocessor
     if None in pair:
         return None
     logits = [e for e in energies.values() if not e.features]
     cross = bool(logits) and crosses_vocabularies(energies)
-    return DistillationPreprocessor(*pair, cross_tokenizer=cross)
+    return DistillationPreprocessor(*pair, cross_tokenizer=cross, **options)
 
 
 def resolved_optimizer(optimizer, student, auto_scale_loss):

@@ -8,11 +8,12 @@ from keras import ops
 
 from keras_betakd.distillation.arguments import (
     check_vocabularies,
-    default_preprocessor,
     expect_fused,
     expect_parts_apart,
+    expect_rows_for_tokens,
     named_betas,
     named_energies,
+    resolved_preprocessor,
     resolved_task_beta,
 )
 from keras_betakd.distillation.feature_comparison import FeatureComparison
@@ -42,6 +43,7 @@ from keras_betakd.distillation.shared_tower import SharedTower
 from keras_betakd.distillation.student_methods import StudentMethods
 from keras_betakd.distillation.summary import LINE_LENGTH, parameter_table, parts_of
 from keras_betakd.distillation.trainer import DistillationTrainer
+from keras_betakd.distillation.training_data import as_batch
 from keras_betakd.distribution.devices import expect_on_devices
 from keras_betakd.energies.masking import attached_mask
 from keras_betakd.head_loss.terms import AnswerRows, Heads, Weighting, batch_terms
@@ -112,6 +114,12 @@ class BetaKDDistiller(
             common, where a vocabulary is padded (Qwen's 151,936 against 152,064):
             logits are cut to them before anything is normalised. `None` if the
             vocabularies have the same size.
+        max_response_length: the maximum number of answer tokens of a record, its end
+            mark included (64 if `None`), for the preprocessor that is made of the
+            models' own: its rows of logits are what the loss costs.
+        on_too_long: `"raise"` (as `None`) or `"skip"`, for the same preprocessor: what
+            to do about records that do not fit (see `DistillationPreprocessor`).
+            `check_records` finds all of them before training.
 
     Raises:
         ValueError: an argument is not one of those above, the vocabularies differ,
@@ -119,10 +127,11 @@ class BetaKDDistiller(
             model does not have.
 
     Inputs: raw records as keras-hub takes them ({"images", "prompts", "responses"}; as
-    a dict of lists or arrays, `PyDataset`, `tf.data.Dataset` or torch `DataLoader`),
-    or the answer-position form of `DistillationPreprocessor`, or, for plain models,
-    ordinary `(x, y, sample_weight)` with x = {"student": ..., "teacher": ...} where
-    the two see different inputs.
+    a dict of lists or arrays, a list of dicts, a Hugging Face table, or batches of
+    them: `PyDataset`, `tf.data.Dataset`, torch `DataLoader`, generator), or the
+    answer-position form of `DistillationPreprocessor`, or, for plain models, ordinary
+    `(x, y, sample_weight)` with x = {"student": ..., "teacher": ...} where the two see
+    different inputs.
 
     Example:
 
@@ -160,6 +169,8 @@ class BetaKDDistiller(
         preprocessor=None,
         fused="auto",
         vocabulary_size=None,
+        max_response_length=None,
+        on_too_long=None,
         name=None,
         **kwargs,
     ):
@@ -192,9 +203,11 @@ class BetaKDDistiller(
         self.reduction = reduction
         self.freeze = freeze
         self.fused = expect_fused(fused)
-        self.preprocessor = preprocessor or default_preprocessor(
-            teacher, student, self.energies
+        self.preprocessor = resolved_preprocessor(
+            *(preprocessor, teacher, student, self.energies),
+            *(max_response_length, on_too_long),
         )
+        expect_rows_for_tokens(self.preprocessor, self.teacher_view, self.student_view)
         # Plain objects, which Keras neither tracks nor saves: what they hold of layers
         # and metrics is an attribute of the distiller too.
         views = self.student_view, self.teacher_view
@@ -263,7 +276,7 @@ class BetaKDDistiller(
     def __call__(self, *args, **kwargs):
         # Keras would convert the texts of raw records to tensors first.
         if args and is_raw_records(args[0]):
-            args = (self._format_batch(args[0], None, None)[0], *args[1:])
+            args = (as_batch(self, args[0], labelled=False)[0], *args[1:])
         return super().__call__(*args, **kwargs)
 
     def call(self, inputs, training=None):
@@ -352,7 +365,7 @@ class BetaKDDistiller(
         terms = self._terms(x, y, y_pred, training)
         loss, whole = batch_loss(terms.total, y_pred, betas, lambda: self.losses)
         finite = self._note_nonfinite(whole, terms, x, y_pred)
-        self._trackers.update(whole, terms, y_pred)
+        self._trackers.update(whole, terms, y_pred, x.get("sample_weight"))
         if self._reports_accuracy:
             self._trackers.update_accuracy(
                 terms.correct, x["sample_weight"], y_pred.weights["task"]

@@ -14,6 +14,8 @@ import contextlib
 
 import keras
 
+from keras_betakd.models.layers import children
+
 _MARK = "frozen_by_keras_betakd"
 _SHOWN = 5
 
@@ -176,7 +178,7 @@ def _shared_parts(model, other, weights):
         if id(layer) in theirs:
             found.append(layer.path or layer.name)
             return
-        for child in _children(layer):
+        for child in children(layer):
             visit(child)
         found.extend(w.path for w in _own_weights(layer) if id(w) in weights)
 
@@ -231,7 +233,7 @@ def layers_within(layer):
 
     def visit(x):
         seen.add(id(x))
-        for child in _children(x):
+        for child in children(x):
             if id(child) not in seen:
                 visit(child)
         order.append(x)
@@ -240,13 +242,9 @@ def layers_within(layer):
     return order[::-1]
 
 
-def _children(layer):
-    return layer._flatten_layers(include_self=False, recursive=False)
-
-
 def _own_weights(layer):
     """The weights of a layer that are in none of its sublayers."""
-    inner = {id(w) for child in _children(layer) for w in child.weights}
+    inner = {id(w) for child in children(layer) for w in child.weights}
     return [w for w in layer.weights if id(w) not in inner]
 
 

@@ -70,3 +70,13 @@ def _expects_probabilities(metric):
         return metric.get_config().get("from_logits") is False
     except NotImplementedError:  # a metric of the user's, which cannot be saved
         return False
+
+
+def expect_no_loss_weights(loss_weights):
+    """Raises a `ValueError` for `loss_weights`, which would have no effect."""
+    if loss_weights is not None:
+        raise ValueError(
+            "`loss_weights` is not supported: the betas weight the terms of the loss. "
+            "Give an energy a constant weight by `FixedBeta`, the cross-entropy by "
+            f"`task_beta=FixedBeta(...)`. Received: loss_weights={loss_weights}"
+        )

@@ -81,7 +81,7 @@ class Trackers:
         beta = self._betas.get(name)
         return value if beta is None else best_term(value, beta.dim, beta.bounds)
 
-    def update(self, total, terms, outputs):
+    def update(self, total, terms, outputs, sample_weight=None):
         """Adds a batch.
 
         Args:
@@ -89,16 +89,30 @@ class Trackers:
             terms: its `HeadLoss`.
             outputs: its `DistillationOutputs`, whose weights are zero where the batch
                 is not finite, so that it enters no mean.
+            sample_weight: (B, K), the weights of the labels, as they were given; ones
+                if `None`.
         """
-        count = self._count(outputs.weights["task"])
+        task = ops.cast(outputs.weights["task"] != 0, "float32")
+        labels = task
+        if sample_weight is not None:
+            labels = task * ops.reshape(
+                ops.cast(sample_weight, "float32"), ops.shape(task)
+            )
+        compared = {*outputs.feature_values, *outputs.image_rows}
+        counts = {
+            name: self._count(weights, labels, by_label=name not in compared)
+            for name, weights in outputs.weights.items()
+        }
+        count = counts["task"]
         self.loss.update_state(ops.where(count > 0, total, 0.0), count)
-        self._add(self.task_loss, terms.task, outputs.weights["task"])
+        self._add(self.task_loss, terms.task, outputs.weights["task"], count)
         for name, value in terms.energies.items():
-            self._add(self.energies[name], value, outputs.weights[name])
+            self._add(self.energies[name], value, outputs.weights[name], counts[name])
         for name, schedule in self._schedules.items():
             self.schedules[name].update_state(schedule.shown())
         for name, value in outputs.log_beta.items():
-            self._add_beta(self.betas[name], ops.exp(value), outputs.weights[name])
+            weights = outputs.weights[name]
+            self._add_beta(self.betas[name], ops.exp(value), weights, counts[name])
 
     def update_accuracy(self, correct, sample_weight, weights):
         """Adds the student's accuracy at the labels of a batch.
@@ -114,12 +128,11 @@ class Trackers:
         right = over_replicas(ops.sum(correct * counted))
         self.accuracy.update_state(ops.divide_no_nan(right, total), total)
 
-    def _add(self, metric, values, weights):
-        metric.update_state(weighted_mean(values, weights), self._count(weights))
+    def _add(self, metric, values, weights, count):
+        metric.update_state(weighted_mean(values, weights), count)
 
-    def _add_beta(self, metric, beta, weights):
+    def _add_beta(self, metric, beta, weights, count):
         """Adds a beta; its mean over all rows, hardly weighted, where no row counts."""
-        count = self._count(weights)
         everywhere = over_replicas(ops.mean(beta)) / replica_count()
         known = ops.isfinite(everywhere)
         value = ops.where(known, everywhere, 0.0)
@@ -128,12 +141,25 @@ class Trackers:
             ops.where(count > 0, count, ops.where(known, _LEAST, 0.0)),
         )
 
-    def _count(self, weights):
-        """How many examples, or tokens, have a weight in the global batch."""
+    def _count(self, weights, labels, by_label):
+        """What the rows of a term weigh in the global batch, before they add up to one.
+
+        An epoch's mean is then that of all its examples, or tokens, by their weights,
+        whatever the batch size, as of Keras' weighted metrics.
+
+        Args:
+            weights: the row weights of the term, (B, N).
+            labels: (B, K), the weights of the labels as they were given.
+            by_label: whether the term's rows are those of the labels.
+        """
         counted = ops.cast(weights != 0, "float32")
+        if not by_label:
+            counted = ops.max(counted, axis=1, keepdims=True)
+        labels = labels * counted
         if self.reduction == "example":
-            counted = ops.max(counted, axis=1)
-        return over_replicas(ops.sum(counted))
+            tokens = ops.sum(ops.cast(labels != 0, "float32"), axis=1, keepdims=True)
+            labels = labels / ops.maximum(tokens, 1.0)
+        return over_replicas(ops.sum(labels))
 
 
 class Objective(keras.metrics.Metric):

@@ -1,7 +1,11 @@
-"""Tells Keras' callbacks which values of the distiller's metrics are better."""
+"""What is monitored and shown of a training: directions of metrics, a first word."""
 
+import sys
 import warnings
 
+import keras
+
+from keras_betakd.backends import runs_eagerly
 from keras_betakd.betas import FixedBeta
 
 
@@ -53,3 +57,20 @@ def _expect_mode(callback, monitor):
         "large values are better. Pass mode='min' or mode='max', or monitor "
         "'val_objective', 'val_task_loss' or 'val_accuracy'."
     )
+
+
+def announce_compiling(model, verbose, function):
+    """Writes a line in front of Keras' progress bar, which is silent so long.
+
+    Args:
+        model: the distiller.
+        verbose: as for `fit`.
+        function: the compiled step; `None` if there is none yet.
+    """
+    compiles = not (runs_eagerly() or model.run_eagerly or function)
+    if compiles and verbose and keras.config.is_interactive_logging_enabled():
+        name = keras.backend.backend()
+        sys.stdout.write(
+            f"Compiling the first step on {name}; this can take a minute.\n"
+        )
+        sys.stdout.flush()

@@ -191,6 +191,7 @@ class DistillerSaving:
             "max_response_length": length,
             "blind_student": getattr(self.preprocessor, "blind_student", False),
             "cross_tokenizer": getattr(self.preprocessor, "cross_tokenizer", False),
+            "on_too_long": getattr(self.preprocessor, "on_too_long", "raise"),
             "shares": _shared_parts(self.teacher, self.student),
             "layers": {
                 "teacher": _description(self.teacher),
@@ -209,6 +210,7 @@ class DistillerSaving:
         copy_shared_layers(teacher, student, config.pop("shared_layers", ()))
         length = config.pop("max_response_length")
         options = {k: config.pop(k) for k in ("blind_student", "cross_tokenizer")}
+        options["on_too_long"] = config.pop("on_too_long", "raise")
         if length is not None:
             config["preprocessor"] = DistillationPreprocessor(
                 teacher.preprocessor, student.preprocessor, length, **options

@@ -1,11 +1,9 @@
 """`DistillationTrainer`: compile, fit, evaluate, predict and the *_on_batch methods."""
 
 import contextlib
-import sys
 
 import keras
 
-from keras_betakd.backends import runs_eagerly
 from keras_betakd.distillation.arguments import (
     exclude_from_weight_decay,
     expect_no_compiler,
@@ -14,8 +12,12 @@ from keras_betakd.distillation.arguments import (
     warn_of_unequal_parts,
 )
 from keras_betakd.distillation.freezing import expect_trainable
-from keras_betakd.distillation.metric_arguments import resolved_metrics
-from keras_betakd.distillation.monitoring import direct_monitors
+from keras_betakd.distillation.interrupted_step import values_kept
+from keras_betakd.distillation.metric_arguments import (
+    expect_no_loss_weights,
+    resolved_metrics,
+)
+from keras_betakd.distillation.monitoring import announce_compiling, direct_monitors
 from keras_betakd.distillation.nonfinite_report import (
     EVALUATED_BATCH,
     STEP,
@@ -24,10 +26,24 @@ from keras_betakd.distillation.nonfinite_report import (
     check_policy,
     with_callbacks,
 )
-from keras_betakd.distribution.devices import batch_parts, expect_on_devices
+from keras_betakd.distillation.skipped_report import SkippedReport, report_skipped
+from keras_betakd.distillation.training_data import (
+    as_batch,
+    as_training_data,
+    expect_compiled,
+    expect_no_class_weight,
+    expect_whole_executions,
+    formatter_of,
+)
+from keras_betakd.distribution.devices import expect_on_devices
 from keras_betakd.distribution.replicas import expect_process_group, reduced_gradients
-from keras_betakd.preprocessing.adapters import is_raw_records, split_records
-from keras_betakd.preprocessing.batches import BatchFormatter, EpochOrder, formatted
+from keras_betakd.preprocessing.adapters import (
+    raw_records,
+    split_records,
+    weighted_records,
+)
+from keras_betakd.preprocessing.data_check import check_records
+from keras_betakd.preprocessing.epochs import EpochOrder
 
 
 class DistillationTrainer:
@@ -98,7 +114,7 @@ class DistillationTrainer:
         expect_no_compiler(kwargs.get("jit_compile"))
         self.freeze_parts()
         self.on_nonfinite = check_policy(on_nonfinite)
-        _expect_no_loss_weights(loss_weights)
+        expect_no_loss_weights(loss_weights)
         optimizer = resolved_optimizer(optimizer, self.student, auto_scale_loss)
         warn_of_unequal_parts(self.reduction, optimizer)
         others, self._reports_accuracy = resolved_metrics(
@@ -127,7 +143,7 @@ class DistillationTrainer:
                 **kwargs,
             }
         )
-        self._expect_on_devices()
+        self.expect_on_devices()
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
@@ -164,48 +180,77 @@ class DistillationTrainer:
         `initial_epoch` (see `TrainingBackup`) sees the same batches as one that was
         never interrupted. For raw records that seed is drawn from NumPy's global
         generator when `fit` begins: call `keras.utils.set_random_seed` right before.
+
+        `steps_per_epoch` divides a pass over data that comes in batches, as in Keras:
+        the next epoch goes on where the last one ended, and the last one of a pass is
+        shorter if need be. Data of unknown size is read as it comes; data that never
+        ends needs `steps_per_epoch`.
         """
-        _expect_no_class_weight(class_weight)
+        expect_no_class_weight(class_weight)
+        expect_compiled(self, "fit")
         self.freeze_parts()
         expect_trainable(self.student, self.freeze)
         self._check_tower()
-        ours = [NonFiniteReport(self.on_nonfinite, at_epochs=True)]
-        if validation_split and is_raw_records(x):
-            x, validation_data = split_records(x, validation_split)
+        ours = [
+            NonFiniteReport(self.on_nonfinite, at_epochs=True),
+            SkippedReport(self.preprocessor, at_epochs=True),
+        ]
+        x, sample_weight = weighted_records(x, sample_weight)
+        records = raw_records(x) if validation_split else None
+        if records is not None:
+            x, validation_data = split_records(records, validation_split)
             validation_split = 0.0
-        x, y, sample_weight = self._format(x, y, sample_weight, batch_size, shuffle)
+        x, y, sample_weight = as_training_data(
+            *(self, x, y, sample_weight),
+            batch_size=batch_size,
+            shuffle=shuffle,
+            steps=steps_per_epoch,
+        )
         if validation_data is not None:
             if not isinstance(validation_data, tuple):
                 validation_data = (validation_data,)
-            validation_data = self._format(
-                *(*validation_data, None, None)[:3], validation_batch_size or batch_size
+            validation_data = as_training_data(
+                *(self, *validation_data, None, None)[:4],
+                batch_size=validation_batch_size or batch_size,
+                steps=validation_steps,
             )
         batched = isinstance(x, keras.utils.PyDataset)
         if batched:
+            expect_whole_executions(self, x)
             # Keras would shuffle by a state that a resumed training does not have.
-            shuffle = False
-            ours.append(EpochOrder(x, initial_epoch))
+            shuffle, steps_per_epoch = False, None
+        validates = validation_data is not None and isinstance(
+            validation_data[0], keras.utils.PyDataset
+        )
+        if validates:
+            validation_steps = None
+        ours.append(
+            EpochOrder(
+                x if batched else None, validation_data[0] if validates else None
+            )
+        )
         callbacks = with_callbacks(callbacks, *ours)
         betas = self.all_betas().values()
         direct_monitors(callbacks, self._trackers.directions(), betas)
-        self._announce_compiling(verbose, self.train_function)
-        return super().fit(
-            x,
-            y,
-            batch_size=None if batched else batch_size,
-            epochs=epochs,
-            verbose=verbose,
-            callbacks=callbacks,
-            validation_split=validation_split,
-            validation_data=validation_data,
-            shuffle=shuffle,
-            sample_weight=sample_weight,
-            initial_epoch=initial_epoch,
-            steps_per_epoch=steps_per_epoch,
-            validation_steps=validation_steps,
-            validation_batch_size=None if batched else validation_batch_size,
-            validation_freq=validation_freq,
-        )
+        announce_compiling(self, verbose, self.train_function)
+        with values_kept(self):
+            return super().fit(
+                x,
+                y,
+                batch_size=None if batched else batch_size,
+                epochs=epochs,
+                verbose=verbose,
+                callbacks=callbacks,
+                validation_split=validation_split,
+                validation_data=validation_data,
+                shuffle=shuffle,
+                sample_weight=sample_weight,
+                initial_epoch=initial_epoch,
+                steps_per_epoch=steps_per_epoch,
+                validation_steps=validation_steps,
+                validation_batch_size=None if batched else validation_batch_size,
+                validation_freq=validation_freq,
+            )
 
     def evaluate(
         self,
@@ -220,46 +265,76 @@ class DistillationTrainer:
         **kwargs,
     ):
         """The losses, energies and betas on other data; as `keras.Model.evaluate`."""
+        expect_compiled(self, "evaluate")
         self._check_tower()
-        x, y, sample_weight = self._format(x, y, sample_weight, batch_size)
+        x, y, sample_weight = as_training_data(
+            self, x, y, sample_weight, batch_size=batch_size, steps=steps
+        )
+        batched = isinstance(x, keras.utils.PyDataset)
         # Within `fit` Keras passes a list of its own, in which the report is.
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             report = NonFiniteReport(self.on_nonfinite, at_epochs=False)
-            callbacks = with_callbacks(callbacks, report)
-            self._announce_compiling(verbose, self.test_function)
-        return super().evaluate(
-            x,
-            y,
-            batch_size=None if isinstance(x, keras.utils.PyDataset) else batch_size,
-            verbose=verbose,
-            sample_weight=sample_weight,
-            steps=steps,
-            callbacks=callbacks,
-            return_dict=return_dict,
-            **kwargs,
-        )
+            skipped = SkippedReport(self.preprocessor, at_epochs=False)
+            order = EpochOrder(validation=x if batched else None)
+            callbacks = with_callbacks(callbacks, report, skipped, order)
+            announce_compiling(self, verbose, self.test_function)
+        with values_kept(self):
+            return super().evaluate(
+                x,
+                y,
+                batch_size=None if batched else batch_size,
+                verbose=verbose,
+                sample_weight=sample_weight,
+                steps=None if batched else steps,
+                callbacks=callbacks,
+                return_dict=return_dict,
+                **kwargs,
+            )
+
+    def check_records(self, x, batch_size=None):
+        """Checks all records before training, without running a model.
+
+        Each is read and encoded as `fit` does it: texts, images, lengths, labels. This
+        takes as long as it does in one epoch of `fit`; memory for one batch.
+
+        Args:
+            x: raw records, or batches as for `fit`, which can be read again.
+            batch_size: records per batch of raw records; 32 by default.
+
+        Returns:
+            The number of records.
+
+        Raises:
+            ValueError: records that cannot be used. The message lists them, with ids,
+                places in the data and the lengths that they need.
+
+        Example:
+
+        ```python
+        distiller.check_records(records)
+        distiller.fit(records, epochs=3)
+        ```
+        """
+        return check_records(x, formatter_of(self), batch_size)
 
     def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
         """The student's logits at the answer rows: (N, K, V).
 
         Those of a plain model have the shape that its own `predict` gives them.
         """
-        x, _, _ = self._format(x, None, None, batch_size)
+        x, _, _ = as_training_data(
+            *(self, x, None, None),
+            labelled=False,
+            batch_size=batch_size,
+            steps=steps,
+        )
         if isinstance(x, keras.utils.PyDataset):
-            batch_size = None
-        self._announce_compiling(verbose, self.predict_function)
-        with self._student_alone():
+            batch_size = steps = None
+            skipped = SkippedReport(self.preprocessor, at_epochs=False)
+            callbacks = with_callbacks(callbacks, skipped, EpochOrder(validation=x))
+        announce_compiling(self, verbose, self.predict_function)
+        with self._student_alone(), values_kept(self):
             return super().predict(x, batch_size, verbose, steps, callbacks)
-
-    def _announce_compiling(self, verbose, function):
-        """Writes a line in front of Keras' progress bar, which is silent so long."""
-        compiles = not (runs_eagerly() or self.run_eagerly or function)
-        if compiles and verbose and keras.config.is_interactive_logging_enabled():
-            name = keras.backend.backend()
-            sys.stdout.write(
-                f"Compiling the first step on {name}; this can take a minute.\n"
-            )
-            sys.stdout.flush()
 
     @contextlib.contextmanager
     def _student_alone(self):
@@ -274,23 +349,26 @@ class DistillationTrainer:
         self, x, y=None, sample_weight=None, class_weight=None, return_dict=False
     ):
         """One training step on a batch; as `keras.Model.train_on_batch`."""
-        _expect_no_class_weight(class_weight)
+        expect_no_class_weight(class_weight)
+        expect_compiled(self, "train_on_batch")
         self._check_tower()
-        x, y, sample_weight = self._format_batch(x, y, sample_weight)
+        x, y, sample_weight = as_batch(self, x, y, sample_weight)
         with self._reporting(STEP):
             return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
 
     def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
         """The losses of a batch; as `keras.Model.test_on_batch`."""
+        expect_compiled(self, "test_on_batch")
         self._check_tower()
-        x, y, sample_weight = self._format_batch(x, y, sample_weight)
+        x, y, sample_weight = as_batch(self, x, y, sample_weight)
         with self._reporting(EVALUATED_BATCH):
             return super().test_on_batch(x, y, sample_weight, return_dict)
 
     def predict_on_batch(self, x):
         """The student's logits at the answer rows of a batch; as `predict`."""
         with self._student_alone():
-            return super().predict_on_batch(self._format_batch(x, None, None)[0])
+            x, _, _ = as_batch(self, x, labelled=False)
+            return super().predict_on_batch(x)
 
     def make_train_function(self, force=False):
         # Each `fit` and `train_on_batch` calls this, once all variables exist. Weights
@@ -312,7 +390,8 @@ class DistillationTrainer:
         for variable in self.trainable_variables:
             variable.value.grad = None
 
-    def _expect_on_devices(self):
+    def expect_on_devices(self):
+        """Raises where its parts are on devices that do not go together."""
         parts = self._parts_on_devices()
         if self.compiled:
             parts["the optimizer"] = self.optimizer.variables
@@ -346,30 +425,4 @@ class DistillationTrainer:
         if self.on_nonfinite == "raise":
             watch.expect_none(self, part)
         watch.report(self, part, batches=0)
-
-    def _format(self, x, y, sample_weight, batch_size, shuffle=False):
-        self._expect_on_devices()
-        pair, parts = self.preprocessor, batch_parts(self)
-        return formatted(x, y, sample_weight, batch_size, shuffle, pair, parts)
-
-    def _format_batch(self, x, y, sample_weight):
-        self._expect_on_devices()
-        formatter = BatchFormatter(self.preprocessor, parts=batch_parts(self))
-        return (*formatter((x, y, sample_weight)), None, None)[:3]
-
-
-def _expect_no_loss_weights(loss_weights):
-    if loss_weights is not None:
-        raise ValueError(
-            "`loss_weights` is not supported: the betas weight the terms of the loss. "
-            "Give an energy a constant weight by `FixedBeta`, the cross-entropy by "
-            f"`task_beta=FixedBeta(...)`. Received: loss_weights={loss_weights}"
-        )
-
-
-def _expect_no_class_weight(class_weight):
-    if class_weight is not None:
-        raise ValueError(
-            "`class_weight` is not supported; give each label its weight in "
-            f"`sample_weight`. Received: {class_weight}"
-        )
+        report_skipped(self.preprocessor, part.name)

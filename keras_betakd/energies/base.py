@@ -75,7 +75,7 @@ class Energy(keras.losses.Loss):
     3.0
     """
 
-    # Whether `y_true` is a dict of the teacher's "logits" and of "labels", or one tensor
+    # Whether `y_true` is a dict of the teacher's "logits" and of "labels", or a tensor
     # of both, and `pointwise` takes the labels as a third argument.
     needs_labels = False
 
@@ -152,6 +152,11 @@ class Energy(keras.losses.Loss):
         """Raises if the two tensors cannot be compared."""
         check_same_shape(teacher, student)
 
+    @property
+    def default_name(self):
+        """The name that an energy gets where none is given."""
+        return _snake_case_name(type(self))
+
     def target(self, logits, labels):
         """`y_true` for `call`: the logits, in a dict with the labels if needed."""
         return {"logits": logits, "labels": labels} if self.needs_labels else logits
@@ -173,11 +178,11 @@ class Energy(keras.losses.Loss):
                 return y_true[..., :-1], labels
             received = f"y_true of shape {tuple(y_true.shape)} in {dtype}"
         raise ValueError(
-            f"`{type(self).__name__}` compares the models around the label, so `y_true` "
-            'must be a dict of "logits" (..., V) and "labels" (...), the class ids. For '
-            "`model.compile`, where Keras takes no dict, append the ids to the logits: "
-            "`np.concatenate([logits, labels[..., None]], axis=-1)`, (..., V + 1) in "
-            "float32 (half precision has no exact ids). Received: "
+            f"`{type(self).__name__}` compares the models around the label, so "
+            '`y_true` must be a dict of "logits" (..., V) and "labels" (...), the '
+            "class ids. For `model.compile`, where Keras takes no dict, append the ids "
+            "to the logits: `np.concatenate([logits, labels[..., None]], axis=-1)`, "
+            "(..., V + 1) in float32 (half precision has no exact ids). Received: "
             f"{received}, y_pred of shape {tuple(y_pred.shape)}"
         )
 
@@ -193,11 +198,11 @@ class Energy(keras.losses.Loss):
         if ours or all(part is None for part in state):
             return
         raise ValueError(
-            f"`{type(self).__name__}` has variables that are trained or updated, which "
-            "`keras.Model.compile(loss=...)` does not do for a loss. Use it in a "
-            "`BetaKDDistiller`, which takes plain models too (`beta=FixedBeta(1.0)` for "
-            "a fixed weight). Or, for a schedule, call it in a training loop of your "
-            "own, with `energy.schedule` among the model's layers and "
+            f"`{type(self).__name__}` has variables that are trained or updated, "
+            "which `keras.Model.compile(loss=...)` does not do for a loss. Use it in a "
+            "`BetaKDDistiller`, which takes plain models too (`beta=FixedBeta(1.0)` "
+            "for a fixed weight). Or, for a schedule, call it in a training loop of "
+            "your own, with `energy.schedule` among the model's layers and "
             "`energy.schedule.update(value)` after each step; for features of other "
             "widths, project them by a layer of the model. Received: "
             f"{self.name!r} as a loss of `keras.Model.compile`"

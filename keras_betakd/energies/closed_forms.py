@@ -28,6 +28,7 @@ import math
 from keras import ops
 
 from keras_betakd.backends import at_least, expm1_of, log1p_of, within
+from keras_betakd.energies.ties import gap_of, rounding_of
 
 _INFINITE = 1e29
 _APART = 16.0
@@ -122,7 +123,7 @@ def skew_reverse_kl(rows, skew):
 
 
 def total_variation(rows):
-    gap = rows.q - rows.p
+    gap = gap_of(rows.p, rows.q, sum(map(rounding_of, rows.largest)))
     gradient = _through_softmax(rows.q, ops.sign(gap), 0.5)
     return 0.5 * _sum(ops.abs(gap)), gradient
 

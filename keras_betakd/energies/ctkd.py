@@ -90,7 +90,8 @@ class CTKDEnergy(_TemperatureEnergy):
     in `evaluate`), excludes it from weight decay, saves it with its weights and reports
     the temperature as `<name>_temperature`. In a training loop of your own, add
     `energy.schedule` to the layers of the model and call `energy.schedule.update(l)`
-    after each step; `keras.Model.compile(loss=...)` cannot do that, and raises an error.
+    after each step; `keras.Model.compile(loss=...)` cannot do that, and raises an
+    error.
 
     With Adam at a learning rate r, theta moves by about `multiplier` * r a step,
     whatever the size of its gradient: the curriculum then decides the direction of the

@@ -20,6 +20,7 @@ from keras_betakd.energies.base import checked_number
 from keras_betakd.energies.bregman import kl_to_mixture
 from keras_betakd.energies.forward_divergence import ForwardDivergenceEnergy
 from keras_betakd.energies.probability import ProbabilityEnergy
+from keras_betakd.energies.ties import GapEnergy, gap_of
 
 _REGISTER = keras.saving.register_keras_serializable(package="keras_betakd")
 
@@ -41,9 +42,10 @@ def jensen_shannon(log_p, log_q, teacher_weight=0.5):
     return w * to_teacher + (1.0 - w) * kl_to_mixture(log_q, log_p, share=w)
 
 
-def total_variation(log_p, log_q):
-    """0.5 sum |p - q|, between 0 and 1."""
-    return 0.5 * ops.sum(ops.abs(ops.exp(log_q) - ops.exp(log_p)), axis=-1)
+def total_variation(log_p, log_q, rounding):
+    """0.5 sum |p - q|, between 0 and 1; `rounding` as for `gap_of`."""
+    gap = gap_of(ops.exp(log_p), ops.exp(log_q), rounding)
+    return 0.5 * ops.sum(ops.abs(gap), axis=-1)
 
 
 @_REGISTER
@@ -206,7 +208,7 @@ class JensenShannonEnergy(ProbabilityEnergy):
 
 
 @_REGISTER
-class TotalVariationEnergy(ProbabilityEnergy):
+class TotalVariationEnergy(GapEnergy):
     """Total variation distance: the probability mass on which the models differ.
 
     Use it when outliers should weigh no more than their probability mass. Near
@@ -218,7 +220,9 @@ class TotalVariationEnergy(ProbabilityEnergy):
                                      q = softmax(y_pred / temperature)
 
     Shapes: `y_true` and `y_pred` are `(..., V)`; `call` returns `(...)`, a
-    probability between 0 and 1 per token. At equality the gradient is taken as 0.
+    probability between 0 and 1 per token. Classes on which the two differ by no more
+    than rounding, about eps (4 + |z|) (p_v + q_v) for logits of size |z|, are taken as
+    equal: their part of value and gradient is 0.
 
     Masking: see `Energy`. Temperature, its T^2 factor and their effect on
     beta* = d / (2 l): see `ProbabilityEnergy`.
@@ -244,8 +248,9 @@ class TotalVariationEnergy(ProbabilityEnergy):
     Reference: f-DISTILL, Wen et al. 2023 (arXiv:2307.15190), section 3.
     """
 
-    def pointwise(self, log_p, log_q):
-        return total_variation(log_p, log_q)
+    def pointwise(self, teacher, student):
+        (log_p, rounding), (log_q, theirs) = teacher, student
+        return total_variation(log_p, log_q, rounding + theirs)
 
     def closed_form(self, rows):
         return closed_forms.total_variation(rows)

@@ -110,6 +110,10 @@ class ImageTokenEnergy(Energy):
         self.parameter = energy.parameter
         self.fuses = energy.fuses
 
+    @property
+    def default_name(self):
+        return f"image_token_{self.energy.name}"
+
     def call(self, y_true, y_pred):
         return self.energy.call(y_true, y_pred)
 

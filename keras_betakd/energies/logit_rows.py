@@ -69,13 +69,19 @@ class LogitRows:
         ratio += log_share - their_log_share
         return ratio
 
+    def largest(self, temperature=1.0):
+        """The largest of logits / temperature, (N, 1)."""
+        return self._once(
+            ("largest", temperature),
+            lambda: ops.max(self._tempered(temperature), axis=-1, keepdims=True),
+        )
+
     def _peak(self, temperature):
         """Largest tempered logit and the log of its probability, (N, 1) each."""
         return self._once(("peak", temperature), lambda: self._make_peak(temperature))
 
     def _make_peak(self, temperature):
-        logits = self._tempered(temperature)
-        largest = ops.max(logits, axis=-1, keepdims=True)
+        logits, largest = self._tempered(temperature), self.largest(temperature)
         return largest, log_of_largest_share(
             logits, largest, lambda: self.probabilities(temperature)
         )
@@ -112,6 +118,12 @@ class ProbabilityRows:
     @property
     def q(self):
         return self._student.probabilities(self._temperature)
+
+    @property
+    def largest(self):
+        """The teacher's and the student's largest logit / T, (N, 1) each."""
+        models = self._teacher, self._student
+        return [rows.largest(self._temperature) for rows in models]
 
     def log_p(self):
         """log p, with `LOG_ZERO` in place of -inf."""

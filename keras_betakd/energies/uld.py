@@ -5,11 +5,11 @@ import math
 import keras
 from keras import ops
 
-from keras_betakd.energies.probability import ProbabilityEnergy
+from keras_betakd.energies.ties import GapEnergy, gap_of
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
-class ULDEnergy(ProbabilityEnergy):
+class ULDEnergy(GapEnergy):
     """Distance of sorted probabilities, for models with different tokenizers.
 
         l = sum_i |p_(i) - q_(i)|
@@ -23,7 +23,9 @@ class ULDEnergy(ProbabilityEnergy):
 
     Shapes: `y_true` is `(..., V_t)`, `y_pred` `(..., V_s)` with the same leading axes;
     `call` returns `(...)`, a number between 0 and 2 per token, without unit. The energy
-    takes no logarithm of a probability.
+    takes no logarithm of a probability. Ranks at which the two differ by no more than
+    rounding, about eps (4 + |z|) (p + q) for logits of size |z|, are taken as equal:
+    their part of value and gradient is 0.
 
     In a distiller, teacher and student are compared at the tokens before which both
     have produced the same text (`DistillationPreprocessor(cross_tokenizer=True)`, which
@@ -64,10 +66,11 @@ class ULDEnergy(ProbabilityEnergy):
                 f"y_pred.shape={tuple(student.shape)}"
             )
 
-    def pointwise(self, log_p, log_q):
+    def pointwise(self, teacher, student):
+        (log_p, rounding), (log_q, theirs) = teacher, student
         size = max(log_p.shape[-1], log_q.shape[-1])
         p, q = (ops.exp(_filled(ops.sort(x, axis=-1), size)) for x in (log_p, log_q))
-        return ops.sum(ops.abs(p - q), axis=-1)
+        return ops.sum(ops.abs(gap_of(p, q, rounding + theirs)), axis=-1)
 
 
 def _filled(ascending, size):

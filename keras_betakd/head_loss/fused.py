@@ -27,6 +27,7 @@ import dataclasses
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_betakd.backends import add_outer, runs_eagerly
@@ -34,6 +35,8 @@ from keras_betakd.distribution.devices import parts_of_batch, spread_by_part
 from keras_betakd.energies.base import Energy, shapes_agree
 from keras_betakd.head_loss.tiles import HeadTiles, rows_per_tile
 from keras_betakd.models.heads import HeadMatrix
+
+_NAN = float("nan")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +118,10 @@ def fused_head_loss(
     influence: its hidden states may hold NaN, and its label may be any integer (such as
     -100). Its values are 0 and its gradients exactly 0. Tiles of such rows are skipped.
     On a supervised row, a term with a coefficient of 0 adds 0 to `total`, even if its
-    value is infinite.
+    value is infinite. A label that is no class from 0 to V - 1 makes the cross-entropy
+    of a supervised row NaN, and so the energies that read labels (`DKDEnergy`); where
+    such a term has a coefficient, `total` and all gradients are NaN, on every backend.
+    (An exception is not possible in a compiled step.)
 
     Args:
         student_rows: (N, H_s), hidden states at the positions that predict a label;
@@ -211,11 +217,14 @@ def fused_head_loss(
     job = HeadTiles(student_head, teacher_head, energies, gradients)
     low_rank = _low_rank_rows(student_rows, student_head)
     supervised = ops.any(coefficients != 0, axis=0)
+    is_class = _is_class(labels, kernel.shape[0])
+    unknown = _unknown_terms(energies, ops.logical_and(supervised, ~is_class))
+    spoiling = ops.logical_and(unknown, coefficients != 0)
     data = {
         "student": student_rows,
         "teacher": teacher_rows,
-        "labels": ops.cast(labels, "int32"),
-        "coefficients": ops.transpose(coefficients),
+        "labels": ops.cast(ops.where(is_class, labels, 0), "int32"),
+        "coefficients": ops.transpose(ops.where(spoiling, _NAN, coefficients)),
     }
     if low_rank is not None:
         data["low_rank"] = low_rank
@@ -228,6 +237,8 @@ def fused_head_loss(
         values[1 : 2 + len(energies)],
         values[2 + len(energies) :],
     )
+    correct = ops.where(is_class, correct, 0.0)
+    values = ops.where(unknown, _NAN, values)
     # Selected one by one: 0 times an infinite energy would be NaN.
     total = ops.sum(ops.where(coefficients != 0, coefficients * values, 0.0))
     if gradients:
@@ -254,10 +265,34 @@ def fused_head_loss(
     )
 
 
+def _is_class(labels, classes):
+    """Where labels are whole numbers from 0 to `classes` - 1: bool (N,)."""
+    found = ops.logical_and(labels >= 0, labels < classes)
+    if "float" in keras.backend.standardize_dtype(labels.dtype):
+        found = ops.logical_and(found, labels == ops.floor(labels))
+    return found
+
+
+def _unknown_terms(energies, unlabelled):
+    """The terms that read labels, at the rows whose label is no class: (1 + E, N).
+
+    Args:
+        energies: dict of E energies.
+        unlabelled: bool (N,), supervised rows whose label is no class.
+    """
+    reads = [True, *(energy.needs_labels for energy in energies.values())]
+    return ops.logical_and(ops.array(reads)[:, None], unlabelled[None])
+
+
 def _as_matrix(head):
-    """The `HeadMatrix` of a kernel; a `HeadMatrix` unchanged."""
+    """The `HeadMatrix` of a kernel; that of one with NumPy arrays has tensors."""
     if isinstance(head, HeadMatrix):
-        return head
+        tensors = {
+            name: ops.convert_to_tensor(getattr(head, name))
+            for name in ("kernel", "bias")
+            if isinstance(getattr(head, name), np.ndarray)
+        }
+        return dataclasses.replace(head, **tensors) if tensors else head
     kernel = ops.convert_to_tensor(head)
     return HeadMatrix(kernel, dtype=keras.backend.standardize_dtype(kernel.dtype))
 
@@ -283,6 +318,11 @@ def _expect_energies(energies):
 def _expect_rows(student, teacher, labels, coefficients, terms):
     """Raises unless teacher rows, labels and coefficients are those of N rows."""
     n = student.shape[0]
+    if n == 0:
+        raise ValueError(
+            "`student_rows` must have at least one row. Received: "
+            f"student_rows.shape={tuple(student.shape)}"
+        )
     received = {
         "teacher_rows": (tuple(teacher.shape), (n, *teacher.shape[1:])),
         "labels": (tuple(labels.shape), (n,)),

@@ -16,6 +16,8 @@ from keras_betakd.energies.masking import select_supervised
 from keras_betakd.head_loss.fused import HeadLoss, fused_head_loss
 from keras_betakd.objective import weighted_energy
 
+_NAN = float("nan")
+
 
 @dataclasses.dataclass(frozen=True)
 class AnswerRows:
@@ -143,21 +145,32 @@ def dense_terms(answer, weighting, energies, task_loss):
     weights, log_beta = weighting.of("task")
     student = select_supervised(answer.student, weights)
     teacher = select_supervised(answer.teacher, weights)
-    # Ignored labels may be no class at all (-100): any class will do there.
-    labels = ops.where(weights != 0, answer.labels, ops.zeros_like(answer.labels))
+    # Ignored labels may be no class at all (-100): any class will do there. Elsewhere
+    # some backends would take another class in silence.
+    classes, counts = student.shape[-1], weights != 0
+    is_class = ops.logical_and(answer.labels >= 0, answer.labels < classes)
+    labels = ops.where(
+        ops.logical_and(counts, is_class), answer.labels, ops.zeros_like(answer.labels)
+    )
+    unknown = ops.logical_and(counts, ops.logical_not(is_class))
     if isinstance(task_loss, keras.losses.Loss):
         task_loss = task_loss.call  # one value a label, not their mean
-    task = task_loss(labels, ops.cast(student, "float32"))
+    task = ops.where(unknown, _NAN, task_loss(labels, ops.cast(student, "float32")))
     total = weighted_energy(task, log_beta, weights)
     values = {
         name: energy.call(energy.target(teacher, labels), student)
         for name, energy in energies.items()
     }
+    values = {
+        name: ops.where(unknown, _NAN, value) if energies[name].needs_labels else value
+        for name, value in values.items()
+    }
     for name, value in values.items():
         weights, log_beta = weighting.of(name)
         total = total + weighted_energy(value, log_beta, weights)
     best = ops.cast(ops.argmax(student, axis=-1), labels.dtype)
-    correct = ops.cast(best == labels, "float32")
+    right = ops.logical_and(best == labels, ops.logical_not(unknown))
+    correct = ops.cast(right, "float32")
     return HeadLoss(total=total, task=task, energies=values, correct=correct)
 
 

@@ -31,6 +31,7 @@ class ModelView:
     sees_hidden_states = False
     head = None
     _classes = None
+    _known_shape = None
 
     def __init__(self, model):
         self.model = model
@@ -46,6 +47,27 @@ class ModelView:
         with self.patched():
             logits = self.model(inputs, training=training)
         return logits if self._classes is None else logits[..., : self._classes]
+
+    def logits_shape(self, inputs):
+        """The shape (B, ..., V) of `logits`, `None` where it is unknown.
+
+        A model that has no shape before it is called is called without values.
+
+        Args:
+            inputs: the inputs of the model as arrays.
+        """
+        shape = getattr(self.model, "output_shape", None)
+        if not isinstance(shape, tuple) or not shape or isinstance(shape[0], tuple):
+            shape = self._called_shape(inputs)
+        classes = shape[-1] if self._classes is None else self._classes
+        return (*shape[:-1], classes)
+
+    def _called_shape(self, inputs):
+        specs = keras.tree.map_structure(_spec, inputs)
+        key = [(x.shape[1:], x.dtype) for x in keras.tree.flatten(specs)]
+        if self._known_shape is None or self._known_shape[0] != key:
+            self._known_shape = key, tuple(self.model(specs, training=False).shape)
+        return self._known_shape[1]
 
     def sees(self, features):
         """Whether the model provides the features of this name (see `Features`)."""
@@ -90,6 +112,12 @@ class ModelView:
         for a model that takes no images.
         """
         return None
+
+
+def _spec(value):
+    return keras.KerasTensor(
+        (None, *value.shape[1:]), keras.backend.standardize_dtype(value.dtype)
+    )
 
 
 class LogitsView(ModelView):

@@ -3,6 +3,13 @@
 import keras
 
 
+def children(layer):
+    """The layers that are directly within a layer of any kind."""
+    # The property works for any layer, and leaves no attribute out as that of a
+    # functional model does.
+    return keras.Model.layers.fget(layer)
+
+
 def sublayers(model):
     """All layers within a model, each once, in an order that its code determines."""
     found, waiting = {}, [model]
@@ -10,16 +17,13 @@ def sublayers(model):
         layer = waiting.pop()
         if layer is not model:
             found[id(layer)] = layer
-        # The property works for any layer, and leaves no attribute out as that of a
-        # functional model does.
-        inner = keras.Model.layers.fget(layer)
-        waiting += [x for x in reversed(inner) if id(x) not in found]
+        waiting += [x for x in reversed(children(layer)) if id(x) not in found]
     return list(found.values())
 
 
 def own_variables(layer):
     """The variables of a layer that are in none of its sublayers: dict by name."""
-    inner = {id(v) for x in keras.Model.layers.fget(layer) for v in x.variables}
+    inner = {id(v) for x in children(layer) for v in x.variables}
     named = {}
     for variable in layer.variables:
         if id(variable) not in inner:

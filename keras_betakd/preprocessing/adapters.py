@@ -6,41 +6,153 @@ import keras
 import numpy as np
 from keras import tree
 
+from keras_betakd.data.batches import expect_positive
+from keras_betakd.preprocessing.iterables import (
+    IterableBatches,
+    from_data_loader,
+    from_tf_dataset,
+)
+from keras_betakd.preprocessing.records import PlacedRecords
+
 
 def as_dataset(x, batch_size, shuffle=False):
     """A `PyDataset` of the batches of `x`, or `None` if `x` is arrays.
 
     Args:
-        x: a dict of raw records, a `PyDataset`, a `tf.data.Dataset`, a torch
-            `DataLoader`, or arrays.
-        batch_size: records per batch of a dict of raw records; 32 if `None`.
-        shuffle: whether to shuffle a dict of raw records in each epoch.
+        x: raw records (a dict of columns, a list of dicts, a Hugging Face table), a
+            `PyDataset`, a `tf.data.Dataset`, a torch `DataLoader`, a generator or
+            another iterator of batches, or arrays.
+        batch_size: records per batch of raw records; 32 if `None`.
+        shuffle: whether to shuffle raw records in each epoch.
 
     Raises:
         ValueError: `x` is none of these.
     """
     if isinstance(x, keras.utils.PyDataset):
         return x
-    if is_raw_records(x):
-        return RecordBatches(x, batch_size or 32, shuffle)
+    records = raw_records(x)
+    if records is not None:
+        size = 32 if batch_size is None else batch_size
+        return RecordBatches(records, size, shuffle)
     if hasattr(x, "as_numpy_iterator"):  # tf.data.Dataset
-        return _from_tf_dataset(x)
+        return from_tf_dataset(x)
     if hasattr(x, "batch_sampler"):  # torch.utils.data.DataLoader
-        return IterableBatches(_Converted(x, _torch_to_numpy), len(x))
+        return from_data_loader(x)
+    if hasattr(x, "__next__"):
+        return IterableBatches(x)
+    refusal = _refusal(x)
+    if refusal:
+        raise ValueError(f"{refusal} (x is of type {type(x)})")
     leaves = tree.flatten(x)
     if leaves and all(hasattr(leaf, "shape") for leaf in leaves):
         return None
     raise ValueError(
-        "`x` must be raw records (a dict of lists or arrays), arrays, a "
-        "`keras.utils.PyDataset`, a `tf.data.Dataset` or a torch `DataLoader`. A "
-        "generator cannot be started again for a second epoch. Received: "
-        f"x of type {type(x)}"
+        "`x` must be raw records (a dict of lists or arrays, a list of dicts, or a "
+        "Hugging Face table, with prompts and responses), arrays, or batches of them: "
+        "a `keras.utils.PyDataset`, a `tf.data.Dataset`, a torch `DataLoader` or a "
+        f"generator. Received: x of type {type(x)}"
     )
 
 
 def is_raw_records(x):
     """Whether `x` is a dict of raw records, which a preprocessor turns into arrays."""
     return isinstance(x, dict) and "prompts" in x
+
+
+def raw_records(x):
+    """Raw records as a dict of columns or a table; `None` if `x` is none of them."""
+    if _is_list_of_records(x):
+        return _columns(x)
+    return x if is_raw_records(x) or _is_table(x) else None
+
+
+def weighted_records(x, sample_weight):
+    """`(x, None)`, with the weights of raw records under their key.
+
+    Args:
+        x, sample_weight: as for `fit`; returned as they are if `x` is no raw records
+            or there are no weights.
+    """
+    records = None if sample_weight is None else raw_records(x)
+    if not isinstance(records, dict):
+        return x, sample_weight
+    if records.get("sample_weight") is not None:
+        raise ValueError(
+            'These records have a "sample_weight" of their own. Received: the argument '
+            "`sample_weight` too"
+        )
+    return {**records, "sample_weight": sample_weight}, None
+
+
+def _is_list_of_records(x):
+    return isinstance(x, (list, tuple)) and bool(x) and isinstance(x[0], dict)
+
+
+def _columns(rows):
+    """A list of dicts as a dict of lists."""
+    keys = set(rows[0])
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict) or set(row) != keys or "prompts" not in keys:
+            found = sorted(map(str, row)) if isinstance(row, dict) else type(row)
+            raise ValueError(
+                "A list of records must hold dicts that all have the same keys, among "
+                'them "prompts" and "responses". Received: record number '
+                f"{number} with {found}, the first with {sorted(map(str, keys))}"
+            )
+    return {key: [row[key] for row in rows] for key in rows[0]}
+
+
+def _is_table(x):
+    """Whether `x` is a Hugging Face `datasets.Dataset` with a column of prompts."""
+    return hasattr(x, "__len__") and "prompts" in (_column_names(x) or ())
+
+
+def _column_names(x):
+    """The names of a Hugging Face table's or stream's columns; `None` of others."""
+    return getattr(x, "column_names", None) if hasattr(x, "features") else None
+
+
+def _refusal(x):
+    """What to do with data of a kind that is known but not taken; `None` of others."""
+    if isinstance(x, dict) and x and all(_column_names(v) for v in x.values()):
+        name = next(iter(x))
+        return f"These are several tables, by name: pass one, `dataset[{name!r}]`."
+    if isinstance(x, dict) and not x:
+        return "This dict is empty."
+    if isinstance(x, dict) and any(_is_text_column(v) for v in x.values()):
+        return (
+            'Raw records need "prompts" and "responses" (and "images" for models that '
+            f"see). Received: keys={sorted(map(str, x))}."
+        )
+    if _column_names(x) and hasattr(x, "__len__"):
+        return (
+            'A table needs the columns "prompts" and "responses" (`rename_columns`). '
+            f"Received: columns {list(x.column_names)}."
+        )
+    if hasattr(x, "column_names") and hasattr(x, "__iter__"):
+        return (
+            "A streaming table comes record by record: pass `torch.utils.data."
+            "DataLoader(dataset, batch_size=...)`, or `iter(dataset.batch(...))` with "
+            "`steps_per_epoch`."
+        )
+    if hasattr(x, "to_dict") and hasattr(x, "columns"):  # pandas
+        return 'Pass the columns of a data frame: `frame.to_dict("list")`.'
+    if hasattr(x, "__getitem__") and hasattr(x, "__add__") and hasattr(x, "__len__"):
+        if not hasattr(x, "shape") and not isinstance(x, (list, tuple, str, bytes)):
+            return "Pass a torch data set in a `torch.utils.data.DataLoader`."
+    if isinstance(x, (str, bytes)) or hasattr(x, "__fspath__"):
+        return "Load a file first, for example by `keras_betakd.data.load_llava`."
+    return None
+
+
+def _is_text_column(column):
+    """Whether it is a list of texts, or of the messages of conversations."""
+    if isinstance(column, (str, bytes)) or not hasattr(column, "__len__"):
+        return False
+    if hasattr(column, "dtype") and hasattr(column.dtype, "kind"):
+        return column.dtype.kind in "OSU"
+    first = column[0] if isinstance(column, (list, tuple)) and column else None
+    return isinstance(first, (str, bytes, list, tuple, dict))
 
 
 # Records in memory
@@ -50,7 +162,8 @@ class RecordBatches(keras.utils.PyDataset):
     """Batches of raw records that are in memory.
 
     Args:
-        records: dict of arrays or lists of one length.
+        records: dict of arrays or lists of one length, or a Hugging Face table, which
+            is read batch by batch.
         batch_size: records per batch.
         shuffle: whether to shuffle the records in each epoch. The order depends on the
             state of NumPy's global generator when the data set is made
@@ -58,22 +171,17 @@ class RecordBatches(keras.utils.PyDataset):
             the epoch.
 
     Raises:
-        ValueError: the entries differ in length.
+        ValueError: `batch_size` is not positive, or the entries differ in length.
     """
 
     def __init__(self, records, batch_size=32, shuffle=False):
         super().__init__()
+        expect_positive("batch_size", batch_size)
         self.records = records
-        self.size = len(records["prompts"])
+        self.size = _size(records)
         self.batch_size = batch_size
         self.seed = drawn_seed() if shuffle else None
         self.start_epoch(0)
-        for key, values in records.items():
-            if values is not None and len(values) != self.size:
-                raise ValueError(
-                    "All entries of raw records must have one length. Received: "
-                    f'{self.size} "prompts", {len(values)} "{key}"'
-                )
 
     @property
     def num_batches(self):
@@ -81,7 +189,11 @@ class RecordBatches(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         start = index * self.batch_size
-        return take_records(self.records, self.order[start : start + self.batch_size])
+        rows = self.order[start : start + self.batch_size]
+        found = take_records(self.records, rows)
+        if isinstance(found, PlacedRecords):  # a part of other records
+            return found
+        return PlacedRecords(found, [f"number {row} of the data" for row in rows])
 
     def start_epoch(self, epoch):
         """Sets the order of the records to that of epoch number `epoch`."""
@@ -99,9 +211,37 @@ def drawn_seed():
     return int(np.random.randint(2**31))
 
 
+def _size(records):
+    """The number of raw records; raises where the entries differ in length."""
+    if _is_table(records):
+        return len(records)
+    sizes = {
+        key: _length(key, value) for key, value in records.items() if value is not None
+    }
+    if len(set(sizes.values())) > 1:
+        raise ValueError(
+            "All entries of raw records must have one length. Received: "
+            + ", ".join(f'{size} "{key}"' for key, size in sizes.items())
+        )
+    return sizes.get("prompts", 0)
+
+
+def _length(key, value):
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__len__"):
+        raise ValueError(
+            f'Raw records hold one entry for each record: "{key}" must be a list or '
+            f"an array. Received: {value!r:.80} of type {type(value).__name__}"
+        )
+    return len(value)
+
+
 def take_records(records, rows):
     """The raw records at `rows`, a sequence of indices."""
-    return {k: v if v is None else [v[i] for i in rows] for k, v in records.items()}
+    if _is_table(records):
+        return dict(records[[int(row) for row in rows]])
+    found = {k: v if v is None else [v[i] for i in rows] for k, v in records.items()}
+    places = getattr(records, "places", None)
+    return found if places is None else PlacedRecords(found, [places[i] for i in rows])
 
 
 def split_records(records, validation_split):
@@ -114,73 +254,17 @@ def split_records(records, validation_split):
     Raises:
         ValueError: one part would be empty.
     """
-    size = len(records["prompts"])
+    size = _size(records)
     first = size - int(size * validation_split)
     if not 0 < first < size:
         raise ValueError(
             f"`validation_split` leaves a part of the {size} records empty. "
             f"Received: validation_split={validation_split}"
         )
-    rows = np.arange(size)
-    return take_records(records, rows[:first]), take_records(records, rows[first:])
-
-
-# Batches of tf.data and PyTorch
-
-
-class IterableBatches(keras.utils.PyDataset):
-    """Batches of an iterable that can be iterated over repeatedly, in its own order.
-
-    Args:
-        iterable: the batches.
-        num_batches: how many there are, `None` if infinitely many.
-    """
-
-    def __init__(self, iterable, num_batches):
-        super().__init__()
-        self.iterable = iterable
-        self._num_batches = num_batches
-        self._iterator = None
-
-    @property
-    def num_batches(self):
-        return self._num_batches
-
-    def __getitem__(self, index):
-        if self._iterator is None:
-            self._iterator = iter(self.iterable)
-        try:
-            return next(self._iterator)
-        except StopIteration:
-            self._iterator = iter(self.iterable)
-            return next(self._iterator)
-
-
-class _Converted:
-    """The batches of an iterable with `convert` applied to every leaf."""
-
-    def __init__(self, iterable, convert):
-        self.iterable = iterable
-        self.convert = convert
-
-    def __iter__(self):
-        for batch in self.iterable:
-            yield tree.map_structure(self.convert, batch)
-
-
-def _from_tf_dataset(dataset):
-    count = int(dataset.cardinality())
-    if count == -2:  # unknown: a filter or a generator is in the pipeline
-        count = sum(1 for _ in dataset)
-    batches = _Converted(dataset, _tf_to_numpy)
-    return IterableBatches(batches, None if count == -1 else count)
-
-
-def _tf_to_numpy(value):
-    if hasattr(value, "to_list"):  # tf.RaggedTensor: rows of different length
-        return [[image.numpy() for image in row] for row in value]
-    return value.numpy()
-
-
-def _torch_to_numpy(value):
-    return value.detach().cpu().numpy() if hasattr(value, "detach") else value
+    places = [f"number {row} of the data" for row in range(size)]
+    parts = range(first), range(first, size)
+    found = [take_records(records, rows) for rows in parts]
+    return tuple(
+        PlacedRecords(part, [places[row] for row in rows])
+        for part, rows in zip(found, parts, strict=True)
+    )

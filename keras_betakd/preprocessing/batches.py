@@ -15,21 +15,29 @@ That is `(x, y, sample_weight)`: labels y (B, K), their weights (B, K), and a di
 
 import numbers
 
-import keras
 import numpy as np
 from keras import ops, tree
 
 from keras_betakd.preprocessing.adapters import (
-    IterableBatches,
     as_dataset,
-    drawn_seed,
     is_raw_records,
+    raw_records,
+    weighted_records,
 )
+from keras_betakd.preprocessing.epochs import FormattedDataset, sets_its_order
+from keras_betakd.preprocessing.labels import checked_labels, expect_classes
+from keras_betakd.preprocessing.record_checks import expect_known_keys
+from keras_betakd.preprocessing.records import PlacedRecords, record_ids
+
+_MODELS = {"student", "teacher"}
+_POSITIONS = {"student_positions", "teacher_positions"}
+_OTHERS = ("sample_weight", "task_weight", "aligned", "ids")
+_KEYS = (*sorted(_MODELS), *sorted(_POSITIONS), *_OTHERS)
 
 
 def by_model(x):
     """`x` if it names the inputs of each model, else the same inputs for both."""
-    if isinstance(x, dict) and {"student", "teacher"} <= set(x):
+    if isinstance(x, dict) and _MODELS <= set(x):
         return x
     return {"student": x, "teacher": x}
 
@@ -43,30 +51,66 @@ class BatchFormatter:
         batch_size: the batch size that Keras splits the data into, if the whole data
             is given as one batch.
         parts: the number of equal parts that a batch is split into.
+        logits_shape: function of a batch's `x` that returns (B, ..., V), the shape of
+            the student's logits at the labels, `None` where it is unknown.
+        labelled: whether a batch without labels is an error.
     """
 
-    def __init__(self, preprocessor=None, batch_size=None, parts=1):
+    def __init__(
+        self,
+        preprocessor=None,
+        batch_size=None,
+        parts=1,
+        logits_shape=None,
+        labelled=True,
+    ):
         self.preprocessor = preprocessor
         self.batch_size = batch_size
         self.parts = parts
+        self.logits_shape = logits_shape
+        self.labelled = labelled
 
-    def __call__(self, batch):
-        batch = (batch,) if isinstance(batch, dict) else tuple(batch)
+    def __call__(self, batch, places=None):
+        """A batch `(x, y, sample_weight)`, or of raw records, in the distiller's form.
+
+        Args:
+            batch: the batch.
+            places: function of the number of records that returns for each a string
+                that says where in the data it is; `None` if this is unknown.
+        """
+        if _is_rows(batch) or not isinstance(batch, (tuple, list)):
+            batch = (batch,)
         x, y, sample_weight = (*batch, None, None)[:3]
+        if _is_rows(x):
+            x = raw_records(x)
+        names = None
         if is_raw_records(x):
-            weight = x.get("sample_weight")
-            x, y, sample_weight = self._preprocess(x)
-            if weight is not None:
-                sample_weight = sample_weight * _per_label(weight, y)
-        x = by_model(x)
+            x, y, sample_weight, names = self._preprocess(_placed(x, places))
+        x = by_model(_expect_form(x))
         if y is None:
-            return (x,)
+            return self._without_labels(x)
+        shape = (
+            self.logits_shape(x) if self.logits_shape else (None,) * (np.ndim(y) + 1)
+        )
+        y = checked_labels(y, shape)
+        if len(y) == 0:
+            raise ValueError(f"There are no examples. Received: x with {_described(x)}")
         if sample_weight is None:
             sample_weight = x.get("sample_weight", np.ones(np.shape(y), "float32"))
         sample_weight = _per_label(sample_weight, y)
-        _check_labels(y, sample_weight)
+        names = names or _names(x, places, len(y))
+        y = expect_classes(y, sample_weight, shape[-1], names)
         x = {**x, "sample_weight": sample_weight}
         return padded_to_parts(x, y, sample_weight, self.parts, self.batch_size)
+
+    def _without_labels(self, x):
+        if self.labelled:
+            raise ValueError(
+                "The data has no labels: pass `y`, or batches `(x, y)` or "
+                "`(x, y, sample_weight)`, or raw records, a dict with "
+                f'"prompts" and "responses". Received: x with {_described(x)}'
+            )
+        return (x,)
 
     def _preprocess(self, records):
         if self.preprocessor is None:
@@ -76,7 +120,72 @@ class BatchFormatter:
                 "distiller, or batches in the answer-position form. Received: "
                 f"keys={sorted(records)}"
             )
-        return self.preprocessor(records)
+        names = record_ids(records, len(records["prompts"]))
+        weight = records.get("sample_weight")
+        x, y, sample_weight = self.preprocessor(records)
+        if weight is not None:
+            sample_weight = sample_weight * _per_label(weight, y)
+        return x, y, sample_weight, names
+
+
+def _is_rows(batch):
+    """Whether a batch is a list of raw records, one dict for each."""
+    rows = isinstance(batch, (tuple, list)) and len(batch) > 0
+    return rows and all(is_raw_records(row) for row in batch)
+
+
+def _placed(records, places):
+    """Raw records with their places, where they are known; an error for one alone."""
+    prompts = records["prompts"]
+    if isinstance(prompts, (str, bytes)) or np.ndim(prompts) == 0:
+        raise ValueError(
+            "Raw records come in batches: every entry holds one value for each record. "
+            "Batch a `tf.data.Dataset` by `.batch(8)`, give a `DataLoader` a "
+            f'`batch_size`. Received: "prompts" of type {type(prompts).__name__}'
+        )
+    if isinstance(records, PlacedRecords) or places is None:
+        return records
+    return PlacedRecords(records, places(len(prompts)))
+
+
+def _expect_form(x):
+    """`x`, unless it is a dict that lacks or misspells keys of the distiller's form."""
+    keys = set(x) if isinstance(x, dict) else set()
+    if not keys & {*_MODELS, *_POSITIONS}:
+        return x
+    expect_known_keys(sorted(keys), _KEYS, "Batches with inputs for each model")
+    lacking = _MODELS - keys
+    if keys & _POSITIONS:
+        lacking |= _POSITIONS - keys
+    if lacking:
+        raise ValueError(
+            f"A batch with inputs for each model has the keys {sorted(_MODELS)} and, "
+            f"in the answer-position form, {sorted(_POSITIONS)}. Missing: "
+            f"{sorted(lacking)}. Received: keys={sorted(map(str, keys))}"
+        )
+    return x
+
+
+def _names(x, places, size):
+    """Strings that name the examples of a batch in errors; `None` if unknown."""
+    names = places(size) if places is not None else None
+    if x.get("ids") is None:
+        return names
+    rows = ops.convert_to_numpy(x["ids"]).astype("uint8")
+    texts = [row.tobytes().rstrip(bytes(1)).decode(errors="replace") for row in rows]
+    ids = [f"'{text}'" for text in texts]
+    return (
+        ids
+        if names is None
+        else [f"{i} ({n})" for i, n in zip(ids, names, strict=True)]
+    )
+
+
+def _described(x):
+    student = x["student"]
+    if isinstance(student, dict):
+        return f"the keys {sorted(map(str, student))}"
+    return f"inputs of shape {np.shape(student)}"
 
 
 def _per_label(sample_weight, y):
@@ -112,87 +221,25 @@ def _real_numbers(sample_weight):
     return weight.astype("float32")
 
 
-def _check_labels(y, sample_weight):
-    if not np.isfinite(sample_weight).all() or (sample_weight < 0).any():
-        raise ValueError(
-            "`sample_weight` must be finite and not negative. Received: values from "
-            f"{np.nanmin(sample_weight)} to {np.nanmax(sample_weight)}"
-        )
-    bad = (ops.convert_to_numpy(y) < 0) & (sample_weight > 0)
-    if bad.any():
-        where = tuple(int(i) for i in np.argwhere(bad)[0])
-        label = ops.convert_to_numpy(y)[where]
-        raise ValueError(
-            f"Label {label} at {where} is no class, but its `sample_weight` is "
-            f"{sample_weight[where]}. Give ignored labels (-100, -1) the weight 0."
-        )
-
-
-class FormattedDataset(keras.utils.PyDataset):
-    """A `PyDataset` that formats each batch when it is read.
-
-    Args:
-        dataset: a `PyDataset`. If it has an attribute `epoch` and a method
-            `start_epoch(number)`, it is set to each epoch by its number.
-        formatter: callable that is applied to each batch.
-        shuffle: whether to shuffle the order of the batches in each epoch.
-    """
-
-    def __init__(self, dataset, formatter, shuffle=False):
-        super().__init__(
-            workers=dataset.workers,
-            use_multiprocessing=dataset.use_multiprocessing,
-            max_queue_size=dataset.max_queue_size,
-        )
-        self.dataset = dataset
-        self.formatter = formatter
-        self.seed = drawn_seed() if shuffle else None
-        self.start_epoch(getattr(dataset, "epoch", 0))
-
-    @property
-    def num_batches(self):
-        return self.dataset.num_batches
-
-    def start_epoch(self, epoch):
-        """Sets the order of the batches to that of epoch number `epoch`."""
-        self.epoch = epoch
-        if getattr(self.dataset, "epoch", epoch) != epoch:
-            self.dataset.start_epoch(epoch)
-        size = self.num_batches
-        shuffles = self.seed is not None and size is not None
-        generator = np.random.default_rng((self.seed or 0, epoch))
-        self.order = generator.permutation(size) if shuffles else None
-
-    def __getitem__(self, index):
-        index = index if self.order is None else int(self.order[index])
-        return self.formatter(self.dataset[index])
-
-    def on_epoch_begin(self):
-        self.dataset.on_epoch_begin()
-
-    def on_epoch_end(self):
-        self.dataset.on_epoch_end()
-        self.start_epoch(self.epoch + 1)
-
-
 def formatted(
     x,
     y=None,
     sample_weight=None,
     batch_size=None,
     shuffle=False,
-    preprocessor=None,
-    parts=1,
+    formatter=None,
+    steps=None,
 ):
     """The arguments of `fit` with the data in the distiller's form.
 
     Args:
-        x, y, sample_weight: as for `keras.Model.fit`.
-        batch_size: for arrays and a dict of raw records; defaults to 32.
-        shuffle: whether to shuffle a dict of raw records, or else the order of batches,
-            in each epoch.
-        preprocessor: a `DistillationPreprocessor` or `None`.
-        parts: the number of equal parts that each batch is split into.
+        x, y, sample_weight: as for `keras.Model.fit`. Raw records may have their
+            weights in `sample_weight` or under the key "sample_weight".
+        batch_size: for arrays and raw records; defaults to 32.
+        shuffle: whether to shuffle raw records, or else the order of batches, in each
+            pass over the data.
+        formatter: a `BatchFormatter`; one without preprocessor if `None`.
+        steps: the number of batches of an epoch, for data that comes in batches.
 
     Returns:
         `(x, y, sample_weight)`; where the data comes in batches, a `FormattedDataset`
@@ -202,21 +249,29 @@ def formatted(
         ValueError: labels or weights beside data that has its own, or labels or
             weights that cannot be used.
     """
-    formatter = BatchFormatter(preprocessor, parts=parts)
+    formatter = formatter or BatchFormatter()
     if isinstance(x, FormattedDataset):
         return x, None, None
+    x, sample_weight = weighted_records(x, sample_weight)
     dataset = as_dataset(x, batch_size, shuffle)
     if dataset is None:
-        formatter = BatchFormatter(preprocessor, batch_size or 32, parts)
-        return (*formatter((x, y, sample_weight)), None, None)[:3]
+        formatter.batch_size = batch_size or 32
+        return (*formatter((x, y, sample_weight), _number_of_data), None, None)[:3]
     if y is not None or sample_weight is not None:
+        given = "y" if y is not None else "sample_weight"
         raise ValueError(
-            "Raw records and data sets carry their labels and weights themselves. "
-            f"Received: `y` or `sample_weight` beside x of type {type(x)}"
+            'Raw records have their labels under the key "responses", and data sets '
+            "yield `(x, y, sample_weight)`, or raw records with a key "
+            f'"sample_weight". Received: `{given}` beside x of type {type(x)}'
         )
     # A dataset that shuffles itself is not shuffled a second time.
-    has_order = hasattr(dataset, "start_epoch") or isinstance(dataset, IterableBatches)
-    return FormattedDataset(dataset, formatter, shuffle and not has_order), None, None
+    shuffle = shuffle and not sets_its_order(dataset)
+    steps = int(steps) if isinstance(steps, np.integer) else steps
+    return FormattedDataset(dataset, formatter, shuffle, steps), None, None
+
+
+def _number_of_data(size):
+    return [f"number {i} of the data" for i in range(size)]
 
 
 def padded_to_parts(x, y, sample_weight, parts, batch_size=None):
@@ -256,25 +311,3 @@ def _bool_as_int(value):
     which fails for bool."""
     value = ops.convert_to_numpy(value)
     return value.astype("int32") if value.dtype == bool else value
-
-
-class EpochOrder(keras.callbacks.Callback):
-    """Sets the data's order at the start of each epoch by the epoch's number.
-
-    A training that is resumed then reads the data in the order of one that was never
-    interrupted.
-
-    Args:
-        dataset: a `FormattedDataset`: has `epoch`, the number of its next epoch, and
-            `start_epoch(number)`.
-        initial_epoch: `initial_epoch` of `fit`.
-    """
-
-    def __init__(self, dataset, initial_epoch):
-        super().__init__()
-        self.dataset = dataset
-        # A data set that was used before goes on instead of repeating its first epoch.
-        self.ahead = max(0, dataset.epoch - initial_epoch)
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.dataset.start_epoch(self.ahead + epoch)

@@ -10,6 +10,32 @@ from keras_betakd.preprocessing.records import to_numpy
 MAX_DOUBLINGS = 12
 
 
+# How many records an error or warning names.
+NAMED = 8
+
+
+class RecordsTooLong(ValueError):
+    """Records do not fit in a sequence, or their answers in the answer positions.
+
+    Args:
+        reasons: dict of the row of each record in its batch to a sentence that names it
+            and says what it needs.
+
+    Attributes:
+        reasons: the same.
+    """
+
+    def __init__(self, reasons):
+        self.reasons = reasons
+        found = list(reasons.values())
+        shown = " ".join(found[:NAMED])
+        count = f"{len(found)} records of a batch do not fit. " if found[1:] else ""
+        super().__init__(
+            f'{count}{shown} Or pass `on_too_long="skip"`, which leaves out what does '
+            "not fit; `distiller.check_records(data)` lists all of it before training."
+        )
+
+
 def check_lengths(preprocessor, inputs, batch, ids, role):
     """Checks that keras-hub's packers have cut no record, which they do silently.
 
@@ -25,7 +51,7 @@ def check_lengths(preprocessor, inputs, batch, ids, role):
         role: `"teacher"` or `"student"`; errors name it.
 
     Raises:
-        ValueError: a record was cut. The message says which length it needs.
+        RecordsTooLong: records were cut. The message says which lengths they need.
     """
     family = format_of(preprocessor)
     used = family.lengths(*batch)
@@ -39,15 +65,18 @@ def check_lengths(preprocessor, inputs, batch, ids, role):
         used = family.lengths(x, weight)
         if not _are_full(used):
             break
+    reasons = {}
     for name, (sizes, _) in used.items():
-        for record, size in zip(ids, sizes, strict=True):
+        for row, (record, size) in enumerate(zip(ids, sizes, strict=True)):
             if size > limits[name]:
-                raise ValueError(
+                reasons[row] = (
                     f"Record {record} needs a {name} of {size} in the {role}'s "
                     f"preprocessor, more than its {limits[name]}: image tokens, text "
                     f"or answer would be cut off. Raise `{role}.preprocessor.{name}`, "
                     "shorten the record, or leave it out."
                 )
+    if reasons:
+        raise RecordsTooLong(reasons)
 
 
 def _are_full(used):

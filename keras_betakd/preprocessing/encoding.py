@@ -5,7 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from keras_betakd.preprocessing.checks import check_lengths, check_same_vocabulary
+from keras_betakd.preprocessing.checks import (
+    RecordsTooLong,
+    check_lengths,
+    check_same_vocabulary,
+)
 from keras_betakd.preprocessing.image_formats import format_of
 from keras_betakd.preprocessing.model_inputs import model_inputs, training_inputs
 from keras_betakd.preprocessing.records import to_numpy
@@ -138,14 +142,17 @@ def _answer_slots(weight, size, ids):
     """
     positions = np.zeros((len(weight), size), dtype="int32")
     weights = np.zeros((len(weight), size), dtype="float32")
-    for i, row in enumerate(weight):
-        found = np.flatnonzero(row)
-        if len(found) > size:
-            raise ValueError(
-                f"The answer of record {ids[i]} has {len(found)} tokens with its "
-                f"end mark, more than max_response_length={size}. Raise "
-                "`max_response_length`, or leave the record out."
-            )
-        positions[i, : len(found)] = found
-        weights[i, : len(found)] = row[found]
+    found = [np.flatnonzero(row) for row in weight]
+    reasons = {
+        i: f"The answer of record {ids[i]} has {len(places)} tokens with its end mark, "
+        f"more than max_response_length={size}. Raise `max_response_length`, or leave "
+        "the record out."
+        for i, places in enumerate(found)
+        if len(places) > size
+    }
+    if reasons:
+        raise RecordsTooLong(reasons)
+    for i, places in enumerate(found):
+        positions[i, : len(places)] = places
+        weights[i, : len(places)] = weight[i, places]
     return positions, weights

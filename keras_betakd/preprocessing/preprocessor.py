@@ -7,9 +7,12 @@ recorded. keras-hub returns labels that are already shifted by one, and weights 
 mark the response, so nothing is shifted here.
 """
 
+import copy
+
 import numpy as np
 
-from keras_betakd.preprocessing.checks import check_same_answers
+from keras_betakd.preprocessing.adapters import take_records
+from keras_betakd.preprocessing.checks import RecordsTooLong, check_same_answers
 from keras_betakd.preprocessing.encoding import Encoder, ModelEncoder
 from keras_betakd.preprocessing.image_formats import format_of
 from keras_betakd.preprocessing.image_inputs import drop_mark
@@ -40,6 +43,16 @@ class DistillationPreprocessor:
             the student is then paired with the teacher's token that continues the same
             text; `x["aligned"]`, (B, K), is 1 where there is one and 0 elsewhere. Only
             `ULDEnergy` and energies of features compare such models.
+        on_too_long: what to do about a record that does not fit in a sequence, or whose
+            answer has more than K tokens. `"raise"` (default): an error that names it.
+            `"skip"`: another record that fits takes its row with weight 0, so that it
+            changes no loss and no gradient and batches keep their shape; `fit` and
+            `evaluate` name what was left out in a warning at the end of an epoch.
+
+    Attributes:
+        skipped: dict of the names of records left out to the reasons, since `fit`
+            last reported them. (Processes of a data set with `use_multiprocessing`
+            have copies of their own, which are not reported.)
 
     Call arguments:
         records: dict of lists or arrays with `"prompts"`, `"responses"` and, for models
@@ -57,12 +70,13 @@ class DistillationPreprocessor:
         weights; both are 0 in unused slots.
 
     Raises:
-        ValueError: different vocabularies; a record that does not fit in a sequence
-            (its text, answer or image tokens would be cut) or whose answer has more
-            than K tokens; a number of images that differs from that of the marks; a
-            missing or empty text, an image that cannot be read, a special token of the
-            model in a text (see `keras_betakd.preprocessing.model_inputs`). The message
-            names the record, and the limit and the length needed.
+        ValueError: different vocabularies; unless they are skipped, a record that does
+            not fit in a sequence (its text, answer or image tokens would be cut) or
+            whose answer has more than K tokens; a number of images that differs from
+            that of the marks; a missing or empty text, an image that cannot be read, a
+            special token of the model in a text (see
+            `keras_betakd.preprocessing.model_inputs`). The message names the record,
+            and the limit and the length needed.
 
     Example:
 
@@ -87,7 +101,13 @@ class DistillationPreprocessor:
         max_response_length=64,
         blind_student=False,
         cross_tokenizer=False,
+        on_too_long="raise",
     ):
+        if on_too_long not in ("raise", "skip"):
+            raise ValueError(
+                '`on_too_long` must be "raise" or "skip". Received: '
+                f"on_too_long={on_too_long!r}"
+            )
         if not isinstance(max_response_length, int) or max_response_length < 1:
             raise ValueError(
                 "`max_response_length` must be a positive integer. Received: "
@@ -98,6 +118,9 @@ class DistillationPreprocessor:
         self.max_response_length = max_response_length
         self.blind_student = blind_student
         self.cross_tokenizer = cross_tokenizer
+        self.on_too_long = on_too_long
+        self.skipped = {}
+        self._filler = None
         self._vocabularies_checked = False
         if cross_tokenizer and self._teacher.tokenizer is None:
             raise ValueError(
@@ -119,13 +142,9 @@ class DistillationPreprocessor:
         if not self.cross_tokenizer:
             self._check_vocabularies()
         ids = records.names
-        length = self.max_response_length
-        shown = without_images(records) if self.blind_student else records
-        student = self._student.encode(shown, ids, length)
-        if self.teacher_preprocessor is self.student_preprocessor:
-            teacher = student
-        else:
-            teacher = self._teacher.encode(records, ids, length)
+        records, student, teacher, reasons = self._fitting(records, ids)
+        self.skipped.update({ids[row]: reason for row, reason in reasons.items()})
+        student.weights[list(reasons)] = 0
         x = {
             "student": student.inputs,
             "teacher": self._without_shared_images(teacher.inputs),
@@ -139,6 +158,53 @@ class DistillationPreprocessor:
         if records["ids"] is not None:
             x["ids"] = encoded_ids(records["ids"])
         return x, student.labels, student.weights
+
+    def _fitting(self, records, ids):
+        """The records, encoded for both models; others in place of what is too long.
+
+        Returns:
+            `(records, student, teacher, reasons)`: the records that were encoded, what
+            they became, and a dict of the rows left out to the reasons.
+        """
+        reasons = {}
+        while True:
+            try:
+                student, teacher = self._encode(records, ids)
+            except RecordsTooLong as error:
+                if self.on_too_long == "raise":
+                    raise
+                reasons.update(error.reasons)
+                records = self._refilled(records, reasons, error)
+            else:
+                fit = [row for row in range(len(ids)) if row not in reasons]
+                if self.on_too_long == "skip" and fit:
+                    self._filler = take_records(dict(records), fit[:1])
+                return records, student, teacher, reasons
+
+    def _refilled(self, records, reasons, error):
+        """Records with one that fits in the rows of those that do not."""
+        fit = [row for row in range(len(records["prompts"])) if row not in reasons]
+        filler = take_records(dict(records), fit[:1]) if fit else self._filler
+        if filler is None:
+            raise ValueError(
+                "No record of the first batch fits, so there is none to take the "
+                f"place of the others. {error}"
+            ) from error
+        whole = copy.copy(records)  # with the places of the records
+        for key, values in filler.items():
+            if values is not None:
+                whole[key] = list(records[key])
+                for row in reasons:
+                    whole[key][row] = values[0]
+        return whole
+
+    def _encode(self, records, ids):
+        length = self.max_response_length
+        shown = without_images(records) if self.blind_student else records
+        student = self._student.encode(shown, ids, length)
+        if self.teacher_preprocessor is self.student_preprocessor:
+            return student, student
+        return student, self._teacher.encode(records, ids, length)
 
     def _check_vocabularies(self):
         # Not in the constructor: a model that is being loaded gets its vocabulary

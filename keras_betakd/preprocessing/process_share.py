@@ -1,12 +1,15 @@
 """`ProcessShare`: one process's share of each batch."""
 
+import copy
+
 import keras
 import numpy as np
 from keras import tree
 
-from keras_betakd.data.batches import EpochDataset, EpochParts
+from keras_betakd.data.batches import EpochDataset, EpochParts, expect_positive
 from keras_betakd.distribution.replicas import process_position
 from keras_betakd.preprocessing.adapters import as_dataset, take_records
+from keras_betakd.preprocessing.iterables import has_batch, is_endless
 
 
 class ProcessShare(keras.utils.PyDataset):
@@ -58,6 +61,8 @@ class ProcessShare(keras.utils.PyDataset):
             raise ValueError(
                 f"`index` must lie in 0..{count - 1}. Received: index={index}"
             )
+        if batch_size is not None:
+            expect_positive("batch_size", batch_size)
         self.dataset = as_dataset(dataset, batch_size)
         if self.dataset is None:
             raise ValueError(
@@ -75,6 +80,13 @@ class ProcessShare(keras.utils.PyDataset):
     @property
     def num_batches(self):
         return self.dataset.num_batches
+
+    @property
+    def endless(self):
+        return is_endless(self.dataset)
+
+    def has_batch(self, index):
+        return has_batch(self.dataset, index)
 
     @property
     def epoch(self):
@@ -117,7 +129,9 @@ def _weighted(records, real):
     """Raw records with their sample weights, 0 where `real` is false."""
     weight = records.get("sample_weight")
     weight = np.ones(len(real)) if weight is None else weight
-    return {**records, "sample_weight": _times(weight, real)}
+    weighted = copy.copy(records)  # with the places of the records
+    weighted["sample_weight"] = _times(weight, real)
+    return weighted
 
 
 def _times(weight, real):

@@ -117,19 +117,42 @@ def _plain(value):
     return value.item() if hasattr(value, "item") and np.size(value) == 1 else value
 
 
+class PlacedRecords(dict):
+    """Raw records that know their places in the data, for errors.
+
+    Args:
+        records: dict of raw records.
+        places: for each record a string such as "number 17 of the data".
+    """
+
+    def __init__(self, records, places):
+        super().__init__(records)
+        self.places = list(places)
+
+
 def record_ids(records, size):
-    """Strings that name the records in errors: the id, or the place in the batch.
+    """Strings that name the records in errors: the id and the place, what is known.
 
     Raises:
         ValueError: an id is no text and no number.
     """
+    places = getattr(records, "places", None)
+    known = places or [f"number {i} of the batch" for i in range(size)]
     if records.get("ids") is None:
-        return [f"number {i} of the batch" for i in range(size)]
-    return [f"'{name}'" for name in id_texts(records["ids"])]
+        return known
+    names = [f"'{name}'" for name in id_texts(records["ids"], known)]
+    if places is None:
+        return names
+    return [f"{name} ({place})" for name, place in zip(names, places, strict=True)]
 
 
-def id_texts(ids):
+def id_texts(ids, places=None):
     """The ids of records as a list of strings.
+
+    Args:
+        ids: the ids.
+        places: strings that say where the records are; by number in the batch if
+            `None`.
 
     Raises:
         ValueError: an id is no text and no number. The message says where.
@@ -139,9 +162,9 @@ def id_texts(ids):
         try:
             texts.append(as_id(value))
         except ValueError as error:
+            place = places[number] if places else f"number {number} of the batch"
             raise ValueError(
-                f"Record number {number} of the batch: its id {error}. Give it one, or "
-                'leave "ids" out.'
+                f'Record {place}: its id {error}. Give it one, or leave "ids" out.'
             ) from error
     return texts
 

@@ -8,6 +8,7 @@ import numpy as np
 from keras_betakd import fingerprints
 from keras_betakd.folders import FolderOwner
 from keras_betakd.preprocessing.adapters import as_dataset
+from keras_betakd.preprocessing.iterables import begin, has_batch, is_endless
 from keras_betakd.preprocessing.record_checks import checked_records
 from keras_betakd.teacher_cache.files import HEAD, CachedRecord, CacheFolder
 from keras_betakd.teacher_cache.finite import FiniteTokens, expect_finite_head
@@ -92,7 +93,7 @@ def cache_teacher(
     """
     source = TeacherSource(distiller_or_teacher, max_response_length, top_k)
     batches = as_dataset(dataset, batch_size)
-    if batches is None or batches.num_batches is None:
+    if batches is None or is_endless(batches):
         raise ValueError(
             "`dataset` must be raw records or batches of them, and come to an end. "
             f"Received: {type(dataset).__name__}"
@@ -119,17 +120,20 @@ def _record_files(folder, batches, source, settings_digest, verbose):
     """Writes the files of records that are missing; returns the digests of all."""
     digests, seen, finite = {}, set(), FiniteTokens()
     progress = keras.utils.Progbar(batches.num_batches, verbose=verbose)
+    begin(batches)
     batches.on_epoch_begin()
     file = _File(folder, 0, source, settings_digest)
-    for i in range(batches.num_batches):
+    i = 0
+    while has_batch(batches, i):
         batch = checked_records(batches[i])
         ids = ids_of(batch)
         _expect_once(ids, seen)
         file.add(ids, batch)
-        if file.is_full or i == batches.num_batches - 1:
+        if file.is_full or not has_batch(batches, i + 1):
             digests[file.name] = file.close(finite)
             file = _File(folder, len(digests), source, settings_digest)
         progress.add(1)
+        i += 1
     if not seen:
         raise ValueError(
             "`dataset` must hold at least one record. Received: none; was everything "
