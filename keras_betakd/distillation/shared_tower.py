@@ -114,5 +114,7 @@ class SharedTower:
         """Whether the teacher takes its images from the student's inputs."""
         if not self._teacher.vision_tower():
             return False
+        if not all(isinstance(inputs[m], dict) for m in ("student", "teacher")):
+            return False  # a plain model's only input
         ours, theirs = (IMAGE_KEYS & set(inputs[m]) for m in ("student", "teacher"))
         return bool(ours) and not theirs
