@@ -123,7 +123,9 @@ def skew_reverse_kl(rows, skew):
 
 
 def total_variation(rows):
-    gap = gap_of(rows.p, rows.q, sum(map(rounding_of, rows.largest)))
+    classes = ops.shape(rows.q)[-1]
+    rounding = sum(rounding_of(largest, classes) for largest in rows.largest)
+    gap = gap_of(rows.p, rows.q, rounding)
     gradient = _through_softmax(rows.q, ops.sign(gap), 0.5)
     return 0.5 * _sum(ops.abs(gap)), gradient
 

@@ -221,8 +221,8 @@ class TotalVariationEnergy(GapEnergy):
 
     Shapes: `y_true` and `y_pred` are `(..., V)`; `call` returns `(...)`, a
     probability between 0 and 1 per token. Classes on which the two differ by no more
-    than rounding, about eps (4 + |z|) (p_v + q_v) for logits of size |z|, are taken as
-    equal: their part of value and gradient is 0.
+    than rounding, about eps (4 + |z| + log V) (p_v + q_v) for logits of size |z|, are
+    taken as equal: their part of value and gradient is 0.
 
     Masking: see `Energy`. Temperature, its T^2 factor and their effect on
     beta* = d / (2 l): see `ProbabilityEnergy`.

@@ -14,18 +14,20 @@ from keras_betakd.energies.probability import ProbabilityEnergy
 _EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
 
 
-def rounding_of(largest):
+def rounding_of(largest, classes):
     """The relative rounding error of the probabilities of one model: (..., 1).
 
-    A logit z is known to about eps |z| / 2, and its probability to as much, relative to
-    it, and to 2 eps for exponential, sum and division. Those of the probable classes
-    are near the largest.
+    A logit z is known to eps |z| / 2 and its log-probability to eps |log p| / 2; their
+    exponential to as much, relative to it, and to 2 eps for itself and its sum. Of the
+    probable classes, z is near the largest logit, and p no smaller than about 1 / V.
 
     Args:
         largest: (..., 1), the largest logit.
+        classes: V.
     """
     eps = _EPS[keras.backend.standardize_dtype(largest.dtype)]
-    return eps * (2.0 + 0.5 * ops.abs(largest))
+    log_classes = ops.log(ops.cast(classes, largest.dtype))
+    return eps * (2.0 + 0.5 * (ops.abs(largest) + log_classes))
 
 
 def gap_of(p, q, rounding):
@@ -52,4 +54,5 @@ class GapEnergy(ProbabilityEnergy):
         largest = ops.max(logits, axis=-1, keepdims=True) / self.temperature
         if not self.from_logits:  # probabilities, known to 2 eps
             largest = ops.zeros_like(largest)
-        return super().represent(logits), rounding_of(ops.stop_gradient(largest))
+        rounding = rounding_of(ops.stop_gradient(largest), ops.shape(logits)[-1])
+        return super().represent(logits), rounding

@@ -24,8 +24,8 @@ class ULDEnergy(GapEnergy):
     Shapes: `y_true` is `(..., V_t)`, `y_pred` `(..., V_s)` with the same leading axes;
     `call` returns `(...)`, a number between 0 and 2 per token, without unit. The energy
     takes no logarithm of a probability. Ranks at which the two differ by no more than
-    rounding, about eps (4 + |z|) (p + q) for logits of size |z|, are taken as equal:
-    their part of value and gradient is 0.
+    rounding, about eps (4 + |z| + log V) (p + q) for logits of size |z|, are taken as
+    equal: their part of value and gradient is 0.
 
     In a distiller, teacher and student are compared at the tokens before which both
     have produced the same text (`DistillationPreprocessor(cross_tokenizer=True)`, which
