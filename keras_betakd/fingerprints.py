@@ -26,6 +26,7 @@ import numpy as np
 from keras import ops
 
 from keras_betakd.files import digest_of_file
+from keras_betakd.models.layers import sublayers
 from keras_betakd.preprocessing.record_checks import checked_records
 from keras_betakd.version import __version__
 
@@ -63,12 +64,11 @@ def of_weights(model) -> str:
 
 def of_architecture(model) -> str:
     """Digest of a model's layers: their classes, constants and precisions."""
-    # Keras has no public way to list the layers that a layer consists of.
-    layers = model._flatten_layers()
+    layers = [model, *sublayers(model)]
     preprocessor = getattr(model, "preprocessor", None)
     if isinstance(preprocessor, keras.Layer):
         # It gets layers when it is used first, and has a digest of its own.
-        apart = {id(layer) for layer in preprocessor._flatten_layers()}
+        apart = {id(layer) for layer in (preprocessor, *sublayers(preprocessor))}
         layers = [layer for layer in layers if id(layer) not in apart]
     return of_value([_described(layer) for layer in layers])
 

@@ -10,6 +10,7 @@ import pytest
 from test_families import model_of
 
 from keras_betakd import fingerprints
+from keras_betakd.models.layers import sublayers
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -28,7 +29,7 @@ def llama():
 
 
 def layer_of(model, kind):
-    return next(x for x in model._flatten_layers() if type(x).__name__ == kind)
+    return next(x for x in sublayers(model) if type(x).__name__ == kind)
 
 
 def set_on(kind, **values):
@@ -46,7 +47,7 @@ def set_on(kind, **values):
 def with_lora(alpha):
     def change(model):
         model.backbone.enable_lora(2)
-        for layer in model._flatten_layers():
+        for layer in sublayers(model):
             if getattr(layer, "lora_enabled", False):
                 layer.lora_alpha = alpha
         return model

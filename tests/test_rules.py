@@ -83,14 +83,14 @@ MAY_IMPORT = {
     "energies": ("backends", "objective"),
     "betas": ("objective",),
     "preprocessing": ("distribution", "data"),
-    "fingerprints": ("files", "version", "preprocessing"),
     "mobilevlm": ("files", "folders", "data", "preprocessing"),
     "released": ("energies", "betas"),
     "models": ("backends", "files", "folders", "preprocessing", "mobilevlm"),
+    "fingerprints": ("files", "version", "preprocessing", "models"),
     "head_loss": ("backends", "distribution", "objective", "energies", "models"),
     "evaluation": (
-        *("files", "folders", "version", "data", "preprocessing", "fingerprints"),
-        "models",
+        *("files", "folders", "version", "data", "preprocessing", "models"),
+        "fingerprints",
     ),
     "distillation": (
         *("backends", "files", "folders", "version", "distribution", "objective"),
@@ -98,8 +98,8 @@ MAY_IMPORT = {
     ),
     "evaluate": ("interrupts", "evaluation"),
     "teacher_cache": (
-        *("backends", "files", "folders", "betas", "preprocessing", "fingerprints"),
-        *("models", "distillation"),
+        *("backends", "files", "folders", "betas", "preprocessing", "models"),
+        *("fingerprints", "distillation"),
     ),
     "history_plot": ("files",),
     "callbacks": ("files", "history_plot"),
