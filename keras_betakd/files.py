@@ -56,7 +56,7 @@ def read_json(path: str | os.PathLike):
     """
     with open(path, encoding="utf-8-sig") as file:
         try:
-            return json.load(file, object_pairs_hook=_object)
+            return json.load(file, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"Not a JSON file: {os.fspath(path)!r} ({error})"
@@ -92,7 +92,7 @@ def read_jsonl(path: str | os.PathLike) -> list[dict]:
 
 def _json_object(line, where):
     try:
-        value = json.loads(line, object_pairs_hook=_object)
+        value = json.loads(line, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not JSON ({error})") from error
     if not isinstance(value, dict):
@@ -100,7 +100,17 @@ def _json_object(line, where):
     return value
 
 
-def _object(pairs):
+def unique_keys(pairs: list[tuple[str, object]]) -> dict:
+    """Returns a JSON object as a dict; for `object_pairs_hook` of `json.loads`.
+
+    Raises:
+        ValueError: A key stands twice, where one value would be lost.
+
+    Example:
+
+    >>> json.loads('{"a": 1}', object_pairs_hook=unique_keys)
+    {'a': 1}
+    """
     value = dict(pairs)
     if len(value) < len(pairs):
         keys = [key for key, _ in pairs]

@@ -13,6 +13,7 @@ import time
 
 import pytest
 
+from keras_betakd.data import load_llava
 from keras_betakd.files import atomic_write, read_json, read_jsonl
 from keras_betakd.folders import LOCK_NAME, FolderInUseError, FolderOwner, inside
 
@@ -23,6 +24,7 @@ import os, pathlib, random, sys, time, types
 package = types.ModuleType("keras_betakd")
 package.__path__ = [{str(ROOT / "keras_betakd")!r}]
 sys.modules["keras_betakd"] = package
+from keras_betakd.data import load_llava
 from keras_betakd.files import atomic_write
 from keras_betakd.folders import FolderInUseError, FolderOwner
 folder, seed = pathlib.Path(sys.argv[1]), int(sys.argv[2])
@@ -216,3 +218,16 @@ def test_a_key_that_stands_twice_is_refused(tmp_path):
     path.write_text('{"a": 1}\n{"a": 1, "a": 2}\n')
     with pytest.raises(ValueError, match="line 2.*'a' stands twice"):
         read_jsonl(path)
+
+
+def test_a_record_with_a_key_that_stands_twice_is_refused(tmp_path):
+    """Both forms of LLaVA's files: the second image replaced the first, in silence."""
+    turns = (
+        '"conversations": [{"from": "human", "value": "q"}, '
+        '{"from": "gpt", "value": "a"}]'
+    )
+    record = f'{{"id": "1", "id": "2", {turns}}}'
+    for name, text in (("a.json", f"[{record}]"), ("a.jsonl", record)):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=rf"{name}.*'id' stands twice"):
+            load_llava(tmp_path / name)

@@ -19,6 +19,7 @@ from keras_betakd.data.batches import (
 )
 from keras_betakd.data.images import check_image_path
 from keras_betakd.data.llava_records import LlavaRecord
+from keras_betakd.files import unique_keys
 from keras_betakd.folders import inside
 
 HUMAN = ("human", "user")
@@ -110,7 +111,7 @@ def read_items(path: str | os.PathLike | list[dict], on_error: str) -> list:
         with open(path, encoding="utf-8-sig") as file:
             text = file.read()
         if re.match(r"\s*\[", text):
-            return json.loads(text)
+            return json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise _file_error(path, error) from error
     # Not `splitlines`: it also splits at signs that JSON allows inside a string.
@@ -127,7 +128,7 @@ def read_items(path: str | os.PathLike | list[dict], on_error: str) -> list:
 
 def _parse_line(path, number, line):
     try:
-        return json.loads(line)
+        return json.loads(line, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         return _file_error(path, f"file line {number}: {error}")
 

@@ -8,6 +8,8 @@ import zipfile
 import ml_dtypes
 import numpy as np
 
+from keras_betakd.files import unique_keys
+
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 """The types of numbers that weights are published in."""
 
@@ -49,18 +51,9 @@ def _safetensors_header(path):
     """The header, which the package has found to be valid but for names given twice."""
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size), object_pairs_hook=_once)
+        header = json.loads(file.read(size), object_pairs_hook=unique_keys)
     header.pop("__metadata__", None)
     return header
-
-
-def _once(pairs):
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = sorted(name for name, _ in pairs)
-        twice = next(a for a, b in zip(names, names[1:], strict=False) if a == b)
-        raise ValueError(f"the header has {twice!r} twice")
-    return found
 
 
 class PyTorchFile:
