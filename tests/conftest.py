@@ -2,8 +2,13 @@
 
 import importlib.metadata
 import os
+import signal
 import sys
 import tempfile
+
+# `run.sh` starts the suites in the background, where a shell ignores Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -146,7 +146,7 @@ X, Y, WEIGHT = token_batch()
         (lambda d: d.fit(X, Y, sample_weight=-WEIGHT), r"Received: -1.0 at \(0, 0\)"),
         (
             lambda d: d.fit({"student": X, "teach": X}, Y),
-            "no key 'teach'. Did you mean 'teacher'",
+            "no key 'teach'; did you mean 'teacher'",
         ),
         (lambda d: d.fit({"student": X}, Y), r"Received: keys=\['student'\]"),
         (lambda d: d.fit(tf_batches(), steps_per_epoch=0), "positive integer"),
