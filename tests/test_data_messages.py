@@ -227,3 +227,20 @@ def test_a_head_of_numpy_arrays_is_a_head():
     expected = fused_head_loss(rows, kernel, *arguments).total
     received = fused_head_loss(rows, HeadMatrix(kernel), *arguments).total
     assert float(received) == float(expected)
+
+
+def test_a_batch_may_hold_bytes_and_conversations_of_any_number_of_turns():
+    """Their number of axes was asked of NumPy, which decoded bytes as ASCII and refused
+    lists of different length."""
+    from keras_betakd.preprocessing.batches import BatchFormatter
+
+    seen = []
+
+    def preprocessor(records):
+        seen.append(records["prompts"])
+        return {"student": {}, "teacher": {}}, np.zeros((2, 1), int), np.ones((2, 1))
+
+    for prompts in (["é".encode(), "a"], [["a", "b"], ["c"]]):
+        records = {"prompts": prompts, "responses": ["x", "y"]}
+        BatchFormatter(preprocessor)(records)
+        assert seen[-1] == prompts

@@ -157,7 +157,7 @@ def test_answer_positions_name_the_record(fused):
         model.fit(x, y, sample_weight=weight, verbose=0)
     for key in ("teacher", "student_positions"):
         other = {k if k != key else f"{key}s": v for k, v in x.items()}
-        with pytest.raises(ValueError, match=f"no key '{key}s'. Did you mean '{key}'"):
+        with pytest.raises(ValueError, match=f"no key '{key}s'; did you mean '{key}'"):
             model.fit(other, y, sample_weight=weight, verbose=0)
 
 

@@ -120,9 +120,9 @@ class BatchFormatter:
                 "distiller, or batches in the answer-position form. Received: "
                 f"keys={sorted(records)}"
             )
-        names = record_ids(records, len(records["prompts"]))
         weight = records.get("sample_weight")
-        x, y, sample_weight = self.preprocessor(records)
+        x, y, sample_weight = self.preprocessor(records)  # which checks the records
+        names = record_ids(records, len(records["prompts"]))
         if weight is not None:
             sample_weight = sample_weight * _per_label(weight, y)
         return x, y, sample_weight, names
@@ -137,7 +137,9 @@ def _is_rows(batch):
 def _placed(records, places):
     """Raw records with their places, where they are known; an error for one alone."""
     prompts = records["prompts"]
-    if isinstance(prompts, (str, bytes)) or np.ndim(prompts) == 0:
+    # Not `np.ndim`, which would decode bytes as ASCII and refuse turns of any number.
+    several = hasattr(prompts, "__len__") and getattr(prompts, "shape", None) != ()
+    if isinstance(prompts, (str, bytes)) or not several:
         raise ValueError(
             "Raw records come in batches: every entry holds one value for each record. "
             "Batch a `tf.data.Dataset` by `.batch(8)`, give a `DataLoader` a "
@@ -155,13 +157,13 @@ def _expect_form(x):
         return x
     expect_known_keys(sorted(keys), _KEYS, "Batches with inputs for each model")
     lacking = _MODELS - keys
-    if keys & _POSITIONS:
-        lacking |= _POSITIONS - keys
     if lacking:
+        # A model without positions predicts at all of its positions.
         raise ValueError(
-            f"A batch with inputs for each model has the keys {sorted(_MODELS)} and, "
-            f"in the answer-position form, {sorted(_POSITIONS)}. Missing: "
-            f"{sorted(lacking)}. Received: keys={sorted(map(str, keys))}"
+            f"A batch with inputs for each model has the keys {sorted(_MODELS)}; where "
+            "logits are read at answer positions only, their positions too: "
+            f"{sorted(_POSITIONS)}. Missing: {sorted(lacking)}. Received: "
+            f"keys={sorted(map(str, keys))}"
         )
     return x
 
