@@ -40,7 +40,7 @@ MOMENTS = [2.0, 4.5, 7.0, 10.0]
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_ctrl_c_is_ctrl_c(moment, student, tmp_path):  # noqa: F811
     """Of 40, four went on to the end and 16 had another code, a traceback or both."""
-    folder = write_benchmark("gqa", tmp_path / "data", 300)
+    folder = write_benchmark("gqa", tmp_path / "data", 1000)
     output = tmp_path / "out"
     process = command(arguments("gqa", folder, student, output, "--batch-size", 1))
     time.sleep(moment + random.Random(moment).uniform(0, 0.5))
@@ -54,7 +54,7 @@ def test_ctrl_c_is_ctrl_c(moment, student, tmp_path):  # noqa: F811
 
 
 def test_ctrl_c_while_answers_are_written(student, tmp_path):  # noqa: F811
-    folder, output = write_benchmark("gqa", tmp_path / "data", 300), tmp_path / "out"
+    folder, output = write_benchmark("gqa", tmp_path / "data", 1000), tmp_path / "out"
     process = command(arguments("gqa", folder, student, output, "--batch-size", 1))
     while process.poll() is None and not count_lines(output / "answers.jsonl"):
         time.sleep(0.002)
