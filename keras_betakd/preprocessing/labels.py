@@ -49,9 +49,7 @@ def checked_labels(y, logits_shape):
 
 
 def _is_one_hot(y, rows, classes):
-    if y.shape[-1] != classes or _fits(y, rows) and y.ndim == len(rows) + 1:
-        return False
-    return y.ndim == len(rows) + 2
+    return y.shape[-1] == classes and y.ndim == len(rows) + 2
 
 
 def _fits(y, rows):
