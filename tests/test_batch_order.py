@@ -127,6 +127,24 @@ def test_every_epoch_is_whole_and_begins_with_the_first_batch(source):
     assert len(history["val_loss"]) == 2
 
 
+class Counted(Batches):
+    def __init__(self):
+        super().__init__()
+        self.read = []
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return super().__getitem__(index)
+
+
+def test_a_batch_that_keras_looks_at_is_not_prepared_twice():
+    """Each look of Keras once read the images of a batch again."""
+    data = Counted()
+    model, _ = distiller()
+    model.fit(data, epochs=1, verbose=0, shuffle=False)
+    assert data.read == list(range(ROWS // SIZE))
+
+
 @pytest.mark.parametrize("make", [tf_data, loader], ids=["tf_data", "data_loader"])
 def test_data_that_shuffles_itself_gives_every_row_once(make):
     model, recorder = distiller()

@@ -1,4 +1,4 @@
-"""Gives a model its values back where an error ends `fit`, `evaluate` or `predict`."""
+"""What an error that ends `fit`, `evaluate` or `predict` leaves: values, a message."""
 
 import contextlib
 
@@ -28,6 +28,27 @@ def values_kept(model):
         for variable, value in held:
             if _is_taken(variable):
                 variable.assign(value)
+        raise
+
+
+@contextlib.contextmanager
+def unwrapped_errors(*datasets):
+    """A context that an error of the data leaves as it was raised.
+
+    TensorFlow reads the data inside an operation of its own, and hands its errors on as
+    an `InvalidArgumentError` that quotes the traceback: the reason stands at its end,
+    and nobody can catch it by its class.
+
+    Args:
+        *datasets: each a `FormattedDataset`, which remembers its error, or other data.
+    """
+    try:
+        yield
+    except Exception as error:
+        for dataset in datasets:
+            cause = getattr(dataset, "error", None)
+            if cause not in (None, error) and str(cause) in str(error):
+                raise cause from None
         raise
 
 

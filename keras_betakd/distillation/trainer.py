@@ -12,7 +12,10 @@ from keras_betakd.distillation.arguments import (
     warn_of_unequal_parts,
 )
 from keras_betakd.distillation.freezing import expect_trainable
-from keras_betakd.distillation.interrupted_step import values_kept
+from keras_betakd.distillation.interrupted_step import (
+    unwrapped_errors,
+    values_kept,
+)
 from keras_betakd.distillation.metric_arguments import (
     expect_no_loss_weights,
     resolved_metrics,
@@ -224,16 +227,13 @@ class DistillationTrainer:
         )
         if validates:
             validation_steps = None
-        ours.append(
-            EpochOrder(
-                x if batched else None, validation_data[0] if validates else None
-            )
-        )
+        validation = validation_data[0] if validates else None
+        ours.append(EpochOrder(x if batched else None, validation))
         callbacks = with_callbacks(callbacks, *ours)
         betas = self.all_betas().values()
         direct_monitors(callbacks, self._trackers.directions(), betas)
         announce_compiling(self, verbose, self.train_function)
-        with values_kept(self):
+        with unwrapped_errors(x, validation), values_kept(self):
             return super().fit(
                 x,
                 y,
@@ -278,7 +278,7 @@ class DistillationTrainer:
             order = EpochOrder(validation=x if batched else None)
             callbacks = with_callbacks(callbacks, report, skipped, order)
             announce_compiling(self, verbose, self.test_function)
-        with values_kept(self):
+        with unwrapped_errors(x), values_kept(self):
             return super().evaluate(
                 x,
                 y,
@@ -333,7 +333,7 @@ class DistillationTrainer:
             skipped = SkippedReport(self.preprocessor, at_epochs=False)
             callbacks = with_callbacks(callbacks, skipped, EpochOrder(validation=x))
         announce_compiling(self, verbose, self.predict_function)
-        with self._student_alone(), values_kept(self):
+        with self._student_alone(), unwrapped_errors(x), values_kept(self):
             return super().predict(x, batch_size, verbose, steps, callbacks)
 
     @contextlib.contextmanager

@@ -18,6 +18,9 @@ from keras_betakd.data.batches import expect_positive
 from keras_betakd.preprocessing.adapters import RecordBatches, drawn_seed
 from keras_betakd.preprocessing.iterables import has_batch, is_endless
 
+# Keras looks at so many batches, some several times, before it trains on the first.
+_LOOKS = 2
+
 
 class FormattedDataset(keras.utils.PyDataset):
     """A `PyDataset` that formats each batch when it is read.
@@ -33,6 +36,9 @@ class FormattedDataset(keras.utils.PyDataset):
         formatter: callable that is applied to each batch and its number.
         shuffle: whether to shuffle the order of the batches in each pass.
         steps: the number of batches of an epoch; `None` for all of a pass.
+
+    Attributes:
+        error: the last error of reading a batch; `None` if there was none.
 
     Raises:
         ValueError: there is no batch, or the data is endless and `steps` is `None`.
@@ -51,8 +57,10 @@ class FormattedDataset(keras.utils.PyDataset):
         self.epoch = self._passes_before = getattr(dataset, "epoch", 0)
         self._pass, self._start = self.epoch, 0
         self._begun = self._reading = False
-        self._order = self._newest = None
+        self._order = None
+        self._newest = {}  # the newest batches, by pass and number
         self._ahead = 0
+        self.error = None
         self._owner = os.getpid(), threading.get_ident()
         self._expect_steps()
         self._expect_batch()
@@ -184,13 +192,24 @@ class FormattedDataset(keras.utils.PyDataset):
         if queued and index > 0 and not self._begun:
             return None
         if not self.has_step(index):  # read ahead, never trained on
-            return None if queued else self._newest
+            return None if queued else next(reversed(self._newest.values()), None)
         index += self._start
         index = index if self._order is None else int(self._order[index])
-        batch = self.formatter(self.dataset[index], self._places_of(index))
-        if not queued:
-            self._newest = batch
-        return batch
+        if queued:
+            return self._format(index)
+        place = self._pass + self._ahead, index
+        if place not in self._newest:
+            self._newest[place] = self._format(index)
+            if len(self._newest) > _LOOKS:
+                del self._newest[next(iter(self._newest))]
+        return self._newest[place]
+
+    def _format(self, index):
+        try:
+            return self.formatter(self.dataset[index], self._places_of(index))
+        except Exception as error:
+            self.error = error  # see `unwrapped_errors`
+            raise
 
     def _places_of(self, index):
         """Where the records of a batch are in the data, as a function of their number.
