@@ -37,7 +37,7 @@ def train(teacher, records, name, energy, steps):
         teacher,
         student,
         energies={name: energy},
-        beta=keras_betakd.TaskBeta(multiplier=3.0),
+        beta=keras_betakd.TaskBeta(),
         preprocessor=keras_betakd.DistillationPreprocessor(
             teacher.preprocessor, student.preprocessor, 3
         ),

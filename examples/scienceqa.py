@@ -70,7 +70,7 @@ def parse_arguments():
     add("--energy", choices=ENERGIES, default="cosine-probs")
     add("--beta", choices=BETAS, default="instance", help="kind of weight")
     add("--dim", type=float, default=1.0, help="d, relative weight of the teacher")
-    add("--multiplier", type=float, help="speed of a learned log beta")
+    add("--speed", type=float, help="steps of a learned log beta; default: 0.05")
     add("--epochs", type=int, help="default: 1 with --data")
     add("--batch-size", type=int, help="default: 8 with --data")
     add("--learning-rate", type=float, help="default: 2e-5 with --data")
@@ -172,8 +172,8 @@ def dataset(records, args, shuffle=False):
 def distil(teacher, student, batches, args, progress):
     """Trains the student with the teacher; returns the seconds it took."""
     beta = {"dim": args.dim}
-    if args.multiplier and args.beta not in ("fixed", "analytic"):
-        beta["multiplier"] = args.multiplier
+    if args.speed and args.beta not in ("fixed", "analytic"):
+        beta["speed"] = args.speed
     distiller = keras_betakd.BetaKDDistiller(
         teacher,
         student,

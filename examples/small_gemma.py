@@ -23,9 +23,6 @@ TRAINING = {
     "epochs": 18,
     "batch_size": 64,
     "learning_rate": 3e-3,
-    # The learning rate is 150 times that of fine-tuning: the default of 10 would be
-    # too fast.
-    "multiplier": 3.0,
     "max_response_length": 3,
 }
 

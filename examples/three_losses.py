@@ -45,7 +45,7 @@ def train(teacher, train_records, test_records, bounds, seed, args):
 
     def beta():
         low, high = bounds
-        return keras_betakd.TaskBeta(multiplier=10.0, min_value=low, max_value=high)
+        return keras_betakd.TaskBeta(min_value=low, max_value=high)
 
     distiller = keras_betakd.BetaKDDistiller(
         teacher,

@@ -75,10 +75,11 @@ def energies_and_betas():
     """Returns energy and beta by name, with settings other than the defaults."""
     slow = {"multiplier": 3.0}
     small = {"hidden_units": 3, "multiplier": 5.0}
+    hidden = {"features": "hidden_states"}
     return {
         "forward": (ForwardKLEnergy(2.0, scale_by_t2=True), FixedBeta(2.0)),
         "forward_ce": (ForwardKLEnergy(form="cross_entropy"), TaskBeta(2.0, **slow)),
-        "reverse": (ReverseKLEnergy(), InstanceBeta(**small)),
+        "reverse": (ReverseKLEnergy(), InstanceBeta(**hidden, **small)),
         "shannon": (
             JensenShannonEnergy(0.3),
             InstanceBeta(features="uncertainty", **small),
@@ -87,7 +88,7 @@ def energies_and_betas():
             TotalVariationEnergy(),
             built(InstanceBeta(features=two_moments, **small)),
         ),
-        "skew_forward": (SkewForwardKLEnergy(), TokenBeta(**small)),
+        "skew_forward": (SkewForwardKLEnergy(), TokenBeta(**hidden, **small)),
         "skew_reverse": (
             SkewReverseKLEnergy(),
             TokenBeta(features="uncertainty", **small),

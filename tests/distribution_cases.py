@@ -57,7 +57,7 @@ def plain():
         "ctkd": keras_betakd.CTKDEnergy(total_steps=10, multiplier=10.0),
     }
     betas = {
-        "kl": TaskBeta(multiplier=10.0),
+        "kl": TaskBeta(),
         "js": AnalyticBeta(momentum=0.5),
         "taid": TokenBeta(features=lambda teacher: teacher.logits),
         "ctkd": InstanceBeta(features="uncertainty"),
@@ -90,7 +90,7 @@ def images():
         teacher,
         student,
         energies,
-        {"kl": InstanceBeta(), "features": TaskBeta(multiplier=10.0)},
+        {"kl": InstanceBeta(), "features": TaskBeta()},
         preprocessor=keras_betakd.DistillationPreprocessor(
             teacher.preprocessor, student.preprocessor, 6
         ),

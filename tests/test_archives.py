@@ -48,9 +48,15 @@ def test_file_of_c98251b_brings_everything_back(load):
         expected = json.load(file)
     numbers = numbers_of(load())
     assert numbers.keys() == expected.keys()
+    # Betas move at a speed of their own since: what follows from that is left out.
+    del expected["log_beta_afterwards"], expected["evaluate_afterwards"]
     for when, values in expected.items():
         # The objective is newer than these files.
         assert numbers[when].keys() - {"objective"} == values.keys()
+        if when == "second_step":
+            ends = "loss", "_beta", "temperature"
+            values = {k: v for k, v in values.items() if not k.endswith(ends)}
+            values["task_loss"] = expected[when]["task_loss"]
         for name, value in values.items():
             # Float32: backends differ by 5e-7 of a number, by 4e-6 of a small one
             # that is a difference (`relation`); PyTorch by nothing.

@@ -156,10 +156,12 @@ def test_beta_stays_float32(policy):
 def test_pooled_hidden_states_leave_out_padding():
     teacher = teacher_outputs()
     hidden = ops.convert_to_numpy(teacher.hidden_states)
-    pooled = ops.convert_to_numpy(InstanceBeta().features_of(teacher))
+    beta = InstanceBeta(features="hidden_states", shrinkage=1.0)
+    pooled = ops.convert_to_numpy(beta.features_of(teacher))
     np.testing.assert_allclose(pooled[0], hidden[0, :3].mean(0), rtol=1e-5)
     np.testing.assert_allclose(pooled[1], hidden[1, :2].mean(0), rtol=1e-5)
-    rows = ops.convert_to_numpy(TokenBeta().features_of(teacher))
+    beta = TokenBeta(features="hidden_states", shrinkage=1.0)
+    rows = ops.convert_to_numpy(beta.features_of(teacher))
     np.testing.assert_allclose(rows, ops.convert_to_numpy(teacher.rows))
 
 

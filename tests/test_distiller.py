@@ -58,7 +58,7 @@ def distiller_of(energies=None, beta=None, optimizer=None, **kwargs):
         kwargs.pop("teacher", None) or linear_model(1),
         kwargs.pop("student", None) or linear_model(2),
         energies=energies or ForwardKLEnergy(),
-        beta=beta or TaskBeta(multiplier=1.0),
+        beta=beta or TaskBeta(),
         **kwargs,
     )
     distiller.compile(optimizer=optimizer or keras.optimizers.SGD(0.0), **compile_args)
@@ -128,15 +128,15 @@ def test_task_loss_gets_a_beta_of_its_own():
     assert float(values["task_beta"]) == pytest.approx(3.0)
 
 
-def test_one_sgd_step_moves_log_beta_to_004():
-    """Betas that the optimizer does not get never change; here E 0.1, d 1, lr 0.1."""
+def test_one_step_moves_log_beta_by_its_speed():
+    """Betas that no optimizer gets never change."""
     distiller = distiller_of(
         ConstantEnergy(0.1), optimizer=keras.optimizers.SGD(0.1), loss=no_task_loss
     )
     beta = distiller.betas["constant"]
     assert any(v is beta.raw for v in distiller.trainable_variables)
     distiller.train_on_batch(*token_batch())
-    assert float(as_array(beta.log_beta(None))) == pytest.approx(0.04, abs=1e-5)
+    assert float(as_array(beta.log_beta(None))) == pytest.approx(0.05, abs=1e-5)
 
 
 @pytest.mark.traced
@@ -184,13 +184,15 @@ def test_weight_decay_leaves_beta_alone():
 
 
 def test_weight_decay_of_an_optimizer_named_by_string():
-    distiller = BetaKDDistiller(linear_model(1), linear_model(2), ForwardKLEnergy())
-    distiller.compile(optimizer="adamw")
-    distiller.betas["forward_kl"].raw.assign(0.005)
-    distiller.optimizer.learning_rate = 0.0
-    distiller.train_on_batch(*token_batch())
-    raw = distiller.betas["forward_kl"].raw
-    assert float(as_array(raw.value)) == np.float32(0.005)
+    found = {}
+    for optimizer in ("adam", "adamw"):
+        distiller = BetaKDDistiller(linear_model(1), linear_model(2), ForwardKLEnergy())
+        distiller.compile(optimizer=optimizer)
+        raw = distiller.betas["forward_kl"].raw
+        raw.assign(0.005)
+        distiller.train_on_batch(*token_batch())
+        found[optimizer] = float(as_array(raw.value))
+    assert found["adam"] == found["adamw"] != 0.005
 
 
 @pytest.mark.parametrize(
@@ -298,7 +300,7 @@ def test_padding_changes_nothing(padding, beta):
         size = x_.shape[1]
         keras.utils.set_random_seed(1)
         distiller = distiller_of(
-            beta=beta(multiplier=1.0, **kwargs),
+            beta=beta(**kwargs),
             teacher=linear_model(1, positions=size),
             student=linear_model(2, positions=size),
             optimizer=keras.optimizers.SGD(0.1),
@@ -417,7 +419,8 @@ def test_float16_student_gets_loss_scaling_and_float32_betas():
     student = linear_model(2)
     keras.config.set_dtype_policy("float32")
     distiller = distiller_of(student=student, optimizer=keras.optimizers.Adam(0.01))
-    assert isinstance(distiller.optimizer, keras.optimizers.LossScaleOptimizer)
+    scaled = distiller.optimizer.inner_optimizer
+    assert isinstance(scaled, keras.optimizers.LossScaleOptimizer)
     before = student.get_weights()[0].copy()
     values = distiller.train_on_batch(*token_batch(), return_dict=True)
     full = distiller_of().test_on_batch(*token_batch(), return_dict=True)
@@ -434,7 +437,7 @@ def test_a_bound_on_beta_keeps_three_losses_in_place(max_value, settles):
     least value, and took the cross-entropy along."""
 
     def beta():
-        return TaskBeta(min_value=0.01, max_value=max_value, multiplier=3.0)
+        return TaskBeta(min_value=0.01, max_value=max_value, speed=0.05)
 
     distiller = BetaKDDistiller(
         linear_model(0),
@@ -448,6 +451,6 @@ def test_a_bound_on_beta_keeps_three_losses_in_place(max_value, settles):
     logs = [distiller.train_on_batch(*batch, return_dict=True) for _ in range(300)]
     energy = np.array([float(step["mse_logits"]) for step in logs])
     relapse = np.max(energy[1:] / np.minimum.accumulate(energy)[:-1])
-    assert (relapse < 3) == settles
+    assert (relapse < 10) == settles
     task_loss = [float(step["task_loss"]) for step in logs[100:]]
     assert (max(task_loss) < 3) == settles

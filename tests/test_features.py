@@ -176,7 +176,7 @@ def pair(energies, teacher=None, student=None, beta=None, **options):
         teacher,
         student,
         energies=energies,
-        beta=beta or kd.TaskBeta(multiplier=2.0),
+        beta=beta or kd.TaskBeta(),
         preprocessor=preprocessor,
         **options,
     )
@@ -342,7 +342,7 @@ def test_top_tokens_are_those_the_teachers_text_looks_at():
 def test_three_losses_train_save_and_resume(tmp_path):
     def make():
         energies = [kd.CosineProbsEnergy(), kd.FeatureMSEEnergy()]
-        return pair(energies, task_beta=kd.TaskBeta(multiplier=2.0))
+        return pair(energies, task_beta=kd.TaskBeta())
 
     records = vqa_records(6)
     first = make()

@@ -29,7 +29,9 @@ from keras_betakd import (
     ULDEnergy,
 )
 from keras_betakd.backends import is_argmax, value_and_gradient
+from keras_betakd.head_loss import tiles
 from keras_betakd.head_loss.fused import fused_head_loss
+from keras_betakd.head_loss.logit_statistics import fits_one_tile
 from keras_betakd.head_loss.tiles import rows_per_tile
 from keras_betakd.models import HeadMatrix
 
@@ -386,25 +388,31 @@ def distiller(fused, head_policy="train", energies=None, beta=None, **kwargs):
 
 
 @pytest.mark.parametrize(
-    "reads_logits", [pytest.param(False, marks=pytest.mark.traced), True]
+    "reads",
+    [pytest.param("hidden_states", marks=pytest.mark.traced), "logits", "tiles"],
 )
-def test_training_is_the_same_as_with_full_logits(reads_logits):
-    """With betas of every kind; if one reads the teacher's logits, they are computed.
-    Only three then, since compiling a step with all six takes long."""
+def test_training_is_the_same_as_with_full_logits(reads, monkeypatch):
+    """With betas of every kind. If one reads the teacher's uncertainty, its logits are
+    computed, all at a time or tile by tile. Only three then, since compiling a step
+    with all six takes long."""
+    if reads == "tiles":
+        monkeypatch.setattr(tiles, "_LEAST_BUDGET", 0)
+        assert not fits_one_tile(4, 64, 8)
     histories = []
     for fused in (True, False):
         keras.utils.set_random_seed(3)  # of the betas' first weights
+        hidden = {"features": "hidden_states", "shrinkage": 4.0}
         pairs = {
             "fixed": (CosineProbsEnergy(), FixedBeta(2.0)),
             "learned": (JensenShannonEnergy(), TaskBeta()),
-            "instance": (ForwardKLEnergy(), InstanceBeta()),
-            "token": (ReverseKLEnergy(), TokenBeta()),
+            "instance": (ForwardKLEnergy(), InstanceBeta(**hidden)),
+            "token": (ReverseKLEnergy(), TokenBeta(**hidden)),
             "analytic": (TotalVariationEnergy(), AnalyticBeta()),
         }
-        if reads_logits:
-            beta = InstanceBeta(features="uncertainty")
-            pairs = {name: pairs[name] for name in ("learned", "token")}
-            pairs["uncertainty"] = MSEProbsEnergy(), beta
+        if reads != "hidden_states":
+            pairs = {name: pairs[name] for name in ("learned", "instance")}
+            pairs["uncertainty"] = MSEProbsEnergy(), InstanceBeta()
+            pairs["of_tokens"] = ReverseKLEnergy(), TokenBeta()
         energies, betas = ({k: v[i] for k, v in pairs.items()} for i in range(2))
         model = distiller(fused, energies=energies, beta=betas, task_beta=True)
         history = model.fit(

@@ -41,7 +41,7 @@ def make_distiller(learning_rate=0.5):
         teacher,
         student,
         energies=[CosineProbsEnergy(), ForwardKLEnergy()],
-        beta=[InstanceBeta(hidden_units=4, multiplier=3.0), TaskBeta(multiplier=3.0)],
+        beta=[InstanceBeta(hidden_units=4), TaskBeta()],
         preprocessor=DistillationPreprocessor(
             teacher.preprocessor, student.preprocessor, 6
         ),

@@ -36,7 +36,7 @@ def gemma_distiller(seed=0):
         teacher,
         student,
         energies=[CosineProbsEnergy(), ForwardKLEnergy()],
-        beta=[InstanceBeta(hidden_units=4), TaskBeta(multiplier=10.0)],
+        beta=[InstanceBeta(hidden_units=4), TaskBeta()],
         preprocessor=DistillationPreprocessor(
             teacher.preprocessor, student.preprocessor, 6
         ),

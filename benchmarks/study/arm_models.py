@@ -59,13 +59,14 @@ def energies_and_beta(name):
     kind, *options = beta.split(", ")
     options = dict(option.split("=") for option in options)
     options.pop("clip", None)  # the optimizer's
-    # A beta of the cross-entropy with its defaults: of the same kind, or one for all.
+    # A beta of the cross-entropy, as fast: of the same kind, or one for all.
     of_task = {"weighted": kind, "task": "task"}.get(options.pop("task_loss", None))
     values = {k: v if k == "features" else float(v) for k, v in options.items()}
     if "hidden_units" in values:
         values["hidden_units"] = int(values["hidden_units"])
+    speed = {"speed": values["speed"]} if "speed" in values else {}
     return {
         "energies": energies,
         "beta": BETAS[kind](**values),
-        "task_beta": BETAS[of_task]() if of_task else None,
+        "task_beta": BETAS[of_task](**speed) if of_task else None,
     }

@@ -1,4 +1,4 @@
-"""Base classes of the beta layers: penalty, bounds and learning-rate multiplier."""
+"""Base classes of the beta layers: penalty, bounds and speed."""
 
 import math
 
@@ -6,6 +6,8 @@ import keras
 from keras import ops
 
 from keras_betakd.objective import log_beta_penalty, sped_up
+
+DEFAULT_SPEED = 0.05  # of log beta, per step
 
 
 def positive(name, value):
@@ -38,6 +40,9 @@ class Beta(keras.layers.Layer):
     Attributes:
         bounds: the least and the greatest value of beta; both are its value where it is
             fixed.
+        learning_rate: of the distiller's own Adam for the betas' trainable variables
+            (see "Speed" in `keras_betakd.betas`), which the student's optimizer does
+            not move.
 
     Raises:
         ValueError: at construction, if `dim` is not positive and finite.
@@ -45,8 +50,10 @@ class Beta(keras.layers.Layer):
 
     # The least and the greatest beta; without limits as far as float32 can tell.
     bounds = (1e-30, 1e30)
+    learning_rate = 1e-3
     uses_features = False  # whether `call` needs `features`
     reads_logits = False  # whether `features_of` needs the teacher's logits
+    reads_uncertainty = False  # whether it needs what `uncertainty_of` makes of them
 
     def __init__(self, dim=1.0, name=None, **kwargs):
         # Always float32, since in bfloat16 1 + 1e-4 is 1.
@@ -133,15 +140,20 @@ def _bent(x):
 
 
 class LearnedBeta(RangedBeta):
-    """Base class of the learned betas: bounds of log beta, learning-rate multiplier."""
+    """Base class of the learned betas: bounds of log beta, and its speed."""
 
     default_multiplier = 1.0
 
-    def __init__(self, *args, multiplier=None, **kwargs):
+    def __init__(self, *args, speed=DEFAULT_SPEED, multiplier=None, **kwargs):
         super().__init__(*args, **kwargs)
+        self.speed = positive("speed", speed)
         if multiplier is None:
             multiplier = self.default_multiplier
         self.multiplier = positive("multiplier", multiplier)
+
+    @property
+    def learning_rate(self):
+        return self.speed / self.multiplier
 
     def unbounded(self, raw):
         """log beta of a `raw` that stays within the bounds by other means."""
@@ -166,4 +178,8 @@ class LearnedBeta(RangedBeta):
         return math.log(self.initial_value) + room * _bent(x / room)
 
     def get_config(self):
-        return {**super().get_config(), "multiplier": self.multiplier}
+        return {
+            **super().get_config(),
+            "speed": self.speed,
+            "multiplier": self.multiplier,
+        }

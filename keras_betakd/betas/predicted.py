@@ -1,14 +1,19 @@
 """Betas that a network predicts from the teacher, per example or per token."""
 
+import math
+import warnings
+
 import keras
 from keras import ops
 
-from keras_betakd.betas.base import LearnedBeta
+from keras_betakd.betas.base import DEFAULT_SPEED, LearnedBeta
+from keras_betakd.betas.running_mean import RunningMean
 from keras_betakd.betas.teacher_features import (
     UNCERTAINTY_WIDTH,
     expect_hidden_states,
     teacher_features,
 )
+from keras_betakd.objective import log_beta_penalty, weighted_sum
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
@@ -21,28 +26,48 @@ class InstanceBeta(LearnedBeta):
     get a smaller weight. The last layer is initialised with zeros, so that beta is
     `initial_value` at first.
 
+    **Shrinkage.** At that optimum an example pulls at the student in proportion to
+    1 / l: where the features tell one question from another, as hidden states do, those
+    that the student has learnt fill the gradient, and hard ones are starved of it.
+    `shrinkage`, kappa, draws beta(x) towards the beta of the mean energy m, as a Gamma
+    prior worth kappa examples would. The term of the loss is then
+
+        sum_i w_i [ beta_i (l_i + kappa m) - (1 + kappa) (d / 2) log beta_i ]
+
+        beta(x) = (1 + kappa) (d / 2) / (E[l | x] + kappa m)
+
+    with w the row weights and m a running mean of l without gradient (d /
+    (2 initial_value) before the first step). No example then counts more than
+    (1 + kappa) / kappa times one of mean energy. 0 is the paper's formula; as kappa
+    grows, beta comes to that of an `AnalyticBeta`. What it adds to the reported loss is
+    constant in the student.
+
     Args:
         dim, initial_value, min_value, max_value: as for `TaskBeta`; the bounds are
             approached smoothly.
         hidden_units: width of the hidden layer. Defaults to 64.
         features: the input of the network.
-            `"hidden_states"` (default): the teacher's last hidden states, averaged over
-            the positions that are not padding.
-            `"uncertainty"`: entropy in nats, top probability and margin between the two
-            most probable classes of the teacher, averaged over the supervised answer
-            rows. Beta then depends on the teacher's confidence alone and cannot
-            distinguish questions: better for small students and few examples, where the
-            default does worse than a `TaskBeta` (`benchmarks/STUDY.md`). It needs the
-            teacher's full logits (B, K, V) in memory, which the default does not.
+            `"uncertainty"` (default): entropy in nats, top probability and margin
+            between the two most probable classes of the teacher, averaged over the
+            supervised answer rows. Beta then depends on the teacher's confidence alone
+            and cannot tell one question from another. It needs nothing but logits, and
+            holds those of a few rows at a time where the fused head does.
+            `"hidden_states"`: the teacher's last hidden states, averaged over the
+            positions that are not padding. Give them a `shrinkage` of 4 to 16.
             Or a callable that takes a `keras_betakd.TeacherOutputs` and returns (B, F);
             register it with `keras.saving` to save the distiller.
-        multiplier: as for `TaskBeta`; defaults to 10, since the many weights of a
-            network together change log beta faster than one scalar does.
+        shrinkage: kappa, at least 0. Defaults to 0.
+        speed: about how much log beta changes per step at first, see
+            `keras_betakd.betas`. Defaults to 0.05.
+        multiplier: as for `TaskBeta`.
 
     Raises:
-        ValueError: as `TaskBeta`, and for unknown `features`.
+        ValueError: as `TaskBeta`, for unknown `features`, and for a `shrinkage` below
+            0.
 
-    Reference: Beta-KD, arXiv 2603.21426 (CVPR 2026), instance level.
+    Reference: Beta-KD, arXiv 2603.21426 (CVPR 2026), instance level. The starved
+    examples: Seitzer et al., On the Pitfalls of Heteroscedastic Uncertainty Estimation,
+    ICLR 2022.
     """
 
     uses_features = True
@@ -56,7 +81,9 @@ class InstanceBeta(LearnedBeta):
         min_value=0.01,
         max_value=100.0,
         hidden_units=64,
-        features="hidden_states",
+        features="uncertainty",
+        shrinkage=0.0,
+        speed=DEFAULT_SPEED,
         multiplier=None,
         name=None,
         **kwargs,
@@ -66,6 +93,7 @@ class InstanceBeta(LearnedBeta):
             initial_value=initial_value,
             min_value=min_value,
             max_value=max_value,
+            speed=speed,
             multiplier=multiplier,
             name=name,
             **kwargs,
@@ -75,6 +103,7 @@ class InstanceBeta(LearnedBeta):
         self.hidden_units = hidden_units
         self.features = features
         self._features_of = teacher_features(features)
+        self.shrinkage = expect_shrinkage(shrinkage, features)
         self.normalization = keras.layers.LayerNormalization(
             center=False, scale=False, dtype="float32", name="normalization"
         )
@@ -86,8 +115,22 @@ class InstanceBeta(LearnedBeta):
         )
 
     @property
+    def learning_rate(self):
+        # A step of Adam moves the output's weights and bias by one learning rate each,
+        # which adds up over the hidden units. At the start, the mean of one is that of
+        # gelu(x), with x normal and of this variance.
+        width = self.hidden.kernel.shape[0]
+        variance = 2 * width / (width + self.hidden_units)
+        mean = variance / math.sqrt(2 * math.pi * (1.0 + variance))
+        return self.speed / (self.multiplier * (1.0 + self.hidden_units * mean))
+
+    @property
     def reads_logits(self):
-        return self.features != "hidden_states"
+        return callable(self.features)
+
+    @property
+    def reads_uncertainty(self):
+        return self.features == "uncertainty"
 
     def features_of(self, teacher):
         return ops.stop_gradient(self._features_of(teacher, per_token=self.per_token))
@@ -101,6 +144,25 @@ class InstanceBeta(LearnedBeta):
         self.normalization.build(features_shape)
         self.hidden.build(features_shape)
         self.raw.build((*features_shape[:-1], self.hidden_units))
+        if self.shrinkage:
+            self._mean_energy = RunningMean(self)
+
+    def call(self, weights, features=None):
+        log_beta = self.log_beta(features)
+        self.add_loss(self._penalty(log_beta, weights))
+        return log_beta
+
+    def _penalty(self, log_beta, weights):
+        kappa = self.shrinkage
+        penalty = (1.0 + kappa) * log_beta_penalty(log_beta, weights, self.dim)
+        if not kappa:
+            return penalty
+        prior = kappa * self._mean_energy.value(0.5 * self.dim / self.initial_value)
+        return penalty + prior * weighted_sum(ops.exp(log_beta), weights)
+
+    def update(self, energy, weights):
+        if self.shrinkage:
+            self._mean_energy.update(energy, weights)
 
     def log_beta(self, features):
         raw = self.raw(self.hidden(self.normalization(features)))
@@ -115,6 +177,7 @@ class InstanceBeta(LearnedBeta):
             **super().get_config(),
             "hidden_units": self.hidden_units,
             "features": features,
+            "shrinkage": self.shrinkage,
         }
 
 
@@ -130,3 +193,21 @@ class TokenBeta(InstanceBeta):
     """
 
     per_token = True
+
+
+def expect_shrinkage(shrinkage, features):
+    """Returns `shrinkage` as a float; raises unless it is finite and at least 0."""
+    if not 0 <= shrinkage < float("inf"):
+        raise ValueError(
+            "`shrinkage` must be a finite number, at least 0. Received: "
+            f"shrinkage={shrinkage}"
+        )
+    if features == "hidden_states" and not shrinkage:
+        warnings.warn(
+            'A beta predicted from `features="hidden_states"` without `shrinkage` '
+            "gives most of the gradient to questions that the student has learnt "
+            "already, and does worse than one `TaskBeta` in our study "
+            "(benchmarks/STUDY.md). Use `shrinkage=4.0`, or the default features.",
+            stacklevel=4,
+        )
+    return float(shrinkage)

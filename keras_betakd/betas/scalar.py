@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_betakd.betas.base import Beta, LearnedBeta, RangedBeta, positive
-from keras_betakd.objective import any_row, weighted_mean
+from keras_betakd.betas.running_mean import RunningMean
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
@@ -60,9 +60,13 @@ class TaskBeta(LearnedBeta):
             `max_value` stops it. The variable itself is clipped to the bounds after
             each step, so that beta leaves a bound at once when its gradient changes
             sign. Default to 0.01 and 100.
-        multiplier: learning-rate multiplier of log beta. Defaults to 500, so that with
-            Adam at a fine-tuning rate of 2e-5 log beta changes by 0.01 per step, by one
-            in a hundred steps. For training from scratch at 1e-3 choose about 10 to 20.
+        speed: how much log beta changes per step, see `keras_betakd.betas`. Defaults
+            to 0.05: by a factor e in twenty steps, whatever the student's optimizer.
+        multiplier: the unit of the variable: log beta = log(initial_value) +
+            multiplier * variable, with the gradient of log beta itself. A distiller
+            moves log beta at its `speed` for any of them; files load with the one that
+            they were written with. Defaults to 500, so that in a model of your own an
+            Adam at 2e-5 moves log beta by 0.01 a step.
 
     Raises:
         ValueError: if a number is not positive and finite, or `initial_value` is not
@@ -150,31 +154,18 @@ class AnalyticBeta(RangedBeta):
         self.momentum = momentum
 
     def build(self, weights_shape):
-        options = {"shape": (), "initializer": "zeros", "trainable": False}
-        options["aggregation"] = "only_first_replica"  # all compute the same value
-        # sum of m^(t-i) * l_i, and of m^(t-i) alone: their ratio is the mean.
-        self.energy_sum = self.add_weight(name="energy_sum", **options)
-        self.weight_sum = self.add_weight(name="weight_sum", **options)
+        self._mean_energy = RunningMean(self, self.momentum)
 
     def log_beta(self, features):
-        known = ops.convert_to_tensor(self.weight_sum)
-        mean = self.energy_sum / ops.where(known > 0, known, 1.0)
+        mean = self._mean_energy.value(0.5 * self.dim / self.initial_value)
         # The bounds are applied to l and not to beta, for an energy of 0.
         mean = ops.clip(
             mean, 0.5 * self.dim / self.max_value, 0.5 * self.dim / self.min_value
         )
-        beta = ops.where(known > 0, 0.5 * self.dim / mean, self.initial_value)
-        return ops.log(beta)
+        return ops.log(0.5 * self.dim / mean)
 
     def update(self, energy, weights):
-        mean = ops.stop_gradient(weighted_mean(energy, weights))
-        # One infinite energy would stay in the mean forever.
-        usable = ops.logical_and(any_row(weights), ops.isfinite(mean))
-        mean = ops.where(usable, mean, 0.0)
-        counted = ops.cast(usable, "float32")
-        past = 1.0 - counted * (1.0 - self.momentum)
-        self.energy_sum.assign(past * self.energy_sum + counted * mean)
-        self.weight_sum.assign(past * self.weight_sum + counted)
+        self._mean_energy.update(energy, weights)
 
     def get_config(self):
         return {

@@ -30,6 +30,8 @@ class TeacherOutputs:
         hidden_mean: (B, H), the mean of the hidden states over the positions that are
             not padding, of a teacher whose hidden states are not stored
             (`CachedTeacher`), or `None`.
+        uncertainty: (B, K, 3), `uncertainty_of` the logits at the answer rows, where
+            they were not all held at a time; or `None`.
     """
 
     weights: Any
@@ -38,6 +40,7 @@ class TeacherOutputs:
     padding_mask: Any = None
     rows: Any = None
     hidden_mean: Any = None
+    uncertainty: Any = None
 
 
 def expect_hidden_states(teacher_view):
@@ -62,18 +65,31 @@ def hidden_features(teacher, per_token=False):
     return _masked_mean(hidden, teacher.padding_mask)
 
 
+def uncertainty_of(logits):
+    """Entropy in nats, top probability and its margin over the second: (..., 3).
+
+    Args:
+        logits: (..., V), with V at least 2.
+    """
+    logits = ops.cast(logits, "float32")
+    logits = logits - ops.max(logits, axis=-1, keepdims=True)
+    exps = ops.exp(logits)
+    total = ops.sum(exps, axis=-1)
+    # Selected: 0 times -inf, the logit of an excluded class, is NaN.
+    mean = ops.sum(exps * ops.where(exps > 0, logits, 0.0), axis=-1) / total
+    entropy = ops.log(total) - mean
+    best, second = ops.unstack(ops.top_k(exps, 2)[0] / total[..., None], axis=-1)
+    return ops.stack([entropy, best, best - second], axis=-1)
+
+
 def uncertainty_features(teacher, per_token=False):
     """Uncertainty of the teacher: (B, 3), or (B, K, 3) if `per_token`.
 
-    Entropy in nats, probability of the most probable class, and its margin over the
-    second; per example, their mean over the supervised rows.
+    `uncertainty_of` each row; per example, their mean over the supervised rows.
     """
-    logits = ops.cast(teacher.logits, "float32")
-    log_p = ops.log_softmax(logits, axis=-1)
-    p = ops.exp(log_p)
-    entropy = -ops.sum(p * ops.where(p > 0, log_p, 0.0), axis=-1)
-    best, second = ops.unstack(ops.top_k(p, 2)[0], axis=-1)
-    features = ops.stack([entropy, best, best - second], axis=-1)
+    features = teacher.uncertainty
+    if features is None:
+        features = uncertainty_of(teacher.logits)
     if per_token:
         return features
     return _masked_mean(features, teacher.weights != 0)

@@ -10,12 +10,13 @@ import keras
 
 from keras_betakd.backends import runs_eagerly
 from keras_betakd.betas import Beta, TaskBeta
-from keras_betakd.distillation.finite_steps_optimizer import FiniteStepsOptimizer
+from keras_betakd.distillation.finite_steps_optimizer import (
+    FiniteStepsOptimizer,
+    innermost,
+)
 from keras_betakd.distillation.freezing import computes_in_float16
 from keras_betakd.energies.base import Energy
 from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
-
-_SKIPPING = (keras.optimizers.LossScaleOptimizer, FiniteStepsOptimizer)
 
 # Names of the distiller's own metrics, and of its weights of the cross-entropy.
 _REPORTED = ("loss", "objective", "accuracy", "task", "task_loss", "task_beta")
@@ -271,23 +272,24 @@ def resolved_preprocessor(
     return DistillationPreprocessor(*pair, cross_tokenizer=cross, **options)
 
 
-def resolved_optimizer(optimizer, student, auto_scale_loss):
-    """The optimizer that trains: one whose non-finite steps change nothing.
+def resolved_optimizer(optimizer, student, auto_scale_loss, betas):
+    """The optimizer that trains: non-finite steps change nothing, betas have their own.
 
     Args:
         optimizer: optimizer, its name, or `"auto"` for `Adam(2e-5)`.
         student: the student.
         auto_scale_loss: whether to scale the loss of a student in float16.
+        betas: the beta layers.
     """
     if optimizer == "auto":
         optimizer = keras.optimizers.Adam(2e-5)
     optimizer = keras.optimizers.get(optimizer)
+    if isinstance(optimizer, FiniteStepsOptimizer):  # of an archive, without its betas
+        optimizer = optimizer.inner_optimizer
     scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     if auto_scale_loss and not scaled and computes_in_float16(student):
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    if not isinstance(optimizer, _SKIPPING):
-        optimizer = FiniteStepsOptimizer(optimizer)
-    return optimizer
+    return FiniteStepsOptimizer(optimizer, betas)
 
 
 def expect_no_compiler(jit_compile):
@@ -305,7 +307,7 @@ def expect_no_compiler(jit_compile):
 
 def warn_of_unequal_parts(reduction, optimizer):
     """Warns where gradient accumulation and a mean over tokens do not go together."""
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    inner = innermost(optimizer)
     steps = inner.gradient_accumulation_steps or 1
     if reduction == "token" and steps > 1:
         warnings.warn(
@@ -334,7 +336,7 @@ def resolved_task_loss(loss):
 
 def exclude_from_weight_decay(optimizer, variables):
     """Excludes what betas and energies learn from the optimizer's weight decay."""
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    inner = innermost(optimizer)
     if not inner.weight_decay or not variables:
         return
     if inner.built:

@@ -6,6 +6,7 @@ import sys
 import keras
 from keras import ops
 
+from keras_betakd.betas.teacher_features import UNCERTAINTY_WIDTH, uncertainty_of
 from keras_betakd.distillation.arguments import (
     check_vocabularies,
     expect_fused,
@@ -17,6 +18,7 @@ from keras_betakd.distillation.arguments import (
     resolved_task_beta,
 )
 from keras_betakd.distillation.feature_comparison import FeatureComparison
+from keras_betakd.distillation.finite_steps_optimizer import innermost
 from keras_betakd.distillation.freezing import (
     apply_freeze,
     expect_apart,
@@ -46,7 +48,9 @@ from keras_betakd.distillation.trainer import DistillationTrainer
 from keras_betakd.distillation.training_data import as_batch
 from keras_betakd.distribution.devices import expect_on_devices
 from keras_betakd.energies.masking import attached_mask
+from keras_betakd.head_loss.logit_statistics import fits_one_tile, logit_statistics
 from keras_betakd.head_loss.terms import AnswerRows, Heads, Weighting, batch_terms
+from keras_betakd.head_loss.tiles import rows_per_tile
 from keras_betakd.models.outputs import ModelOutputs
 from keras_betakd.models.views import view_of
 from keras_betakd.objective import REDUCTIONS, any_row, row_weights, weighted_mean
@@ -310,7 +314,9 @@ class BetaKDDistiller(
             mask = attached_mask(logits) if role == "student" else None
             return ModelOutputs(logits=as_rows(logits), mask=mask)
         outputs = reader.outputs(x, positions, training)
-        if self._predicting or not self._fuses(inputs) or self._beta_reads(role):
+        if self._predicting or not self._fuses(inputs):
+            outputs.logits = view.head(outputs.head_input)
+        elif role == "teacher" and self._makes_teacher_logits(inputs):
             outputs.logits = view.head(outputs.head_input)
         return outputs
 
@@ -325,7 +331,8 @@ class BetaKDDistiller(
             student.features, teacher.features, compared
         )
         weights = {"task": row_weights(labels, self.reduction), **features.weights}
-        read = beta_inputs(teacher, compared)
+        uncertainty = self._uncertainty(teacher, compared)
+        read = beta_inputs(teacher, compared, uncertainty)
         log_beta = {
             name: beta(weights[name], features=beta.features_of(read))
             for name, beta in self.all_betas().items()
@@ -341,9 +348,39 @@ class BetaKDDistiller(
             image_rows=features.image_rows,
         )
 
-    def _beta_reads(self, role):
+    def _makes_teacher_logits(self, inputs):
+        """Whether `call` makes the teacher's logits though the loss is fused.
+
+        A beta may need all of them, or few numbers of each row: where all rows fit one
+        tile, logits made once then serve beta and loss.
+        """
         betas = self.all_betas().values()
-        return role == "teacher" and any(beta.reads_logits for beta in betas)
+        if any(beta.reads_logits for beta in betas):
+            return True
+        if not any(beta.reads_uncertainty for beta in betas):
+            return False
+        sizes = inputs["teacher_positions"].shape
+        count = None if None in sizes else math.prod(sizes)
+        return fits_one_tile(count, *self._head_shape())
+
+    def _uncertainty(self, teacher, weights):
+        """`uncertainty_of` the teacher's rows (B, K, 3), where there are no logits."""
+        betas = self.all_betas().values()
+        if teacher.logits is not None or not any(b.reads_uncertainty for b in betas):
+            return None
+        head = self.teacher_view.head
+        return logit_statistics(
+            uncertainty_of,
+            UNCERTAINTY_WIDTH,
+            teacher.head_input,
+            head.matrix() or head,
+            weights != 0,
+            rows_per_tile(*self._head_shape()),
+        )
+
+    def _head_shape(self):
+        """(V, H) of the student's head, which fuses."""
+        return self.student_view.logit_size, self.student_view.hidden_dim
 
     def _fuses(self, inputs):
         """Whether this batch goes through the fused head."""
@@ -386,18 +423,19 @@ class BetaKDDistiller(
             y_pred.image_rows,
             Weighting(y_pred.weights, y_pred.log_beta),
             self.energies,
-            self._heads(self._fuses(x)),
+            self._heads(x),
             self.task_loss,
             training,
         )
 
-    def _heads(self, fused):
+    def _heads(self, x):
         student, teacher = self.student_view.head, self.teacher_view.head
+        fused = self._fuses(x)
         if not fused:
             return Heads(student, teacher, fused, teacher)
         teacher = teacher.matrix() or teacher
         # Where a beta reads the teacher's logits, `call` has computed them already.
-        answer = ops.stop_gradient if self._beta_reads("teacher") else teacher
+        answer = ops.stop_gradient if self._makes_teacher_logits(x) else teacher
         return Heads(student.matrix(), teacher, fused, answer)
 
     def _note_nonfinite(self, total, terms, x, y_pred):
@@ -417,8 +455,7 @@ class BetaKDDistiller(
         return finite
 
     def _advance_schedules(self, energies, weights):
-        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-        every = optimizer.gradient_accumulation_steps or 1
+        every = innermost(self.optimizer).gradient_accumulation_steps or 1
         for name, schedule in self.schedules.items():
             mean = weighted_mean(energies[name], weights[name])
             schedule.update(mean, any_row(weights[name]), every)

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_betakd.backends import gradient_values, run_if
+from keras_betakd.distillation.beta_optimizer import BetaOptimizer
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
@@ -12,11 +13,14 @@ class FiniteStepsOptimizer(keras.optimizers.Optimizer):
 
     A gradient with NaN or infinity in it changes no variable: not the model's, not the
     optimizer's moments, not its count of steps. `BetaKDDistiller.compile` wraps the
-    optimizer that it is given, except a `keras.optimizers.LossScaleOptimizer`, which
-    skips such steps itself.
+    optimizer that it is given. A `keras.optimizers.LossScaleOptimizer` skips such steps
+    itself; here its betas wait, too.
 
     Args:
         inner_optimizer: the `keras.optimizers.Optimizer` that makes the steps.
+        betas: `keras_betakd.betas.Beta` layers, whose variables are moved at their own
+            speed and not by `inner_optimizer`. Not part of the configuration: a
+            distiller gives them when it is compiled.
         name: name of the wrapper.
 
     Attributes:
@@ -35,9 +39,13 @@ class FiniteStepsOptimizer(keras.optimizers.Optimizer):
     ([0.5, 1.5], 1)
     """
 
-    def __init__(self, inner_optimizer, name=None):
+    def __init__(self, inner_optimizer, betas=(), name=None):
         super().__init__(learning_rate=0.0, name=name)
         self.inner_optimizer = inner_optimizer
+        self.beta_optimizer, self._learned = None, []
+        if betas:
+            every = innermost(inner_optimizer).gradient_accumulation_steps
+            self.beta_optimizer = BetaOptimizer(betas, every)
 
     def build(self, variables):
         if self.built:
@@ -50,11 +58,16 @@ class FiniteStepsOptimizer(keras.optimizers.Optimizer):
             name="skipped",
         )
         self.inner_optimizer.build(variables)
+        if self.beta_optimizer is not None:
+            learns = self.beta_optimizer.learns
+            self._learned = [i for i, v in enumerate(variables) if learns(v)]
+            self.beta_optimizer.build([variables[i] for i in self._learned])
         super().build(variables)
 
     @property
     def variables(self):
-        return super().variables + self.inner_optimizer.variables
+        ours = [] if self.beta_optimizer is None else self.beta_optimizer.variables
+        return super().variables + self.inner_optimizer.variables + ours
 
     def stateless_apply(self, optimizer_variables, grads, trainable_variables):
         # Branched, not selected: to choose between old and new, XLA would copy both.
@@ -63,10 +76,8 @@ class FiniteStepsOptimizer(keras.optimizers.Optimizer):
         own, inner = optimizer_variables[:count], optimizer_variables[count:]
         trained, inner = ops.cond(
             finite,
-            lambda: self.inner_optimizer.stateless_apply(
-                inner, grads, trainable_variables
-            ),
-            lambda: (list(trainable_variables), list(inner)),
+            lambda: self._stateless_step(inner, grads, trainable_variables),
+            lambda: self._stateless_skip(inner, grads, trainable_variables),
         )
         own = [
             value + ops.cast(ops.logical_not(finite), value.dtype)
@@ -76,15 +87,64 @@ class FiniteStepsOptimizer(keras.optimizers.Optimizer):
         ]
         return trained, own + inner
 
+    def _stateless_step(self, inner, grads, values):
+        count = len(self.inner_optimizer.variables)
+        trained, student = self.inner_optimizer.stateless_apply(
+            inner[:count], self._for_student(grads), values
+        )
+        if not self._learned:
+            return trained, student + inner[count:]
+        learned, ours = self.beta_optimizer.stateless_apply(
+            inner[count:],
+            [grads[i] for i in self._learned],
+            [values[i] for i in self._learned],
+        )
+        for i, value in zip(self._learned, learned, strict=True):
+            trained[i] = value
+        return trained, student + ours
+
+    def _stateless_skip(self, inner, grads, values):
+        if not self._skips_itself:
+            return list(values), list(inner)
+        count = len(self.inner_optimizer.variables)
+        _, student = self.inner_optimizer.stateless_apply(inner[:count], grads, values)
+        return list(values), student + inner[count:]
+
     def apply(self, grads, trainable_variables=None):
         if not self.built:
             self.build(trainable_variables)
             self.built = True
+        finite = all_finite(grads)
+        if self._skips_itself:  # it counts, too, and so must see every gradient
+            self.inner_optimizer.apply(self._for_student(grads), trainable_variables)
         run_if(
-            all_finite(grads),
-            lambda: self.inner_optimizer.apply(grads, trainable_variables),
+            finite,
+            lambda: self._step(grads, trainable_variables),
             lambda: self.skipped.assign_add(1),
         )
+
+    def _step(self, grads, variables):
+        if not self._skips_itself:
+            self.inner_optimizer.apply(self._for_student(grads), variables)
+        if self._learned:
+            self.beta_optimizer.apply([grads[i] for i in self._learned])
+
+    @property
+    def _skips_itself(self):
+        return isinstance(self.inner_optimizer, keras.optimizers.LossScaleOptimizer)
+
+    def _for_student(self, grads):
+        """The gradients for the student's optimizer: zeros for the betas.
+
+        It keeps state for betas too, so that files of version 0.1.0 load. A gradient of
+        0 moves nothing and adds nothing to the norm by which gradients are clipped.
+        """
+        if not self._learned:
+            return grads
+        grads = list(grads)
+        for i in self._learned:
+            grads[i] = ops.zeros_like(grads[i])
+        return grads
 
     @property
     def learning_rate(self):
@@ -124,6 +184,13 @@ class FiniteStepsOptimizer(keras.optimizers.Optimizer):
             config["inner_optimizer"], custom_objects=custom_objects
         )
         return cls(inner, name=config["name"])
+
+
+def innermost(optimizer):
+    """The optimizer in all wrappers, which has the settings that users choose."""
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
+    return optimizer
 
 
 def all_finite(gradients):

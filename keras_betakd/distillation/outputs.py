@@ -61,12 +61,13 @@ def without_gradient(outputs):
     return dataclasses.replace(outputs, **cut)
 
 
-def beta_inputs(teacher, weights):
+def beta_inputs(teacher, weights, uncertainty=None):
     """The `TeacherOutputs` that predicted betas read, of the teacher's `ModelOutputs`.
 
     Args:
         teacher: the teacher's `ModelOutputs`.
         weights: (B, K), weights of the rows that are compared.
+        uncertainty: (B, K, 3), where a beta reads it and there are no logits.
     """
     return TeacherOutputs(
         weights=weights,
@@ -75,6 +76,7 @@ def beta_inputs(teacher, weights):
         padding_mask=teacher.padding_mask,
         rows=teacher.rows,
         hidden_mean=teacher.hidden_mean,
+        uncertainty=uncertainty,
     )
 
 

@@ -118,7 +118,9 @@ class DistillationTrainer:
         self.freeze_parts()
         self.on_nonfinite = check_policy(on_nonfinite)
         expect_no_loss_weights(loss_weights)
-        optimizer = resolved_optimizer(optimizer, self.student, auto_scale_loss)
+        optimizer = resolved_optimizer(
+            optimizer, self.student, auto_scale_loss, self.all_betas().values()
+        )
         warn_of_unequal_parts(self.reduction, optimizer)
         others, self._reports_accuracy = resolved_metrics(
             metrics, weighted_metrics, self._trackers.directions()

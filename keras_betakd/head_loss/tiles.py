@@ -102,9 +102,9 @@ class HeadTiles:
         """The values of some rows, and the gradients of their weighted sum.
 
         Args:
-            data: dict of the rows' arrays: `"student"` (n, H_s), `"teacher"` (n, H_t),
-                `"labels"` (n,), `"coefficients"` (n, 1 + E) and, for a head with LoRA,
-                `"low_rank"` (n, r).
+            data: dict of the rows' arrays: `"rows"` (n, H_s) of the student,
+                `"teacher"` (n, H_t), `"labels"` (n,), `"coefficients"` (n, 1 + E) and,
+                for a head with LoRA, `"low_rank"` (n, r).
             block: the rows of a block, see `block_rows`.
             sums: gradients summed over the tiles before, by name; `None` if this is the
                 only tile.
@@ -117,7 +117,7 @@ class HeadTiles:
         """
         # Before the student's logits, which are read first and then still in the cache.
         teacher = ops.cast(self.teacher_head(data["teacher"]), "float32")
-        capped = self.head.without_bias(data["student"])
+        capped = self.head.without_bias(data["rows"])
         bias = self.head.bias
         if bias is not None:
             logits = capped + bias
@@ -183,9 +183,9 @@ class HeadTiles:
             rows["low_rank"] = ops.matmul(gradient, up)
             factors["low_rank_kernel"] = gradient, data["low_rank"]
         low = ops.cast(gradient, head.dtype)  # the precision of the head's products
-        rows["student"] = ops.cast(ops.matmul(low, head.kernel), "float32")
+        rows["rows"] = ops.cast(ops.matmul(low, head.kernel), "float32")
         if head.trainable:
-            factors["kernel"] = low, ops.cast(data["student"], head.dtype)
+            factors["kernel"] = low, ops.cast(data["rows"], head.dtype)
         if is_only_tile:
             return rows, sums, factors
         for name, (left, right) in factors.items():
