@@ -11,6 +11,7 @@ from keras_betakd.distillation.arguments import (
     resolved_task_loss,
     warn_of_unequal_parts,
 )
+from keras_betakd.distillation.bounds_report import BoundsReport
 from keras_betakd.distillation.freezing import expect_trainable
 from keras_betakd.distillation.interrupted_step import (
     unwrapped_errors,
@@ -199,6 +200,7 @@ class DistillationTrainer:
         ours = [
             NonFiniteReport(self.on_nonfinite, at_epochs=True),
             SkippedReport(self.preprocessor, at_epochs=True),
+            BoundsReport(self.all_betas()),
         ]
         x, sample_weight = weighted_records(x, sample_weight)
         records = raw_records(x) if validation_split else None
