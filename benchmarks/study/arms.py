@@ -38,7 +38,7 @@ GROUPS = {
             "instance, dim=10",
             "instance, dim=10, initial_value=10, min_value=3, max_value=30",
             "instance, max_value=10",
-            "instance, speed=0.03",
+            "instance, multiplier=1",
             "instance, features=uncertainty",
             "instance, task_loss=task",
             "instance, features=uncertainty, task_loss=task",
@@ -50,7 +50,7 @@ GROUPS = {
         [COSINE],
         [
             "task, dim=10",
-            "task, speed=0.03",
+            "task, multiplier=10",
             "task, task_loss=weighted",
             "analytic, task_loss=weighted",
         ],
