@@ -3,7 +3,7 @@
     python benchmarks/train_step.py                    # every path and vocabulary
     python benchmarks/train_step.py --backends jax --vocabulary 32000
 
-320 positions of which 256 are image tokens and 8 answers. The floor is the part that
+An image of 256 tokens, a question of 56 and an answer of 8 (`--answers`). The floor is the part that
 every way of distilling has: the teacher's backbone forward, the student's forward and
 backward, both heads on the answer rows, and the optimizer. Every path is trained by
 Keras' own `fit`; a run is `--steps` steps. Each path runs in fresh processes, which
@@ -23,8 +23,11 @@ import functools
 import numpy as np
 from measure import Table, compare, in_rounds, in_turns, report
 
-TOKENS, IMAGE_TOKENS, ANSWERS = 320, 256, 8
-PATHS = ("floor", "fixed", "instance", "dense", "keras", "finetune")
+IMAGE_TOKENS, QUESTION_TOKENS = 256, 56
+PATHS = (
+    *("floor", "fixed", "instance", "hidden_states"),
+    *("dense", "keras", "finetune"),
+)
 
 
 def arguments():
@@ -37,6 +40,7 @@ def arguments():
             f"--{name}", nargs=2, type=int, default=default, metavar=("WIDTH", "LAYERS")
         )
     parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--answers", type=int, default=8, help="tokens of an answer")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5)
@@ -110,7 +114,8 @@ def make_run(options, path):
     student = gemma3(classes, *options.student)
     # As in the paper, and as the distiller does anyway.
     student.backbone.vision_encoder.get_layer("image_encoder").trainable = False
-    model, batch = PREPARE[path](teacher, student, options.batch)
+    sizes = options.batch, classes, options.answers
+    model, batch = PREPARE[path](teacher, student, sizes)
     data = repeated(batch, options.steps)
     return lambda: model.fit(data, verbose=0)
 
@@ -142,40 +147,41 @@ def gemma3(classes, width, layers):
     return keras_hub.models.Gemma3CausalLM(None, backbone)
 
 
-def inputs(batch, classes):
-    """What keras-hub's preprocessor gives: prompt with an image, answer, padding."""
+def inputs(batch, classes, answers):
+    """What keras-hub's preprocessor gives: prompt with an image, then the answer."""
     rng = np.random.default_rng(0)
-    image = np.arange(TOKENS) < IMAGE_TOKENS
+    tokens = IMAGE_TOKENS + QUESTION_TOKENS + answers
+    image = np.arange(tokens) < IMAGE_TOKENS
     x = {
-        "token_ids": rng.integers(4, classes, (batch, TOKENS)),
-        "padding_mask": np.ones((batch, TOKENS), bool),
+        "token_ids": rng.integers(4, classes, (batch, tokens)),
+        "padding_mask": np.ones((batch, tokens), bool),
         "images": rng.uniform(-1, 1, (batch, 1, 64, 64, 3)).astype("float32"),
         "vision_indices": np.tile(np.arange(IMAGE_TOKENS), (batch, 1)),
         "vision_mask": np.tile(image, (batch, 1)),
     }
-    positions = np.tile(np.arange(TOKENS - ANSWERS - 1, TOKENS - 1), (batch, 1))
+    positions = np.tile(np.arange(tokens - answers - 1, tokens - 1), (batch, 1))
     return x, positions
 
 
-def whole_sequences(batch, classes):
+def whole_sequences(*sizes):
     """The form of ordinary Keras training: labels and weights of every position."""
-    x, positions = inputs(batch, classes)
+    x, positions = inputs(*sizes)
     y = np.roll(x["token_ids"], -1, axis=1)
-    weights = np.zeros((batch, TOKENS), "float32")
+    weights = np.zeros(y.shape, "float32")
     np.put_along_axis(weights, positions, 1.0, axis=1)
     return x, y, weights
 
 
-def answer_rows(batch, classes):
+def answer_rows(*sizes):
     """The distiller's form: labels and weights of the answers alone."""
-    x, positions = inputs(batch, classes)
+    x, positions = inputs(*sizes)
     y = np.take_along_axis(x["token_ids"], positions + 1, axis=1)
     weights = np.ones(y.shape, "float32")
     x = {"student": x, "teacher": x, "sample_weight": weights}
     return {**x, "student_positions": positions, "teacher_positions": positions}, y
 
 
-def floor(teacher, student, batch):
+def floor(teacher, student, sizes):
     import keras
     from keras import ops
 
@@ -206,24 +212,28 @@ def floor(teacher, student, batch):
 
     model = Floor()
     model.compile(optimizer=keras.optimizers.Adam(2e-5))
-    return model, answer_rows(batch, student.backbone.token_embedding.input_dim)
+    return model, answer_rows(*sizes)
 
 
 def ours(beta, **kwargs):
-    def prepare(teacher, student, batch):
+    def prepare(teacher, student, sizes):
         import keras_betakd as kd
 
-        betas = {"fixed": kd.FixedBeta(), "instance": kd.InstanceBeta()}
+        betas = {
+            "fixed": kd.FixedBeta(),
+            "instance": kd.InstanceBeta(),
+            "hidden_states": kd.InstanceBeta(features="hidden_states", shrinkage=4.0),
+        }
         model = kd.BetaKDDistiller(
             teacher, student, kd.CosineProbsEnergy(), betas[beta], **kwargs
         )
         model.compile()
-        return model, answer_rows(batch, student.backbone.token_embedding.input_dim)
+        return model, answer_rows(*sizes)
 
     return prepare
 
 
-def keras_distiller(teacher, student, batch):
+def keras_distiller(teacher, student, sizes):
     import keras
 
     model = keras.distillation.Distiller(
@@ -233,23 +243,24 @@ def keras_distiller(teacher, student, batch):
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=keras.optimizers.Adam(2e-5), loss=loss)
-    return model, whole_sequences(batch, student.backbone.token_embedding.input_dim)
+    return model, whole_sequences(*sizes)
 
 
-def finetune(teacher, student, batch):
+def finetune(teacher, student, sizes):
     import keras
 
     # Around keras-hub's own `fit`, which takes raw text.
     model = keras.Model(student.input, student.output)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=keras.optimizers.Adam(2e-5), loss=loss)
-    return model, whole_sequences(batch, student.backbone.token_embedding.input_dim)
+    return model, whole_sequences(*sizes)
 
 
 PREPARE = {
     "floor": floor,
     "fixed": ours("fixed"),
     "instance": ours("instance"),
+    "hidden_states": ours("hidden_states"),
     "dense": ours("fixed", fused=False),
     "keras": keras_distiller,
     "finetune": finetune,

@@ -70,6 +70,7 @@ def parse_arguments():
     add("--energy", choices=ENERGIES, default="cosine-probs")
     add("--beta", choices=BETAS, default="instance", help="kind of weight")
     add("--dim", type=float, default=1.0, help="d, relative weight of the teacher")
+    add("--task-beta", choices=("task", "none"), default="task", help="of the labels")
     add("--speed", type=float, help="steps of a learned log beta; default: 0.05")
     add("--epochs", type=int, help="default: 1 with --data")
     add("--batch-size", type=int, help="default: 8 with --data")
@@ -179,6 +180,8 @@ def distil(teacher, student, batches, args, progress):
         student,
         energies=ENERGIES[args.energy](),
         beta=BETAS[args.beta](**beta),
+        # Wrong labels keep the cross-entropy large: a weight of its own then falls.
+        task_beta=True if args.task_beta == "task" else None,
         preprocessor=keras_betakd.DistillationPreprocessor(
             teacher.preprocessor, student.preprocessor, args.max_response_length
         ),
