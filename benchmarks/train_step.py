@@ -3,13 +3,13 @@
     python benchmarks/train_step.py                    # every path and vocabulary
     python benchmarks/train_step.py --backends jax --vocabulary 32000
 
-An image of 256 tokens, a question of 56 and an answer of 8 (`--answers`). The floor is the part that
-every way of distilling has: the teacher's backbone forward, the student's forward and
-backward, both heads on the answer rows, and the optimizer. Every path is trained by
-Keras' own `fit`; a run is `--steps` steps. Each path runs in fresh processes, which
-take turns over `--rounds`; the table gives the median of all runs, `--repeats` in each
-process, the range of the middle 80 %, and the peak of memory above what models and
-batch take (what a compiler keeps is counted).
+An image of 256 tokens, a question of 56 and an answer of 8 (`--answers`). The floor is
+the part that every way of distilling has: the teacher's backbone forward, the student's
+forward and backward, both heads on the answer rows, and the optimizer. Every path is
+trained by Keras' own `fit`; a run is `--steps` steps. Each path runs in fresh
+processes, which take turns over `--rounds`; the table gives the median of all runs,
+`--repeats` in each process, the range of the middle 80 %, and the peak of memory above
+what models and batch take (what a compiler keeps is counted).
 
 One process is easily 10 % slower than the next. What differs by less shows only where
 the paths share one process and take turns in it, each by several models:

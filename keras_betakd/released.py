@@ -9,6 +9,7 @@ import math
 
 from keras_betakd import energies
 from keras_betakd.betas import FixedBeta, InstanceBeta, TaskBeta
+from keras_betakd.betas.base import DEFAULT_SPEED
 
 _CROSS_ENTROPY = {"form": "cross_entropy"}
 # The temperature's parameter starts at -2 there.
@@ -126,7 +127,7 @@ def released_energy(name, **options):
     return cls(**{**released, **options})
 
 
-def released_weighting(name, speed=None):
+def released_weighting(name, speed=DEFAULT_SPEED):
     """The weighting of losses that a name of the released code stands for.
 
     With L each of the cross-entropy and the energies, and s the negative logarithm of
@@ -146,8 +147,8 @@ def released_weighting(name, speed=None):
 
     Args:
         name: `"equal"`, `"task"` or `"instance"`.
-        speed: see `TaskBeta`; its default if `None`. The released code trains s with
-            1,000 times the student's learning rate: 0.02 a step at 2e-5.
+        speed: see `TaskBeta`. The released code trains s with 1,000 times the
+            student's learning rate: 0.02 a step at 2e-5.
 
     Returns:
         A dict of the arguments `beta` and `task_beta` of `BetaKDDistiller`.
