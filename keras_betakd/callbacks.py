@@ -21,8 +21,8 @@ class DistillationHistory(keras.callbacks.Callback):
         every: number of training steps that a row covers. Defaults to 10.
         path: CSV file that the rows are written to after each epoch. A training that
             resumes at an `initial_epoch` keeps the rows that the file has up to there;
-            pass this callback before the one that saves weights. `None` (default)
-            writes no file.
+            pass this callback before the one that saves weights. One that begins anew
+            replaces them. `None` (default) writes no file.
 
     Attributes:
         rows: list of dicts: `"step"` (counted over all epochs, at the end of the
@@ -30,8 +30,8 @@ class DistillationHistory(keras.callbacks.Callback):
             epoch has those of its validation too, with `val_` in front.
 
     Raises:
-        ValueError: `every` is not a positive integer; or `write_csv` or `plot` is
-            called before any row is recorded.
+        ValueError: `every` is not a positive integer; `path` is a file that is no
+            history; or `write_csv` or `plot` is called before any row is recorded.
 
     Example:
 
@@ -56,6 +56,7 @@ class DistillationHistory(keras.callbacks.Callback):
         self._terms = {}
 
     def on_train_begin(self, logs=None):
+        self._expect_own_file()
         betas = getattr(self.model, "all_betas", dict)()
         self._terms = {f"{n}_beta": (b.dim, b.bounds) for n, b in betas.items()}
         self._objective = getattr(self.model, "objective", None)
@@ -66,6 +67,17 @@ class DistillationHistory(keras.callbacks.Callback):
             # The training resumes after so many steps.
             self._step = epoch * self.params["steps"]
             self.rows = [r for r in self._kept_rows() if r["step"] <= self._step]
+
+    def _expect_own_file(self):
+        if not self.path or not os.path.exists(self.path):
+            return
+        with open(self.path, newline="", errors="replace") as file:
+            first = file.readline()
+        if first and not first.startswith("step,"):
+            raise ValueError(
+                f"'{self.path}' is no history of a training, and would be replaced by "
+                f"one. Give another path. Received: a file that begins with {first!r}"
+            )
 
     def _kept_rows(self):
         if not self.path or not os.path.exists(self.path):

@@ -79,6 +79,10 @@ class TrainingBackup(keras.callbacks.Callback):
             ValueError: the file is damaged, or of another model; model and optimizer
                 are then as they were before.
         """
+        if not model.compiled:
+            raise ValueError(
+                "Call `compile` before `restore`: a state has the optimizer's, too."
+            )
         with self._owned():
             return self._restore(model)
 

@@ -95,7 +95,7 @@ def test_a_networks_log_beta_begins_at_about_its_speed(width):
     before = ops.convert_to_numpy(beta.log_beta(features))
     optimizer.apply(_gradients(beta, features), beta.trainable_variables)
     moved = ops.convert_to_numpy(beta.log_beta(features)) - before
-    assert moved.mean() == pytest.approx(0.02, rel=0.3)
+    assert moved.mean() == pytest.approx(0.02, rel=0.5)
 
 
 def _gradients(beta, features):

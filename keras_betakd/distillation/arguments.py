@@ -284,12 +284,25 @@ def resolved_optimizer(optimizer, student, auto_scale_loss, betas):
     if optimizer == "auto":
         optimizer = keras.optimizers.Adam(2e-5)
     optimizer = keras.optimizers.get(optimizer)
+    if optimizer is None:
+        raise ValueError(
+            '`optimizer` must be an optimizer, its name or "auto". Received: None'
+        )
     if isinstance(optimizer, FiniteStepsOptimizer):  # of an archive, without its betas
         optimizer = optimizer.inner_optimizer
     scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     if auto_scale_loss and not scaled and computes_in_float16(student):
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     return FiniteStepsOptimizer(optimizer, betas)
+
+
+def expect_optimizer_of(optimizer, variables):
+    """Raises where an optimizer was built on other variables than train now."""
+    if optimizer.built and not optimizer.trains(variables):
+        raise ValueError(
+            "What trains has changed since the optimizer was built, by `enable_lora`, "
+            "`quantize` or `trainable`. Call `compile` again, with a new optimizer."
+        )
 
 
 def expect_no_compiler(jit_compile):

@@ -62,7 +62,13 @@ class FiniteStepsOptimizer(keras.optimizers.Optimizer):
             learns = self.beta_optimizer.learns
             self._learned = [i for i, v in enumerate(variables) if learns(v)]
             self.beta_optimizer.build([variables[i] for i in self._learned])
+        # Behind a function: Keras would count them among the optimizer's own.
+        self._built_on = lambda: variables
         super().build(variables)
+
+    def trains(self, variables):
+        """Whether it was built on these variables, in any order."""
+        return {id(v) for v in self._built_on()} == {id(v) for v in variables}
 
     @property
     def variables(self):
@@ -89,8 +95,14 @@ class FiniteStepsOptimizer(keras.optimizers.Optimizer):
 
     def _stateless_step(self, inner, grads, values):
         count = len(self.inner_optimizer.variables)
+        # It keeps state for the betas too, as in files of version 0.1.0. Gradients of
+        # 0 add nothing to the norm by which gradients are clipped, and what the step
+        # makes of the betas is not taken.
+        for_student = list(grads)
+        for i in self._learned:
+            for_student[i] = ops.zeros_like(grads[i])
         trained, student = self.inner_optimizer.stateless_apply(
-            inner[:count], self._for_student(grads), values
+            inner[:count], for_student, values
         )
         if not self._learned:
             return trained, student + inner[count:]
@@ -116,35 +128,25 @@ class FiniteStepsOptimizer(keras.optimizers.Optimizer):
             self.built = True
         finite = all_finite(grads)
         if self._skips_itself:  # it counts, too, and so must see every gradient
-            self.inner_optimizer.apply(self._for_student(grads), trainable_variables)
-        run_if(
-            finite,
-            lambda: self._step(grads, trainable_variables),
-            lambda: self.skipped.assign_add(1),
-        )
+            self._step_student(grads)
+        run_if(finite, lambda: self._step(grads), lambda: self.skipped.assign_add(1))
 
-    def _step(self, grads, variables):
+    def _step(self, grads):
         if not self._skips_itself:
-            self.inner_optimizer.apply(self._for_student(grads), variables)
+            self._step_student(grads)
         if self._learned:
             self.beta_optimizer.apply([grads[i] for i in self._learned])
+
+    def _step_student(self, grads):
+        pairs = list(enumerate(zip(grads, self._built_on(), strict=True)))
+        student = [pair for i, pair in pairs if i not in self._learned]
+        if student:
+            gradients, variables = zip(*student, strict=True)
+            self.inner_optimizer.apply(list(gradients), list(variables))
 
     @property
     def _skips_itself(self):
         return isinstance(self.inner_optimizer, keras.optimizers.LossScaleOptimizer)
-
-    def _for_student(self, grads):
-        """The gradients for the student's optimizer: zeros for the betas.
-
-        It keeps state for betas too, so that files of version 0.1.0 load. A gradient of
-        0 moves nothing and adds nothing to the norm by which gradients are clipped.
-        """
-        if not self._learned:
-            return grads
-        grads = list(grads)
-        for i in self._learned:
-            grads[i] = ops.zeros_like(grads[i])
-        return grads
 
     @property
     def learning_rate(self):

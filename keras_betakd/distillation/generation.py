@@ -27,7 +27,7 @@ def as_records(inputs):
         ValueError: as for `checked_records`.
     """
     records = inputs if isinstance(inputs, dict) else {"prompts": inputs}
-    prompts = records["prompts"]
+    prompts = records.get("prompts")
     single = isinstance(prompts, (str, bytes)) or getattr(prompts, "shape", 1) == ()
     if single:
         records = {k: None if v is None else [v] for k, v in records.items()}

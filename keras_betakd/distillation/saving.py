@@ -98,7 +98,17 @@ class DistillerSaving:
             self._hides_teacher = self._hides_layers = False
 
     def save(self, filepath, overwrite=True, **kwargs):
-        """Saves everything, the teacher too; a file is replaced once complete."""
+        """Saves everything, the teacher too; a file is replaced once complete.
+
+        Raises:
+            ValueError: the name does not end in ".keras": Keras' older formats could
+                not be loaded again.
+        """
+        if not os.fspath(filepath).endswith(ARCHIVE):
+            raise ValueError(
+                f"The name of an archive must end in '{ARCHIVE}' (weights alone: "
+                f"`save_weights`, '{WEIGHTS}'). Received: filepath='{filepath}'"
+            )
         save = functools.partial(super().save, overwrite=overwrite, **kwargs)
         with unmerged(self.student, self.teacher):
             if not _replaces(filepath, ARCHIVE, overwrite):

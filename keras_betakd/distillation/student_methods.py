@@ -60,7 +60,7 @@ class StudentMethods:
         if hasattr(inputs, "as_numpy_iterator"):  # tf.data.Dataset
             batches = inputs.as_numpy_iterator()
             return [text for x in batches for text in self.generate(x, **options)]
-        if isinstance(inputs, dict) and "prompts" not in inputs:
+        if isinstance(inputs, dict) and any(k.endswith("token_ids") for k in inputs):
             return self.student.generate(inputs, **options)
         records, is_single = as_records(inputs)
         if getattr(self.preprocessor, "blind_student", False):

@@ -7,6 +7,7 @@ import keras
 from keras_betakd.distillation.arguments import (
     exclude_from_weight_decay,
     expect_no_compiler,
+    expect_optimizer_of,
     resolved_optimizer,
     resolved_task_loss,
     warn_of_unequal_parts,
@@ -186,6 +187,8 @@ class DistillationTrainer:
         `initial_epoch` (see `TrainingBackup`) sees the same batches as one that was
         never interrupted. For raw records that seed is drawn from NumPy's global
         generator when `fit` begins: call `keras.utils.set_random_seed` right before.
+        Data that shuffles itself (a `DataLoader` with `shuffle=True`, a `tf.data`
+        shuffle) has the order of its own generator, which no epoch's number sets.
 
         `steps_per_epoch` divides a pass over data that comes in batches, as in Keras:
         the next epoch goes on where the last one ended, and the last one of a pass is
@@ -372,6 +375,7 @@ class DistillationTrainer:
         """The student's logits at the answer rows of a batch; as `predict`."""
         with self._student_alone():
             x, _, _ = as_batch(self, x, labelled=False)
+            report_skipped(self.preprocessor, "this batch; their rows say nothing")
             return super().predict_on_batch(x)
 
     def make_train_function(self, force=False):
@@ -382,6 +386,7 @@ class DistillationTrainer:
         self.freeze_parts()
         expect_trainable(self.student, self.freeze)
         variables = self.variables + self.optimizer.variables
+        expect_optimizer_of(self.optimizer, self.trainable_variables)
         self._watched = reduced_gradients(self.trainable_variables, variables)
         return super().make_train_function(force)
 

@@ -132,12 +132,32 @@ def _names_in(name):
     with open(name, "rb") as file:
         file.seek(max(0, size - END_SIZE))
         end = _END.fullmatch(file.read())
-    if end and _digest(name, size - END_SIZE).encode() != end[1]:
+    behind = size - _hdf5_size(name)
+    if behind != (END_SIZE if end else 0) or (
+        end and _digest(name, size - END_SIZE).encode() != end[1]
+    ):
         raise ValueError(
             "The file is damaged: its bytes are not those that were written. Use an "
             "older file, or a copy of it."
         )
     return _datasets(name)
+
+
+def _hdf5_size(path):
+    """The size of an HDF5 file by its first bytes; what follows is not of HDF5.
+
+    Raises:
+        ValueError: it is none.
+    """
+    with open(path, "rb") as file:
+        start = file.read(60)
+    if len(start) < 60 or not start.startswith(b"\x89HDF\r\n\x1a\n"):
+        raise ValueError("It is no HDF5 file.")
+    # Where the address of the end stands, by the version of the superblock.
+    place = {0: 40, 1: 44, 2: 28, 3: 28}.get(start[8])
+    if place is None:
+        raise ValueError(f"Its version of HDF5 is not known: {start[8]}.")
+    return int.from_bytes(start[place : place + 8], "little")
 
 
 def _datasets(path):

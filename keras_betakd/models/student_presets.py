@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 
 from keras_betakd.files import atomic_write
@@ -11,6 +12,11 @@ from keras_betakd.folders import FolderOwner
 from keras_betakd.models.layers import sublayers
 
 _CONFIGS = ("config.json", "task.json")
+# What keras-hub writes into a preset.
+_OF_PRESETS = re.compile(
+    r"(config|task|metadata|preprocessor|tokenizer|\w+_converter)\.json"
+    r"|(model|task)(_\d+)?\.weights\.(h5|json)|assets"
+)
 
 
 def save_preset(model, folder):
@@ -27,7 +33,7 @@ def save_preset(model, folder):
     Args:
         model: a `keras_hub.models.CausalLM` or `Seq2SeqLM`, such as
             `distiller.student`.
-        folder: the folder; what is in it is replaced if it holds a preset.
+        folder: the folder; a preset in it is replaced.
 
     Raises:
         OSError: the folder cannot be written, or another process writes it.
@@ -41,7 +47,7 @@ def save_preset(model, folder):
     keras_hub.models.CausalLM.from_preset("my_student")
     ```
     """
-    folder = pathlib.Path(folder).absolute()
+    folder = pathlib.Path(folder).resolve()  # behind a link, not in its place
     _expect_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     drafts = folder.with_name(f".{folder.name}.draft")
@@ -77,10 +83,11 @@ def _expect_free(folder):
     if not folder.is_dir():
         raise ValueError(f"'{folder}' is a file; a preset is a folder.")
     found = sorted(path.name for path in folder.iterdir())
-    if found and "config.json" not in found:
+    others = [name for name in found if not _OF_PRESETS.fullmatch(name)]
+    if others or (found and "config.json" not in found):
         raise ValueError(
             f"The folder '{folder}' holds other things than a preset, which would be "
-            f"lost. Give a folder of its own. Received: {found[:10]}"
+            f"lost. Give a folder of its own. Received: {(others or found)[:10]}"
         )
 
 

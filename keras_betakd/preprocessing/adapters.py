@@ -12,7 +12,7 @@ from keras_betakd.preprocessing.iterables import (
     from_data_loader,
     from_tf_dataset,
 )
-from keras_betakd.preprocessing.records import PlacedRecords
+from keras_betakd.preprocessing.records import PlacedRecords, by_position
 
 
 def as_dataset(x, batch_size, shuffle=False):
@@ -63,7 +63,9 @@ def raw_records(x):
     """Raw records as a dict of columns or a table; `None` if `x` is none of them."""
     if _is_list_of_records(x):
         return _columns(x)
-    return x if is_raw_records(x) or _is_table(x) else None
+    if is_raw_records(x):
+        return by_position(x)
+    return x if _is_table(x) else None
 
 
 def weighted_records(x, sample_weight):
@@ -135,6 +137,8 @@ def _refusal(x):
             "DataLoader(dataset, batch_size=...)`, or `iter(dataset.batch(...))` with "
             "`steps_per_epoch`."
         )
+    if hasattr(x, "to_pydict"):  # pyarrow
+        return "Pass the columns of the table: `table.to_pydict()`."
     if hasattr(x, "to_dict") and hasattr(x, "columns"):  # pandas
         return 'Pass the columns of a data frame: `frame.to_dict("list")`.'
     if hasattr(x, "__getitem__") and hasattr(x, "__add__") and hasattr(x, "__len__"):
@@ -177,8 +181,8 @@ class RecordBatches(keras.utils.PyDataset):
     def __init__(self, records, batch_size=32, shuffle=False):
         super().__init__()
         expect_positive("batch_size", batch_size)
-        self.records = records
-        self.size = _size(records)
+        self.records = by_position(records) if isinstance(records, dict) else records
+        self.size = _size(self.records)
         self.batch_size = batch_size
         self.seed = drawn_seed() if shuffle else None
         self.start_epoch(0)
@@ -215,6 +219,8 @@ def _size(records):
     """The number of raw records; raises where the entries differ in length."""
     if _is_table(records):
         return len(records)
+    if records.get("prompts") is None:
+        raise ValueError('Raw records need "prompts". Received: prompts=None')
     sizes = {
         key: _length(key, value) for key, value in records.items() if value is not None
     }
@@ -223,11 +229,12 @@ def _size(records):
             "All entries of raw records must have one length. Received: "
             + ", ".join(f'{size} "{key}"' for key, size in sizes.items())
         )
-    return sizes.get("prompts", 0)
+    return sizes["prompts"]
 
 
 def _length(key, value):
-    if isinstance(value, (str, bytes)) or not hasattr(value, "__len__"):
+    no_entries = not hasattr(value, "__len__") or getattr(value, "shape", None) == ()
+    if isinstance(value, (str, bytes)) or no_entries:
         raise ValueError(
             f'Raw records hold one entry for each record: "{key}" must be a list or '
             f"an array. Received: {value!r:.80} of type {type(value).__name__}"

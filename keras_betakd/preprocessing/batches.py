@@ -33,6 +33,11 @@ _MODELS = {"student", "teacher"}
 _POSITIONS = {"student_positions", "teacher_positions"}
 _OTHERS = ("sample_weight", "task_weight", "aligned", "ids")
 _KEYS = (*sorted(_MODELS), *sorted(_POSITIONS), *_OTHERS)
+_LABELS_BESIDE = (
+    'Raw records have their labels under the key "responses", and data sets yield '
+    '`(x, y, sample_weight)`, or raw records with a key "sample_weight". Received: '
+    "`{}` beside x of type {}"
+)
 
 
 def by_model(x):
@@ -78,6 +83,8 @@ class BatchFormatter:
             places: function of the number of records that returns for each a string
                 that says where in the data it is; `None` if this is unknown.
         """
+        if _is_one_table(batch):
+            (batch,) = batch
         if _is_rows(batch) or not isinstance(batch, (tuple, list)):
             batch = (batch,)
         x, y, sample_weight = (*batch, None, None)[:3]
@@ -85,6 +92,9 @@ class BatchFormatter:
             x = raw_records(x)
         names = None
         if is_raw_records(x):
+            if y is not None:
+                raise ValueError(_LABELS_BESIDE.format("y", type(x).__name__))
+            x, _ = weighted_records(x, sample_weight)
             x, y, sample_weight, names = self._preprocess(_placed(x, places))
         x = by_model(_expect_form(x))
         if y is None:
@@ -132,6 +142,13 @@ def _is_rows(batch):
     """Whether a batch is a list of raw records, one dict for each."""
     rows = isinstance(batch, (tuple, list)) and len(batch) > 0
     return rows and all(is_raw_records(row) for row in batch)
+
+
+def _is_one_table(batch):
+    """Whether a batch is the form `(x,)`, with columns of raw records for x."""
+    if not isinstance(batch, tuple) or len(batch) != 1 or not is_raw_records(batch[0]):
+        return False
+    return not isinstance(batch[0]["prompts"], (str, bytes))
 
 
 def _placed(records, places):
@@ -261,11 +278,7 @@ def formatted(
         return (*formatter((x, y, sample_weight), _number_of_data), None, None)[:3]
     if y is not None or sample_weight is not None:
         given = "y" if y is not None else "sample_weight"
-        raise ValueError(
-            'Raw records have their labels under the key "responses", and data sets '
-            "yield `(x, y, sample_weight)`, or raw records with a key "
-            f'"sample_weight". Received: `{given}` beside x of type {type(x)}'
-        )
+        raise ValueError(_LABELS_BESIDE.format(given, type(x).__name__))
     # A dataset that shuffles itself is not shuffled a second time.
     shuffle = shuffle and not sets_its_order(dataset)
     steps = int(steps) if isinstance(steps, np.integer) else steps

@@ -65,6 +65,9 @@ def _shown(shape):
     return "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
 
 
+_MOST_WEIGHT = 1e30
+
+
 def expect_classes(y, sample_weight, classes, names):
     """Checks weights, and that every label that has a weight is a class.
 
@@ -78,8 +81,8 @@ def expect_classes(y, sample_weight, classes, names):
         The labels as whole numbers, 0 where a float without weight is none.
 
     Raises:
-        ValueError: a weight that is negative or not finite; a label with a weight that
-            is no whole number from 0 to V - 1.
+        ValueError: a weight that is negative or not finite, or weights whose sum is too
+            large; a label with a weight that is no whole number from 0 to V - 1.
     """
     bad = ~np.isfinite(sample_weight) | (sample_weight < 0)
     if bad.any():
@@ -87,6 +90,12 @@ def expect_classes(y, sample_weight, classes, names):
         raise ValueError(
             f"`sample_weight` must be finite and not negative. Received: "
             f"{sample_weight[where]} at {where}{_of_record(names, where)}"
+        )
+    total = np.sum(sample_weight, dtype="float64")
+    if total > _MOST_WEIGHT:
+        raise ValueError(
+            "The weights of a batch must add up to less than "
+            f"{_MOST_WEIGHT:g}, since float32 holds their sum. Received: {total:g}"
         )
     counts = sample_weight > 0
     with np.errstate(invalid="ignore"):

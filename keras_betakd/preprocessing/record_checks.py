@@ -11,6 +11,7 @@ from keras_betakd.data.images import is_array
 from keras_betakd.data.pixels import as_array
 from keras_betakd.preprocessing.record_images import images_by_record
 from keras_betakd.preprocessing.records import (
+    by_position,
     id_texts,
     record_ids,
     turns_by_record,
@@ -68,6 +69,7 @@ def checked_records(records):
             f"{list(RECORD_KEYS)}. Received: {type(records).__name__}"
         )
     expect_known_keys(records, RECORD_KEYS, "Raw records")
+    records = by_position(records)
     if records.get("prompts") is None:
         raise ValueError(f'Raw records need "prompts". Received: {sorted(records)}')
     entries = {
@@ -76,6 +78,8 @@ def checked_records(records):
         if key != "images" and values is not None
     }
     size = len(entries["prompts"])
+    if size == 0:
+        raise ValueError('There are no records. Received: no entry in "prompts"')
     for key, values in entries.items():
         if len(values) != size:
             what = {"responses": "response", "ids": "id"}.get(key, key)

@@ -2,6 +2,7 @@
 
 import math
 import reprlib
+from collections.abc import Mapping
 
 import numpy as np
 from keras import ops
@@ -128,6 +129,31 @@ class PlacedRecords(dict):
     def __init__(self, records, places):
         super().__init__(records)
         self.places = list(places)
+
+
+def by_position(records):
+    """Raw records whose columns are read by position, row by row.
+
+    A column of a data frame is read by its labels otherwise, which are in another order
+    once the frame has been shuffled or filtered.
+
+    Args:
+        records: dict of columns.
+
+    Raises:
+        ValueError: a column is a dict or a set, which have no positions.
+    """
+    for key, values in records.items():
+        if isinstance(values, (Mapping, set, frozenset)):
+            raise ValueError(
+                f'"{key}" must be a list or an array with one entry for each record. '
+                f"Received: {type(values).__name__}"
+            )
+    if not any(hasattr(values, "iloc") for values in records.values()):
+        return records
+    found = {k: list(v) if hasattr(v, "iloc") else v for k, v in records.items()}
+    places = getattr(records, "places", None)
+    return found if places is None else PlacedRecords(found, places)
 
 
 def record_ids(records, size):
