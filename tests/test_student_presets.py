@@ -103,7 +103,7 @@ def test_a_quantised_model_loads_or_is_refused(tmp_path):
 def test_an_older_preset_is_replaced_as_a_whole_or_not_at_all(tmp_path):
     folder, model = tmp_path / "student", tiny_gemma_text()
     save_preset(model, folder)
-    (folder / "left_over.txt").write_text("")
+    (folder / "model_00007.weights.h5").write_text("")
     before = contents(folder)
     broken = tiny_gemma3()
     quantize(broken, "int8")
@@ -111,7 +111,7 @@ def test_an_older_preset_is_replaced_as_a_whole_or_not_at_all(tmp_path):
         save_preset(broken, folder)
     assert contents(folder) == before
     save_preset(tiny_gemma_text(width=16), folder)
-    assert not (folder / "left_over.txt").exists()
+    assert not (folder / "model_00007.weights.h5").exists()
     assert load(folder).backbone.hidden_dim == 16
     assert os.listdir(tmp_path) == ["student"]
 
