@@ -72,6 +72,26 @@ def test_the_students_optimizer_has_no_part_in_it(name):
     assert not np.allclose(alone, start)
 
 
+@pytest.mark.backends
+def test_averages_of_the_students_optimizer_do_not_move_beta():
+    found = {}
+    for average in (False, True):
+        options = {
+            "use_ema": average,
+            "ema_overwrite_frequency": 2 if average else None,
+        }
+        beta = TaskBeta()
+        model = BetaKDDistiller(
+            linear_model(1), linear_model(2), ConstantEnergy(0.1), beta
+        )
+        model.compile(optimizer=keras.optimizers.SGD(0.1, **options))
+        for _ in range(4):
+            model.train_on_batch(X, Y, WEIGHT)
+        found[average] = float(ops.convert_to_numpy(beta.log_beta(None)))
+    assert found[True] == pytest.approx(found[False], abs=1e-6)
+    assert found[True] == pytest.approx(0.2, abs=1e-3)
+
+
 def test_beta_rises_soon_after_energies_that_were_large():
     """With Adam's usual memory of a thousand steps it stood still for as long."""
     beta = TaskBeta()

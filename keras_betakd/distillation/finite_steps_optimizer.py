@@ -138,11 +138,18 @@ class FiniteStepsOptimizer(keras.optimizers.Optimizer):
             self.beta_optimizer.apply([grads[i] for i in self._learned])
 
     def _step_student(self, grads):
-        pairs = list(enumerate(zip(grads, self._built_on(), strict=True)))
+        variables = self._built_on()
+        learned = [variables[i] for i in self._learned]
+        # Where it averages over steps, it may overwrite all variables by averages.
+        averages = innermost(self.inner_optimizer).use_ema
+        held = [ops.copy(v) for v in learned] if averages else []
+        pairs = enumerate(zip(grads, variables, strict=True))
         student = [pair for i, pair in pairs if i not in self._learned]
         if student:
-            gradients, variables = zip(*student, strict=True)
-            self.inner_optimizer.apply(list(gradients), list(variables))
+            gradients, trained = zip(*student, strict=True)
+            self.inner_optimizer.apply(list(gradients), list(trained))
+        for variable, value in zip(learned if held else (), held, strict=True):
+            variable.assign(value)
 
     @property
     def _skips_itself(self):
