@@ -174,6 +174,13 @@ class FiniteStepsOptimizer(keras.optimizers.Optimizer):
             store[str(i)] = ops.convert_to_numpy(variable)
 
     def load_own_variables(self, store):
+        count = len(super().variables)
+        if len(store.keys()) != count:
+            raise ValueError(
+                f"The optimizer's own state should have {count} numbers. Received: "
+                f"{len(store.keys())}. Version 0.1.0 wrote such files for students in "
+                "float16: `load_student_weights` brings the student out of them."
+            )
         for i, variable in enumerate(super().variables):
             variable.assign(store[str(i)])
 
