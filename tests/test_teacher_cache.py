@@ -127,10 +127,15 @@ def test_dense_path_and_a_vocabulary_in_common(top_k, tmp_path):
     data, classes = rows_of("Llama", 4), 150
     options = {"fused": False, "vocabulary_size": classes}
     teacher = model_of("Llama", 1, width=16)
-    live = distiller_of(teacher, model_of("Llama", 0), *parts(TopK(top_k)), **options)
+    live = distiller_of(
+        teacher, model_of("Llama", 0), *parts(TopK(top_k), beta=TaskBeta), **options
+    )
     stored = cache_teacher(live, data, tmp_path, top_k=top_k, verbose=0)
     cached = distiller_of(
-        stored, model_of("Llama", 0), *parts(ForwardKLEnergy()), **options
+        stored,
+        model_of("Llama", 0),
+        *parts(ForwardKLEnergy(), beta=TaskBeta),
+        **options,
     )
     assert_same(history(cached, data), history(live, data))
 

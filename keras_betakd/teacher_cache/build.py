@@ -63,7 +63,8 @@ def cache_teacher(
             dict of lists or in batches (`PyDataset`, `tf.data.Dataset`, torch
             `DataLoader`), in the same order each time.
         directory: folder to write to.
-        top_k: k, the number of classes to store; `None` (default) stores all.
+        top_k: k, the number of classes to store; `None` (default) stores all. A beta
+            that reads the teacher's uncertainty then reads that of what is stored.
         batch_size: records per batch, for a dict of lists.
         max_response_length: the maximum number of answer tokens of a record, for a
             teacher; a distiller's preprocessor has its own.
