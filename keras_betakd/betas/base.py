@@ -71,8 +71,11 @@ class Beta(keras.layers.Layer):
 
     def call(self, weights, features=None):
         log_beta = self.log_beta(features)
-        self.add_loss(log_beta_penalty(log_beta, weights, self.dim))
+        self.add_loss(self._penalty(log_beta, weights))
         return log_beta
+
+    def _penalty(self, log_beta, weights):
+        return log_beta_penalty(log_beta, weights, self.dim)
 
     def log_beta(self, features):
         """log beta, float32, broadcastable to (B, K); implemented by subclasses."""
@@ -113,6 +116,11 @@ class RangedBeta(Beta):
     @property
     def bounds(self):
         return self.min_value, self.max_value
+
+    @property
+    def initial_energy(self):
+        """The energy at which `initial_value` is the best beta."""
+        return 0.5 * self.dim / self.initial_value
 
     def get_config(self):
         return {

@@ -13,7 +13,7 @@ from keras_betakd.betas.teacher_features import (
     expect_hidden_states,
     teacher_features,
 )
-from keras_betakd.objective import log_beta_penalty, weighted_sum
+from keras_betakd.objective import weighted_sum
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
@@ -147,18 +147,13 @@ class InstanceBeta(LearnedBeta):
         if self.shrinkage:
             self._mean_energy = RunningMean(self)
 
-    def call(self, weights, features=None):
-        log_beta = self.log_beta(features)
-        self.add_loss(self._penalty(log_beta, weights))
-        return log_beta
-
     def _penalty(self, log_beta, weights):
-        kappa = self.shrinkage
-        penalty = (1.0 + kappa) * log_beta_penalty(log_beta, weights, self.dim)
+        penalty, kappa = super()._penalty(log_beta, weights), self.shrinkage
         if not kappa:
             return penalty
-        prior = kappa * self._mean_energy.value(0.5 * self.dim / self.initial_value)
-        return penalty + prior * weighted_sum(ops.exp(log_beta), weights)
+        prior = kappa * self._mean_energy.value(self.initial_energy)
+        of_prior = prior * weighted_sum(ops.exp(log_beta), weights)
+        return (1.0 + kappa) * penalty + of_prior
 
     def update(self, energy, weights):
         if self.shrinkage:

@@ -157,7 +157,7 @@ class AnalyticBeta(RangedBeta):
         self._mean_energy = RunningMean(self, self.momentum)
 
     def log_beta(self, features):
-        mean = self._mean_energy.value(0.5 * self.dim / self.initial_value)
+        mean = self._mean_energy.value(self.initial_energy)
         # The bounds are applied to l and not to beta, for an energy of 0.
         mean = ops.clip(
             mean, 0.5 * self.dim / self.max_value, 0.5 * self.dim / self.min_value

@@ -6,7 +6,6 @@ import sys
 import keras
 from keras import ops
 
-from keras_betakd.betas.teacher_features import UNCERTAINTY_WIDTH, uncertainty_of
 from keras_betakd.distillation.arguments import (
     check_vocabularies,
     expect_fused,
@@ -37,6 +36,7 @@ from keras_betakd.distillation.outputs import (
     as_rows,
     beta_inputs,
     label_weights,
+    tiled_uncertainty,
     without_gradient,
 )
 from keras_betakd.distillation.replica_loss import batch_loss
@@ -48,9 +48,8 @@ from keras_betakd.distillation.trainer import DistillationTrainer
 from keras_betakd.distillation.training_data import as_batch
 from keras_betakd.distribution.devices import expect_on_devices
 from keras_betakd.energies.masking import attached_mask
-from keras_betakd.head_loss.logit_statistics import fits_one_tile, logit_statistics
+from keras_betakd.head_loss.logit_statistics import fits_one_tile
 from keras_betakd.head_loss.terms import AnswerRows, Heads, Weighting, batch_terms
-from keras_betakd.head_loss.tiles import rows_per_tile
 from keras_betakd.models.outputs import ModelOutputs
 from keras_betakd.models.views import view_of
 from keras_betakd.objective import REDUCTIONS, any_row, row_weights, weighted_mean
@@ -314,9 +313,8 @@ class BetaKDDistiller(
             mask = attached_mask(logits) if role == "student" else None
             return ModelOutputs(logits=as_rows(logits), mask=mask)
         outputs = reader.outputs(x, positions, training)
-        if self._predicting or not self._fuses(inputs):
-            outputs.logits = view.head(outputs.head_input)
-        elif role == "teacher" and self._makes_teacher_logits(inputs):
+        dense = self._predicting or not self._fuses(inputs)
+        if dense or (role == "teacher" and self._makes_teacher_logits(inputs)):
             outputs.logits = view.head(outputs.head_input)
         return outputs
 
@@ -331,8 +329,7 @@ class BetaKDDistiller(
             student.features, teacher.features, compared
         )
         weights = {"task": row_weights(labels, self.reduction), **features.weights}
-        uncertainty = self._uncertainty(teacher, compared)
-        read = beta_inputs(teacher, compared, uncertainty)
+        read = beta_inputs(teacher, compared, self._uncertainty(teacher, compared))
         log_beta = {
             name: beta(weights[name], features=beta.features_of(read))
             for name, beta in self.all_betas().items()
@@ -369,14 +366,7 @@ class BetaKDDistiller(
         if teacher.logits is not None or not any(b.reads_uncertainty for b in betas):
             return None
         head = self.teacher_view.head
-        return logit_statistics(
-            uncertainty_of,
-            UNCERTAINTY_WIDTH,
-            teacher.head_input,
-            head.matrix() or head,
-            weights != 0,
-            rows_per_tile(*self._head_shape()),
-        )
+        return tiled_uncertainty(teacher, weights, head, self._head_shape())
 
     def _head_shape(self):
         """(V, H) of the student's head, which fuses."""

@@ -142,13 +142,13 @@ class FiniteStepsOptimizer(keras.optimizers.Optimizer):
         learned = [variables[i] for i in self._learned]
         # Where it averages over steps, it may overwrite all variables by averages.
         averages = innermost(self.inner_optimizer).use_ema
-        held = [ops.copy(v) for v in learned] if averages else []
+        held = [(v, ops.copy(v)) for v in learned] if averages else []
         pairs = enumerate(zip(grads, variables, strict=True))
         student = [pair for i, pair in pairs if i not in self._learned]
         if student:
             gradients, trained = zip(*student, strict=True)
             self.inner_optimizer.apply(list(gradients), list(trained))
-        for variable, value in zip(learned if held else (), held, strict=True):
+        for variable, value in held:
             variable.assign(value)
 
     @property

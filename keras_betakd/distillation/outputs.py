@@ -5,7 +5,13 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_betakd.betas.teacher_features import TeacherOutputs
+from keras_betakd.betas.teacher_features import (
+    UNCERTAINTY_WIDTH,
+    TeacherOutputs,
+    uncertainty_of,
+)
+from keras_betakd.head_loss.logit_statistics import logit_statistics
+from keras_betakd.head_loss.tiles import rows_per_tile
 
 
 class DistillationOutputs(NamedTuple):
@@ -77,6 +83,25 @@ def beta_inputs(teacher, weights, uncertainty=None):
         rows=teacher.rows,
         hidden_mean=teacher.hidden_mean,
         uncertainty=uncertainty,
+    )
+
+
+def tiled_uncertainty(teacher, weights, head, head_shape):
+    """`uncertainty_of` the teacher's logits (B, K, 3), made a few rows at a time.
+
+    Args:
+        teacher: the teacher's `ModelOutputs`, without logits.
+        weights: (B, K), weights of the rows that are compared.
+        head: the teacher's LM head.
+        head_shape: (V, H) of the student's, by which tiles are sized.
+    """
+    return logit_statistics(
+        uncertainty_of,
+        UNCERTAINTY_WIDTH,
+        teacher.head_input,
+        head.matrix() or head,
+        weights != 0,
+        rows_per_tile(*head_shape),
     )
 
 

@@ -14,10 +14,7 @@ from keras_betakd.distillation.arguments import (
 )
 from keras_betakd.distillation.bounds_report import BoundsReport
 from keras_betakd.distillation.freezing import expect_trainable
-from keras_betakd.distillation.interrupted_step import (
-    unwrapped_errors,
-    values_kept,
-)
+from keras_betakd.distillation.interrupted_step import unwrapped_errors, values_kept
 from keras_betakd.distillation.metric_arguments import (
     expect_no_loss_weights,
     resolved_metrics,

@@ -181,8 +181,8 @@ class RecordBatches(keras.utils.PyDataset):
     def __init__(self, records, batch_size=32, shuffle=False):
         super().__init__()
         expect_positive("batch_size", batch_size)
-        self.records = by_position(records) if isinstance(records, dict) else records
-        self.size = _size(self.records)
+        self.records = records
+        self.size = _size(records)
         self.batch_size = batch_size
         self.seed = drawn_seed() if shuffle else None
         self.start_epoch(0)

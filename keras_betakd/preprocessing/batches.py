@@ -83,8 +83,6 @@ class BatchFormatter:
             places: function of the number of records that returns for each a string
                 that says where in the data it is; `None` if this is unknown.
         """
-        if _is_one_table(batch):
-            (batch,) = batch
         if _is_rows(batch) or not isinstance(batch, (tuple, list)):
             batch = (batch,)
         x, y, sample_weight = (*batch, None, None)[:3]
@@ -140,15 +138,14 @@ class BatchFormatter:
 
 def _is_rows(batch):
     """Whether a batch is a list of raw records, one dict for each."""
-    rows = isinstance(batch, (tuple, list)) and len(batch) > 0
-    return rows and all(is_raw_records(row) for row in batch)
-
-
-def _is_one_table(batch):
-    """Whether a batch is the form `(x,)`, with columns of raw records for x."""
-    if not isinstance(batch, tuple) or len(batch) != 1 or not is_raw_records(batch[0]):
+    if not isinstance(batch, (tuple, list)) or not batch:
         return False
-    return not isinstance(batch[0]["prompts"], (str, bytes))
+    if not all(is_raw_records(row) for row in batch):
+        return False
+    if isinstance(batch, list) or len(batch) > 1:
+        return True
+    # A tuple of one is the form `(x,)` where x holds columns.
+    return isinstance(batch[0]["prompts"], (str, bytes))
 
 
 def _placed(records, places):

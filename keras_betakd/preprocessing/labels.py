@@ -9,6 +9,8 @@ import math
 import numpy as np
 from keras import ops
 
+_MOST_WEIGHT = 1e30  # of a batch: float32 holds sums of it
+
 
 def checked_labels(y, logits_shape):
     """Labels of batch form as an array of integers, or of floats, of the right shape.
@@ -63,9 +65,6 @@ def _fits(y, rows):
 
 def _shown(shape):
     return "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
-
-
-_MOST_WEIGHT = 1e30
 
 
 def expect_classes(y, sample_weight, classes, names):

@@ -133,7 +133,7 @@ def _nearest(key, known):
 
 def _entries(key, values):
     """The entries of a column, one for each record; a sequence."""
-    if isinstance(values, (str, bytes, Mapping, set)) or not hasattr(values, "__len__"):
+    if isinstance(values, (str, bytes)) or not hasattr(values, "__len__"):
         raise ValueError(
             f'"{key}" must be a list or an array with one entry for each record. '
             f"Received: {type(values).__name__}"
