@@ -99,7 +99,7 @@ class TrainingBackup(keras.callbacks.Callback):
             raise ValueError(
                 f"'{saved[epoch]}' does not hold the state of this model: {error} "
                 "Build the model as it was when the file was written, or remove the "
-                "file to start anew."
+                f"file to {_without(epoch, saved)}."
             ) from error
         self._ours |= {path.name for path in saved.values()}
         return epoch
@@ -158,3 +158,9 @@ class TrainingBackup(keras.callbacks.Callback):
         """The backup files by their number of epochs."""
         found = {_NAME.fullmatch(path.name): path for path in self.directory.iterdir()}
         return {int(match[1]): path for match, path in found.items() if match}
+
+
+def _without(epoch, saved):
+    """What a training can do once the file of an epoch is gone."""
+    others = [path.name for e, path in sorted(saved.items()) if e != epoch]
+    return f"go on from {others[-1]}, which is beside it" if others else "start anew"

@@ -2,6 +2,7 @@
 
 import os
 import struct
+import warnings
 
 import keras
 import numpy as np
@@ -207,3 +208,45 @@ def test_what_is_missing_is_said(pair, tmp_path):
     for message, call in cases.items():
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize(
+    "energy, warns",
+    [(ForwardKLEnergy(temperature=2.0), True), (ForwardKLEnergy(), False)],
+    ids=["other", "same"],
+)
+def test_weights_of_another_loss_are_not_loaded_without_a_word(tmp_path, energy, warns):
+    """A run resumed with another temperature had the same variables, so it went on."""
+    x, y, weight = token_batch()
+    before = BetaKDDistiller(linear_model(1), linear_model(2), ForwardKLEnergy())
+    after = BetaKDDistiller(linear_model(1), linear_model(2), energy)
+    for model in (before, after):
+        model.compile(optimizer=keras.optimizers.Adam(1e-3))
+    before.fit(
+        x, y, sample_weight=weight, verbose=0, callbacks=TrainingBackup(tmp_path)
+    )
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        TrainingBackup(tmp_path).restore(after)
+    texts = [str(w.message) for w in found if "another loss" in str(w.message)]
+    assert len(texts) == warns
+    assert all("energies['forward_kl'] differ" in text for text in texts)
+
+
+def test_a_refused_state_names_the_one_before_it(tmp_path):
+    model = plain_distiller()
+    x, y, weight = token_batch()
+    model.fit(x, y, sample_weight=weight, verbose=0, callbacks=TrainingBackup(tmp_path))
+    (tmp_path / "epoch_2.weights.h5").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="go on from epoch_1.weights.h5"):
+        TrainingBackup(tmp_path).restore(model)
+    (tmp_path / "epoch_1.weights.h5").unlink()
+    with pytest.raises(ValueError, match="to start anew"):
+        TrainingBackup(tmp_path).restore(model)
+
+
+def test_a_metric_that_compares_nothing_is_refused():
+    """It ended in a TypeError of Keras in the middle of the first step."""
+    model = plain_distiller()
+    with pytest.raises(ValueError, match="'mean' does not compare labels with logits"):
+        model.compile(metrics=[keras.metrics.Mean()])

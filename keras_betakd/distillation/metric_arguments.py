@@ -24,8 +24,8 @@ def resolved_metrics(metrics, weighted_metrics, reported):
         stands for too: it needs no logits.
 
     Raises:
-        ValueError: a metric that expects probabilities, an unknown name, or the name of
-            one of the distiller's own.
+        ValueError: a metric that expects probabilities or takes no labels, an unknown
+            name, or the name of one of the distiller's own.
     """
     automatic = isinstance(weighted_metrics, str) and weighted_metrics == "auto"
     given = metrics, None if automatic else weighted_metrics
@@ -53,6 +53,13 @@ def _checked_name(metric):
         return metric
     known = keras.metrics.get(metric)
     name = getattr(known, "name", None) or getattr(known, "__name__", str(known))
+    if not _compares(known):
+        raise ValueError(
+            f"The metric '{name}' does not compare labels with logits: it is called as "
+            f"{inspect.signature(getattr(known, 'update_state', known))}, and a metric "
+            "as `update_state(y_true, y_pred, sample_weight)`. Make it of a function: "
+            "`keras.metrics.MeanMetricWrapper(function)`."
+        )
     if _expects_probabilities(known):
         raise ValueError(
             f"The metric '{name}' expects probabilities, but it is given the student's "
@@ -60,6 +67,18 @@ def _checked_name(metric):
             "`keras.metrics.SparseCategoricalCrossentropy(from_logits=True)`."
         )
     return metric if isinstance(metric, str) else name
+
+
+def _compares(metric):
+    """Whether a metric, or a function, can be called with labels and logits."""
+    is_metric = isinstance(metric, keras.metrics.Metric)
+    weights = {"sample_weight": None} if is_metric else {}
+    signature = inspect.signature(metric.update_state if is_metric else metric)
+    try:
+        signature.bind(None, None, **weights)
+    except TypeError:
+        return False
+    return True
 
 
 def _expects_probabilities(metric):

@@ -20,6 +20,7 @@ from keras_betakd.distillation.model_state import (
     described,
     shared_layers,
 )
+from keras_betakd.distillation.settings_record import settings_of, warn_of_changes
 from keras_betakd.distillation.summary import bytes_of
 from keras_betakd.distillation.weights_files import (
     ARCHIVE,
@@ -35,6 +36,7 @@ from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
 
 _RANDOM = "random_state_"
 _BACKEND_RANDOM = "backend_random_state_"
+_SETTINGS = "settings"
 
 
 class Untracked:
@@ -174,11 +176,14 @@ class DistillerSaving:
             store[f"{_RANDOM}{i}"] = keras.ops.convert_to_numpy(state)
         for name, state in random_state().items():
             store[f"{_BACKEND_RANDOM}{name}"] = state
+        store[_SETTINGS] = settings_of(self)
 
     def load_own_variables(self, store):
         rest = {name: store[name] for name in store.keys()}
         states = _taken(rest, _RANDOM)
         set_random_state(_taken(rest, _BACKEND_RANDOM))
+        if _SETTINGS in rest:  # version 0.1.0 did not write them
+            warn_of_changes(self, rest.pop(_SETTINGS))
         super().load_own_variables(rest)
         for i, state in enumerate(self._random_states()):
             state.assign(states[str(i)])

@@ -1,0 +1,50 @@
+"""What a weights file says of the loss that it was trained by.
+
+Two losses can have the same variables: those of a `SkewForwardKLEnergy` and of a
+`CosineProbsEnergy`, say. A file that is loaded into a distiller with another one is
+used, since that may be meant, but not without a word.
+"""
+
+import json
+import warnings
+
+import keras
+import numpy as np
+
+
+def settings_of(distiller):
+    """The configs of all that the loss is made of, as the bytes of a JSON object."""
+    serialize = keras.saving.serialize_keras_object
+    parts = {
+        **{f"energies['{k}']": serialize(v) for k, v in distiller.energies.items()},
+        **{f"betas['{k}']": serialize(v) for k, v in distiller.betas.items()},
+        "task_beta": distiller.task_beta and serialize(distiller.task_beta),
+        "reduction": distiller.reduction,
+    }
+    return np.frombuffer(json.dumps(_named(parts), default=repr).encode(), "uint8")
+
+
+def warn_of_changes(distiller, saved):
+    """Warns once of each part of the loss that a file's training had otherwise."""
+    before = json.loads(np.asarray(saved).tobytes())
+    now = json.loads(settings_of(distiller).tobytes())
+    changed = [name for name in now if before.get(name) != now[name]]
+    if changed:
+        name = changed[0]
+        warnings.warn(
+            "The weights were trained by another loss than they are loaded for: "
+            f"{', '.join(changed)} differ. Training goes on with the present one. In "
+            f"the file, {name} is {before.get(name)}; here it is {now[name]}.",
+            stacklevel=2,
+        )
+
+
+def _named(config):
+    """A config without what is no setting: modules, and names, which Keras counts."""
+    if isinstance(config, dict) and "class_name" in config:
+        return {config["class_name"]: _named(config["config"])}
+    if isinstance(config, dict):
+        return {k: _named(v) for k, v in config.items() if k != "name"}
+    if isinstance(config, (list, tuple)):
+        return [_named(value) for value in config]
+    return config
