@@ -21,6 +21,7 @@ from keras_betakd import (
     BetaKDDistiller,
     CosineLogitsEnergy,
     CosineProbsEnergy,
+    CTKDEnergy,
     FixedBeta,
     ForwardKLEnergy,
     InstanceBeta,
@@ -206,11 +207,14 @@ def test_a_name_that_something_else_is_reported_under_is_refused(names, taken):
         distiller_of(energies)
 
 
-def test_built_optimizer_with_weight_decay_is_refused():
+def test_built_optimizer_with_weight_decay_is_refused_where_an_energy_learns():
+    """It was refused for the betas, too, which have an optimizer of their own."""
+    student = linear_model(3)
     optimizer = keras.optimizers.AdamW(0.01)
-    optimizer.build(linear_model(3).trainable_variables)
+    optimizer.build(student.trainable_variables)
+    distiller_of(student=student, optimizer=optimizer).train_on_batch(*token_batch())
     with pytest.raises(ValueError, match="Pass a new optimizer"):
-        distiller_of(optimizer=optimizer)
+        distiller_of(CTKDEnergy(total_steps=10), student=student, optimizer=optimizer)
 
 
 def test_only_student_and_beta_have_optimizer_slots():
