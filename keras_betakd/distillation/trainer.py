@@ -45,7 +45,7 @@ from keras_betakd.preprocessing.adapters import (
     weighted_records,
 )
 from keras_betakd.preprocessing.data_check import check_records
-from keras_betakd.preprocessing.epochs import EpochOrder
+from keras_betakd.preprocessing.epoch_order import EpochOrder, closed
 
 
 class DistillationTrainer:
@@ -236,7 +236,7 @@ class DistillationTrainer:
         betas = self.all_betas().values()
         direct_monitors(callbacks, self._trackers.directions(), betas)
         announce_compiling(self, verbose, self.train_function)
-        with unwrapped_errors(x, validation), values_kept(self):
+        with closed(x, validation), unwrapped_errors(x, validation), values_kept(self):
             return super().fit(
                 x,
                 y,
@@ -281,7 +281,7 @@ class DistillationTrainer:
             order = EpochOrder(validation=x if batched else None)
             callbacks = with_callbacks(callbacks, report, skipped, order)
             announce_compiling(self, verbose, self.test_function)
-        with unwrapped_errors(x), values_kept(self):
+        with closed(x), unwrapped_errors(x), values_kept(self):
             return super().evaluate(
                 x,
                 y,

@@ -279,7 +279,22 @@ def formatted(
     # A dataset that shuffles itself is not shuffled a second time.
     shuffle = shuffle and not sets_its_order(dataset)
     steps = int(steps) if isinstance(steps, np.integer) else steps
-    return FormattedDataset(dataset, formatter, shuffle, steps), None, None
+    ahead = _ahead(dataset, formatter.preprocessor)
+    return FormattedDataset(dataset, formatter, shuffle, steps, **ahead), None, None
+
+
+def _ahead(dataset, preprocessor):
+    """The arguments of `FormattedDataset` for what is formatted ahead.
+
+    Nothing is where the user's data set has workers of its own, and where batches need
+    no preprocessing.
+    """
+    if preprocessor is None or dataset.workers > 1 or dataset.use_multiprocessing:
+        return {}
+    return {
+        "workers": getattr(preprocessor, "workers", 0),
+        "max_queue_size": getattr(preprocessor, "max_queue_size", 1),
+    }
 
 
 def _number_of_data(size):

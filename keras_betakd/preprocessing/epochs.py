@@ -6,6 +6,7 @@ within an epoch, epochs have numbers within a training, and an epoch begins when
 training, evaluating or predicting begins, not when somebody looks at its data.
 """
 
+import itertools
 import os
 import sys
 import threading
@@ -17,9 +18,12 @@ import numpy as np
 from keras_betakd.data.batches import expect_positive
 from keras_betakd.preprocessing.adapters import RecordBatches, drawn_seed
 from keras_betakd.preprocessing.iterables import has_batch, is_endless
+from keras_betakd.preprocessing.read_ahead import ReadAhead
 
 # Keras looks at so many batches, some several times, before it trains on the first.
 _LOOKS = 2
+
+_END = object()
 
 
 class FormattedDataset(keras.utils.PyDataset):
@@ -36,6 +40,10 @@ class FormattedDataset(keras.utils.PyDataset):
         formatter: callable that is applied to each batch and its number.
         shuffle: whether to shuffle the order of the batches in each pass.
         steps: the number of batches of an epoch; `None` for all of a pass.
+        workers: the number of threads that format batches ahead of the steps; 0 for
+            none. The data itself is read by one thread, in order, and never beyond the
+            epoch.
+        max_queue_size: the most batches that are formatted ahead.
 
     Attributes:
         error: the last error of reading a batch; `None` if there was none.
@@ -44,7 +52,15 @@ class FormattedDataset(keras.utils.PyDataset):
         ValueError: there is no batch, or the data is endless and `steps` is `None`.
     """
 
-    def __init__(self, dataset, formatter, shuffle=False, steps=None):
+    def __init__(
+        self,
+        dataset,
+        formatter,
+        shuffle=False,
+        steps=None,
+        workers=0,
+        max_queue_size=1,
+    ):
         super().__init__(
             workers=dataset.workers,
             use_multiprocessing=dataset.use_multiprocessing,
@@ -60,6 +76,8 @@ class FormattedDataset(keras.utils.PyDataset):
         self._order = None
         self._newest = {}  # the newest batches, by pass and number
         self._ahead = 0
+        self._threads = workers, max_queue_size
+        self._reader = None
         self.error = None
         self._owner = os.getpid(), threading.get_ident()
         self._expect_steps()
@@ -109,6 +127,8 @@ class FormattedDataset(keras.utils.PyDataset):
             number: the pass.
             ahead: how many passes the data has seen before this training.
         """
+        if self._reader is not None:
+            self._reader.clear()
         self._ahead = max(self._ahead, ahead)
         self._pass, self._start = number, 0
         if hasattr(self.dataset, "epoch"):
@@ -131,8 +151,15 @@ class FormattedDataset(keras.utils.PyDataset):
         self._begun = self._reading = True
         self._expect_batch()
 
+    def close(self):
+        """Ends the threads that format batches ahead."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
     def end_training(self):
         """Leaves the data at the next pass, from which another training begins."""
+        self.close()
         if hasattr(self.dataset, "epoch"):
             self.dataset.start_epoch(self._pass + self._ahead + 1)
 
@@ -162,7 +189,7 @@ class FormattedDataset(keras.utils.PyDataset):
             return self.dataset.num_batches
         size = self.dataset.num_batches
         if not self._reading or size is None and self.steps is None:
-            return _StepCount(self)
+            return StepCount(self)
         rest = [size - self._start] if size is not None else []
         return min([*rest, *([] if self.steps is None else [self.steps])])
 
@@ -193,23 +220,49 @@ class FormattedDataset(keras.utils.PyDataset):
             return None
         if not self.has_step(index):  # read ahead, never trained on
             return None if queued else next(reversed(self._newest.values()), None)
-        index += self._start
-        index = index if self._order is None else int(self._order[index])
+        place = self._place(index)
         if queued:
-            return self._format(index)
-        place = self._pass + self._ahead, index
+            return self._format(place)
         if place not in self._newest:
-            self._newest[place] = self._format(index)
+            self._newest[place] = self._format(place, self._following(index))
             if len(self._newest) > _LOOKS:
                 del self._newest[next(iter(self._newest))]
         return self._newest[place]
 
-    def _format(self, index):
+    def _place(self, step):
+        """The pass and the number in it of the batch of a step."""
+        index = self._start + step
+        index = index if self._order is None else int(self._order[index])
+        return self._pass + self._ahead, index
+
+    def _following(self, step):
+        """The places of the steps after one, to the end of the epoch."""
+        size = self.dataset.num_batches
+        ends = [] if size is None else [size - self._start]
+        ends += [] if self.steps is None else [self.steps]
+        steps = range(step + 1, min(ends)) if ends else itertools.count(step + 1)
+        return map(self._place, steps)
+
+    def _format(self, place, following=None):
         try:
-            return self.formatter(self.dataset[index], self._places_of(index))
+            if following is None or not (self._threads[0] and self._begun):
+                return self._made(self._read(place), place)
+            if self._reader is None:
+                self._reader = ReadAhead(self._read, self._made, *self._threads)
+            return self._reader.take(place, following)
         except Exception as error:
             self.error = error  # see `unwrapped_errors`
             raise
+
+    def _read(self, place):
+        # Data of unknown size may end where it is read ahead.
+        index = place[1]
+        return self.dataset[index] if has_batch(self.dataset, index) else _END
+
+    def _made(self, batch, place):
+        if batch is _END:
+            return _END
+        return self.formatter(batch, self._places_of(place[1]))
 
     def _places_of(self, index):
         """Where the records of a batch are in the data, as a function of their number.
@@ -235,7 +288,7 @@ def sets_its_order(dataset):
     return hasattr(dataset, "start_epoch") or hasattr(dataset, "has_batch")
 
 
-class _StepCount(int):
+class StepCount(int):
     """The number of batches of an epoch, where it differs from epoch to epoch.
 
     Keras asks once for the number of batches and compares it in each epoch with the
@@ -249,42 +302,3 @@ class _StepCount(int):
 
     def __le__(self, steps):  # Python tries this first for `steps >= count`
         return not self.dataset.has_step(steps)
-
-
-class EpochOrder(keras.callbacks.Callback):
-    """Begins each epoch of the training data by its number, and each validation.
-
-    A training that is resumed then reads the data in the order of one that was never
-    interrupted.
-
-    Args:
-        dataset: the `FormattedDataset` to train on; `None` for arrays.
-        validation: the `FormattedDataset` to evaluate or predict; `None` if there is
-            none, or for arrays.
-    """
-
-    def __init__(self, dataset=None, validation=None):
-        super().__init__()
-        self.dataset = dataset
-        self.validation = validation
-
-    def set_params(self, params):
-        super().set_params(params)
-        if params and isinstance(params.get("steps"), _StepCount):
-            # Passed on to all callbacks, among them the progress bar.
-            params["steps"] = params["steps"].dataset.shown_steps
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if self.dataset is not None:
-            self.dataset.start_epoch(epoch)
-
-    def on_train_end(self, logs=None):
-        if self.dataset is not None:
-            self.dataset.end_training()
-
-    def on_test_begin(self, logs=None):
-        if self.validation is not None:
-            self.validation.restart()
-
-    def on_predict_begin(self, logs=None):
-        self.on_test_begin()

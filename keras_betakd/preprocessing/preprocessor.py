@@ -16,6 +16,7 @@ from keras_betakd.preprocessing.checks import RecordsTooLong, check_same_answers
 from keras_betakd.preprocessing.encoding import Encoder, ModelEncoder
 from keras_betakd.preprocessing.image_formats import format_of
 from keras_betakd.preprocessing.image_inputs import drop_mark
+from keras_betakd.preprocessing.read_ahead import default_workers
 from keras_betakd.preprocessing.record_checks import (
     CheckedRecords,
     checked_records,
@@ -48,6 +49,11 @@ class DistillationPreprocessor:
             `"skip"`: another record that fits takes its row with weight 0, so that it
             changes no loss and no gradient and batches keep their shape; `fit` and
             `evaluate` name what was left out in a warning at the end of an epoch.
+        workers: the number of threads in which `fit`, `evaluate` and `predict`
+            preprocess batches ahead of the steps, in order and with the same numbers;
+            0 for none. Defaults to one less than there are cores, 1 to 4.
+        max_queue_size: the most batches that wait for their step, each as large in
+            memory as its images. Defaults to one more than `workers`.
 
     Attributes:
         skipped: dict of the names of records left out to the reasons, since `fit`
@@ -102,6 +108,8 @@ class DistillationPreprocessor:
         blind_student=False,
         cross_tokenizer=False,
         on_too_long="raise",
+        workers=None,
+        max_queue_size=None,
     ):
         if on_too_long not in ("raise", "skip"):
             raise ValueError(
@@ -119,6 +127,13 @@ class DistillationPreprocessor:
         self.blind_student = blind_student
         self.cross_tokenizer = cross_tokenizer
         self.on_too_long = on_too_long
+        self.workers = default_workers() if workers is None else workers
+        if on_too_long == "skip":
+            self.workers = min(self.workers, 1)  # a record that fit is remembered
+        self.max_queue_size = self.workers + 1
+        if max_queue_size is not None:
+            self.max_queue_size = max_queue_size
+        self._expect_queue()
         self.skipped = {}
         self._filler = None
         self._vocabularies_checked = False
@@ -127,6 +142,15 @@ class DistillationPreprocessor:
                 "A cached teacher has the answer tokens of its own tokenizer only. For "
                 "different tokenizers (`ULDEnergy`) give the teacher itself."
             )
+
+    def _expect_queue(self):
+        for name, least in {"workers": 0, "max_queue_size": 1}.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(
+                    f"`{name}` must be an integer, at least {least}. Received: "
+                    f"{name}={value!r}"
+                )
 
     @property
     def _teacher(self):
