@@ -241,4 +241,4 @@ def test_columns_that_stand_twice(tmp_path):
     table = pyarrow.Table.from_arrays(columns, names=["image", "question", "question"])
     parquet.write_table(table, path)
     with pytest.raises(ValueError, match=r"t.parquet' has the columns .* twice"):
-        table_rows(path, "image", ["image", "question"])
+        table_rows(path, ["image", "question"])

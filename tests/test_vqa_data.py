@@ -60,7 +60,7 @@ def test_every_kind_of_image(path):
 
 
 def test_names_of_columns_and_folders(path):
-    rows = [{"picture": "1.png", "q": "A <image>?", "a": ["no", "yes", "yes"], "n": 7}]
+    rows = [{"picture": "1.png", "q": "A < image>?", "a": ["no", "yes", "yes"], "n": 7}]
     (record,) = load_vqa(
         rows,
         image_folder=path.parent,
@@ -118,7 +118,7 @@ def test_rows_that_cannot_be_used_are_skipped(path):
         ([{"question": "?"}], ValueError, r"The list lacks the columns \['answer'\]"),
         (["?"], ValueError, "Record '0': a row must be a dict"),
         ([row(question=7)], ValueError, "Record '0': a question must be a string"),
-        ([row(answer=7)], ValueError, "Record '0'.*string"),
+        ([row(answer=True)], ValueError, "Record '0'.*string"),
         ([row(answer=[])], ValueError, "a list of answers must hold strings"),
         ([row(answer=["a", None])], ValueError, "a list of answers must hold strings"),
         ([row(answer=" ")], ValueError, "must not be empty"),

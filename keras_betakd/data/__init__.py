@@ -1,6 +1,7 @@
 """Loads images and data sets, and makes batches of raw records for any model."""
 
 from keras_betakd.data.batches import EpochDataset, EpochParts
+from keras_betakd.data.chat import load_chat
 from keras_betakd.data.images import IMAGE_MARK, load_image, neutralize_image_marks
 from keras_betakd.data.llava import LlavaDataset
 from keras_betakd.data.llava_files import load_llava
@@ -17,6 +18,7 @@ from keras_betakd.data.scienceqa_records import (
     ScienceQARecords,
     load_scienceqa,
 )
+from keras_betakd.data.streams import RecordStream
 from keras_betakd.data.vqa import load_vqa, load_vqav2
 
 __all__ = [
@@ -26,9 +28,11 @@ __all__ = [
     "LETTER_PROMPT_SUFFIX",
     "LlavaDataset",
     "LlavaRecord",
+    "RecordStream",
     "ScienceQADataset",
     "ScienceQARecord",
     "ScienceQARecords",
+    "load_chat",
     "load_image",
     "load_llava",
     "load_scienceqa",

@@ -55,7 +55,10 @@ def expect_on_error(on_error: str) -> None:
 
 
 def usable_records(
-    items: Iterable[tuple[str, Any]], read: Callable[[str, Any], Any], on_error: str
+    items: Iterable[tuple[str, Any]],
+    read: Callable[[str, Any], Any],
+    on_error: str,
+    stacklevel: int = 3,
 ) -> tuple[list, list[tuple[str, str]]]:
     """Reads records from items; raises for or skips those that cannot be used.
 
@@ -69,6 +72,7 @@ def usable_records(
             checked to be Unicode. It raises a `FileNotFoundError` or a `ValueError` if
             the record cannot be used.
         on_error: "raise", or "skip" to leave out the records that cannot be used.
+        stacklevel: As for `warnings.warn`, where other functions are in between.
 
     Returns:
         A list of the records, and a list of `(id, reason)` of the skipped ones.
@@ -81,19 +85,33 @@ def usable_records(
     records, skipped = [], []
     for record_id, item in items:
         try:
-            if isinstance(item, ValueError):
-                raise item
-            record = read(record_id, item)
-            _expect_encodable(record_id, record)
-            records.append(record)
+            records.append(read_item(record_id, item, read))
         except (FileNotFoundError, ValueError) as error:
             if on_error == "raise":
                 raise
             skipped.append((record_id, str(error)))
     if skipped:
         message = _skipped_message(skipped, len(records) + len(skipped))
-        warnings.warn(message, stacklevel=3)
+        warnings.warn(message, stacklevel=stacklevel)
     return records, skipped
+
+
+def read_item(record_id: str, item: Any, read: Callable[[str, Any], Any]) -> Any:
+    """Returns the record of an item, as `usable_records` reads each of them.
+
+    Raises:
+        FileNotFoundError, ValueError: The item is no record.
+
+    Example:
+
+    >>> read_item("a", "1", lambda _, item: int(item))
+    1
+    """
+    if isinstance(item, ValueError):
+        raise item
+    record = read(record_id, item)
+    _expect_encodable(record_id, record)
+    return record
 
 
 def _expect_encodable(record_id, record):

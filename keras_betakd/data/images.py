@@ -10,6 +10,7 @@ import re
 
 import numpy as np
 
+from keras_betakd.data.image_places import local_place
 from keras_betakd.data.pixels import array_to_rgb, as_array, image_to_rgb
 
 IMAGE_MARK = "<image>"
@@ -120,10 +121,11 @@ def load_image(source) -> np.ndarray:
     would start one for PostScript.
 
     Args:
-        source: A path, the bytes of an image file, a dict with `"bytes"` and
-            `"path"` (as Hugging Face datasets hand them out; the bytes win), a
-            Pillow image, or a NumPy array or a tensor of shape `(H, W)`,
-            `(H, W, 1)`, `(H, W, 3)` or `(H, W, 4)`, whose last channel is alpha.
+        source: A path or its `file:` address, the bytes of an image file, a `data:`
+            address with the file in base64, a dict with `"bytes"` and `"path"` (as
+            Hugging Face datasets hand them out; the bytes win), a Pillow image, or a
+            NumPy array or a tensor of shape `(H, W)`, `(H, W, 1)`, `(H, W, 3)` or
+            `(H, W, 4)`, whose last channel is alpha.
 
     Returns:
         A new `(H, W, 3)` uint8 array.
@@ -141,8 +143,7 @@ def load_image(source) -> np.ndarray:
     >>> load_image(np.zeros((4, 6), "uint8")).shape
     (4, 6, 3)
     """
-    if isinstance(source, dict):
-        source = _from_dict(source)
+    source = _file_or_array(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
         return _decode(io.BytesIO(data), f"{len(data)} bytes of image data")
@@ -175,8 +176,7 @@ def check_image(source) -> None:
     check_image({"bytes": None, "path": "images/1.png"})
     ```
     """
-    if isinstance(source, dict):
-        source = _from_dict(source)
+    source = _file_or_array(source)
     if isinstance(source, (str, os.PathLike)):
         check_image_path(source)
     elif not isinstance(source, (bytes, bytearray, memoryview)):
@@ -235,6 +235,13 @@ def _expect_image(source):
             "PostScript is a program, which is not started: make an image of it first, "
             f"by `image.convert('RGB')` if you trust the file. Received: {source!r}"
         )
+
+
+def _file_or_array(source):
+    """The source without the dict or the address that it may be wrapped in."""
+    if isinstance(source, dict):
+        source = _from_dict(source)
+    return local_place(source) if isinstance(source, str) else source
 
 
 def _from_dict(source):

@@ -25,11 +25,13 @@ class LlavaRecord:
         responses: The answers that the model should learn, one for each prompt.
         images: Sources that `load_image` reads, usually paths. They are read only when
             a batch needs them.
+        system: The text that comes before all turns; `None` for none. Each family's
+            format writes it in its own way.
 
     Raises:
-        ValueError: There are not equally many prompts and responses, one of them is
-            empty, or there are not equally many marks and images. The message names
-            the id.
+        ValueError: There are not equally many prompts and responses, one of them or the
+            system text is empty, or there are not equally many marks and images. The
+            message names the id.
 
     Example:
 
@@ -42,6 +44,7 @@ class LlavaRecord:
     prompts: tuple[str, ...]
     responses: tuple[str, ...]
     images: tuple = ()
+    system: str | None = None
 
     def __post_init__(self):
         for name in ("prompts", "responses", "images"):
@@ -56,6 +59,16 @@ class LlavaRecord:
         object.__setattr__(self, "prompts", tuple(_marked_prompts(self)))
         for name in ("prompts", "responses"):
             _check_not_empty(self, name)
+        if self.system is not None:
+            object.__setattr__(self, "system", _system(self))
+
+
+def _system(record):
+    text = record.system
+    if not isinstance(text, str) or not text.strip():
+        message = "`system` must be a text that is not empty; leave it out for none."
+        raise record_error(record.id, message, reprlib.repr(text))
+    return neutralize_image_marks(text)
 
 
 def _check_turns(record):

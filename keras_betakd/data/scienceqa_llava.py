@@ -11,14 +11,12 @@ The training file, `llava_train_CQM-A.json`, is in LLaVA's training format: read
 import os
 
 from keras_betakd.data.batches import expect_on_error, record_error, usable_records
+from keras_betakd.data.ids import with_unique_ids
 from keras_betakd.data.images import IMAGE_MARK, neutralize_image_marks
-from keras_betakd.data.llava_files import (
-    expect_folder,
-    llava_record,
-    read_items,
-    with_unique_ids,
-)
+from keras_betakd.data.llava_files import llava_record
 from keras_betakd.data.llava_records import LlavaRecord
+from keras_betakd.data.loading import RecordMaker
+from keras_betakd.data.row_files import json_rows
 from keras_betakd.data.scienceqa import scienceqa_prompt, scienceqa_response
 from keras_betakd.data.scienceqa_records import (
     ScienceQARecord,
@@ -66,16 +64,15 @@ def load_scienceqa_llava(
     """
     expect_on_error(on_error)
     problems = read_mapping(directory, "problems.json")
-    image_folder = os.path.join(directory, "images", split)
-    expect_folder(image_folder)
+    maker = RecordMaker(os.path.join(directory, "images", split))
 
     def read(record_id, item):
-        entry = llava_record(record_id, item, image_folder)
+        entry = llava_record(record_id, item, maker)
         record = problem_record(directory, record_id, problems)
         _check_same(entry, record)
         return record
 
-    items = with_unique_ids(read_items(path, on_error), "id")
+    items = with_unique_ids(json_rows(path, on_error), "id")
     return ScienceQARecords(*usable_records(items, read, on_error))
 
 

@@ -1,5 +1,6 @@
 """Reads rows with images from Hugging Face datasets and Parquet files."""
 
+import copy
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,17 +8,18 @@ from typing import Any
 
 
 def table_rows(
-    source: Any, image: str, columns: Sequence[str]
-) -> list[dict] | Iterator[dict]:
+    source: Any, columns: Sequence[str], whole: bool = False
+) -> Iterator[dict]:
     """Returns the rows of a table.
 
     Args:
         source: An object with `column_names` and rows by index, as a
             `datasets.Dataset`; or the path of a Parquet file or of a folder of them.
-        image: The column of the images. The image files in a dataset are read when a
-            batch needs them, those in Parquet files here.
-        columns: The names of all columns that are needed. They are checked before any
+            The image files in a dataset are read when a batch needs them, those in
+            Parquet files here.
+        columns: The names of the columns that are needed. They are checked before any
             row is read.
+        whole: Whether to read all columns of Parquet files, not the needed ones alone.
 
     Returns:
         The rows as dicts.
@@ -25,26 +27,24 @@ def table_rows(
     Raises:
         FileNotFoundError: There is no Parquet file.
         ValueError: A file is no Parquet file, or a column is missing or there twice.
-        TypeError: `source` is of another type.
         ImportError: There are Parquet files to read, but no pyarrow.
 
     Example:
 
     ```python
-    rows = table_rows("train-00000.parquet", "image", ["image", "question"])
+    rows = table_rows("train-00000.parquet", ["image", "question"])
     ```
     """
     if isinstance(source, (str, os.PathLike)):
-        return _parquet_rows(pathlib.Path(source), columns)
-    if not hasattr(source, "column_names") or not hasattr(source, "__getitem__"):
-        raise TypeError(
-            "`source` must be a list of dicts, a `datasets.Dataset` (one split of a "
-            "`DatasetDict`), or the path of Parquet files. Received: "
-            f"{type(source).__name__}"
-        )
+        return _parquet_rows(pathlib.Path(source), list(columns), whole)
     expect_columns("The table", source.column_names, columns)
-    table = _undecoded(source, image)
-    return (_with_stored_image(table, k, image) for k in range(len(table)))
+    table = undecoded(source)
+    return (_with_stored_images(table, number) for number in range(len(table)))
+
+
+def is_table(source: Any) -> bool:
+    """Whether `source` has named columns and rows by index, as `datasets.Dataset`."""
+    return all(hasattr(source, a) for a in ("column_names", "__getitem__", "__len__"))
 
 
 def expect_columns(where: str, present: Iterable[str], columns: Sequence[str]) -> None:
@@ -75,19 +75,49 @@ def expect_columns(where: str, present: Iterable[str], columns: Sequence[str]) -
         )
 
 
-def _undecoded(table, image):
-    """Makes a Hugging Face dataset return image files as bytes, not decoded."""
-    feature = (getattr(table, "features", None) or {}).get(image)
-    if not getattr(feature, "decode", False):
-        return table
-    return table.cast_column(image, type(feature)(decode=False))
+def undecoded(table: Any) -> Any:
+    """Makes a Hugging Face dataset or stream return files as bytes, not decoded."""
+    for column, feature in (getattr(table, "features", None) or {}).items():
+        as_bytes = _as_bytes(feature)
+        if as_bytes is not feature:
+            table = table.cast_column(column, as_bytes)
+    return table
 
 
-def _with_stored_image(table, number, image):
-    row = table[number]
-    if _file_of(row[image]) is None:
-        return row
-    return {**row, image: _StoredImage.of(table, number, image)}
+def _as_bytes(feature):
+    """The feature without decoding, also within lists; itself if it decodes nothing."""
+    if getattr(feature, "decode", False):
+        changed = copy.copy(feature)
+        changed.decode = False
+        return changed
+    if isinstance(feature, dict):
+        changed = {key: _as_bytes(value) for key, value in feature.items()}
+        same = all(changed[key] is feature[key] for key in feature)
+        return feature if same else changed
+    if isinstance(feature, (list, tuple)):
+        changed = [_as_bytes(value) for value in feature]
+        same = all(a is b for a, b in zip(changed, feature, strict=True))
+        return feature if same else changed
+    inner = getattr(feature, "feature", None)
+    if inner is None or _as_bytes(inner) is inner:
+        return feature
+    changed = copy.copy(feature)
+    changed.feature = _as_bytes(inner)
+    return changed
+
+
+def _with_stored_images(table, number):
+    """A row of a table; its image files stay in the table until they are needed."""
+    row = dict(table[number])
+    for column, cell in row.items():
+        if _file_of(cell) is not None:
+            row[column] = _StoredImage.of(table, number, column)
+        elif isinstance(cell, list) and any(_file_of(c) is not None for c in cell):
+            row[column] = [
+                c if _file_of(c) is None else _StoredImage.of(table, number, column, i)
+                for i, c in enumerate(cell)
+            ]
+    return row
 
 
 def _file_of(cell):
@@ -103,17 +133,18 @@ class _StoredImage(bytes):
     """
 
     @classmethod
-    def of(cls, table, number, image):
+    def of(cls, table, number, column, index=None):
         stored = cls()
-        stored.place = table, number, image
+        stored.place = table, number, column, index
         return stored
 
     def __bytes__(self):
-        table, number, image = self.place
-        return _file_of(table[number][image])
+        table, number, column, index = self.place
+        cell = table[number][column]
+        return _file_of(cell if index is None else cell[index])
 
 
-def _parquet_rows(path, columns):
+def _parquet_rows(path, columns, whole):
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise FileNotFoundError(f"There is no Parquet file at this path: '{path}'")
@@ -126,14 +157,21 @@ def _parquet_rows(path, columns):
             "pip install pyarrow"
         ) from error
 
-    def each(read):
-        for file in files:
-            try:
-                yield file, read(file)
-            except pyarrow.ArrowException as error:
-                raise ValueError(f"Not a Parquet file: '{file}' ({error})") from error
+    def errors_named(file, read):
+        try:
+            return read()
+        except pyarrow.ArrowException as error:
+            raise ValueError(f"Not a Parquet file: '{file}' ({error})") from error
 
-    for file, schema in each(parquet.read_schema):
-        expect_columns(f"'{file}'", schema.names, columns)
-    tables = each(lambda file: parquet.ParquetFile(file).read(columns=list(columns)))
-    return [row for _, table in tables for row in table.to_pylist()]
+    for file in files:
+        names = errors_named(file, lambda file=file: parquet.read_schema(file)).names
+        expect_columns(f"'{file}'", names, names if whole else columns)
+    read = None if whole else columns
+
+    def rows():
+        for file in files:
+            batches = parquet.ParquetFile(file).iter_batches(1000, columns=read)
+            while batch := errors_named(file, lambda b=batches: next(b, None)):
+                yield from batch.to_pylist()
+
+    return rows()

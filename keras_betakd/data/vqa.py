@@ -2,34 +2,24 @@
 
     {"image": "1.jpg", "question": "What color is the car?", "answer": "red"}
 
-`load_vqa` reads such rows from memory, from a Hugging Face `datasets.Dataset` and from
-Parquet files; `load_vqav2` reads the published pair of questions and annotations.
-`LlavaDataset` makes batches of the records of both.
+`load_vqa` reads such rows from memory, from a Hugging Face `datasets.Dataset`, from
+files and from streams; `load_vqav2` reads the published pair of questions and
+annotations. `LlavaDataset` makes batches of the records of both.
 """
 
-import collections
 import os
 import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from keras_betakd.data.batches import (
-    Records,
-    expect_on_error,
-    record_error,
-    usable_records,
-)
-from keras_betakd.data.images import (
-    IMAGE_MARK,
-    expect_no_mark,
-    neutralize_image_marks,
-)
-from keras_betakd.data.llava_files import (
-    expect_folder,
-    llava_record,
-    with_unique_ids,
-)
-from keras_betakd.data.tables import expect_columns, table_rows
+from keras_betakd.data.answers import answer_text
+from keras_betakd.data.batches import Records, expect_on_error, record_error
+from keras_betakd.data.chat_shapes import Chat, expect_no_media, images_of
+from keras_betakd.data.chat_turns import Turns
+from keras_betakd.data.images import expect_no_mark
+from keras_betakd.data.loading import RecordMaker, loaded
+from keras_betakd.data.streams import RecordStream
+from keras_betakd.data.tables import expect_columns
 from keras_betakd.files import read_json
 
 IMAGE_COLUMN = "image"
@@ -50,20 +40,23 @@ def load_vqa(
 
     The image column holds a source that `load_image` reads, a list of sources for
     several images, or `None` for a question of text alone. The answer column holds a
-    text, or a list of texts, of which the most frequent one is used. Image marks in the
-    question itself are neutralized, and one mark for each image is put in front of it.
+    text, a number, or a list of them or of `{"answer": ...}`, of which the most frequent
+    one is used. One mark for each image is put in front of the question, unless it has
+    as many marks itself.
 
     The image files in a Hugging Face dataset are read when a batch needs them. Those
     in Parquet files are kept in memory; if they do not fit, load the files by
     `datasets.load_dataset("parquet", data_files=...)`, which leaves them on disk.
 
     Args:
-        source: A list of dicts; an object with `column_names` and rows by index, as a
-            `datasets.Dataset`; or the path of a Parquet file or of a folder of them.
+        source: A list of dicts; the path of a JSON, jsonl, CSV, TSV or Parquet file, or
+            of a folder of Parquet files; an object with `column_names` and rows by
+            index, as a `datasets.Dataset`. Or a stream: a `datasets.IterableDataset`,
+            an iterator of dicts, tar files as WebDataset has them ("shards/*.tar").
         image_folder: The folder that the paths of images are relative to, and must
             not leave. With `None`, paths are used as they are.
-        image_column: The column of the images. Dicts in a list may lack it, for
-            questions of text alone; all of them, only if it is called "image".
+        image_column: The column of the images. Rows of a list, of JSON or CSV may lack
+            it, for questions of text alone; all of them, only if it is called "image".
         question_column: The column of the questions.
         answer_column: The column of the answers.
         id_column: The column of the ids; `None` for the rows' numbers, from 0.
@@ -73,14 +66,15 @@ def load_vqa(
             warning counts them, and `skipped` holds the id and the reason of each.
 
     Returns:
-        `LlavaRecord`s as a read-only sequence, in the rows' order.
+        `LlavaRecord`s as a read-only sequence, in the rows' order. Of a stream, a
+        `RecordStream`.
 
     Raises:
-        FileNotFoundError: The Parquet files, the folder or (unless skipped) an image
-            is missing.
+        FileNotFoundError: The file, the folder or (unless skipped) an image is missing.
         ValueError: `on_error` has another value; a column does not exist, and the
-            message lists those that do; `prompt_suffix` holds an image mark; or (unless
-            skipped) a row cannot be used, and the message names its id.
+            message lists those that do; `prompt_suffix` holds an image mark; some rows
+            have image marks, but none an image; or (unless skipped) a row cannot be
+            used, and the message names its id.
         TypeError: `source` is of another type.
         ImportError: There are Parquet files to read, but pyarrow is not installed.
 
@@ -93,30 +87,29 @@ def load_vqa(
     """
     expect_on_error(on_error)
     expect_no_mark("prompt_suffix", prompt_suffix)
-    expect_folder(image_folder)
-    columns = [question_column, answer_column]
+    maker = RecordMaker(image_folder)
+    needed = [question_column, answer_column]
     if id_column is not None:
-        columns.append(id_column)
-    if isinstance(source, (list, tuple)):
-        rows = source
-        optional = image_column == IMAGE_COLUMN
-        _expect_columns_of_list(rows, [*columns, *([] if optional else [image_column])])
-    else:
-        rows = table_rows(source, image_column, [image_column, *columns])
+        needed.append(id_column)
+    is_default = image_column == IMAGE_COLUMN
 
     def read(record_id, row):
         if not isinstance(row, Mapping):
             message = "a row must be a dict with a question and an answer."
             raise record_error(record_id, message, reprlib.repr(row))
-        expect_columns(f"Record {record_id!r}", row, columns)
-        images, question = row.get(image_column), row[question_column]
-        answer = row[answer_column]
-        item = _llava_item(record_id, images, question, answer, prompt_suffix)
-        own_id = {} if id_column is None else {"id": row[id_column]}
-        return llava_record(record_id, item | own_id, image_folder)
+        expect_columns(f"Record {record_id!r}", row, needed)
+        expect_no_media(record_id, row)
+        images = images_of(record_id, row, None if is_default else image_column)
+        question, answer = row[question_column], row[answer_column]
+        chat = question_chat(record_id, images, question, answer, prompt_suffix)
+        return maker.record(record_id, chat)
 
-    items = with_unique_ids(rows, id_column)
-    return Records(*usable_records(items, read, on_error))
+    return loaded(
+        *(source, maker, read, on_error, id_column),
+        needed=needed if is_default else [image_column, *needed],
+        optional=[image_column] if is_default else [],
+        whole=False,
+    )
 
 
 def load_vqav2(
@@ -160,7 +153,7 @@ def load_vqav2(
     """
     expect_on_error(on_error)
     expect_no_mark("prompt_suffix", prompt_suffix)
-    expect_folder(image_folder)
+    maker = RecordMaker(image_folder)
     header, questions = _entries(question_file, "questions", on_error)
     _, annotations = _entries(annotation_file, "annotations", on_error)
     answers = {a["question_id"]: a for a in annotations if isinstance(a, dict)}
@@ -170,40 +163,31 @@ def load_vqav2(
         image = _image_name(record_id, image_name, entry.get("image_id"), subtype)
         answer = _answer(record_id, entry["question_id"], answers)
         question = entry.get("question")
-        item = _llava_item(record_id, image, question, answer, prompt_suffix)
-        return llava_record(record_id, item, image_folder)
+        chat = question_chat(record_id, [image], question, answer, prompt_suffix)
+        return maker.record(record_id, chat)
 
-    items = with_unique_ids(questions, "question_id")
-    return Records(*usable_records(items, read, on_error))
-
-
-def _expect_columns_of_list(rows, columns):
-    """Raises a `ValueError` if there is a column that no row has."""
-    present = {column for row in rows if isinstance(row, Mapping) for column in row}
-    if present:
-        expect_columns("The list", present, columns)
+    return loaded(questions, maker, read, on_error, "question_id")
 
 
-def _llava_item(record_id, images, question, answer, suffix):
-    """Returns a row in LLaVA's format, for `llava_record` to check further."""
-    several = isinstance(images, (list, tuple))
-    count = len(images) if several else int(images is not None)
+def question_chat(
+    record_id: str, images: Any, question: Any, answer: Any, suffix: str
+) -> Chat:
+    """Returns a question with its answer as a conversation, for `RecordMaker`.
+
+    Raises:
+        ValueError: The question is no text, or the answer neither text nor number.
+
+    Example:
+
+    >>> question_chat("7", [], "2 + 2?", 4, " Now.").turns.texts
+    [('user', '2 + 2? Now.'), ('assistant', '4')]
+    """
     if not isinstance(question, str):
         message = "a question must be a string."
         raise record_error(record_id, message, reprlib.repr(question))
-    if isinstance(answer, (list, tuple)):
-        answer = _most_frequent(record_id, answer)
-    prompt = f"{IMAGE_MARK}\n" * count + neutralize_image_marks(question) + suffix
-    turns = [{"from": "human", "value": prompt}, {"from": "gpt", "value": answer}]
-    return {"image": images, "conversations": turns}
-
-
-def _most_frequent(record_id, answers):
-    """Returns the most frequent answer; of equally frequent ones, the first."""
-    if not answers or not all(isinstance(text, str) for text in answers):
-        message = "a list of answers must hold strings, and at least one."
-        raise record_error(record_id, message, reprlib.repr(answers))
-    return collections.Counter(answers).most_common(1)[0][0]
+    answer = answer_text(record_id, answer)
+    turns = Turns([("user", question + suffix), ("assistant", answer)])
+    return Chat(turns, images)
 
 
 def _entries(path, key, on_error):
@@ -249,7 +233,5 @@ def _answer(record_id, question_id, annotations):
     if question_id not in annotations:
         raise record_error(record_id, "each question needs an annotation.", "none")
     annotation = annotations[question_id]
-    answers = annotation.get("answers")
-    if annotation.get("multiple_choice_answer") is None and isinstance(answers, list):
-        return [a.get("answer") if isinstance(a, dict) else a for a in answers]
-    return annotation.get("multiple_choice_answer")
+    chosen = annotation.get("multiple_choice_answer")
+    return annotation.get("answers") if chosen is None else chosen

@@ -1,0 +1,237 @@
+"""The shapes that conversations have in public data, by their keys; all become `Chat`.
+
+messages                    ms-swift, LLaMA-Factory, TRL, Qwen, OpenAI
+conversations               LLaVA, ShareGPT
+conversation                XTuner
+texts                       the Cauldron, FineVision
+query, response (history)   ms-swift
+instruction, output         Alpaca
+prompt, completion          TRL
+"""
+
+import dataclasses
+import reprlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from keras_betakd.data.batches import record_error
+from keras_betakd.data.chat_turns import Turns, add_text, read_turns
+from keras_betakd.data.image_marks import is_by_name
+from keras_betakd.data.image_sources import image_cells
+
+IMAGE_KEYS = ("images", "image")
+SYSTEM_KEYS = ("system", "system_prompt", "system_message")
+OTHER_IMAGE_KEYS = (
+    *("image_path", "image_paths", "image_file", "image_files", "image_url"),
+    *("image_urls", "image_name", "img", "imgs", "img_path", "file_name", "picture"),
+    *("pictures", "photo", "photos", "media", "pixel_values"),
+)
+"""Keys that hold images elsewhere; a record without any other image is not blind."""
+
+REFUSED = {
+    **dict.fromkeys(
+        ("video", "videos", "video_path", "audio", "audios", "audio_path"),
+        "video and audio are not read, only images under 'image' or 'images'.",
+    ),
+    "tools": "tools cannot be trained.",
+    "objects": "objects and boxes are not put into the text: write them there.",
+}
+
+
+@dataclasses.dataclass
+class Chat:
+    """What a row of any shape says, before it is checked.
+
+    Args:
+        turns: The turns.
+        images: The images of the row in order, or by their marks.
+        is_llava: Whether the rules of LLaVA's trainers hold: a first answer without a
+            question is left out, and several images must have marks.
+    """
+
+    turns: Turns
+    images: list | Mapping
+    is_llava: bool = False
+
+
+def chat_of(
+    record_id: str,
+    row: Any,
+    chat_column: str | None = None,
+    image_column: str | None = None,
+) -> Chat:
+    """Returns the conversation of a row, whose shape follows from its keys.
+
+    Args:
+        record_id: The record's id, for errors.
+        row: A dict.
+        chat_column: The key of the messages; `None` to find it.
+        image_column: The key of the images; `None` for "images" or "image".
+
+    Raises:
+        ValueError: The row has no known shape or more than one, or holds what is not
+            read. The message names the keys.
+
+    Example:
+
+    >>> chat_of("7", {"query": "Hi", "response": "Hello!"}).turns.texts
+    [('user', 'Hi'), ('assistant', 'Hello!')]
+    """
+    if not isinstance(row, Mapping):
+        message = "a record must be a dict with a conversation."
+        raise record_error(record_id, message, reprlib.repr(row))
+    expect_no_media(record_id, row)
+    shape = chat_column or _shape(record_id, row)
+    turns = _READERS.get(shape, _listed)(record_id, row, shape)
+    _add_system_key(turns, record_id, row)
+    images = images_of(record_id, row, image_column)
+    return Chat(turns, images, is_llava=shape == "conversations")
+
+
+def expect_no_media(record_id: str, row: Mapping) -> None:
+    """Raises a `ValueError` for video, audio and other things that are not read."""
+    for key, reason in REFUSED.items():
+        if not _is_empty(row.get(key)):
+            raise record_error(record_id, reason, f"{key}={reprlib.repr(row[key])}")
+
+
+def _is_empty(value):
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_empty, value))
+    if isinstance(value, Mapping):
+        return all(map(_is_empty, value.values()))
+    return value is None or isinstance(value, str) and not value.strip()
+
+
+def _shape(record_id, row):
+    found = [
+        name
+        for name, keys in _KEYS.items()
+        if all(row.get(k) is not None for k in keys)
+    ]
+    if len(found) == 1:
+        return found[0]
+    keys = reprlib.repr(sorted(map(str, row)))
+    if found:
+        message = (
+            f"the keys of {len(found)} conversations are there, {found}: name the one "
+            "to read with `chat_column`, or take the others away."
+        )
+        raise record_error(record_id, message, keys)
+    names = [" and ".join(map(repr, keys)) for keys in _KEYS.values()]
+    raise record_error(
+        record_id,
+        f"a conversation must be under one of these keys: {'; '.join(names)}; or under "
+        "`chat_column`. `load_vqa` reads questions and answers, `load_captions` "
+        "captions.",
+        f"keys {keys}",
+    )
+
+
+def images_of(
+    record_id: str, row: Mapping, image_column: str | None = None
+) -> list | Mapping:
+    """Returns the images of a row as a list, or by their marks.
+
+    Raises:
+        ValueError: They are under two keys, or under one that is not read.
+    """
+    keys = IMAGE_KEYS if image_column is None else (image_column,)
+    found = {key: row[key] for key in keys if image_cells(row.get(key))}
+    if len(found) > 1:
+        message = "images must be under one key; name it with `image_column`."
+        raise record_error(record_id, message, f"both of {sorted(found)}")
+    if found:
+        (value,) = found.values()
+        return value if is_by_name(value) else image_cells(value)
+    others = [k for k in OTHER_IMAGE_KEYS if k in row and not _is_empty(row[k])]
+    if others and image_column is None:
+        raise record_error(
+            record_id,
+            f"the key {others[0]!r} is not read. If it holds the images, rename it to "
+            f"'image', or `load_chat`, `load_vqa` and `load_captions` read it by "
+            f"image_column={others[0]!r}; otherwise take it away, or the record would "
+            "be trained blind.",
+            f"{others[0]}={reprlib.repr(row[others[0]])}",
+        )
+    return []
+
+
+def _add_system_key(turns, record_id, row):
+    texts = {row[key] for key in SYSTEM_KEYS if isinstance(row.get(key), str)}
+    texts = {text for text in texts if text.strip()} | {turns.system} - {None}
+    if len(texts) > 1:
+        message = "there must be one system's text."
+        raise record_error(record_id, message, reprlib.repr(sorted(texts)))
+    wrong = [k for k in SYSTEM_KEYS if not isinstance(row.get(k), (str, type(None)))]
+    if wrong:
+        message = f"the key {wrong[0]!r} must hold a text."
+        raise record_error(record_id, message, reprlib.repr(row[wrong[0]]))
+    turns.system = texts.pop() if texts else None
+
+
+# One reader for each shape: `(record_id, row, shape) -> Turns`.
+
+
+def _listed(record_id, row, key):
+    return read_turns(record_id, row.get(key), key)
+
+
+def _query(record_id, row, _):
+    return _with_history(record_id, row, row["query"], row["response"])
+
+
+def _alpaca(record_id, row, _):
+    question = row["instruction"]
+    if isinstance(question, str) and isinstance(row.get("input"), str):
+        question = f"{question}\n{row['input']}" if row["input"].strip() else question
+    return _with_history(record_id, row, question, row["output"])
+
+
+def _with_history(record_id, row, question, answer):
+    history = row.get("history")
+    pairs = [*(() if history is None else history), (question, answer)]
+    turns = Turns()
+    for number, pair in enumerate(pairs):
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            message = "'history' must hold pairs of a question and its answer."
+            raise record_error(record_id, message, reprlib.repr(pair))
+        add_text(turns, record_id, number, "user", pair[0])
+        add_text(turns, record_id, number, "assistant", pair[1])
+    return turns
+
+
+def _completion(record_id, row, _):
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, str) != isinstance(completion, str):
+        message = "'prompt' and 'completion' must both be texts, or both messages."
+        raise record_error(record_id, message, reprlib.repr((prompt, completion)))
+    if isinstance(prompt, str):
+        return _with_history(record_id, {}, prompt, completion)
+    turns = read_turns(record_id, prompt, "prompt")
+    if any(speaker == "assistant" for speaker, _ in turns.texts):
+        message = (
+            "'prompt' has answers of the assistant, which would be trained like the "
+            "completion: put them into the question, or use 'messages' to train them."
+        )
+        raise record_error(record_id, message, reprlib.repr(prompt))
+    answers = read_turns(record_id, completion, "completion")
+    turns.texts += answers.texts
+    turns.images += answers.images
+    return turns
+
+
+_KEYS: dict[str, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "conversations": ("conversations",),
+    "conversation": ("conversation",),
+    "texts": ("texts",),
+    "query": ("query", "response"),
+    "alpaca": ("instruction", "output"),
+    "completion": ("prompt", "completion"),
+}
+_READERS: dict[str, Callable] = {
+    "query": _query,
+    "alpaca": _alpaca,
+    "completion": _completion,
+}

@@ -1,0 +1,126 @@
+"""Reads rows from files of JSON, jsonl and CSV, each damaged line by its number."""
+
+import csv
+import json
+import os
+import re
+from collections.abc import Iterator
+
+from keras_betakd.files import open_text, unique_keys
+
+CSV_ENDINGS = {".csv": ",", ".tsv": "\t"}
+"""The endings of files of comma or tab separated values, and what separates them."""
+
+
+def json_rows(path: str | os.PathLike, on_error: str) -> list:
+    """Returns the rows of a file that holds a JSON list, or one JSON value a line.
+
+    Which of the two it is follows from the content, whatever the file's name.
+
+    Args:
+        path: A UTF-8 file, with or without byte order mark.
+        on_error: "raise"; or "skip" to put a `ValueError` in the place of a line that
+            is no JSON. A file without any line of JSON always raises.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not in this format. The message names it.
+
+    Example:
+
+    ```python
+    rows = json_rows("train.jsonl", "raise")
+    ```
+    """
+    _expect_file(path)
+    try:
+        # Takes the byte order mark away, where there is one.
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read()
+        if re.match(r"\s*\[", text):
+            return json.loads(text, object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise _file_error(path, error) from error
+    # Not `splitlines`: it also splits at signs that JSON allows inside a string.
+    items = [
+        _parse_line(path, number, line)
+        for number, line in enumerate(text.split("\n"), start=1)
+        if line.strip()
+    ]
+    damaged = [item for item in items if isinstance(item, ValueError)]
+    if damaged and (on_error == "raise" or len(damaged) == len(items)):
+        raise damaged[0]
+    return items
+
+
+def _expect_file(path):
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"There is no file at this path: {os.fspath(path)!r}")
+
+
+def _parse_line(path, number, line):
+    try:
+        return json.loads(line, object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
+        return _file_error(path, f"file line {number}: {error}")
+
+
+def _file_error(path, reason):
+    return ValueError(
+        "A file of records must be UTF-8 and hold a JSON list, or one JSON record a "
+        "line; the names of others end in .csv, .tsv, .parquet or .tar. Received: "
+        f"{os.fspath(path)!r} ({reason})"
+    )
+
+
+def csv_rows(path: str | os.PathLike) -> Iterator[dict]:
+    """Returns the rows of a CSV or TSV file with a header, as dicts of texts.
+
+    A row with too few or too many fields is a `ValueError` in the place of the row, as
+    a quote that was left open swallows the rows behind it.
+
+    Args:
+        path: A UTF-8 file whose name ends in .csv or .tsv.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: There is no header, or a column stands twice in it.
+
+    Example:
+
+    ```python
+    rows = list(csv_rows("train.csv"))
+    ```
+    """
+    _expect_file(path)
+    delimiter = CSV_ENDINGS[os.path.splitext(path)[1].lower()]
+    with open_text(path, newline="") as file:
+        header = next(csv.reader(file, delimiter=delimiter), [])
+    if len(set(header)) < len(header) or not all(name.strip() for name in header):
+        raise ValueError(
+            f"{os.fspath(path)!r} must begin with a line of column names, each once. "
+            f"Received: {header}"
+        )
+    return _read_csv(path, delimiter, header)
+
+
+def _read_csv(path, delimiter, header):
+    with open_text(path, newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        next(reader, None)
+        while True:
+            try:
+                fields = next(reader, None)
+            except csv.Error as error:
+                raise ValueError(
+                    f"{os.fspath(path)!r}, line {reader.line_num}: {error}"
+                ) from error
+            if fields is None:
+                return
+            if fields and len(fields) != len(header):
+                yield ValueError(
+                    f"{os.fspath(path)!r}, line {reader.line_num}: a row must have "
+                    f"{len(header)} fields, as the header has. Received: {len(fields)}"
+                )
+            elif fields:
+                yield dict(zip(header, fields, strict=True))

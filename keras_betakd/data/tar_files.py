@@ -1,0 +1,146 @@
+"""Reads rows from tar files in the form of WebDataset, one after the other.
+
+    000000.jpg  000000.txt  000000.json  000001.jpg  000001.txt  000001.json  ...
+
+The members whose names are equal up to the first dot make one row. Nothing is ever
+extracted to a disk.
+"""
+
+import glob
+import json
+import os
+import posixpath
+import tarfile
+from collections.abc import Iterator
+from typing import Any
+
+from keras_betakd.files import unique_keys
+
+TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
+
+IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif")
+"""Endings of the members that are images, in small letters."""
+
+MEDIA_ENDINGS = {
+    **dict.fromkeys(("mp4", "webm", "avi", "mov", "mkv"), "video"),
+    **dict.fromkeys(("wav", "mp3", "flac", "ogg", "m4a"), "audio"),
+}
+"""Endings of what loaders refuse, and the key that they refuse it by."""
+
+MAX_MEMBER_BYTES = 2**28
+"""The largest member that is read, 256 MiB: a compressed file may claim any size."""
+
+
+class TarRows:
+    """The rows of tar files in the form of WebDataset, read anew by each iteration.
+
+    A row has the keys of the member `.json`; `"image"`, or `"images"` if there are
+    several (`.jpg`, or `.0.jpg`, `.1.jpg`); the text of `.txt`, `.text` or `.caption`
+    under its ending; other images under theirs (`"seg.png"`); and `"__key__"`, the
+    members' common name.
+
+    Args:
+        paths: The path of a tar file, with `*` of several, of a folder of them, or a
+            list of paths. Several are read in the order of their names.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+
+    Example:
+
+    ```python
+    first = next(iter(TarRows("cc3m/*.tar")))
+    ```
+    """
+
+    def __init__(self, paths: Any):
+        listed = paths if isinstance(paths, (list, tuple)) else [paths]
+        self.paths = [path for entry in listed for path in _files_of(entry)]
+
+    def __iter__(self) -> Iterator[dict | ValueError]:
+        for path in self.paths:
+            yield from _rows_of_file(path)
+
+
+def _files_of(entry):
+    entry = os.fspath(entry)
+    if os.path.isfile(entry):
+        return [entry]
+    pattern = os.path.join(glob.escape(entry), "*") if os.path.isdir(entry) else entry
+    found = [p for p in sorted(glob.glob(pattern)) if p.lower().endswith(TAR_ENDINGS)]
+    if not found:
+        raise FileNotFoundError(f"There is no tar file at this path: {entry!r}")
+    return found
+
+
+def _rows_of_file(path):
+    """The rows of one file; a member that cannot be read makes its row an error."""
+    try:
+        # As a stream: what a tar file says of places in itself is not followed.
+        with tarfile.open(path, "r|*") as archive:
+            key, members = None, []
+            for member in archive:
+                if member.isdir():
+                    continue
+                folder, name = posixpath.split(member.name)
+                stem, _, ending = name.partition(".")
+                own_key = posixpath.join(folder, stem)
+                if own_key != key and members:
+                    yield _row(path, key, members)
+                    members = []
+                key = own_key
+                members.append((ending.lower(), _content(archive, member)))
+            if members:
+                yield _row(path, key, members)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise ValueError(
+            f"{path!r} cannot be read to its end; it is no tar file, or was cut: make "
+            f"or copy it again, or leave it out. ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _content(archive, member):
+    """The bytes of a member, or what is wrong with it as a `ValueError`."""
+    if not member.isfile():
+        return ValueError(f"{member.name!r} must be a regular file, no link or device")
+    if member.size > MAX_MEMBER_BYTES:
+        return ValueError(
+            f"{member.name!r} has {member.size} bytes, more than the "
+            f"{MAX_MEMBER_BYTES} that are read"
+        )
+    return archive.extractfile(member).read()
+
+
+def _row(path, key, members):
+    try:
+        return _joined(key, members)
+    except (ValueError, RecursionError) as error:
+        return ValueError(f"Record {key!r} of {path!r}: {error}")
+
+
+def _joined(key, members):
+    row, images, texts, others = {}, [], {}, {}
+    for ending, content in members:
+        if isinstance(content, ValueError):
+            raise content
+        if ending in texts or (ending == "json" and row):
+            raise ValueError(f"there are two members with the ending {ending!r}")
+        number, _, kind = ending.rpartition(".")
+        if kind in IMAGE_ENDINGS and (number.isdigit() or not number):
+            images.append(content)
+        elif kind in IMAGE_ENDINGS:
+            others[ending] = content  # a mask, say: an image if a user names it
+        elif kind in MEDIA_ENDINGS:
+            others[MEDIA_ENDINGS[kind]] = f"{key}.{ending}"
+        elif ending == "json":
+            row = json.loads(content, object_pairs_hook=unique_keys)
+            if not isinstance(row, dict):
+                raise ValueError("its .json must hold an object")
+        elif ending in ("txt", "caption", "text"):
+            texts[ending] = content.decode("utf-8-sig")
+    # The image beside the text is the record's: what `.json` has under these keys
+    # says where it once came from.
+    if images:
+        row = {k: v for k, v in row.items() if k not in ("image", "images")}
+        row |= {"image": images[0]} if len(images) == 1 else {"images": images}
+    return {**row, **others, **texts, "__key__": key}
