@@ -28,9 +28,10 @@ def load_chat(
         instruction, output         and `input`, `history`
         prompt, completion          texts or messages
 
-    A content is a text or a list of parts, `{"type": "text", "text": ...}`, `{"type":
-    "image"}` with or without its own source, `{"type": "image_url", "image_url": {"url":
-    "data:image/png;base64,..."}}`. A system's text is a first turn, or under "system".
+    A content is a text or a list of parts: `{"type": "text", "text": ...}`; `{"type":
+    "image"}`, with its own source or without; `{"type": "image_url", "image_url":
+    {"url": "data:image/png;base64,..."}}`. A system's text is a first turn, or under
+    "system".
 
     Images are under "images" or "image": a source that `load_image` reads, or a list.
     Their places are those of `<image>` in the user's texts, of parts, or of another
@@ -70,8 +71,9 @@ def load_chat(
 
     Example:
 
-    >>> messages = [{"role": "system", "content": "Answer in French."},
-    ...     {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Salut"}]
+    >>> messages = [{"role": "system", "content": "Answer in French."}]
+    >>> messages += [{"role": "user", "content": "Hi"}]
+    >>> messages += [{"role": "assistant", "content": "Salut"}]
     >>> (record,) = load_chat([{"messages": messages}])
     >>> record.system, record.prompts, record.responses
     ('Answer in French.', ('Hi',), ('Salut',))

@@ -22,7 +22,7 @@ MARKS = {
 """Marks without a number, each of one image, in the order of the images."""
 
 NUMBERED = r"<\|?image[_ ]?(\d+)\|?>"
-"""`<image_1>`, `<image 1>`, `<|image_1|>`, and MiniCPM-V's `<image_00>`: a mark of that image."""
+"""`<image_1>`, `<image 1>`, `<|image_1|>`, MiniCPM-V's `<image_00>`: of that image."""
 
 INLINE = r"<img>([^<>]+)</img>"
 """Qwen-VL's `<img>path</img>`: the image itself."""

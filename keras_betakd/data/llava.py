@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from keras_betakd.data.batches import EpochDataset, expect_positive
+from keras_betakd.data.columns import record_columns
 from keras_betakd.data.llava_records import LlavaRecord, read_images
 
 MAX_STEPS_SORTED = 50
@@ -27,9 +28,10 @@ class LlavaDataset(EpochDataset):
     A batch is a dict of lists with one entry for each record: `"ids"`; `"prompts"`
     and `"responses"`, each a string, or for a conversation of several turns a list
     of strings; and `"images"`, a list of `(H, W, 3)` uint8 arrays, empty for text
-    alone. Images keep their own size and are read when the batch is made; each
-    model's preprocessing resizes them and replaces `IMAGE_MARK`. An image that is
-    missing or damaged by then raises an error with the record's id.
+    alone. If any record has a system's text, `"system"` holds it, or `None`. Images
+    keep their own size and are read when the batch is made; each model's preprocessing
+    resizes them and replaces `IMAGE_MARK`. An image that is missing or damaged by then
+    raises an error with the record's id.
 
     The batches of an epoch depend only on `seed` and the number of the epoch, so they
     are the same with any number of workers, threads or processes. Process workers
@@ -79,33 +81,37 @@ class LlavaDataset(EpochDataset):
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.group_by_modality = group_by_modality
+        self._has_system = any(r.system is not None for r in self.records)
+        self._has_images = np.array([bool(r.images) for r in self.records])
         self._lengths = np.array([_length(record) for record in self.records])
-        self._pools = self._make_pools()
         self.start_epoch(0)
 
     def cut(self, generator: np.random.Generator) -> list[np.ndarray]:
         """Returns the batches of an epoch; `EpochDataset` calls this."""
-        batches = [b for pool in self._pools for b in self._batches_of(pool, generator)]
+        pools = self._pools_of(self.drawn())
+        batches = [b for pool in pools for b in self._batches_of(pool, generator)]
         if self.group_by_modality and self.shuffle:
             batches = [batches[i] for i in generator.permutation(len(batches))]
         return batches
 
     def batch(self, records: list[LlavaRecord]) -> dict:
         """Returns the batch of the given records; `EpochDataset` calls this."""
-        return {
-            "ids": [record.id for record in records],
-            "prompts": [_turns(record.prompts) for record in records],
-            "responses": [_turns(record.responses) for record in records],
-            "images": [read_images(record) for record in records],
-        }
+        batch = record_columns(records)
+        batch["images"] = [read_images(record) for record in records]
+        if self._has_system:
+            batch["system"] = [record.system for record in records]
+        return batch
 
-    def _make_pools(self):
+    def drawn(self) -> np.ndarray:
+        """Returns the indices of the records of the present epoch; here all of them."""
+        return np.arange(len(self.records))
+
+    def _pools_of(self, drawn):
         """The indices of the records that may share a batch, for each modality."""
         if not self.group_by_modality:
-            return [np.arange(len(self.records))]
-        has_images = np.array([bool(record.images) for record in self.records])
-        pools = np.flatnonzero(has_images), np.flatnonzero(~has_images)
-        return [pool for pool in pools if len(pool)]
+            return [drawn]
+        has_images = self._has_images[drawn]
+        return [pool for pool in (drawn[has_images], drawn[~has_images]) if len(pool)]
 
     def _batches_of(self, pool, generator):
         """The batches of the records of one pool."""
@@ -139,7 +145,3 @@ def _check_records(records):
 
 def _length(record):
     return sum(map(len, record.prompts + record.responses))
-
-
-def _turns(texts):
-    return texts[0] if len(texts) == 1 else list(texts)

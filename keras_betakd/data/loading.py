@@ -95,9 +95,9 @@ class RecordMaker:
             warnings.warn(message, stacklevel=stacklevel + 1)
             return
         raise ValueError(
-            f"No record has an image, but {found} Images are read from the keys 'image' "
-            "and 'images', or from `image_column`. If the marks are meant as text, pass "
-            "the texts through `keras_betakd.data.neutralize_image_marks` first."
+            f"No record has an image, but {found} Images are read from the keys "
+            "'image' and 'images', or from `image_column`. If the marks are meant as "
+            "text, pass the texts through `keras_betakd.data.neutralize_image_marks`."
         )
 
 

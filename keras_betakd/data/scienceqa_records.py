@@ -1,4 +1,4 @@
-"""Reads ScienceQA folders in the official layout to records."""
+"""Reads ScienceQA, folders in the official layout or tables, to records."""
 
 import dataclasses
 import os
@@ -11,7 +11,13 @@ from keras_betakd.data.batches import (
     record_error,
     usable_records,
 )
+from keras_betakd.data.ids import with_unique_ids
 from keras_betakd.data.images import check_image, load_image
+from keras_betakd.data.scienceqa_tables import (
+    is_scienceqa_table,
+    scienceqa_rows,
+    table_fields,
+)
 from keras_betakd.files import read_json
 from keras_betakd.folders import inside
 
@@ -108,19 +114,24 @@ class ScienceQARecords(Records):
 
 
 def load_scienceqa(
-    directory: str | os.PathLike,
-    split: str = "train",
+    directory: Any,
+    split: str | None = None,
     on_error: str = "raise",
     verify_images: bool | None = None,
 ) -> ScienceQARecords:
-    """Loads a split of a folder in the official ScienceQA layout.
+    """Loads a split of ScienceQA: the official folder, or a table as the hub has it.
 
     All records are checked here, before training starts: for missing files and keys, an
     answer that is no choice, an image that does not exist.
 
     Args:
-        directory: The folder with `problems.json`, `pid_splits.json`, `images/`.
-        split: A split named in `pid_splits.json`: "train", "val", "test", "minival"...
+        directory: The folder with `problems.json`, `pid_splits.json`, `images/`; or a
+            `datasets.Dataset`, a list of rows, a Parquet file or a folder of them, with
+            the columns image, question, choices, answer and hint. Their records are
+            named by the numbers of the rows, from 0.
+        split: A split named in `pid_splits.json`, "train" by default: "train", "val",
+            "test", "minival"... Of a folder of Parquet files, those whose names begin
+            with it. Of other tables, `None`.
         on_error: "raise", or "skip" to leave out the records that cannot be used: one
             warning counts them, and `skipped` holds the id and the reason of each.
         verify_images: Whether to decode every image now, to find damaged ones; without
@@ -144,6 +155,16 @@ def load_scienceqa(
     ```
     """
     expect_on_error(on_error)
+    if is_scienceqa_table(directory):
+        items = with_unique_ids(scienceqa_rows(directory, split, on_error), None)
+
+        def read_row(record_id, row):
+            record = ScienceQARecord(**table_fields(record_id, row, split))
+            check_record_image(record, on_error, verify_images)
+            return record
+
+        return ScienceQARecords(*usable_records(items, read_row, on_error))
+    split = "train" if split is None else split
     problems = read_mapping(directory, "problems.json")
     splits = read_mapping(directory, "pid_splits.json")
     if split not in splits:

@@ -21,6 +21,7 @@ class RowStream:
 
     Args:
         open_pass: Function that returns an iterator of a pass over all rows.
+        is_once: Whether there is a single pass, as an iterator has.
 
     Example:
 
@@ -28,8 +29,9 @@ class RowStream:
     [1, 2]
     """
 
-    def __init__(self, open_pass: Callable[[], Iterator]):
+    def __init__(self, open_pass: Callable[[], Iterator], is_once: bool = False):
         self.open_pass = open_pass
+        self.is_once = is_once
 
     def __iter__(self) -> Iterator:
         return self.open_pass()
@@ -79,7 +81,7 @@ def rows_of(
     if is_table(source):
         return table_rows(source, columns)
     if hasattr(source, "__iter__") and not hasattr(source, "__len__"):
-        return RowStream(_Passes(undecoded(source)))
+        return RowStream(_Passes(undecoded(source)), hasattr(source, "__next__"))
     raise TypeError(
         "`source` must be a list of dicts, a `datasets.Dataset` (one split of a "
         "`DatasetDict`: `dataset['train']`) or a stream of rows, or the path of a file "

@@ -92,6 +92,11 @@ class RecordStream:
         result.seed = seed
         return result
 
+    @property
+    def is_once(self) -> bool:
+        """Whether the stream can be read through only once, as an iterator."""
+        return self.rows.is_once
+
     def __iter__(self) -> Iterator:
         return self.records(0)
 

@@ -35,14 +35,14 @@ def load_vqa(
     id_column: str | None = None,
     prompt_suffix: str = "",
     on_error: str = "raise",
-) -> Records:
+) -> Records | RecordStream:
     """Loads questions with their answers, one in each row.
 
     The image column holds a source that `load_image` reads, a list of sources for
     several images, or `None` for a question of text alone. The answer column holds a
-    text, a number, or a list of them or of `{"answer": ...}`, of which the most frequent
-    one is used. One mark for each image is put in front of the question, unless it has
-    as many marks itself.
+    text, a number, or a list of them or of `{"answer": ...}`, of which the most
+    frequent one is used. One mark for each image is put in front of the question,
+    unless it has as many marks itself.
 
     The image files in a Hugging Face dataset are read when a batch needs them. Those
     in Parquet files are kept in memory; if they do not fit, load the files by

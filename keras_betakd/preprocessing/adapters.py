@@ -7,8 +7,11 @@ import numpy as np
 from keras import tree
 
 from keras_betakd.data.batches import expect_positive
+from keras_betakd.data.columns import is_records, record_columns
+from keras_betakd.data.streams import RecordStream
 from keras_betakd.preprocessing.iterables import (
     IterableBatches,
+    StreamBatches,
     from_data_loader,
     from_tf_dataset,
 )
@@ -19,9 +22,10 @@ def as_dataset(x, batch_size, shuffle=False):
     """A `PyDataset` of the batches of `x`, or `None` if `x` is arrays.
 
     Args:
-        x: raw records (a dict of columns, a list of dicts, a Hugging Face table), a
-            `PyDataset`, a `tf.data.Dataset`, a torch `DataLoader`, a generator or
-            another iterator of batches, or arrays.
+        x: raw records (a dict of columns, a list of dicts, a Hugging Face table, what a
+            loader of `keras_betakd.data` returns, also as a stream), a `PyDataset`, a
+            `tf.data.Dataset`, a torch `DataLoader`, a generator or another iterator of
+            batches, or arrays.
         batch_size: records per batch of raw records; 32 if `None`.
         shuffle: whether to shuffle raw records in each epoch.
 
@@ -31,9 +35,11 @@ def as_dataset(x, batch_size, shuffle=False):
     if isinstance(x, keras.utils.PyDataset):
         return x
     records = raw_records(x)
+    size = 32 if batch_size is None else batch_size
     if records is not None:
-        size = 32 if batch_size is None else batch_size
         return RecordBatches(records, size, shuffle)
+    if isinstance(x, RecordStream):
+        return StreamBatches(x, size)
     if hasattr(x, "as_numpy_iterator"):  # tf.data.Dataset
         return from_tf_dataset(x)
     if hasattr(x, "batch_sampler"):  # torch.utils.data.DataLoader
@@ -61,6 +67,8 @@ def is_raw_records(x):
 
 def raw_records(x):
     """Raw records as a dict of columns or a table; `None` if `x` is none of them."""
+    if is_records(x):
+        return record_columns(x)
     if _is_list_of_records(x):
         return _columns(x)
     if is_raw_records(x):
@@ -99,7 +107,8 @@ def _columns(rows):
             raise ValueError(
                 "A list of records must hold dicts that all have the same keys, among "
                 'them "prompts" and "responses". Received: record number '
-                f"{number} with {found}, the first with {sorted(map(str, keys))}"
+                f"{number} with {found}, the first with {sorted(map(str, keys))}."
+                + _loader_of(keys)
             )
     return {key: [row[key] for row in rows] for key in rows[0]}
 
@@ -129,13 +138,13 @@ def _refusal(x):
     if _column_names(x) and hasattr(x, "__len__"):
         return (
             'A table needs the columns "prompts" and "responses" (`rename_columns`). '
-            f"Received: columns {list(x.column_names)}."
+            f"Received: columns {list(x.column_names)}." + _loader_of(x.column_names)
         )
     if hasattr(x, "column_names") and hasattr(x, "__iter__"):
         return (
             "A streaming table comes record by record: pass `torch.utils.data."
             "DataLoader(dataset, batch_size=...)`, or `iter(dataset.batch(...))` with "
-            "`steps_per_epoch`."
+            "`steps_per_epoch`." + _loader_of(x.column_names or ())
         )
     if hasattr(x, "to_pydict"):  # pyarrow
         return "Pass the columns of the table: `table.to_pydict()`."
@@ -145,8 +154,24 @@ def _refusal(x):
         if not hasattr(x, "shape") and not isinstance(x, (list, tuple, str, bytes)):
             return "Pass a torch data set in a `torch.utils.data.DataLoader`."
     if isinstance(x, (str, bytes)) or hasattr(x, "__fspath__"):
-        return "Load a file first, for example by `keras_betakd.data.load_llava`."
+        return "Load a file first, for example by `keras_betakd.data.load_chat`."
     return None
+
+
+# The first keys that are there say what the records are.
+_LOADERS = {
+    "load_chat": ("messages", "conversations", "conversation", "texts", "query"),
+    "load_vqa": ("question", "questions", "answer", "answers"),
+    "load_captions": ("caption", "captions"),
+}
+
+
+def _loader_of(keys):
+    """A sentence on the loader for records with these keys; empty if none is known."""
+    for name, known in _LOADERS.items():
+        if any(key in keys for key in known):
+            return f" These are read by `keras_betakd.data.{name}`: `fit({name}(x))`."
+    return ""
 
 
 def _is_text_column(column):

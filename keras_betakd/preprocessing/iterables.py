@@ -1,10 +1,15 @@
 """Batches of tf.data, PyTorch and generators, which can only be read in their order."""
 
+import itertools
 import threading
 import warnings
 
 import keras
 from keras import tree
+
+from keras_betakd.data.batches import expect_positive
+from keras_betakd.data.columns import record_columns
+from keras_betakd.preprocessing.records import PlacedRecords
 
 
 class IterableBatches(keras.utils.PyDataset):
@@ -38,6 +43,10 @@ class IterableBatches(keras.utils.PyDataset):
 
     def _new_pass(self):
         self._iterator, self._read, self._kept = None, 0, {}
+
+    def _open(self):
+        """An iterator of a pass over the data."""
+        return iter(self.iterable)
 
     @property
     def num_batches(self):
@@ -78,7 +87,7 @@ class IterableBatches(keras.utils.PyDataset):
         if self._num_batches is not None and index >= self._num_batches:
             return False
         if self._iterator is None:
-            self._iterator = iter(self.iterable)
+            self._iterator = self._open()
         while self._read <= index:
             try:
                 batch = next(self._iterator)
@@ -105,6 +114,35 @@ class IterableBatches(keras.utils.PyDataset):
             )
             self._num_batches = None  # it does not know its length: say so once
         return False
+
+
+class StreamBatches(IterableBatches):
+    """Batches of raw records out of a stream, whose order each pass sets by its number.
+
+    Args:
+        stream: a `RecordStream`.
+        batch_size: records per batch.
+    """
+
+    def __init__(self, stream, batch_size):
+        expect_positive("batch_size", batch_size)
+        self.batch_size = batch_size
+        super().__init__(stream)
+
+    def start_epoch(self, epoch):
+        with self._lock:
+            # What was looked at is of the pass before, in the order of that one.
+            if not self._begun and epoch != self.epoch and not self.iterable.is_once:
+                self._new_pass()
+        super().start_epoch(epoch)
+
+    def _open(self):
+        records = iter(self.iterable.records(self.epoch))
+        first = 0
+        while taken := list(itertools.islice(records, self.batch_size)):
+            places = [f"number {first + i} of the pass" for i in range(len(taken))]
+            first += len(taken)
+            yield PlacedRecords(record_columns(taken), places)
 
 
 def has_batch(dataset, index):
