@@ -74,8 +74,9 @@ def translated(
     """
     if isinstance(images, Mapping):
         return _by_name(record_id, prompts, images)
-    kinds = _kinds(prompts)
-    if not kinds or any(IMAGE_MARK in text for text in prompts):
+    is_marked = any(IMAGE_MARK in text for text in prompts)
+    kinds = [] if is_marked else _kinds(prompts)
+    if not kinds:
         return list(prompts), list(images)
     if len(kinds) > 1:
         message = "marks of one kind must show where the images are."

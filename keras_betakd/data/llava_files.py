@@ -81,9 +81,6 @@ def llava_record(record_id: str, item: Any, maker: RecordMaker) -> LlavaRecord:
         message = "a record must be a dict with the key 'conversations'."
         raise record_error(record_id, message, reprlib.repr(item))
     expect_id(record_id, item.get("id"), "id")
-    if item.get("images"):
-        message = "images belong under the key 'image'; `load_chat` reads 'images' too."
-        raise record_error(record_id, message, reprlib.repr(item["images"]))
     if item.get("conversations") is None:
         raise record_error(
             record_id,
@@ -91,4 +88,7 @@ def llava_record(record_id: str, item: Any, maker: RecordMaker) -> LlavaRecord:
             "'messages' and other forms.",
             f"keys {reprlib.repr(sorted(map(str, item)))}",
         )
+    if item.get("images"):
+        message = "images belong under the key 'image'; `load_chat` reads 'images' too."
+        raise record_error(record_id, message, reprlib.repr(item["images"]))
     return maker.record(record_id, chat_of(record_id, item, "conversations"))

@@ -96,7 +96,8 @@ def csv_rows(path: str | os.PathLike) -> Iterator[dict]:
     delimiter = CSV_ENDINGS[os.path.splitext(path)[1].lower()]
     with open_text(path, newline="") as file:
         header = next(csv.reader(file, delimiter=delimiter), [])
-    if len(set(header)) < len(header) or not all(name.strip() for name in header):
+    is_named = header and all(name.strip() for name in header)
+    if not is_named or len(set(header)) < len(header):
         raise ValueError(
             f"{os.fspath(path)!r} must begin with a line of column names, each once. "
             f"Received: {header}"

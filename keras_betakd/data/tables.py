@@ -3,7 +3,7 @@
 import copy
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -44,7 +44,9 @@ def table_rows(
 
 def is_table(source: Any) -> bool:
     """Whether `source` has named columns and rows by index, as `datasets.Dataset`."""
-    return all(hasattr(source, a) for a in ("column_names", "__getitem__", "__len__"))
+    # A `DatasetDict` has these too, and is several tables.
+    names = ("column_names", "__getitem__", "__len__")
+    return not isinstance(source, Mapping) and all(hasattr(source, n) for n in names)
 
 
 def expect_columns(where: str, present: Iterable[str], columns: Sequence[str]) -> None:
@@ -70,7 +72,8 @@ def expect_columns(where: str, present: Iterable[str], columns: Sequence[str]) -
     if lacking:
         raise ValueError(
             f"{where} lacks the columns {lacking}. Say what they are called with "
-            "`image_column`, `question_column`, `answer_column` and `id_column`. "
+            "`image_column`, `question_column`, `answer_column`, `id_column`, or "
+            "another argument of the loader. "
             f"Received: {sorted(map(str, present))}"
         )
 

@@ -1,0 +1,314 @@
+"""Conversations in every public form become the same record, or are refused by name."""
+
+import json
+
+import datasets
+import numpy as np
+import pyarrow
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from keras_betakd.data import LlavaDataset, load_chat, load_llava
+from keras_betakd.data.llava_records import read_images
+
+COLORS = {"a.png": (220, 30, 30), "b.png": (30, 30, 220)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, color in COLORS.items():
+        Image.new("RGB", (6, 4), color).save(tmp_path / name)
+    return tmp_path
+
+
+def only(row, folder=None, **options):
+    (record,) = load_chat([row], folder, **options)
+    return record
+
+
+def colors_of(record):
+    """The names of the images that a record shows, in their order."""
+    names = {color: name for name, color in COLORS.items()}
+    return [names[tuple(image[0, 0].tolist())] for image in read_images(record)]
+
+
+def message(role, content):
+    return {"role": role, "content": content}
+
+
+def talk(question, answer="A cat."):
+    return [message("user", question), message("assistant", answer)]
+
+
+IMAGE = {"type": "image"}
+WHAT = {"type": "text", "text": "What?"}
+QUESTION = "<image>\nWhat?"
+
+# Each form of the same question, "What?", about a.png, and its answer, "A cat.".
+SAME = {
+    "ms-swift": {"messages": talk(QUESTION), "images": ["a.png"]},
+    "one_path": {"messages": talk(QUESTION), "images": "a.png"},
+    "no_mark": {"messages": talk("What?"), "images": ["a.png"]},
+    "trl": {"messages": talk([IMAGE, WHAT]), "images": ["a.png"]},
+    "trl_index": {
+        "messages": talk([{**IMAGE, "index": 0, "text": None}, {**WHAT, "index": None}]),
+        "images": ["a.png"],
+    },
+    "qwen": {"messages": talk([{**IMAGE, "image": "a.png"}, WHAT])},
+    "qwen_api": {"messages": talk([{"image": "a.png"}, {"text": "What?"}])},
+    "openai": {
+        "messages": talk([{"type": "image_url", "image_url": {"url": "a.png"}}, WHAT])
+    },
+    "llava": {
+        "image": "a.png",
+        "conversations": [
+            {"from": "human", "value": QUESTION},
+            {"from": "gpt", "value": "A cat."},
+        ],
+    },
+    "sharegpt": {"conversations": talk(QUESTION), "images": ["a.png"]},
+    "bot": {
+        "conversations": [message("user", QUESTION), message("bot", "A cat.")],
+        "image": "a.png",
+    },
+    "pairs": {
+        "conversation": [{"human": QUESTION, "assistant": "A cat."}],
+        "images": ["a.png"],
+    },
+    "xtuner": {
+        "conversation": [{"system": "", "input": QUESTION, "output": "A cat."}],
+        "image": "a.png",
+    },
+    "cauldron": {
+        "images": ["a.png"],
+        "texts": [{"user": "What?", "assistant": "A cat.", "source": "x"}],
+    },
+    "query": {"query": QUESTION, "response": "A cat.", "images": ["a.png"]},
+    "alpaca": {"instruction": QUESTION, "input": "", "output": "A cat.", "image": "a.png"},
+    "completion": {"prompt": QUESTION, "completion": "A cat.", "images": ["a.png"]},
+    "trl_completion": {
+        "prompt": [message("user", [IMAGE, WHAT])],
+        "completion": [message("assistant", "A cat.")],
+        "images": ["a.png"],
+    },
+    "minicpm": {
+        "image": {"<image_00>": "a.png"},
+        "conversations": talk("<image_00>\nWhat?"),
+    },
+    "qwen_vl": {"conversations": talk("<img>a.png</img>\nWhat?")},
+    "xcomposer": {"image": ["a.png"], "conversations": talk("<ImageHere>\nWhat?")},
+    "deepseek_vl": {"images": ["a.png"], "messages": talk("<image_placeholder>\nWhat?")},
+    "numbered": {"images": ["a.png"], "messages": talk("<image_1>\nWhat?")},
+    "phi": {"images": ["a.png"], "messages": talk("<|image_1|>\nWhat?")},
+    "qwen2_vl": {
+        "images": ["a.png"],
+        "messages": talk("<|vision_start|><|image_pad|><|vision_end|>\nWhat?"),
+    },
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_every_form_is_the_same_record(name, folder):
+    # Most of them were refused, or lost the image and trained blind.
+    record = only({"id": "7", **SAME[name]}, folder)
+    assert (record.prompts, record.responses) == ((QUESTION,), ("A cat.",))
+    assert (record.id, record.system, colors_of(record)) == ("7", None, ["a.png"])
+
+
+def test_text_alone_in_every_form():
+    for name, row in SAME.items():
+        text = json.dumps(row).replace("<image>\\n", "")
+        row = json.loads(text.replace('"a.png"', '""'))
+        if name in ("ms-swift", "one_path", "llava", "bot", "pairs", "query", "alpaca"):
+            assert only(row).prompts == ("What?",)
+
+
+SYSTEMS = [
+    {"system": "Be brief.", "messages": talk("Hi")},
+    {"system_prompt": "Be brief.", "query": "Hi", "response": "A cat."},
+    {"messages": [message("system", "Be brief."), *talk("Hi")]},
+    {"messages": [message("developer", [{"text": "Be brief."}]), *talk("Hi")]},
+    {"conversation": [{"system": "Be brief.", "input": "Hi", "output": "A cat."}]},
+    {"system": "Be brief.", "messages": [message("system", "Be brief."), *talk("Hi")]},
+]
+
+
+@pytest.mark.parametrize("row", SYSTEMS)
+def test_the_system_is_kept(row):
+    # Reported bug: the keys vanished, and a turn of it was refused.
+    record = only(row)
+    assert (record.system, record.prompts) == ("Be brief.", ("Hi",))
+    records = [record, *load_llava([{"conversations": talk("Hi")}])]
+    assert LlavaDataset(records, 2)[0]["system"] == ["Be brief.", None]
+    assert "system" not in LlavaDataset(records[1:], 2)[0]
+
+
+def test_several_turns_and_images_keep_their_places(folder):
+    both = ["a.png", "b.png"]
+    history = {"history": [["Hi", "Hello!"]], "query": "Why?", "response": "So."}
+    assert only(history).prompts == ("Hi", "Why?")
+    alpaca = {"instruction": "Add.", "input": "1 2", "output": "3"}
+    assert only(alpaca).prompts == ("Add.\n1 2",)
+    parts = [{"text": "Is "}, IMAGE, {"text": " like "}, IMAGE, {"text": " <image>?"}]
+    record = only({"messages": talk(parts), "images": both}, folder)
+    assert record.prompts == ("Is <image> like <image> < image>?",)
+    assert colors_of(record) == both
+    turned = [{**IMAGE, "index": 1}, {**IMAGE, "index": 0}, WHAT]
+    record = only({"messages": talk(turned), "images": both}, folder)
+    assert record.prompts == ("<image>\n<image>\nWhat?",)
+    assert colors_of(record) == both[::-1]
+    for text in ("<image_2> or <image_1>?", "<image_1> or <image_0>?"):
+        record = only({"messages": talk(text), "images": both}, folder)
+        assert record.prompts == ("<image> or <image>?",)
+        assert colors_of(record) == both[::-1]
+    record = only({"messages": talk("Which?"), "images": both}, folder)
+    assert record.prompts == ("<image>\n<image>\nWhich?",)
+    named = {"<image_00>": "a.png", "<image_01>": "b.png"}
+    row = {"image": named, "conversations": talk("<image_01> or <image_00>?")}
+    assert colors_of(only(row, folder)) == both[::-1]
+
+
+def test_names_of_columns(folder):
+    row = {"dialog": talk("What?"), "messages": talk("Other"), "img": "a.png", "n": 3}
+    options = {"chat_column": "dialog", "image_column": "img", "id_column": "n"}
+    record = only(row, folder, **options)
+    assert (record.id, record.prompts) == ("3", (QUESTION,))
+    with pytest.raises(ValueError, match=r"lacks the columns \['dialogs'\]"):
+        only(row, folder, chat_column="dialogs")
+
+
+TOOL = {"role": "tool", "content": "7"}
+BOTH = {"images": ["a.png", "b.png"]}
+
+
+@pytest.mark.parametrize(
+    "row, reason",
+    [
+        ({"question": "?", "answer": "a"}, "`load_vqa` reads.*'answer', 'id', 'question'"),
+        ({"messages": talk("a"), "texts": []}, "2 conversations.*'messages', 'texts'"),
+        ({"messages": "Hi"}, "'messages' must hold a list"),
+        ({"messages": talk("Hi", None)}, "turn 1 must be a dict"),
+        ({"query": "Hi", "response": 7}, "turn 0 must have a text"),
+        ({"messages": talk("Hi", "")}, "`responses` must not be empty"),
+        ({"messages": talk("Hi")[:1]}, "needs an answer"),
+        ({"messages": [*talk("Hi"), TOOL]}, "turn 2 is of 'tool'.*cannot be trained"),
+        ({"messages": talk("Hi"), "tools": "[{}]"}, "tools cannot be trained"),
+        (
+            {"messages": [message("user", "Hi"), {**talk("")[1], "tool_calls": [{}]}]},
+            "turn 1 calls a tool",
+        ),
+        (
+            {"messages": [*talk("Hi")[:1], {**talk("")[1], "loss": False}]},
+            "turn 1 is marked as not to be trained.*loss=False",
+        ),
+        ({"messages": [*talk("Hi"), message("system", "x")]}, "comes first and once"),
+        ({"messages": talk("Hi"), "system": 7}, "'system' must hold a text"),
+        (
+            {"messages": [message("system", "x"), *talk("Hi")], "system": "y"},
+            "one system's text",
+        ),
+        ({"messages": talk("Hi"), "videos": ["a.mp4"]}, "video and audio are not read"),
+        ({"messages": talk([{"type": "video", "video": "x"}])}, "video, audio"),
+        ({"messages": talk("Hi", [{**IMAGE, "image": "a.png"}])}, "in the user's turns"),
+        ({"messages": talk("Hi"), "objects": {"bbox": [[1, 2]]}}, "boxes are not put"),
+        ({"messages": talk("Hi"), "image": "a.png", **BOTH}, "under one key.*'images'"),
+        ({"messages": talk("<image>?"), **BOTH}, "1 marks, 2 images"),
+        ({"messages": talk([IMAGE, WHAT]), **BOTH}, "1 parts, 2 images beside"),
+        ({"messages": talk([IMAGE, IMAGE, IMAGE]), **BOTH}, "3 parts, 2 images beside"),
+        ({"messages": talk("<image_1> <image_3>"), **BOTH}, r"the numbers \[1, 3\]"),
+        ({"messages": talk("<ImageHere> <image_1>"), **BOTH}, "marks of one kind"),
+        ({"messages": talk("<img>a.png</img>"), **BOTH}, "in the text or beside it"),
+        (
+            {"conversations": talk("?"), "image": {"<image_00>": "a.png"}},
+            "each image must have one mark",
+        ),
+        ({"conversations": talk("?"), **BOTH}, "0 marks, 2 images"),
+        ({"prompt": "Hi", "completion": talk("Hi")}, "both be texts"),
+        ({"prompt": talk("Hi"), "completion": talk("")[1:]}, "would be trained like"),
+        ({"query": "a", "response": "b", "history": ["a", "b"]}, "'history' must hold"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_by_the_record(row, reason, folder):
+    with pytest.raises(ValueError, match=f"Record 'x': .*{reason}"):
+        only({"id": "x", **row}, folder)
+    ok = {"messages": talk("Hi")}
+    with pytest.warns(UserWarning, match="1 of 2 records.*'x'"):
+        records = load_chat([{"id": "x", **row}, ok], folder, on_error="skip")
+    assert [record.prompts for record in records] == [("Hi",)]
+
+
+KEYS = ("image_path", "img", "image_file", "file_name", "image_url", "image_paths")
+
+
+@pytest.mark.parametrize("key", [*KEYS, "media", "videos", "audios"])
+@pytest.mark.parametrize("load", [load_llava, load_chat])
+def test_an_image_under_another_key_is_not_lost(key, load):
+    # Reported bug: a whole data set was trained blind, its marks being text.
+    row = {"id": "1", key: "a.jpg", "conversations": talk("<image>\nWhat?")}
+    with pytest.raises(ValueError, match=f"Record '1': .*{key}='a.jpg'"):
+        load([row])
+
+
+def test_marks_without_any_image(folder):
+    rows = [{"id": str(n), "messages": talk("<image>\nWhat?")} for n in range(12)]
+    with pytest.raises(ValueError, match="No record has an image, but 12 .*'9', ..."):
+        load_chat(rows, folder, on_error="skip")
+    with pytest.warns(UserWarning, match="12 records without image.*'0'") as caught:
+        records = load_chat([*rows, SAME["ms-swift"]], folder)
+    assert (len(records), caught[0].filename) == (13, __file__)
+    assert records[0].prompts == ("< image>\nWhat?",)
+
+
+ROWS = [
+    {"id": "1", "images": ["a.png"], "conversations": talk(QUESTION)},
+    {"id": "2", "images": [], "conversations": talk("Hi", "Hello!")},
+]
+
+
+def with_files(folder):
+    """The rows as tables on the hub have them, with the files in them."""
+    files = {name: (folder / name).read_bytes() for name in COLORS}
+    cells = [[{"bytes": files[n], "path": n} for n in row["images"]] for row in ROWS]
+    return [{**row, "images": cell} for row, cell in zip(ROWS, cells, strict=True)]
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl", "parquet", "table", "stream"])
+def test_files_and_tables(kind, folder):
+    path = folder / "rows.data"
+    if kind == "json":
+        path.write_text(json.dumps(ROWS))
+    elif kind == "jsonl":
+        path.write_text("\n".join(map(json.dumps, ROWS)))
+    source = path
+    if kind == "parquet":
+        source = folder / "train-00000.parquet"
+        parquet.write_table(pyarrow.Table.from_pylist(with_files(folder)), source)
+    elif kind in ("table", "stream"):
+        table = datasets.Dataset.from_list(with_files(folder))
+        source = table.cast_column("images", datasets.List(datasets.Image()))
+        source = source.to_iterable_dataset() if kind == "stream" else source
+    records = list(load_chat(source, folder))
+    assert [record.id for record in records] == ["1", "2"]
+    assert [record.responses for record in records] == [("A cat.",), ("Hello!",)]
+    assert colors_of(records[0]) == ["a.png"] and records[1].images == ()
+    if kind == "table":  # Reported bug: a TypeError; as a list, all in memory.
+        assert len(records[0].images[0]) == 0, "the file is held"
+
+
+def test_sources_that_are_no_records(folder):
+    table = datasets.Dataset.from_list([{"messages": talk("Hi")}])
+    with pytest.raises(TypeError, match=r"one split of a `DatasetDict`"):
+        load_chat(datasets.DatasetDict(train=table))
+    (folder / "a.csv").write_text("id,messages\n1,Hi,more\n")
+    with pytest.raises(ValueError, match="line 2: a row must have 2 fields"):
+        load_chat(folder / "a.csv")
+    with pytest.raises(ValueError, match="Not a Parquet file"):
+        (folder / "a.parquet").write_text("no")
+        load_chat(folder / "a.parquet")
+
+
+def test_images_are_as_in_memory(folder):
+    pixels = np.full((4, 6, 3), COLORS["b.png"], "uint8")
+    row = {"messages": talk("?"), "images": [pixels, Image.open(folder / "a.png")]}
+    assert colors_of(only(row)) == ["b.png", "a.png"]
