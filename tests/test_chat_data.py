@@ -52,7 +52,9 @@ SAME = {
     "no_mark": {"messages": talk("What?"), "images": ["a.png"]},
     "trl": {"messages": talk([IMAGE, WHAT]), "images": ["a.png"]},
     "trl_index": {
-        "messages": talk([{**IMAGE, "index": 0, "text": None}, {**WHAT, "index": None}]),
+        "messages": talk(
+            [{**IMAGE, "index": 0, "text": None}, {**WHAT, "index": None}]
+        ),
         "images": ["a.png"],
     },
     "qwen": {"messages": talk([{**IMAGE, "image": "a.png"}, WHAT])},
@@ -85,7 +87,12 @@ SAME = {
         "texts": [{"user": "What?", "assistant": "A cat.", "source": "x"}],
     },
     "query": {"query": QUESTION, "response": "A cat.", "images": ["a.png"]},
-    "alpaca": {"instruction": QUESTION, "input": "", "output": "A cat.", "image": "a.png"},
+    "alpaca": {
+        "instruction": QUESTION,
+        "input": "",
+        "output": "A cat.",
+        "image": "a.png",
+    },
     "completion": {"prompt": QUESTION, "completion": "A cat.", "images": ["a.png"]},
     "trl_completion": {
         "prompt": [message("user", [IMAGE, WHAT])],
@@ -98,7 +105,10 @@ SAME = {
     },
     "qwen_vl": {"conversations": talk("<img>a.png</img>\nWhat?")},
     "xcomposer": {"image": ["a.png"], "conversations": talk("<ImageHere>\nWhat?")},
-    "deepseek_vl": {"images": ["a.png"], "messages": talk("<image_placeholder>\nWhat?")},
+    "deepseek_vl": {
+        "images": ["a.png"],
+        "messages": talk("<image_placeholder>\nWhat?"),
+    },
     "numbered": {"images": ["a.png"], "messages": talk("<image_1>\nWhat?")},
     "phi": {"images": ["a.png"], "messages": talk("<|image_1|>\nWhat?")},
     "qwen2_vl": {
@@ -185,7 +195,10 @@ BOTH = {"images": ["a.png", "b.png"]}
 @pytest.mark.parametrize(
     "row, reason",
     [
-        ({"question": "?", "answer": "a"}, "`load_vqa` reads.*'answer', 'id', 'question'"),
+        (
+            {"question": "?", "answer": "a"},
+            "`load_vqa` reads.*'answer', 'id', 'question'",
+        ),
         ({"messages": talk("a"), "texts": []}, "2 conversations.*'messages', 'texts'"),
         ({"messages": "Hi"}, "'messages' must hold a list"),
         ({"messages": talk("Hi", None)}, "turn 1 must be a dict"),
@@ -210,7 +223,10 @@ BOTH = {"images": ["a.png", "b.png"]}
         ),
         ({"messages": talk("Hi"), "videos": ["a.mp4"]}, "video and audio are not read"),
         ({"messages": talk([{"type": "video", "video": "x"}])}, "video, audio"),
-        ({"messages": talk("Hi", [{**IMAGE, "image": "a.png"}])}, "in the user's turns"),
+        (
+            {"messages": talk("Hi", [{**IMAGE, "image": "a.png"}])},
+            "in the user's turns",
+        ),
         ({"messages": talk("Hi"), "objects": {"bbox": [[1, 2]]}}, "boxes are not put"),
         ({"messages": talk("Hi"), "image": "a.png", **BOTH}, "under one key.*'images'"),
         ({"messages": talk("<image>?"), **BOTH}, "1 marks, 2 images"),

@@ -1,4 +1,4 @@
-"""Questions, captions and benchmarks' training files, as they are on disk and the hub."""
+"""Questions, captions and files of benchmarks, as they are on disk and the hub."""
 
 import json
 

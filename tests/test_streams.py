@@ -12,8 +12,7 @@ from PIL import Image
 from tiny_models import tiny_gemma_text
 
 from keras_betakd import BetaKDDistiller, ForwardKLEnergy, ProcessShare
-from keras_betakd.data import load_captions, load_chat, load_vqa
-from keras_betakd.data import tar_files
+from keras_betakd.data import load_captions, load_chat, load_vqa, tar_files
 from keras_betakd.data.llava_records import read_images
 from keras_betakd.preprocessing.adapters import as_dataset
 from keras_betakd.preprocessing.batches import BatchFormatter, formatted
@@ -125,6 +124,9 @@ def test_files_that_are_no_tar_files(tmp_path):
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(ValueError, match="a.tar' cannot be read to its end"):
         list(load_captions(path))
+    whole = shard(tmp_path / "b.tar", 3)
+    with pytest.warns(UserWarning, match="a.tar' cannot be read to its end"):
+        assert len(ids(load_captions([path, whole], on_error="skip"))) == 3
     path.write_bytes(b"no tar file")
     with pytest.raises(ValueError, match="a.tar' cannot be read to its end"):
         list(load_captions(path))

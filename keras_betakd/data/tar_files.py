@@ -74,7 +74,7 @@ def _files_of(entry):
 
 
 def _rows_of_file(path):
-    """The rows of one file; a member that cannot be read makes its row an error."""
+    """The rows of one file; what cannot be read is an error in the place of its row."""
     try:
         # As a stream: what a tar file says of places in itself is not followed.
         with tarfile.open(path, "r|*") as archive:
@@ -93,10 +93,10 @@ def _rows_of_file(path):
             if members:
                 yield _row(path, key, members)
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise ValueError(
+        yield ValueError(
             f"{path!r} cannot be read to its end; it is no tar file, or was cut: make "
             f"or copy it again, or leave it out. ({type(error).__name__}: {error})"
-        ) from error
+        )
 
 
 def _content(archive, member):

@@ -133,7 +133,7 @@ def _refusal(x):
     if isinstance(x, dict) and any(_is_text_column(v) for v in x.values()):
         return (
             'Raw records need "prompts" and "responses" (and "images" for models that '
-            f"see). Received: keys={sorted(map(str, x))}."
+            f"see). Received: keys={sorted(map(str, x))}." + _loader_of(x)
         )
     if _column_names(x) and hasattr(x, "__len__"):
         return (
