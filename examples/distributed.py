@@ -113,9 +113,11 @@ def run(args, scope, rank):
         )
         distiller.compile(keras.optimizers.AdamW(args.learning_rate))
     # All processes make the same batches, and each takes its share of them.
-    answers = "letter" if args.data else "text"
+    options = {}
+    if not args.data:
+        options = {"answer_format": "text", "form": small_gemma.PROMPT_FORM}
     batches = ScienceQADataset(
-        records, args.batch_size, shuffle=True, seed=0, answer_format=answers
+        records, args.batch_size, shuffle=True, seed=0, **options
     )
     share = keras_betakd.ProcessShare(batches)
     # All processes must call fit and evaluate, since each waits for the others.

@@ -44,7 +44,12 @@ def train(teacher, records, name, energy, steps):
     )
     distiller.compile(optimizer=keras.optimizers.Adam(3e-3))
     batches = ScienceQADataset(
-        records, batch_size=BATCH_SIZE, shuffle=True, seed=0, answer_format="text"
+        records,
+        batch_size=BATCH_SIZE,
+        shuffle=True,
+        seed=0,
+        answer_format="text",
+        form=small_gemma.PROMPT_FORM,
     )
     states = []
     for step in range(steps):

@@ -33,7 +33,7 @@ import report
 from progress import Progress
 
 import keras_betakd
-from keras_betakd.data import ScienceQADataset, load_scienceqa, scienceqa_prompt
+from keras_betakd.data import ScienceQADataset, load_scienceqa
 from keras_betakd.evaluation import generate_answers, score_scienceqa
 from keras_betakd.folders import FolderOwner
 from keras_betakd.models import save_preset
@@ -167,6 +167,7 @@ def dataset(records, args, shuffle=False):
         shuffle=shuffle,
         seed=args.seed,
         answer_format="letter" if args.data else "text",
+        form=None if args.data else "llava-1.0",  # as the teacher was trained
     )
 
 
@@ -234,7 +235,7 @@ def finish(rows, student, test, args):
     (answer,) = generate_answers(
         loaded, batch, max_new_tokens=args.max_response_length, progress=False
     ).values()
-    prompt = scienceqa_prompt(record)
+    (prompt,) = batch["prompts"]
     print(f"{prompt}\nThe saved student answers: {answer}")
     path = os.path.join(args.output, "answer.png")
     report.draw_answer(path, record, prompt, answer)

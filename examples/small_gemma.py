@@ -26,6 +26,8 @@ TRAINING = {
     "max_response_length": 3,
 }
 
+PROMPT_FORM = "llava-1.0"  # in which the teacher was trained
+
 STUDENT_WIDTH = 32
 STUDENT_LAYERS = 1
 STUDENT_HEADS = 4

@@ -34,7 +34,8 @@ class Questions:
     def __init__(self, directory, split, image_mark):
         records = load_scienceqa(directory, split)
         self.prompts = [
-            scienceqa_prompt(r).replace(IMAGE_MARK, image_mark) for r in records
+            scienceqa_prompt(r, form="llava-1.0").replace(IMAGE_MARK, image_mark)
+            for r in records
         ]
         self.answers = [scienceqa_response(r, "text") for r in records]
         self.skills = np.array([r.skill for r in records])

@@ -34,7 +34,12 @@ BOUNDS = {
 
 def dataset(records, shuffle=False):
     return ScienceQADataset(
-        records, batch_size=64, shuffle=shuffle, seed=0, answer_format="text"
+        records,
+        batch_size=64,
+        shuffle=shuffle,
+        seed=0,
+        answer_format="text",
+        form=small_gemma.PROMPT_FORM,
     )
 
 

@@ -111,12 +111,27 @@ def _parse(argv):
     add("--sequence-length", type=_positive, help="default: the preset's")
     add("--dtype", help="dtype policy, e.g. bfloat16; default: the preset's")
     add(
+        "--form",
+        choices=[form for b in BENCHMARKS.values() for form in b.forms],
+        help="of scienceqa: the published form of its prompts; default: the text of "
+        "the question file, where DIR has one, else llava-1.5",
+    )
+    add(
+        "--pixels",
+        choices=["corrected", "published"],
+        default="corrected",
+        help="corrected (default): images turned upright, transparent parts white, 16 "
+        "bits scaled; published: as the published evaluations read and crop them",
+    )
+    add(
         "--teacher-answers",
         type=pathlib.Path,
         metavar="FILE",
         help="answers.jsonl of the teacher: adds how far the model repeats its errors",
     )
     args = parser.parse_args(argv)
+    if args.form and args.form not in BENCHMARKS[args.benchmark].forms:
+        parser.error(f"--form: {args.benchmark} has one form only")
     if args.max_new_tokens is None:
         args.max_new_tokens = BENCHMARKS[args.benchmark].max_new_tokens
     if args.output is None:
@@ -146,6 +161,8 @@ def _positive(text):
 
 def _run(args):
     benchmark = BENCHMARKS[args.benchmark]
+    if args.form:
+        benchmark = benchmark.in_form(args.form)
     with usage_errors():
         every = run.load_questions(benchmark, args.data)
         selected = benchmark.first(every, args.limit or len(every))
@@ -189,15 +206,14 @@ def _run_in(journal, args, benchmark, every, selected, teacher):
 
 def _generate(args, benchmark, questions, journal):
     """Generates the answers to these questions and appends them to the journal."""
-    model = run.load_generator(args, questions)
+    model = run.load_generator(args, benchmark, questions)
     interrupts.raise_if_noted()
     with usage_errors():
         journal.expect_maker(run.maker_of(model))
     bar = keras.utils.Progbar(len(questions), unit_name="question")
     bar.update(0)  # the first answers may take a minute
-    for lines in answer_lines(
-        model, benchmark, questions, args.batch_size, args.max_new_tokens
-    ):
+    options = args.batch_size, args.max_new_tokens, args.pixels == "published"
+    for lines in answer_lines(model, benchmark, questions, *options):
         journal.append([{**line, "model_id": args.model} for line in lines])
         interrupts.raise_if_noted()
         bar.add(len(lines))

@@ -113,7 +113,7 @@ def test_a_model_is_prompted_and_scored(name, data, student, tmp_path, capsys):
     assert set(answers) == {question.id for question in chosen}
     expected = json.loads(json.dumps(benchmark.scores(chosen, answers)))
     assert {key: report[key] for key in expected} == expected
-    assert report["prompt_format"] == benchmark.prompt_format
+    assert report["prompt_format"] == benchmark.prompt_format_of(chosen)
     assert all(line["model_id"] == str(student) for line in lines)
     printed = capsys.readouterr().out
     assert f"{len(chosen)} questions, {len(chosen)} to be answered" in printed

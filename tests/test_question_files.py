@@ -241,8 +241,8 @@ def test_scienceqa_as_a_table(folder):
         load_scienceqa(path),
     ):
         first, second = ScienceQADataset(records, 1)
-        assert first["prompts"][0].startswith("<image>\nContext: Look.\nQuestion: A m")
-        assert first["responses"][0] == "The answer is A."
+        assert first["prompts"][0].startswith("<image>\nContext: Look.\nA m")
+        assert first["responses"][0] == "A"
         assert tuple(first["images"][0][0][0, 0].tolist()) == RED
         assert (second["ids"][0], second["images"]) == ("1", [[]])
     assert len(load_scienceqa(table)[0].image) == 0, "the file is held"

@@ -45,15 +45,51 @@ def test_prompts_and_targets_are_the_published_ones():
         pid = expected["entry"]["id"]
         problem = case["inputs"]["problems"][pid]
         item = ScienceQARecord(id=pid, **problem)
-        prompt = scienceqa_prompt(item, suffix=LETTER_PROMPT_SUFFIX)
+        prompt = scienceqa_prompt(item, LETTER_PROMPT_SUFFIX, form="llava-1.0")
         assert prompt == expected["model_question"]
         target = expected["entry"]["conversations"][1]["value"]
-        assert scienceqa_response(item) == target
+        assert scienceqa_response(item, form="llava-1.0") == target
+
+
+def test_the_form_is_that_of_the_published_numbers():
+    """Every question was asked in LLaVA-1.0's form, which no later number used.
+
+    The first is problem 11 of the test split as LLaVA-1.5's released log has it.
+    """
+    colonies = ("Maryland", "New Hampshire", "Rhode Island", "Vermont")
+    question = "What is the name of the colony shown?"
+    item = record("11", "image.png", question=question, choices=colonies, answer=1)
+    published = (
+        "<image>\nWhat is the name of the colony shown?\nA. Maryland\n"
+        "B. New Hampshire\nC. Rhode Island\nD. Vermont\n"
+        "Answer with the option's letter from the given choices directly."
+    )
+    assert scienceqa_prompt(item, LETTER_PROMPT_SUFFIX) == published
+    assert scienceqa_response(item) == "B"
+    hinted = record(hint="Read.", question="Which?")
+    assert scienceqa_prompt(hinted) == "Context: Read.\nWhich?\nA. x\nB. y"
+    with pytest.raises(ValueError, match="`form` must be one of"):
+        scienceqa_prompt(item, form="llava")
+
+
+def test_a_question_file_s_own_text_is_asked_unless_a_form_is_named():
+    item = record(prompt="Which one is it, x or y?")
+    assert scienceqa_prompt(item) == "Which one is it, x or y?"
+    assert scienceqa_prompt(item, form="llava-1.5") == "?\nA. x\nB. y"
+
+
+def test_instruction_and_target_go_together(folder):
+    records = load_scienceqa(folder)
+    letters = ScienceQADataset(records, 8)[0]
+    assert all(p.endswith(LETTER_PROMPT_SUFFIX) for p in letters["prompts"])
+    for options in ({"answer_format": "text"}, {"form": "llava-1.0"}):
+        batch = ScienceQADataset(records, 8, **options)[0]
+        assert not any(p.endswith("directly.") for p in batch["prompts"])
 
 
 def test_four_spaces_become_two_as_published():
     item = record(question="a    b   c  d")
-    assert "Question: a  b  c d\n" in scienceqa_prompt(item)
+    assert "Question: a  b  c d\n" in scienceqa_prompt(item, form="llava-1.0")
 
 
 def test_image_marks_in_every_user_text_are_neutralized():
@@ -64,9 +100,13 @@ def test_image_marks_in_every_user_text_are_neutralized():
         hint="see <img>",
         image="a.png",
     )
-    assert scienceqa_prompt(item) == (
+    assert scienceqa_prompt(item, form="llava-1.0") == (
         "<image>\nContext: see < img>\nQuestion: What is < image>?\n"
         "Options: (A) < start_of_image> (B) < |image_pad|>"
+    )
+    assert scienceqa_prompt(item) == (
+        "<image>\nContext: see < img>\nWhat is < image>?\n"
+        "A. < start_of_image>\nB. < |image_pad|>"
     )
     assert scienceqa_response(item, "text") == "< start_of_image>"
 
@@ -169,7 +209,7 @@ def test_batches(folder):
     starts = [prompt.startswith("<image>\n") for prompt in first["prompts"]]
     assert starts == [True, False, True]
     letter = "AB"[dataset.records[0].answer]
-    assert first["responses"][0] == f"The answer is {letter}."
+    assert first["responses"][0] == letter
     with pytest.raises(IndexError, match="index=3"):
         dataset[3]
 

@@ -1,5 +1,6 @@
 """Questions out of lists, tables and the files of VQAv2 and LLaVA's ScienceQA."""
 
+import dataclasses
 import json
 import pickle
 import sys
@@ -23,6 +24,7 @@ from keras_betakd.data import (
     scienceqa_response,
 )
 from keras_betakd.data.llava_records import read_images
+from keras_betakd.data.scienceqa import FORMS
 from keras_betakd.data.scienceqa_llava import load_scienceqa_llava
 from keras_betakd.data.vqa import load_vqa, load_vqav2
 from keras_betakd.evaluation.benchmarks.registry import BENCHMARKS
@@ -341,15 +343,15 @@ def test_questions_of_vqav2_that_cannot_be_used_are_skipped(tmp_path):
 # --- LLaVA's ScienceQA ---
 
 
-def llava_entries(folder):
-    """Entries of the test split as LLaVA's converter writes them."""
+def llava_entries(folder, form="llava-1.0"):
+    """Entries of the test split, as LLaVA's converter writes them by default."""
     entries = []
     for record in load_scienceqa(folder, "test"):
-        prompt = scienceqa_prompt(record).removeprefix("<image>\n")
+        prompt = scienceqa_prompt(record, form=form).removeprefix("<image>\n")
         entry = {"id": record.id}
         if record.image is not None:
             prompt, entry["image"] = f"{prompt}\n<image>", f"{record.id}/image.png"
-        answer = scienceqa_response(record)
+        answer = scienceqa_response(record, form=form)
         turns = [{"from": "human", "value": prompt}, {"from": "gpt", "value": answer}]
         entries.append({**entry, "conversations": turns})
     return entries
@@ -367,10 +369,15 @@ def scienceqa(tmp_path):
     return tmp_path
 
 
-def test_llavas_questions_are_those_of_the_official_files(scienceqa):
-    entries = llava_entries(scienceqa)[::-1]
+@pytest.mark.parametrize("form", FORMS)
+def test_llavas_questions_are_those_of_the_official_files(scienceqa, form):
+    """Its own file of LLaVA-1.5's form was refused at the first record."""
+    entries = llava_entries(scienceqa, form)[::-1]
     records = load_scienceqa_llava(write_llava(scienceqa, entries), scienceqa)
-    assert list(records) == list(load_scienceqa(scienceqa, "test"))[::-1]
+    official = list(load_scienceqa(scienceqa, "test"))[::-1]
+    assert [dataclasses.replace(r, prompt="") for r in records] == official
+    asked = [scienceqa_prompt(r) for r in records]
+    assert asked == [scienceqa_prompt(r, form=form) for r in official]
 
 
 def test_published_entries(tmp_path):
@@ -396,7 +403,7 @@ def test_llavas_file_of_other_questions(scienceqa):
     edit_problem(scienceqa, entries[1]["id"], hint="Another.")
     path = write_llava(scienceqa, entries)
     with pytest.raises(
-        ValueError, match=f"Record '{entries[1]['id']}'.*CQM-A.*Another"
+        ValueError, match=f"Record '{entries[1]['id']}'.*the hint 'Another.'"
     ):
         load_scienceqa_llava(path, scienceqa)
     path = write_llava(scienceqa, [{**entries[0], "id": "99"}])

@@ -37,5 +37,5 @@ def as_problem(record):
         answer=record.answer,
         lamplit=False,
         image=load_image(record.image),
-        prompt=scienceqa_prompt(record),
+        prompt=scienceqa_prompt(record, form="llava-1.0"),
     )

@@ -102,7 +102,7 @@ def expect_no_mark(name: str, text: str | None) -> None:
         )
 
 
-def load_image(source) -> np.ndarray:
+def load_image(source, published: bool = False) -> np.ndarray:
     """Reads one image as a `(height, width, 3)` uint8 array in RGB.
 
     Every Pillow mode is accepted (black and white, grey, palette, RGB, RGBA,
@@ -146,14 +146,15 @@ def load_image(source) -> np.ndarray:
     source = _file_or_array(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
-        return _decode(io.BytesIO(data), f"{len(data)} bytes of image data")
+        name = f"{len(data)} bytes of image data"
+        return _decode(io.BytesIO(data), name, published)
     if isinstance(source, (str, os.PathLike)):
         check_image_path(source)
-        return _decode(source, f"path {os.fspath(source)!r}")
+        return _decode(source, f"path {os.fspath(source)!r}", published)
     if is_array(source):
         return array_to_rgb(as_array(source))
     _expect_image(source)
-    return _guarded(lambda: image_to_rgb(source), f"image {source!r}")
+    return _guarded(lambda: _pixels(source, published), f"image {source!r}")
 
 
 def check_image(source) -> None:
@@ -254,7 +255,11 @@ def _from_dict(source):
     )
 
 
-def _decode(file, name):
+def _pixels(image, published):
+    return np.array(image.convert("RGB")) if published else image_to_rgb(image)
+
+
+def _decode(file, name, published):
     from PIL import Image
 
     Image.init()
@@ -263,7 +268,7 @@ def _decode(file, name):
     def read():
         with Image.open(file, formats=formats) as image:
             _refuse_bomb(image, Image.MAX_IMAGE_PIXELS)
-            return image_to_rgb(image)
+            return _pixels(image, published)
 
     return _guarded(read, name)
 

@@ -8,6 +8,7 @@ The training file, `llava_train_CQM-A.json`, is in LLaVA's training format: read
 `load_llava` with `images/train` as the image folder.
 """
 
+import dataclasses
 import os
 
 from keras_betakd.data.batches import expect_on_error, record_error, usable_records
@@ -17,7 +18,11 @@ from keras_betakd.data.llava_files import llava_record
 from keras_betakd.data.llava_records import LlavaRecord
 from keras_betakd.data.loading import RecordMaker
 from keras_betakd.data.row_files import json_rows
-from keras_betakd.data.scienceqa import scienceqa_prompt, scienceqa_response
+from keras_betakd.data.scienceqa import (
+    FORMS,
+    LETTER_PROMPT_SUFFIX,
+    scienceqa_response,
+)
 from keras_betakd.data.scienceqa_records import (
     ScienceQARecord,
     ScienceQARecords,
@@ -34,10 +39,10 @@ def load_scienceqa_llava(
 ) -> ScienceQARecords:
     """Loads the problems that LLaVA's question file holds, as records to score.
 
-    Each entry of the file must equal what this library makes of the same problem in the
-    form "CQM-A" (`scienceqa_prompt`, `scienceqa_response`): prompt, right answer and
-    whether there is an image. A score is then one of the published questions, whichever
-    files they come from.
+    The records are asked by the file's own text (`ScienceQARecord.prompt`), in
+    whichever form it is: two circulate under this name. Each entry must be of the same
+    problem as in `problems.json`: its text holds hint, question and every choice, its
+    answer is the right letter, and it has an image if the problem has one.
 
     Args:
         path: `llava_test_CQM-A.json`.
@@ -70,28 +75,37 @@ def load_scienceqa_llava(
         entry = llava_record(record_id, item, maker)
         record = problem_record(directory, record_id, problems)
         _check_same(entry, record)
-        return record
+        return dataclasses.replace(record, prompt=_without_mark(entry.prompts[0]))
 
     items = with_unique_ids(json_rows(path, on_error), "id")
     return ScienceQARecords(*usable_records(items, read, on_error))
 
 
 def _check_same(entry: LlavaRecord, record: ScienceQARecord):
-    found = _without_mark(entry.prompts[0]), entry.responses, len(entry.images)
-    expected = (
-        _without_mark(scienceqa_prompt(record)),
-        (scienceqa_response(record),),
-        int(record.image is not None),
-    )
-    if found != expected:
+    prompt = _words(entry.prompts[0])
+    texts = record.hint, record.question, *record.choices
+    lacking = [text for text in texts if _words(text) not in prompt]
+    answers = [(scienceqa_response(record, form=form),) for form in FORMS]
+    images = int(record.image is not None)
+    if lacking or entry.responses not in answers or len(entry.images) != images:
         raise record_error(
             entry.id,
-            "LLaVA's file and problems.json must hold the same question, in the form "
-            f"CQM-A. problems.json gives {expected!r} (prompt, answer, images).",
-            repr(found),
+            "LLaVA's file and problems.json must hold the same question. problems.json "
+            f"has the hint {record.hint!r}, the question {record.question!r}, the "
+            f"choices {record.choices!r}, "
+            f"the answer {answers[0][0]!r}, and {images} image(s).",
+            f"{entry.prompts[0]!r}, the answer {entry.responses}, and "
+            f"{len(entry.images)} image(s)",
         )
 
 
+def _words(text):
+    """A text as it is compared: forms differ in spaces, and marks are neutralized."""
+    return " ".join(neutralize_image_marks(text).split())
+
+
 def _without_mark(prompt):
-    # The mark is at the end in LLaVA's file, at the front in its generator's prompts.
-    return neutralize_image_marks(prompt.replace(IMAGE_MARK, "").strip())
+    # The mark is at the end in LLaVA's file, at the front in its generator's prompts,
+    # which append the instruction.
+    text = prompt.replace(IMAGE_MARK, "").strip()
+    return text.removesuffix(LETTER_PROMPT_SUFFIX)

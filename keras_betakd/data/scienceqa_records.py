@@ -41,6 +41,8 @@ class ScienceQARecord:
         subject: "natural science", "social science" or "language science".
         grade: "grade1" to "grade12".
         topic, category, skill, task, lecture, solution, split: As in `problems.json`.
+        prompt: What a question file asks it by, without an image mark; empty if it
+            comes from none.
 
     Raises:
         ValueError: `choices`, `answer`, `question`, `hint`, `subject` or `grade` has
@@ -70,6 +72,7 @@ class ScienceQARecord:
     lecture: str = ""
     solution: str = ""
     split: str = ""
+    prompt: str = ""
 
     def __post_init__(self):
         object.__setattr__(self, "choices", _checked_choices(self))

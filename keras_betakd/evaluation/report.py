@@ -38,6 +38,7 @@ def run_settings(args, questions: str) -> dict:
         "dtype": args.dtype,
         "max_new_tokens": args.max_new_tokens,
         "sequence_length": args.sequence_length,
+        "pixels": args.pixels,
     }
 
 
@@ -69,7 +70,8 @@ def make_report(
         "model": args.model,
         "official": benchmark.official,
         "limit": args.limit,
-        "prompt_format": benchmark.prompt_format,
+        "prompt_format": benchmark.prompt_format_of(questions),
+        "pixels": args.pixels,
         **benchmark.scores(questions, texts),
         "thoughts": thought_counts(texts.values()),
         "new_tokens": {

@@ -245,8 +245,10 @@ def teacher_answers(
     return answers
 
 
-def load_generator(args, questions: Sequence):
+def load_generator(args, benchmark: Benchmark, questions: Sequence):
     """The model that the arguments name, with the sequence length that they give.
+
+    With published pixels, it crops where the published run of its family does.
 
     Raises:
         UsageError: It cannot be loaded, does not generate text, or takes no images
@@ -272,6 +274,10 @@ def load_generator(args, questions: Sequence):
     for name in ("sequence_length", "encoder_sequence_length"):
         if args.sequence_length and hasattr(preprocessor, name):
             setattr(preprocessor, name, args.sequence_length)
+    converter = getattr(preprocessor, "image_converter", None)
+    is_mobilevlm = getattr(converter, "aspect_ratio", None) == "pad"
+    if args.pixels == "published" and benchmark.mobilevlm_crops and is_mobilevlm:
+        converter.aspect_ratio = "crop"
     return model
 
 
@@ -281,6 +287,7 @@ def answer_lines(
     questions: Sequence,
     batch_size: int,
     max_new_tokens: int,
+    published: bool = False,
 ) -> Iterator[list[dict]]:
     """Generates greedy answers and yields them as lines of an answer file.
 
@@ -293,6 +300,7 @@ def answer_lines(
         questions: Its questions.
         batch_size: Questions that are answered at once.
         max_new_tokens: Tokens of an answer.
+        published: Whether images are read as `load_image` does by that name.
 
     Yields:
         The lines of the questions that were answered together, as soon as they are. In
@@ -304,7 +312,11 @@ def answer_lines(
     """
     by_id = {question.id: question for question in questions}
     image_digest = _image_digests()
-    prompts = _prompts(model.preprocessor, benchmark, questions, batch_size)
+    batches = (
+        _batch(benchmark, questions[start : start + batch_size], published)
+        for start in range(0, len(questions), batch_size)
+    )
+    prompts = _prompts(model.preprocessor, batches)
     for group in answered_groups(
         model, prompts, batch_size, max_new_tokens=max_new_tokens
     ):
@@ -321,12 +333,8 @@ def answer_lines(
         ]
 
 
-def _prompts(preprocessor, benchmark, questions, batch_size) -> Iterator[Prompt]:
+def _prompts(preprocessor, batches) -> Iterator[Prompt]:
     """The questions' prompts; each batch is read when it is needed."""
-    batches = (
-        _batch(benchmark, questions[start : start + batch_size])
-        for start in range(0, len(questions), batch_size)
-    )
     with usage_errors():
         try:
             yield from PromptReader(preprocessor).read(batches)
@@ -335,14 +343,14 @@ def _prompts(preprocessor, benchmark, questions, batch_size) -> Iterator[Prompt]
             raise UsageError(message) from error
 
 
-def _batch(benchmark, questions):
+def _batch(benchmark, questions, published):
     return {
         "ids": [question.id for question in questions],
         "prompts": [benchmark.prompt(question) for question in questions],
-        "images": [_images(question) for question in questions],
+        "images": [_images(question, published) for question in questions],
     }
 
 
-def _images(question):
+def _images(question, published):
     with naming(question.id):
-        return [] if question.image is None else [load_image(question.image)]
+        return [] if question.image is None else [load_image(question.image, published)]

@@ -24,6 +24,9 @@ class Benchmark:
         prompt_format: The parts of a prompt, in their order.
         max_new_tokens: The largest number of tokens of an answer, as published.
         note: A remark that is printed with the numbers, or an empty string.
+        forms: The names of the forms in which it can be asked, if there are several.
+        mobilevlm_crops: Whether the published run of MobileVLM cropped its images,
+            where it pads those of the other benchmarks.
     """
 
     title = ""
@@ -32,6 +35,16 @@ class Benchmark:
     prompt_format = "picture, question, instruction"
     max_new_tokens = 128
     note = ""
+    forms = ()
+    mobilevlm_crops = False
+
+    def in_form(self, form: str) -> "Benchmark":
+        """The benchmark, asked in one of its `forms`."""
+        raise NotImplementedError
+
+    def prompt_format_of(self, questions: Sequence) -> str:
+        """The parts of the prompts of these questions, for the report."""
+        return self.prompt_format
 
     def load(self, directory: pathlib.Path) -> Sequence:
         """Reads all questions from the folder with the published files.

@@ -8,15 +8,16 @@ letters. The rules of MobileVLM's own script are not public.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 
-from keras_betakd.data.scienceqa import LETTER_PROMPT_SUFFIX
 from keras_betakd.evaluation.benchmarks.base import Benchmark
 from keras_betakd.evaluation.benchmarks.mmbench_matching import (
     match_opencompass,
     match_vlmevalkit,
 )
 from keras_betakd.evaluation.benchmarks.mmbench_questions import (
+    INSTRUCTIONS,
     OPTION_LETTERS,
     MMBenchQuestion,
     load_mmbench,
@@ -188,11 +189,20 @@ def _check_rows(questions, originals):
             )
 
 
+_TABLE = re.compile("mmbench_dev_", re.IGNORECASE)
+
+
 class MMBench(Benchmark):
-    """MMBench's dev split, scored by two public sets of rules, without a chat model."""
+    """MMBench's dev split, scored by two public sets of rules, without a chat model.
+
+    MMBench-CN, in Chinese, is asked and scored in the same way.
+    """
 
     title = "MMBench, dev"
-    files = "one mmbench_dev_*.tsv (20230712: LLaVA-1.5; 20231003: MobileVLM, Beta-KD)"
+    files = (
+        "one mmbench_dev_*.tsv (20230712: LLaVA-1.5; 20231003: MobileVLM, Beta-KD), or "
+        "MMBench_DEV_EN.tsv, MMBench_DEV_CN_V11.tsv and their like"
+    )
     official = "circular, vlmevalkit_exact"
     prompt_format = "picture, hint, question, options, instruction"
     max_new_tokens = 1024
@@ -202,11 +212,11 @@ class MMBench(Benchmark):
     )
 
     def load(self, directory):
-        tables = sorted(directory.glob("mmbench_dev_*.tsv"))
+        tables = [p for p in sorted(directory.glob("*.tsv")) if _TABLE.match(p.name)]
         if len(tables) != 1:
             raise FileNotFoundError(
-                f"There must be one mmbench_dev_*.tsv in '{directory}': versions "
-                "differ, and so do their scores. Received: "
+                f"There must be one mmbench_dev_*.tsv or MMBench_DEV_*.tsv in "
+                f"'{directory}': versions differ, and so do their scores. Received: "
                 f"{[path.name for path in tables]}"
             )
         questions = load_mmbench(tables[0])
@@ -224,7 +234,8 @@ class MMBench(Benchmark):
         return int(question.id)
 
     def logged_prompt(self, question):
-        return super().logged_prompt(question).removesuffix(LETTER_PROMPT_SUFFIX)
+        instruction = INSTRUCTIONS[question.language]
+        return super().logged_prompt(question).removesuffix(instruction)
 
     def line(self, question, text):
         options = question.asked_options

@@ -18,6 +18,9 @@ from keras_betakd.evaluation.llava_protocol import VQAQuestion
 from keras_betakd.evaluation.predictions import answers_of
 
 OPTION_LETTERS = "ABCD"
+INSTRUCTIONS = {"en": LETTER_PROMPT_SUFFIX, "cn": "\n请直接回答选项字母。"}
+"""What LLaVA's generator appends, in the language of the questions."""
+
 COPY_STEP = 1_000_000
 SUBMISSION_COLUMNS = (
     "index",
@@ -61,6 +64,7 @@ class MMBenchQuestion(VQAQuestion):
         l2_category: One of the six categories above them.
         split: "dev" or "test".
         image_base64: The image file in base64; decoded only when `image` is read.
+        language: "en" or "cn", in which the instruction is.
 
     Raises:
         ValueError: The index is no integer, there are not one to four options, or the
@@ -80,6 +84,7 @@ class MMBenchQuestion(VQAQuestion):
     l2_category: str = ""
     split: str = ""
     image_base64: str = dataclasses.field(default="", repr=False)
+    language: str = "en"
 
     def __post_init__(self):
         super().__post_init__()
@@ -180,7 +185,8 @@ def load_mmbench(path: str | os.PathLike) -> list[MMBenchQuestion]:
     """Reads MMBench's table.
 
     Args:
-        path: The file, for example `mmbench_dev_20230712.tsv`.
+        path: The file, for example `mmbench_dev_20230712.tsv`. One with `_cn` in its
+            name is MMBench-CN: its questions are asked with a Chinese instruction.
 
     Returns:
         The rows in the file's order, rotated copies included. The images stay in
@@ -200,12 +206,14 @@ def load_mmbench(path: str | os.PathLike) -> list[MMBenchQuestion]:
     """
     rows = read_tsv(path, ("index", "question", "A"))
     images = {row["index"]: row.get("image") for _, row in rows}
+    language = "cn" if "_cn" in os.path.basename(path).lower() else "en"
     questions: dict[str, MMBenchQuestion] = {}
     for place, row in rows:
         try:
             question = MMBenchQuestion.from_row(
                 {**row, "image": _image_of(row, images)}
             )
+            question = dataclasses.replace(question, language=language)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
         if question.id in questions:
@@ -249,7 +257,8 @@ def mmbench_prompt(question: MMBenchQuestion) -> str:
         for letter, text in zip(OPTION_LETTERS, question.asked_options, strict=False)
     ]
     body = "\n".join([*hint, question.question, *lines])
-    return f"{IMAGE_MARK}\n{neutralize_image_marks(body)}{LETTER_PROMPT_SUFFIX}"
+    instruction = INSTRUCTIONS[question.language]
+    return f"{IMAGE_MARK}\n{neutralize_image_marks(body)}{instruction}"
 
 
 def mmbench_submission(

@@ -6,7 +6,12 @@ Source: Lu et al. 2022 (ScienceQA, arXiv 2209.09513).
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from keras_betakd.data.scienceqa import LETTER_PROMPT_SUFFIX, scienceqa_prompt
+from keras_betakd.data.scienceqa import (
+    FORMS,
+    LETTER_PROMPT_SUFFIX,
+    scienceqa_prompt,
+)
+from keras_betakd.data.scienceqa_llava import load_scienceqa_llava
 from keras_betakd.data.scienceqa_records import ScienceQARecord, load_scienceqa
 from keras_betakd.evaluation.answer_text import without_end_mark
 from keras_betakd.evaluation.benchmarks.base import Benchmark
@@ -44,8 +49,8 @@ class ScienceQAScore:
         missing: Questions without a prediction. Counted as wrong.
         image_missing: Questions with an image without a prediction.
         choices: For each id, the index of the choice that was read, or `None`.
-        prompt_format: The order of the prompt's parts, fixed in this library:
-            context, question, multiple choices; answer.
+        prompt_format: The order of the prompt's parts: context, question, multiple
+            choices; answer.
 
     Example:
 
@@ -206,21 +211,46 @@ def scienceqa_categories(
 
 
 class ScienceQA(Benchmark):
-    """ScienceQA, with answers read by LLaVA's scorer and as a person would."""
+    """ScienceQA, with answers read by LLaVA's scorer and as a person would.
+
+    Args:
+        form: "llava-1.5" or "llava-1.0"; `None` for the text of the question file,
+            where the folder has one, else "llava-1.5" (`scienceqa_prompt`).
+    """
 
     title = "ScienceQA, test"
-    files = "problems.json, pid_splits.json, images/test/<id>/image.png"
+    files = (
+        "problems.json, pid_splits.json, images/test/<id>/image.png; optional "
+        "llava_test_CQM-A.json, whose text is then asked"
+    )
     official = "IMG accuracy, published scorer"
-    prompt_format = "picture, context, question, choices (CQM-A), instruction"
     max_new_tokens = 1024
+    forms = FORMS
+    mobilevlm_crops = True
+
+    def __init__(self, form=None):
+        self.form = form
+
+    def in_form(self, form):
+        return ScienceQA(form)
 
     def load(self, directory):
+        path = directory / "llava_test_CQM-A.json"
+        if path.exists():
+            with naming_file(path):
+                return load_scienceqa_llava(path, directory)
         # Its errors name the record, or the other file.
         with naming_file(directory / "problems.json"):
             return load_scienceqa(directory, "test")
 
+    def prompt_format_of(self, questions):
+        parts = "picture, context, question, choices, instruction"
+        if self.form is None and any(question.prompt for question in questions):
+            return f"{parts}, by the text of the question file"
+        return f"{parts}, in the form {self.form or FORMS[0]}"
+
     def prompt(self, question):
-        return scienceqa_prompt(question, LETTER_PROMPT_SUFFIX)
+        return scienceqa_prompt(question, LETTER_PROMPT_SUFFIX, self.form)
 
     def logged_prompt(self, question):
         # With the mark, by which the published scorer recognizes questions with images.
