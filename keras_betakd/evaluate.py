@@ -108,6 +108,13 @@ def _parse(argv):
         help="default: the published 128, for scienceqa and mmbench 1024; in any case "
         "no more than the sequence length leaves, which the report then says",
     )
+    add(
+        "--prompt-template",
+        default="auto",
+        metavar="NAME",
+        help="the chat template of an instruction-tuned model: auto (default), the "
+        "model's own where it is known; none; or a name, such as gemma3",
+    )
     add("--sequence-length", type=_positive, help="default: the preset's")
     add("--dtype", help="dtype policy, e.g. bfloat16; default: the preset's")
     add(
@@ -137,7 +144,19 @@ def _parse(argv):
     if args.output is None:
         folder = pathlib.Path("output", "evaluate", _model_name(args.model))
         args.output = folder / args.benchmark
+    args.prompt_template = _template(parser, args.prompt_template)
     return args
+
+
+def _template(parser, name):
+    if name == "none":
+        return None
+    if name != "auto":
+        try:
+            run.chat_template(name)
+        except ValueError as error:
+            parser.error(str(error))
+    return name
 
 
 def _model_name(model):
@@ -209,11 +228,14 @@ def _generate(args, benchmark, questions, journal):
     model = run.load_generator(args, benchmark, questions)
     interrupts.raise_if_noted()
     with usage_errors():
-        journal.expect_maker(run.maker_of(model))
+        journal.expect_maker(run.maker_of(model, args.prompt_template))
     bar = keras.utils.Progbar(len(questions), unit_name="question")
     bar.update(0)  # the first answers may take a minute
-    options = args.batch_size, args.max_new_tokens, args.pixels == "published"
-    for lines in answer_lines(model, benchmark, questions, *options):
+    for lines in answer_lines(
+        *(model, benchmark, questions, args.batch_size, args.max_new_tokens),
+        published=args.pixels == "published",
+        prompt_template=args.prompt_template,
+    ):
         journal.append([{**line, "model_id": args.model} for line in lines])
         interrupts.raise_if_noted()
         bar.add(len(lines))

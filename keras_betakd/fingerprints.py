@@ -95,7 +95,7 @@ def of_vocabulary(tokenizer) -> str:
 
 
 def of_records(records) -> list[str]:
-    """Digests of the records of a batch, each of its prompt, response and images.
+    """Digests of the records of a batch, each of its texts and images.
 
     Args:
         records: Dict of raw records.
@@ -105,9 +105,10 @@ def of_records(records) -> list[str]:
     """
     records = checked_records(records)
     keys = ("prompts", "responses", "images")
+    systems = records.get("system") or [None] * len(records["prompts"])
     return [
         _of_record(*record)
-        for record in zip(*(records[key] for key in keys), strict=True)
+        for record in zip(*(records[key] for key in keys), systems, strict=True)
     ]
 
 
@@ -282,9 +283,10 @@ def _as_array(value):
     return np.asarray(value)
 
 
-def _of_record(prompt, response, images):
+def _of_record(prompt, response, images, system):
     digest = _new("")
-    for texts in (prompt, response):
+    # A record without system prompt has the digest that it had before there were any.
+    for texts in (prompt, response, *([] if system is None else [[system]])):
         _add(digest, json.dumps(texts).encode())
     for image in images:
         _add_array(digest, image)

@@ -242,7 +242,13 @@ def crosses_vocabularies(energies):
 
 
 def resolved_preprocessor(
-    preprocessor, teacher, student, energies, max_response_length, on_too_long
+    preprocessor,
+    teacher,
+    student,
+    energies,
+    max_response_length,
+    on_too_long,
+    prompt_template="auto",
 ):
     """The preprocessor for raw records; `None` where a model has none of its own.
 
@@ -252,9 +258,12 @@ def resolved_preprocessor(
         energies: dict of energies.
         max_response_length, on_too_long: those of the one that is made; `None` for its
             own defaults.
+        prompt_template: that of the one that is made; `"auto"` is its default.
     """
     options = {"max_response_length": max_response_length, "on_too_long": on_too_long}
     options = {name: value for name, value in options.items() if value is not None}
+    if not isinstance(prompt_template, str) or prompt_template != "auto":
+        options["prompt_template"] = prompt_template
     pair = [getattr(model, "preprocessor", None) for model in (teacher, student)]
     if options and (preprocessor is not None or None in pair):
         raise ValueError(

@@ -123,6 +123,9 @@ class BetaKDDistiller(
         on_too_long: `"raise"` (as `None`) or `"skip"`, for the same preprocessor: what
             to do about records that do not fit (see `DistillationPreprocessor`).
             `check_records` finds all of them before training.
+        prompt_template: for the same preprocessor: the template that the prompts of
+            instruction-tuned models are written in. `"auto"` (default) is the model's
+            own where it is known; see `DistillationPreprocessor`.
 
     Raises:
         ValueError: an argument is not one of those above, the vocabularies differ,
@@ -174,6 +177,7 @@ class BetaKDDistiller(
         vocabulary_size=None,
         max_response_length=None,
         on_too_long=None,
+        prompt_template="auto",
         name=None,
         **kwargs,
     ):
@@ -208,7 +212,7 @@ class BetaKDDistiller(
         self.fused = expect_fused(fused)
         self.preprocessor = resolved_preprocessor(
             *(preprocessor, teacher, student, self.energies),
-            *(max_response_length, on_too_long),
+            *(max_response_length, on_too_long, prompt_template),
         )
         expect_rows_for_tokens(self.preprocessor, self.teacher_view, self.student_view)
         # Plain objects, which Keras neither tracks nor saves: what they hold of layers

@@ -5,10 +5,12 @@ import contextlib
 import keras
 import numpy as np
 
+from keras_betakd.models.chat_generation import generated, stop_tokens
 from keras_betakd.models.uncached_decoding import token_decoder
 from keras_betakd.preprocessing.image_formats import format_of
 from keras_betakd.preprocessing.image_inputs import expect_no_mark_without_image
-from keras_betakd.preprocessing.model_inputs import generation_inputs, model_inputs
+from keras_betakd.preprocessing.model_inputs import model_inputs, without_last_answers
+from keras_betakd.preprocessing.prompt_templates import resolved_template
 from keras_betakd.preprocessing.record_checks import CheckedRecords, checked_records
 
 
@@ -34,38 +36,43 @@ def as_records(inputs):
     return checked_records(records), single
 
 
-def student_answers(view, records, max_length, stop_token_ids, strip_prompt):
+def student_answers(
+    view, records, prompt_template, max_length, stop_token_ids, strip_prompt
+):
     """The answers of a keras-hub model to raw records: a list of strings.
 
     Args:
         view: the model's `CausalLMView`.
         records: the `CheckedRecords`.
+        prompt_template: the template of the prompts, as for `model_inputs`.
         max_length, stop_token_ids, strip_prompt: as for the model's `generate`.
     """
     model = view.model
     family = format_of(model.preprocessor)
-    inputs = _inputs(family, records)
+    template = resolved_template(prompt_template, family)
+    inputs = _inputs(family, records, template)
     _expect_room(family, inputs, records, max_length)
     count = sum(map(len, records["images"]))
     if count and not family.decodes_cached:
         return _uncached(model, inputs, max_length, stop_token_ids, strip_prompt)
     # Otherwise no answer repeats its prompt, and keras-hub's stripping fails.
-    options = {"strip_prompt": True} if strip_prompt and family.repeats_prompt else {}
+    strip_prompt = strip_prompt and family.repeats_prompt
     # What is patched mixes up the images of a batch; one image has nothing to mix.
     context = _patched(view) if count > 1 else contextlib.nullcontext()
     with context:
-        return model.generate(
-            generation_inputs(model.preprocessor, inputs),
-            max_length=max_length,
-            stop_token_ids=stop_token_ids,
-            **options,
-        )
+        answers = generated(model, inputs, max_length, stop_token_ids, strip_prompt)
+    if "chats" not in inputs:
+        return answers
+    # keras-hub leaves the mark in, where its tokenizer does not call it special.
+    return [text.removesuffix(template.end.strip()) for text in answers]
 
 
-def _inputs(family, records):
-    shown = {k: v for k, v in records.items() if k in ("prompts", "images", "ids")}
-    shown = CheckedRecords(shown, records.names)
-    inputs = model_inputs(family.preprocessor, shown)
+def _inputs(family, records, template):
+    keys = ("prompts", "images", "ids", "system")
+    keys += () if template is None else ("responses",)
+    shown = {k: v for k, v in records.items() if k in keys}
+    shown = without_last_answers(CheckedRecords(shown, records.names))
+    inputs = model_inputs(family.preprocessor, shown, template)
     if family.takes_turns and "responses" in records:
         # Those to all turns but the last, which is asked.
         pairs = zip(records["prompts"], records["responses"], strict=True)
@@ -118,7 +125,7 @@ def _uncached(model, inputs, max_length, stop_token_ids, strip_prompt):
         )
     preprocessor = model.preprocessor
     if isinstance(stop_token_ids, str):  # "auto"
-        stop_token_ids = [preprocessor.tokenizer.end_token_id]
+        stop_token_ids = stop_tokens(preprocessor, inputs)
     length = max_length or preprocessor.sequence_length
     stop = [] if stop_token_ids is None else list(stop_token_ids)
     token_ids, start, end = token_decoder(model)(inputs, length, stop)

@@ -33,6 +33,7 @@ from keras_betakd.distillation.weights_files import (
 )
 from keras_betakd.files import atomic_write
 from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
+from keras_betakd.preprocessing.prompt_templates import serialized_template
 
 _RANDOM = "random_state_"
 _BACKEND_RANDOM = "backend_random_state_"
@@ -207,6 +208,13 @@ class DistillerSaving:
             "blind_student": getattr(self.preprocessor, "blind_student", False),
             "cross_tokenizer": getattr(self.preprocessor, "cross_tokenizer", False),
             "on_too_long": getattr(self.preprocessor, "on_too_long", "raise"),
+            "prompt_template": {
+                role: serialized_template(template)
+                for role, template in getattr(
+                    self.preprocessor, "prompt_templates", {}
+                ).items()
+            },
+            "trained_turns": getattr(self.preprocessor, "trained_turns", "all"),
             "shares": _shared_parts(self.teacher, self.student),
             "layers": {
                 "teacher": _description(self.teacher),
@@ -226,6 +234,10 @@ class DistillerSaving:
         length = config.pop("max_response_length")
         options = {k: config.pop(k) for k in ("blind_student", "cross_tokenizer")}
         options["on_too_long"] = config.pop("on_too_long", "raise")
+        # Earlier versions had none.
+        none = {"teacher": None, "student": None}
+        options["prompt_template"] = config.pop("prompt_template", none)
+        options["trained_turns"] = config.pop("trained_turns", "all")
         if length is not None:
             config["preprocessor"] = DistillationPreprocessor(
                 teacher.preprocessor, student.preprocessor, length, **options

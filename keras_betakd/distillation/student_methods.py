@@ -25,7 +25,8 @@ class StudentMethods:
                 `"prompts"` and optional `"images"`, of one record (a string and its
                 image or images) or of several. `"ids"` are named in errors. Responses
                 are not shown to the student, except for those to the earlier turns of
-                a conversation. Or a batched `tf.data.Dataset` of any of these. What
+                a conversation. Prompts are written in the student's prompt template,
+                as in training. Or a batched `tf.data.Dataset` of any of these. What
                 has no `"prompts"` is passed on as it is.
             max_length: tokens of prompt and answer together; the preprocessor's
                 `sequence_length` if `None`.
@@ -65,7 +66,9 @@ class StudentMethods:
         records, is_single = as_records(inputs)
         if getattr(self.preprocessor, "blind_student", False):
             records = without_images(records)
-        answers = student_answers(self.student_view, records, **options)
+        templates = getattr(self.preprocessor, "prompt_templates", {})
+        template = templates.get("student", "auto")
+        answers = student_answers(self.student_view, records, template, **options)
         return answers[0] if is_single else answers
 
     def export(self, *args, **kwargs):

@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_betakd.evaluation.answer_text import without_marks
 from keras_betakd.evaluation.prompts import Prompt
+from keras_betakd.models.chat_generation import generated
 from keras_betakd.models.uncached_decoding import uncached_decoder
 
 _LENGTH_STEP = 64
@@ -98,10 +99,7 @@ def _batch(group):
 
 
 def _decoded(model, inputs, length):
-    from keras_betakd.preprocessing.model_inputs import generation_inputs
-
-    inputs = generation_inputs(model.preprocessor, inputs)
-    return model.generate(inputs, max_length=length)
+    return generated(model, inputs, max_length=length)
 
 
 @contextlib.contextmanager

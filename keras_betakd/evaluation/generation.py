@@ -15,6 +15,7 @@ def generate_answers(
     max_length: int | None = None,
     max_new_tokens: int | None = None,
     progress: bool = True,
+    prompt_template="auto",
 ) -> dict[str, str]:
     """Generates the greedy answer of a keras-hub model to every prompt.
 
@@ -45,6 +46,10 @@ def generate_answers(
         max_new_tokens: Tokens of an answer; by default as many as `max_length` leaves.
         progress: Whether to show a progress bar. Its total is known for batches in a
             dict, a list, or a data set that tells its length.
+        prompt_template: The template that prompts are written in: `"auto"` (default),
+            a name, a `ChatTemplate`, a function or `None`, as for
+            `DistillationPreprocessor`. In a chat template, batches may have `"system"`
+            prompts, and conversations the `"responses"` to their earlier turns.
 
     Returns:
         The answers by id, in the order of the prompts, without end mark and special
@@ -76,7 +81,8 @@ def generate_answers(
     ):
         if value is not None and value < 1:
             raise ValueError(f"`{name}` must be positive. Received: {name}={value}")
-    reader = PromptReader(model.preprocessor, max_length, room=max_new_tokens or 1)
+    room = max_new_tokens or 1
+    reader = PromptReader(model.preprocessor, max_length, room, prompt_template)
     total = count_prompts(batches) if progress else None
     prompts = reader.read(batches)
     groups = answered_groups(model, prompts, batch_size, max_length, max_new_tokens)

@@ -50,6 +50,7 @@ class PromptReader:
         limit: Tokens of prompt and answer together; by default the preprocessor's
             `sequence_length`.
         room: Tokens that the answer needs at least.
+        prompt_template: The template of the prompts, as for `generate_answers`.
 
     Attributes:
         ids: The ids read so far, in order.
@@ -62,14 +63,22 @@ class PromptReader:
     ```
     """
 
-    def __init__(self, preprocessor, limit: int | None = None, room: int = 1):
+    def __init__(
+        self,
+        preprocessor,
+        limit: int | None = None,
+        room: int = 1,
+        prompt_template=None,
+    ):
         from keras_betakd.preprocessing.image_formats import format_of
+        from keras_betakd.preprocessing.prompt_templates import resolved_template
 
         self.preprocessor = preprocessor
         self.limit = limit or preprocessor.sequence_length
         self.room = room
         self.ids: dict[str, None] = {}  # An ordered set.
         self._format = format_of(preprocessor)
+        self._template = resolved_template(prompt_template, self._format)
 
     def read(self, batches: Iterable[dict]) -> Iterator[Prompt]:
         """Yields the prompts of batches, or of one, as `generate_answers` takes them.
@@ -83,17 +92,23 @@ class PromptReader:
             yield from self._prompts(batch)
 
     def _prompts(self, batch):
-        from keras_betakd.preprocessing.model_inputs import model_inputs
+        from keras_betakd.preprocessing.model_inputs import (
+            model_inputs,
+            without_last_answers,
+        )
         from keras_betakd.preprocessing.record_checks import checked_records
 
-        batch = {key: value for key, value in batch.items() if key != "responses"}
+        if self._template is None:
+            batch = {key: value for key, value in batch.items() if key != "responses"}
+        batch = dict(batch)
         if batch.get("ids") is None:
             start = len(self.ids)
             batch["ids"] = range(start, start + len(batch.get("prompts", ())))
         records = checked_records(batch)
         ids, size = records["ids"], len(records["ids"])
         self._expect_new(ids)
-        inputs = model_inputs(self.preprocessor, records)
+        records = without_last_answers(records)
+        inputs = model_inputs(self.preprocessor, records, self._template)
         lengths = self._lengths(inputs, ids)
         for i, (name, length) in enumerate(zip(ids, lengths, strict=True)):
             row = {key: value[i] for key, value in inputs.items()}

@@ -30,6 +30,9 @@ def run_settings(args, questions: str) -> dict:
         trained again may have the same path, sizes and dates.
     """
     folder = pathlib.Path(args.model)
+    # Not written by default, as in runs that were begun before there were any.
+    chosen = getattr(args, "prompt_template", "auto")
+    template = {} if chosen == "auto" else {"prompt_template": chosen}
     return {
         "benchmark": args.benchmark,
         "model": str(folder.absolute()) if folder.is_dir() else args.model,
@@ -39,6 +42,7 @@ def run_settings(args, questions: str) -> dict:
         "max_new_tokens": args.max_new_tokens,
         "sequence_length": args.sequence_length,
         "pixels": args.pixels,
+        **template,
     }
 
 

@@ -19,6 +19,11 @@ from keras_betakd.evaluation.journal import Answer
 from keras_betakd.evaluation.prompts import Prompt, PromptReader, PromptTooLong
 from keras_betakd.files import read_jsonl
 from keras_betakd.models import load_model
+from keras_betakd.preprocessing.image_formats import format_of
+from keras_betakd.preprocessing.prompt_templates import (
+    resolved_template,
+    template_label,
+)
 
 
 class UsageError(Exception):
@@ -203,9 +208,12 @@ def _image_digests():
     return digest
 
 
-def maker_of(model) -> dict[str, str]:
-    """What answers: the model's digest, its preprocessor's, and the versions."""
+def maker_of(model, prompt_template="auto") -> dict[str, str]:
+    """What answers: the model's digest, its preprocessor's, template and versions."""
+    template = resolved_template(prompt_template, format_of(model.preprocessor))
+    label = template_label(template)
     return {
+        **({} if label is None else {"prompt_template": label}),
         **fingerprints.versions(),
         "model": fingerprints.of_model(model),
         "preprocessor": fingerprints.of_preprocessor(model.preprocessor),
@@ -288,6 +296,7 @@ def answer_lines(
     batch_size: int,
     max_new_tokens: int,
     published: bool = False,
+    prompt_template="auto",
 ) -> Iterator[list[dict]]:
     """Generates greedy answers and yields them as lines of an answer file.
 
@@ -301,6 +310,7 @@ def answer_lines(
         batch_size: Questions that are answered at once.
         max_new_tokens: Tokens of an answer.
         published: Whether images are read as `load_image` does by that name.
+        prompt_template: The template of the prompts, as for `generate_answers`.
 
     Yields:
         The lines of the questions that were answered together, as soon as they are. In
@@ -312,11 +322,13 @@ def answer_lines(
     """
     by_id = {question.id: question for question in questions}
     image_digest = _image_digests()
+    with usage_errors():
+        reader = PromptReader(model.preprocessor, prompt_template=prompt_template)
     batches = (
         _batch(benchmark, questions[start : start + batch_size], published)
         for start in range(0, len(questions), batch_size)
     )
-    prompts = _prompts(model.preprocessor, batches)
+    prompts = _prompts(reader, batches)
     for group in answered_groups(
         model, prompts, batch_size, max_new_tokens=max_new_tokens
     ):
@@ -333,11 +345,11 @@ def answer_lines(
         ]
 
 
-def _prompts(preprocessor, batches) -> Iterator[Prompt]:
+def _prompts(reader, batches) -> Iterator[Prompt]:
     """The questions' prompts; each batch is read when it is needed."""
     with usage_errors():
         try:
-            yield from PromptReader(preprocessor).read(batches)
+            yield from reader.read(batches)
         except PromptTooLong as error:
             message = f"{error.fact} Give a greater --sequence-length."
             raise UsageError(message) from error

@@ -7,6 +7,9 @@ import keras
 from keras import ops
 
 from keras_betakd.models.preset_files import check_preset, read_object
+from keras_betakd.models.preset_template import TEMPLATE_FILE, read_template
+from keras_betakd.preprocessing.chat_templates import template_of_preset
+from keras_betakd.preprocessing.prompt_templates import remember_template
 
 # How many numbers of a weight are looked at one by one together.
 _AT_ONCE = 2**22
@@ -32,7 +35,9 @@ def load_model(preset, **kwargs):
             `keras_betakd.mobilevlm.load_mobilevlm`.
 
     Returns:
-        A `keras_hub.models.CausalLM` or `keras_hub.models.Seq2SeqLM`.
+        A `keras_hub.models.CausalLM` or `keras_hub.models.Seq2SeqLM`. Its preprocessor
+        knows the chat template of an instruction-tuned preset, by the preset's name or
+        by what `save_preset` wrote, for `prompt_template="auto"`.
 
     Raises:
         ValueError: it cannot be loaded (the message includes keras-hub's own); a
@@ -73,6 +78,7 @@ def load_model(preset, **kwargs):
             continue
         if load_weights:
             _check_finite(model, preset)
+        _note_template(model, preset, folder)
         return model
     raise ValueError(
         f"The preset {preset!r} cannot be loaded. Give a folder that `save_to_preset` "
@@ -82,6 +88,17 @@ def load_model(preset, **kwargs):
         "and a login first. Received from keras-hub: "
         + " | ".join(dict.fromkeys(f"{type(e).__name__}: {e}" for e in errors))
     ) from errors[0]
+
+
+def _note_template(model, preset, folder):
+    """Notes which chat template the model was tuned with, where that is known."""
+    preprocessor = getattr(model, "preprocessor", None)
+    if preprocessor is None:
+        return
+    if not folder.is_dir():
+        remember_template(preprocessor, template_of_preset(preset))
+    elif (folder / TEMPLATE_FILE).exists():
+        remember_template(preprocessor, read_template(folder))
 
 
 def _check_folder(folder):

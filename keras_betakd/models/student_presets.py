@@ -10,11 +10,12 @@ import shutil
 from keras_betakd.files import atomic_write
 from keras_betakd.folders import FolderOwner
 from keras_betakd.models.layers import sublayers
+from keras_betakd.models.preset_template import write_template
 
 _CONFIGS = ("config.json", "task.json")
-# What keras-hub writes into a preset.
+# What keras-hub writes into a preset, and the name of a chat template.
 _OF_PRESETS = re.compile(
-    r"(config|task|metadata|preprocessor|tokenizer|\w+_converter)\.json"
+    r"(config|task|metadata|preprocessor|tokenizer|\w+_converter|prompt_template)\.json"
     r"|(model|task)(_\d+)?\.weights\.(h5|json)|assets"
 )
 
@@ -28,6 +29,8 @@ def save_preset(model, folder):
       dtype: mixed_bfloat16"), is saved as one in the precision of its weights. Give
       `dtype="mixed_bfloat16"` to `from_preset` to compute as in training.
     - The folder is complete or not there: an older preset is replaced as a whole.
+    - The chat template that the model was tuned with is named in a file that
+      `load_model` reads, where it is known.
     - A quantised model that the preset would not bring back is refused.
 
     Args:
@@ -56,6 +59,7 @@ def save_preset(model, folder):
         model.save_to_preset(str(draft))
         for name in _CONFIGS:
             _without_mixed_precision(draft / name)
+        write_template(getattr(model, "preprocessor", None), draft)
         _expect_loadable(model, draft)
         owner.expect()
         _replace(draft, folder, drafts / "before")

@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_betakd.models.chat_generation import stop_tokens
+
 
 class NextToken(keras.Model):
     """The most likely token after each sequence of a batch.
@@ -44,7 +46,7 @@ def uncached_decoder(model, max_new_tokens=None):
     tokenizer, decode = model.preprocessor.tokenizer, token_decoder(model)
 
     def answers(inputs, length):
-        stop = [tokenizer.end_token_id]
+        stop = stop_tokens(model.preprocessor, inputs)
         token_ids, start, end = decode(inputs, length, stop, max_new_tokens)
         rows = zip(token_ids, start, end, strict=True)
         return [_text(tokenizer, ids[first:last]) for ids, first, last in rows]

@@ -15,7 +15,7 @@ class Chat:
     Attributes:
         template: the `ChatTemplate`.
         segments: its text in pieces, `(text, is_trained)` each; trained are the answers
-            with the marks that end them.
+            with the marks that end them. None is where the last is to be generated.
     """
 
     template: "ChatTemplate"
@@ -160,6 +160,7 @@ class ChatTemplate:
         own_turn = system is not None and self.system_in == "turn"
         text = self.opening + (self._system_text(system) if own_turn else "")
         segments, last = [], len(prompts) - 1
+        is_complete = len(responses) == len(prompts)
         for i, prompt in enumerate(prompts):
             holds_system = system is not None and i == self._system_turn(last)
             before = self._system_text(system) if holds_system else ""
@@ -168,9 +169,9 @@ class ChatTemplate:
             segments.append((text, False))
             if i < len(responses):
                 answer = self._answer(responses[i], i == last)
-                segments.append((self.begin + answer + self.end, True))
+                segments.append((self.begin + answer + self.end, is_complete))
                 text = self.after_end
-        if len(responses) == len(prompts):
+        if is_complete:
             segments.append((self.after_end + self.closing, False))
         return Chat(self, tuple(segments))
 

@@ -131,9 +131,7 @@ TEMPLATES = (
         "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
     ),
     _qwen("qwen2.5_vl", "You are a helpful assistant.", image=_QWEN_IMAGE),
-    _qwen(
-        "qwen3", tokens=_THOUGHTS, last_answer=_NO_THOUGHTS, strip_answer="newlines"
-    ),
+    _qwen("qwen3", tokens=_THOUGHTS, last_answer=_NO_THOUGHTS, strip_answer="newlines"),
     _qwen("qwen3_2507"),
     _qwen3_5("qwen3.5", last_answer=_NO_THOUGHTS),
     _qwen3_5("qwen3.8", answer=_NO_THOUGHTS),
@@ -212,7 +210,10 @@ _BY_NAME = {template.name: template for template in TEMPLATES}
 # matches counts. Names of keras-hub have no mark where there is no base model (Qwen3).
 _PRESETS = (
     # Other tasks, and families whose template is another.
-    (r"embedding|guard|shield|translate|function|vault|c2s|math|magistral|base\b", None),
+    (
+        r"embedding|guard|shield|translate|function|vault|c2s|math|magistral|base\b",
+        None,
+    ),
     (r"assistant$|code_gemma|coder|agent|pali_?gemma|t5_?gemma|thinking|distill", None),
     (r"qwen3-vl", None),
     (r"gemma_?-?4.*(26b|31b).*", "gemma4_large"),

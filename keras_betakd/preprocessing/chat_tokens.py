@@ -10,7 +10,8 @@ import numpy as np
 # SentencePiece writes a space so.
 _SPACE = "\u2581"
 
-_MARK_IDS = weakref.WeakKeyDictionary()
+# What was found out about each tokenizer.
+_KNOWN = weakref.WeakKeyDictionary()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,19 +26,12 @@ class ChatTokens:
     ids: list
     trained: list
 
-    @property
-    def until_trained(self):
-        """The same without what follows the last trained token, if there is one.
 
-        No answer depends on it, and it takes room.
-        """
-        places = np.flatnonzero(self.trained)
-        end = places[-1] + 1 if len(places) else len(self.ids)
-        return ChatTokens(self.ids[:end], self.trained[:end])
+def chat_tokens(chat, tokenizer, tokenize=None):
+    """The `ChatTokens` of a `Chat`, up to its last trained token.
 
-
-def chat_tokens(chat, tokenizer):
-    """The `ChatTokens` of a `Chat`.
+    No answer depends on what follows. A conversation whose last answer is missing ends
+    with its prompt.
 
     Marks become their own tokens. What is between them is tokenized piece by piece,
     each answer on its own: as the model writes it after its prompt, whose tokens are
@@ -45,40 +39,40 @@ def chat_tokens(chat, tokenizer):
     text takes the place of a space that a piece begins with, as in the reference
     implementations of Llama 2, Mistral and Phi-3.
 
+    Args:
+        chat: the `Chat`.
+        tokenizer: a keras-hub tokenizer.
+        tokenize: function of a text to its token ids, a list; the tokenizer if `None`.
+
     Raises:
         ValueError: the tokenizer lacks a mark of the template.
     """
     marks = mark_ids(chat.template, tokenizer)
+    puts_space = _puts_space(tokenizer)
+    tokenize = tokenize or functools.partial(_ids, tokenizer)
     ids, trained = [], []
-    for text, is_trained in chat.segments:
-        found = text_tokens(text, chat.template, marks, tokenizer)
-        ids += found
-        trained += [is_trained] * len(found)
+    for text, is_trained in _kept(chat.segments):
+        start = len(ids)
+        for piece in filter(None, _pattern(tuple(marks)).split(text)):
+            if piece in marks:
+                ids.append(marks[piece])
+                continue
+            # The start of an answer follows a mark, unless its prompt ends otherwise.
+            after_mark = bool(ids) and ids[-1] in marks.values()
+            if after_mark and chat.template.drops_spaces:
+                piece = piece.lstrip()
+            if puts_space and piece == " ":
+                ids += _space(tokenizer)
+            elif piece:
+                ids += tokenize(piece[1:] if puts_space and piece[0] == " " else piece)
+        trained += [is_trained] * (len(ids) - start)
     return ChatTokens(ids, trained)
 
 
-def text_tokens(text, template, marks, tokenizer):
-    """The token ids of a text with a template's marks.
-
-    Args:
-        text: a string.
-        template: the `ChatTemplate`.
-        marks: dict of the texts of marks to their ids.
-        tokenizer: a keras-hub tokenizer.
-    """
-    ids, after_mark = [], False
-    for piece in re.split(_pattern(tuple(marks)), text):
-        if piece in marks:
-            ids.append(marks[piece])
-            after_mark = True
-        elif piece:
-            if after_mark and template.drops_spaces:
-                piece = piece.lstrip()
-            if piece.startswith(" ") and _puts_space(tokenizer):
-                ids += _ids(piece[1:], tokenizer) if piece[1:] else _space(tokenizer)
-            elif piece:
-                ids += _ids(piece, tokenizer)
-    return ids
+def _kept(segments):
+    """The segments up to the last one that is trained; all if none is."""
+    answers = [i for i, (_, is_trained) in enumerate(segments) if is_trained]
+    return segments[: answers[-1] + 1] if answers else segments
 
 
 @functools.lru_cache
@@ -93,10 +87,19 @@ def mark_ids(template, tokenizer):
     Raises:
         ValueError: the tokenizer has no token for one. The message names it.
     """
-    known = _MARK_IDS.setdefault(tokenizer, {})
-    key = template.tokens, tokenizer.vocabulary_size()
+
+    def found():
+        return {text: _mark_id(text, template, tokenizer) for text in template.tokens}
+
+    return _once(tokenizer, template.tokens, found)
+
+
+def _once(tokenizer, key, find):
+    """What `find` returns for a tokenizer, kept while its vocabulary has its size."""
+    known = _KNOWN.setdefault(tokenizer, {})
+    key = key, tokenizer.vocabulary_size()
     if key not in known:
-        known[key] = {text: _mark_id(text, template, tokenizer) for text in key[0]}
+        known[key] = find()
     return known[key]
 
 
@@ -126,16 +129,18 @@ def end_id(template, tokenizer):
     return mark_ids(template, tokenizer)[template.end.strip()]
 
 
-def _ids(text, tokenizer):
+def _ids(tokenizer, text):
     return np.asarray(tokenizer(text)).tolist()
 
 
 def _puts_space(tokenizer):
     """Whether the tokenizer puts a space in front of every text."""
-    first = _ids("a", tokenizer)[:1]
-    if not first:
-        return False
-    return str(tokenizer.id_to_token(first[0])).startswith(_SPACE)
+
+    def found():
+        first = _ids(tokenizer, "a")[:1]
+        return any(str(tokenizer.id_to_token(i)).startswith(_SPACE) for i in first)
+
+    return _once(tokenizer, "puts_space", found)
 
 
 def _space(tokenizer):

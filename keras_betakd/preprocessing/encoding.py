@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_betakd.preprocessing.chat_template import ChatTemplate
+from keras_betakd.preprocessing.chat_tokens import end_id
 from keras_betakd.preprocessing.checks import (
     RecordsTooLong,
     check_lengths,
@@ -67,6 +69,17 @@ class Encoder:
         """
         raise NotImplementedError
 
+    def expect_template(self, prompt_template):
+        """Checks that answers were encoded with this template.
+
+        Args:
+            prompt_template: as for `DistillationPreprocessor`.
+
+        Raises:
+            ValueError: they were encoded with another.
+        """
+        raise NotImplementedError
+
     def image_form(self):
         """A value that is equal for encoders that make equal arrays of equal images.
 
@@ -81,24 +94,37 @@ class ModelEncoder(Encoder):
     Args:
         preprocessor: a keras-hub preprocessor of a `CausalLM` or `Seq2SeqLM`.
         role: `"teacher"` or `"student"`; errors name it.
+        prompt_template: the template of its prompts, as for `model_inputs`.
+        trained_turns: `"all"` or `"last"`.
     """
 
-    def __init__(self, preprocessor, role):
+    def __init__(self, preprocessor, role, prompt_template=None, trained_turns="all"):
         self.preprocessor = preprocessor
         self.role = role
+        self.prompt_template = prompt_template
+        self.trained_turns = trained_turns
 
     @property
     def tokenizer(self):
         return self.preprocessor.tokenizer
 
     def encode(self, records, ids, max_response_length):
-        inputs = model_inputs(self.preprocessor, records)
+        inputs = model_inputs(
+            self.preprocessor, records, self.prompt_template, self.trained_turns
+        )
         x, y, weight = to_numpy(training_inputs(self.preprocessor, inputs))
         check_lengths(self.preprocessor, inputs, (x, weight), ids, self.role)
         positions, weights = _answer_slots(weight, max_response_length, ids)
         labels = np.where(weights > 0, np.take_along_axis(y, positions, 1), 0)
-        _expect_answers(labels, weights, self.tokenizer.end_token_id, ids)
+        _expect_answers(labels, weights, self._end, ids)
         return Encoded(x, labels, positions, weights)
+
+    @property
+    def _end(self):
+        """The token that ends an answer."""
+        if isinstance(self.prompt_template, ChatTemplate):
+            return end_id(self.prompt_template, self.tokenizer)
+        return self.tokenizer.end_token_id
 
     def check_vocabulary(self, student_preprocessor):
         student = student_preprocessor

@@ -24,6 +24,10 @@ class MarkedFormat(TextFormat):
     def own_marks(self):
         return () if self.preprocessor.image_converter is None else (self.mark,)
 
+    @property
+    def mark_text(self):
+        return self.own_marks[0] if self.own_marks else IMAGE_MARK
+
     def prepared(self, prompts, images, ids):
         if self.preprocessor.image_converter is None:
             return super().prepared(prompts, images, ids)
@@ -92,6 +96,7 @@ class PrefixFormat(TextFormat):
 
     image_keys = ("images",)
     bidirectional_prompt = True
+    chat_form = None
 
     def prepared(self, prompts, images, ids):
         converter = self.preprocessor.image_converter
@@ -129,6 +134,7 @@ class BLIP2Seq2SeqFormat(PrefixFormat):
     """BLIP-2 with Flan-T5: prompts go to its encoder, responses to its decoder."""
 
     bidirectional_prompt = False
+    chat_form = None
     answer_length = "decoder_sequence_length"
     repeats_prompt = False
 
@@ -172,6 +178,7 @@ class MobileVLMFormat(MarkedFormat):
 
     takes_turns = True
     mark = IMAGE_MARK
+    chat_form = None  # the preprocessor has a template of its own
 
     def token_ids(self, text):
         return self.preprocessor.tokenizer.encode_prompt(text)[1:]

@@ -4,12 +4,19 @@ Images of raw records have any size and are marked `<image>` in the prompt. Each
 has its own mark, image size and container (`keras_betakd.preprocessing.image_formats`).
 """
 
+from keras_betakd.data.images import IMAGE_MARK
+from keras_betakd.preprocessing.chat_template import ChatTemplate
 from keras_betakd.preprocessing.image_formats import format_of
-from keras_betakd.preprocessing.record_checks import checked_records
+from keras_betakd.preprocessing.prompt_templates import (
+    chats_of,
+    resolved_template,
+    written_by,
+)
+from keras_betakd.preprocessing.record_checks import CheckedRecords, checked_records
 from keras_betakd.preprocessing.special_tokens import expect_no_special_tokens
 
 
-def model_inputs(preprocessor, records):
+def model_inputs(preprocessor, records, prompt_template=None, trained_turns="all"):
     """Converts raw records to the form of a model's family.
 
     Args:
@@ -17,14 +24,18 @@ def model_inputs(preprocessor, records):
         records: dict of `"prompts"` (B strings, or for a conversation lists of
             strings), optional `"responses"` (the same), optional `"images"` (an array
             (B, H, W, 3), or for each record whatever `keras_betakd.data.load_image`
-            reads, a list of that, or `None`) and optional `"ids"`, which are named in
-            errors.
+            reads, a list of that, or `None`), optional `"system"` (system prompts,
+            `None` for records without) and optional `"ids"`, which are named in errors.
+        prompt_template: in what the records are written; as for
+            `DistillationPreprocessor`, for one model. Defaults to `None`: as they are.
+        trained_turns: `"all"` answers of a conversation have weight, or the `"last"`.
 
     Returns:
         Dict of lists of strings and, for a model that takes images, its images. For
         most families these are one float32 array `"images"`: (B, N, H, W, 3) for
         families with up to N images per record, where missing ones are zero and have no
-        mark, (B, H, W, 3) for those with one.
+        mark, (B, H, W, 3) for those with one. With a chat template, `"chats"` are the
+        records as it writes them (`keras_betakd.preprocessing.chat_template.Chat`).
 
     Raises:
         ValueError: a key that has no meaning; an id, prompt or response that is no text
@@ -32,7 +43,8 @@ def model_inputs(preprocessor, records):
             takes one prompt and one response; images for a model that takes none; fewer
             or more images than marks; more images than the model takes; a literal image
             token of the model in a text, or a start, end or padding token in a
-            response. The message names the record.
+            response; a mark of the template in a text; a system prompt without a
+            template that has a place for it. The message names the record.
         FileNotFoundError: there is no file at the path of an image.
 
     Example:
@@ -46,7 +58,14 @@ def model_inputs(preprocessor, records):
     """
     family = format_of(preprocessor)
     records = checked_records(records)
+    template = resolved_template(prompt_template, family)
+    if isinstance(template, ChatTemplate):
+        return _written(template, family, records, trained_turns)
     names = records.names
+    if template is not None:
+        found = written_by(template, records)
+        records = CheckedRecords({"images": records["images"], **found}, names)
+    _expect_no_system(records)
     prompts = _texts(family, records["prompts"], names)
     result = family.prepared(prompts, records["images"], names)
     if "responses" in records:
@@ -54,6 +73,54 @@ def model_inputs(preprocessor, records):
     texts = result["prompts"], result.get("responses")
     expect_no_special_tokens(family, *texts, names)
     return result
+
+
+def _written(template, family, records, trained_turns):
+    """`model_inputs` of records in a chat template."""
+    names = records.names
+    chats = chats_of(template, family, records)
+    takes_images = bool(family.marks_of_images)
+    turns = [
+        [text.replace(IMAGE_MARK, "\n") if takes_images else text for text in texts]
+        for texts in records["prompts"]
+    ]
+    turns = [
+        texts + ([] if system is None else [system])
+        for texts, system in zip(
+            turns, records.get("system") or [None] * len(turns), strict=True
+        )
+    ]
+    expect_no_special_tokens(family, turns, records.get("responses"), names)
+    if trained_turns == "last":
+        chats = [chat.trained_last() for chat in chats]
+    prompts = [family.without_start(chat) for chat in chats]
+    result = family.prepared(prompts, records["images"], names)
+    result["chats"] = [family.marked(chat) for chat in chats]
+    if all(chat.response for chat in chats):
+        result["responses"] = [chat.response for chat in chats]
+    return result
+
+
+def without_last_answers(records):
+    """`CheckedRecords` whose last answers are to be generated.
+
+    Those to the earlier turns of a conversation stay.
+    """
+    if "responses" not in records:
+        return records
+    pairs = zip(records["prompts"], records["responses"], strict=True)
+    responses = [answers[: len(turns) - 1] for turns, answers in pairs]
+    return CheckedRecords({**records, "responses": responses}, records.names)
+
+
+def _expect_no_system(records):
+    for system, name in zip(records.get("system") or (), records.names, strict=False):
+        if system is not None:
+            raise ValueError(
+                f"Record {name} has a system prompt, but this model has no prompt "
+                "template that would write it. Give a `prompt_template`, or write the "
+                f"text into the prompt. Received: system={system!r}"
+            )
 
 
 def _texts(family, conversations, names):
@@ -64,8 +131,8 @@ def _texts(family, conversations, names):
         if len(turns) != 1:
             raise ValueError(
                 f"Record {name} is a conversation of {len(turns)} turns, but this "
-                "model's preprocessor takes one prompt and one response. Write its "
-                "turns into one prompt, in the model's own template."
+                "model's preprocessor takes one prompt and one response. Give the "
+                "model's `prompt_template`, or write its turns into one prompt."
             )
     return [text for (text,) in conversations]
 

@@ -12,11 +12,18 @@ import copy
 import numpy as np
 
 from keras_betakd.preprocessing.adapters import take_records
+from keras_betakd.preprocessing.chat_template import ChatTemplate
 from keras_betakd.preprocessing.checks import RecordsTooLong, check_same_answers
 from keras_betakd.preprocessing.encoding import Encoder, ModelEncoder
 from keras_betakd.preprocessing.image_formats import format_of
 from keras_betakd.preprocessing.image_inputs import drop_mark
 from keras_betakd.preprocessing.read_ahead import default_workers
+from keras_betakd.preprocessing.prompt_templates import (
+    by_role,
+    remember_template,
+    resolved_template,
+    template_label,
+)
 from keras_betakd.preprocessing.record_checks import (
     CheckedRecords,
     checked_records,
@@ -54,8 +61,20 @@ class DistillationPreprocessor:
             0 for none. Defaults to one less than there are cores, 1 to 4.
         max_queue_size: the most batches that wait for their step, each as large in
             memory as its images. Defaults to one more than `workers`.
+        prompt_template: the template that each model's prompts are written in, for
+            instruction-tuned models. `"auto"` (default): the model's own where it is
+            known (`load_model` of an instruction-tuned preset), else none; what was
+            chosen is logged once. A name or a `ChatTemplate`
+            (`keras_betakd.preprocessing.chat_template`), for both models; `None` for
+            prompts as they are; or a function of a list of messages, `{"role",
+            "content"}` each, that returns the prompt. Or a dict of these for
+            `"teacher"` and `"student"`.
+        trained_turns: the `"all"` (default) or the `"last"` of the answers of a
+            conversation are trained, with the mark that ends each.
 
     Attributes:
+        prompt_templates: dict of `"teacher"` and `"student"` to the `ChatTemplate`, the
+            function, or `None`.
         skipped: dict of the names of records left out to the reasons, since `fit`
             last reported them. (Processes of a data set with `use_multiprocessing`
             have copies of their own, which are not reported.)
@@ -66,7 +85,9 @@ class DistillationPreprocessor:
             whatever `keras_betakd.data.load_image` reads, a list of that, or `None`. A
             prompt marks each image with `<image>` or with the model's own mark.
             Optional `"ids"` are named in errors and warnings; `"sample_weight"` is read
-            by the distiller. Other keys are refused.
+            by the distiller; `"system"` holds system prompts, `None` where there is
+            none. With a chat template, prompts and responses may be lists of turns.
+            Other keys are refused.
 
     Returns:
         `(x, y, sample_weight)` as NumPy arrays. `x` is a dict of the inputs of both
@@ -110,6 +131,8 @@ class DistillationPreprocessor:
         on_too_long="raise",
         workers=None,
         max_queue_size=None,
+        prompt_template="auto",
+        trained_turns="all",
     ):
         if on_too_long not in ("raise", "skip"):
             raise ValueError(
@@ -120,6 +143,11 @@ class DistillationPreprocessor:
             raise ValueError(
                 "`max_response_length` must be a positive integer. Received: "
                 f"max_response_length={max_response_length}"
+            )
+        if trained_turns not in ("all", "last"):
+            raise ValueError(
+                '`trained_turns` must be "all" or "last". Received: '
+                f"trained_turns={trained_turns!r}"
             )
         self.teacher_preprocessor = teacher_preprocessor
         self.student_preprocessor = student_preprocessor
@@ -134,6 +162,8 @@ class DistillationPreprocessor:
         if max_queue_size is not None:
             self.max_queue_size = max_queue_size
         self._expect_queue()
+        self.trained_turns = trained_turns
+        self.prompt_templates = self._resolved_templates(prompt_template)
         self.skipped = {}
         self._filler = None
         self._vocabularies_checked = False
@@ -152,14 +182,39 @@ class DistillationPreprocessor:
                     f"{name}={value!r}"
                 )
 
+    def _resolved_templates(self, prompt_template):
+        given = by_role(prompt_template)
+        found = {
+            role: template
+            if isinstance(preprocessor, Encoder)
+            else resolved_template(template, format_of(preprocessor))
+            for (role, template), preprocessor in zip(
+                given.items(),
+                (self.teacher_preprocessor, self.student_preprocessor),
+                strict=True,
+            )
+        }
+        if isinstance(self.teacher_preprocessor, Encoder):
+            self.teacher_preprocessor.expect_template(found["teacher"])
+        is_pair = self.teacher_preprocessor is not self.student_preprocessor
+        if is_pair and given["student"] != "auto" and not callable(given["student"]):
+            # Where it is evaluated or saved, it is prompted as in training.
+            remember_template(self.student_preprocessor, given["student"])
+        return found
+
     @property
     def _teacher(self):
-        found = self.teacher_preprocessor
-        return found if isinstance(found, Encoder) else ModelEncoder(found, "teacher")
+        return self._encoder("teacher", self.teacher_preprocessor)
 
     @property
     def _student(self):
-        return ModelEncoder(self.student_preprocessor, "student")
+        return self._encoder("student", self.student_preprocessor)
+
+    def _encoder(self, role, preprocessor):
+        if isinstance(preprocessor, Encoder):
+            return preprocessor
+        options = self.prompt_templates[role], self.trained_turns
+        return ModelEncoder(preprocessor, role, *options)
 
     def __call__(self, records):
         records = _with_responses(records)
@@ -226,7 +281,9 @@ class DistillationPreprocessor:
         length = self.max_response_length
         shown = without_images(records) if self.blind_student else records
         student = self._student.encode(shown, ids, length)
-        if self.teacher_preprocessor is self.student_preprocessor:
+        is_one = self.teacher_preprocessor is self.student_preprocessor
+        templates = self.prompt_templates
+        if is_one and templates["teacher"] == templates["student"]:
             return student, student
         return student, self._teacher.encode(records, ids, length)
 
@@ -235,7 +292,31 @@ class DistillationPreprocessor:
         # after it is made.
         if not self._vocabularies_checked:
             self._teacher.check_vocabulary(self.student_preprocessor)
+            self._expect_same_ends()
             self._vocabularies_checked = True
+
+    def _expect_same_ends(self):
+        """Raises where answers end with one mark for one model, with another for one.
+
+        Class by class, all their labels must be equal.
+        """
+        if isinstance(self.teacher_preprocessor, Encoder):
+            return
+        found = {
+            role: template.end.strip() if isinstance(template, ChatTemplate) else None
+            for role, template in self.prompt_templates.items()
+        }
+        tokenizer = self.student_preprocessor.tokenizer
+        end = getattr(tokenizer, "end_token", None)
+        ends = {role: mark or end for role, mark in found.items()}
+        if ends["teacher"] != ends["student"]:
+            names = {r: template_label(t) for r, t in self.prompt_templates.items()}
+            raise ValueError(
+                f"The teacher's answers end with {ends['teacher']!r} and the student's "
+                f"with {ends['student']!r}, by their prompt templates {names}, so their "
+                "labels would differ. Give one `prompt_template` that both have, or "
+                "`None`."
+            )
 
     def _aligned(self, teacher, student):
         """The teacher's positions for the student's answer tokens, as a part of `x`."""

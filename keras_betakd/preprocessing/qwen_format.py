@@ -1,5 +1,6 @@
 """The record format of Qwen3.5, whose keras-hub preprocessor trains on text only."""
 
+import functools
 import re
 
 import keras
@@ -7,6 +8,8 @@ import numpy as np
 
 from keras_betakd.data.images import IMAGE_MARK
 from keras_betakd.preprocessing import image_inputs
+from keras_betakd.preprocessing.chat_packing import packed_chats
+from keras_betakd.preprocessing.chat_tokens import chat_tokens
 from keras_betakd.preprocessing.text_format import TextFormat, packed
 
 SPECIAL = ("im_start", "end", "vision_start", "vision_end", "image", "video")
@@ -23,8 +26,11 @@ class Qwen3_5Format(TextFormat):
 
     image_keys = ("pixel_values", "image_grid_thw")
     decodes_cached = False
+    chat_form = "ids"
 
     def prompt_lengths(self, inputs, limit):
+        if "chats" in inputs:
+            return {self.answer_length: [len(c.ids) for c in self.chat_tokens(inputs)]}
         images = inputs.get("images", [[] for _ in inputs["prompts"]])
         rows = zip(inputs["prompts"], images, strict=True)
         grids = [(p, [self._converted(i)[1] for i in found]) for p, found in rows]
@@ -41,6 +47,10 @@ class Qwen3_5Format(TextFormat):
         """The image token between the tokens that it is trained with."""
         tokenizer = self.preprocessor.tokenizer
         return tokenizer.vision_start_token + self.mark + tokenizer.vision_end_token
+
+    @property
+    def mark_text(self):
+        return self._marks if self._takes_images else IMAGE_MARK
 
     @property
     def own_marks(self):
@@ -62,6 +72,8 @@ class Qwen3_5Format(TextFormat):
 
     def prompts_alone(self, inputs, sequence_length):
         """Model inputs of the prompts without answers, padded to `sequence_length`."""
+        if "chats" in inputs:
+            return self.training(inputs, sequence_length)[0]
         empty = {**inputs, "responses": [""] * len(inputs["prompts"])}
         x, _, weight = self.training(empty, sequence_length)
         # Without the end mark of the empty answer: the model has to predict it.
@@ -75,13 +87,32 @@ class Qwen3_5Format(TextFormat):
         parts = [[self._converted(i) for i in row] for row in inputs.get("images", [])]
         parts = parts or [[] for _ in inputs["prompts"]]
         tokens = [[self._tokens(grid) for _, grid in row] for row in parts]
-        prompts = zip(inputs["prompts"], tokens, strict=True)
-        prompts = [self._tokenized(*pair) for pair in prompts]
-        responses = [self._tokenized(text, []) for text in inputs["responses"]]
-        x, y, weight = packed(self.preprocessor, prompts, responses, sequence_length)
+        if "chats" in inputs:
+            chats = self._chat_tokens(inputs["chats"], tokens)
+            x, y, weight = packed_chats(self.preprocessor, chats, sequence_length)
+        else:
+            prompts = zip(inputs["prompts"], tokens, strict=True)
+            prompts = [self._tokenized(*pair) for pair in prompts]
+            responses = [self._tokenized(text, []) for text in inputs["responses"]]
+            pair = prompts, responses
+            x, y, weight = packed(self.preprocessor, *pair, sequence_length)
         if self._takes_images:
             x.update(self._stacked(parts), **self._places(x["token_ids"], parts))
         return x, y, weight
+
+    def chat_tokens(self, inputs):
+        images = inputs.get("images", [[] for _ in inputs["chats"]])
+        grids = [[self._tokens(self._converted(i)[1]) for i in row] for row in images]
+        return self._chat_tokens(inputs["chats"], grids)
+
+    def _chat_tokens(self, chats, grids):
+        """The `ChatTokens` of chats, with one image token for each of their images'."""
+        found = []
+        for chat, row in zip(chats, grids, strict=True):
+            counts = iter([rows * columns for rows, columns in row])
+            tokenize = functools.partial(self._with_images, counts=counts)
+            found.append(chat_tokens(chat, self.preprocessor.tokenizer, tokenize))
+        return found
 
     def _converted(self, image):
         found = image_inputs.converted(image, self.preprocessor.image_converter)
@@ -104,16 +135,19 @@ class Qwen3_5Format(TextFormat):
             text: a prompt or response.
             grids: rows and columns of the tokens of each image, in order.
         """
+        return self._with_images(text, iter([r * c for r, c in grids]))
+
+    def _with_images(self, text, counts):
+        """`_tokenized` with the numbers of tokens of the images, an iterator."""
         tokenizer = self.preprocessor.tokenizer
         names = [f"{name}_token" for name in SPECIAL]
         names = [name for name in names if getattr(tokenizer, name, None)]
         special = {getattr(tokenizer, n): getattr(tokenizer, f"{n}_id") for n in names}
         pieces = re.split("(" + "|".join(map(re.escape, special)) + ")", text)
-        counts = iter([rows * columns for rows, columns in grids])
         ids = []
         for piece in filter(None, pieces):
-            if piece == getattr(tokenizer, "image_token", None) and grids:
-                ids += [special[piece]] * next(counts)
+            if piece == getattr(tokenizer, "image_token", None):
+                ids += [special[piece]] * next(counts, 1)
             elif piece in special:
                 ids.append(special[piece])
             else:

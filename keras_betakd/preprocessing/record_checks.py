@@ -17,7 +17,7 @@ from keras_betakd.preprocessing.records import (
     turns_by_record,
 )
 
-RECORD_KEYS = ("prompts", "responses", "images", "ids", "sample_weight")
+RECORD_KEYS = ("prompts", "responses", "images", "ids", "sample_weight", "system")
 
 # What other libraries call the same, where it is not spelt alike.
 _OTHER_NAMES = {
@@ -26,6 +26,7 @@ _OTHER_NAMES = {
     "images": ("picture", "img", "pixel", "pixel_value", "image_path", "photo"),
     "ids": ("id", "name", "uid", "question_id"),
     "sample_weight": ("weight", "sample_weight"),
+    "system": ("system_prompt", "system_message"),
 }
 
 
@@ -33,7 +34,8 @@ class CheckedRecords(dict):
     """Raw records that have been checked.
 
     `"prompts"` and `"responses"` are lists of turns, `"images"` lists of uint8 arrays,
-    `"ids"` strings or `None`; `"responses"` and `"sample_weight"` may be missing.
+    `"ids"` strings or `None`, `"system"` strings with `None` for records without;
+    `"responses"`, `"sample_weight"` and `"system"` may be missing.
 
     Args:
         records: the dict.
@@ -83,6 +85,7 @@ def checked_records(records):
     for key, values in entries.items():
         if len(values) != size:
             what = {"responses": "response", "ids": "id"}.get(key, key)
+            what = "system prompt (`None` for none)" if key == "system" else what
             raise ValueError(
                 f"Every prompt needs one {what}. Received: {size} prompts, "
                 f'{len(values)} entries of "{key}"'
@@ -93,6 +96,8 @@ def checked_records(records):
     if "responses" in entries:
         checked["responses"] = turns_by_record(entries["responses"], names, "response")
         _expect_full(checked["responses"], names)
+    if "system" in entries:
+        checked["system"] = _system_prompts(entries["system"], names)
     if "sample_weight" in entries:
         checked["sample_weight"] = entries["sample_weight"]
     checked["images"] = images_by_record(records.get("images"), size, names)
@@ -139,6 +144,26 @@ def _entries(key, values):
             f"Received: {type(values).__name__}"
         )
     return as_array(values) if is_array(values) else values
+
+
+def _system_prompts(values, names):
+    """The system prompt of each record, `None` for those without."""
+    found = []
+    for value, name in zip(values, names, strict=True):
+        if value is not None:
+            (value,) = turns_by_record([_one_text(value)], [name], "system prompt")[0]
+            if _is_blank(value):
+                raise ValueError(
+                    f"Record {name}: its system prompt is empty. Give `None` for a "
+                    f"record without one. Received: {value!r}"
+                )
+        found.append(value)
+    return found
+
+
+def _one_text(value):
+    """A system prompt, which has no turns: a list of texts becomes no text."""
+    return [value] if isinstance(value, (list, tuple)) else value
 
 
 def _is_blank(text):

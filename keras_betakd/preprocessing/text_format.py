@@ -1,10 +1,19 @@
 """`TextFormat`: the record format of text families, base class of the other formats."""
 
+import copy
+import dataclasses
+
 import keras
 import numpy as np
 
 from keras_betakd.data.images import IMAGE_MARK
 from keras_betakd.preprocessing import image_inputs
+from keras_betakd.preprocessing.chat_packing import (
+    expect_marks_in_text,
+    packed_chats,
+    with_earlier_answers,
+)
+from keras_betakd.preprocessing.chat_tokens import chat_tokens
 from keras_betakd.preprocessing.image_inputs import layer_settings
 
 # The model inputs that hold images, of all families.
@@ -41,6 +50,20 @@ class TextFormat:
         self.preprocessor = preprocessor
 
     @property
+    def chat_form(self):
+        """How chats are given to the family: as `"ids"`, or as `"text"`.
+
+        Where keras-hub's preprocessor packs tokens, images and masks at once, it takes
+        text alone. `None` where no chat template is known.
+        """
+        import keras_hub
+
+        base = keras_hub.models.CausalLMPreprocessor
+        if not isinstance(self.preprocessor, base):
+            return None
+        return "ids" if type(self.preprocessor).call is base.call else "text"
+
+    @property
     def marks_of_images(self):
         """All texts that mark an image in the prompt of a record."""
         takes_images = getattr(self.preprocessor, "image_converter", None) is not None
@@ -64,6 +87,33 @@ class TextFormat:
         image_inputs.expect_no_images(images, ids)
         return {"prompts": prompts}
 
+    @property
+    def mark_text(self):
+        """What is written in a prompt for an image."""
+        return IMAGE_MARK
+
+    def marked(self, chat):
+        """A `Chat` with the family's own marks of images."""
+        segments = [
+            (t.replace(IMAGE_MARK, self.mark_text), w) for t, w in chat.segments
+        ]
+        return dataclasses.replace(chat, segments=tuple(segments))
+
+    def without_start(self, chat):
+        """The prompt of a `Chat` as `prepared` takes it.
+
+        The start token is left out where keras-hub's packer puts it.
+        """
+        if self.chat_form != "text":
+            return chat.prompt
+        expect_marks_in_text(chat.template, self)
+        return chat.prompt.removeprefix(self.preprocessor.tokenizer.start_token or "")
+
+    def chat_tokens(self, inputs):
+        """The `ChatTokens` of the chats in what `model_inputs` returned."""
+        tokenizer = self.preprocessor.tokenizer
+        return [chat_tokens(chat, tokenizer) for chat in inputs["chats"]]
+
     def image_form(self):
         """A value that is equal for formats that make equal arrays of equal images.
 
@@ -80,15 +130,25 @@ class TextFormat:
 
         The response and its end mark have weight, and nothing else.
         """
-        import keras_hub
-
-        base = keras_hub.models.CausalLMPreprocessor
-        if type(self.preprocessor).call is not base.call:
+        if "chats" in inputs:
+            return self._chat_training(inputs, sequence_length)
+        if self.chat_form != "ids":
             return self.preprocessor(inputs, sequence_length=sequence_length)
         # keras-hub's text families take one text and give all of it weight.
         tokenizer = self.preprocessor.tokenizer
         pair = tokenizer(inputs["prompts"]), tokenizer(inputs["responses"])
         return packed(self.preprocessor, *pair, sequence_length)
+
+    def _chat_training(self, inputs, sequence_length):
+        """`training` of chats, which end by their own mark instead of an end token."""
+        if self.chat_form == "ids":
+            chats = self.chat_tokens(inputs)
+            return packed_chats(self.preprocessor, chats, sequence_length)
+        preprocessor = copy.copy(self.preprocessor)
+        preprocessor.add_start_token, preprocessor.add_end_token = True, False
+        rest = {key: value for key, value in inputs.items() if key != "chats"}
+        x, y, weight = preprocessor(rest, sequence_length=sequence_length)
+        return x, y, with_earlier_answers(inputs["chats"], y, weight, self)
 
     def generation(self, inputs):
         """The argument of `generate` and `generate_preprocess`, from `model_inputs`."""
@@ -106,6 +166,8 @@ class TextFormat:
         Returns:
             Dict of the preprocessor's attribute that limits the number to B ints.
         """
+        if "chats" in inputs and self.chat_form == "ids":
+            return {self.answer_length: [len(c.ids) for c in self.chat_tokens(inputs)]}
         length = limit + 1
         while True:
             packed = self.preprocessor.generate_preprocess(

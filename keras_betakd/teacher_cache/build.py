@@ -29,6 +29,7 @@ def cache_teacher(
     batch_size=32,
     max_response_length=64,
     verbose=1,
+    prompt_template="auto",
 ):
     """Runs a teacher once over a data set and writes its outputs to disk.
 
@@ -52,7 +53,7 @@ def cache_teacher(
     A run that was interrupted continues where it stopped when it is called again, and
     ends with the same files, byte for byte. It goes on only with the same teacher
     (weights, constants such as the wavelength of its rotary embedding, precision, LoRA,
-    quantization), preprocessor, settings, and versions of this package, Keras,
+    quantization), preprocessor, prompt template, settings, and versions of this package, Keras,
     keras-hub and the backend. One process at a time may build a cache in a folder; any
     number may read it once it is complete.
 
@@ -69,6 +70,8 @@ def cache_teacher(
         max_response_length: the maximum number of answer tokens of a record, for a
             teacher; a distiller's preprocessor has its own.
         verbose: 1 for a progress bar, 0 for none.
+        prompt_template: the template that a teacher's prompts are written in, as for
+            `DistillationPreprocessor`; a distiller has its own.
 
     Returns:
         A `CachedTeacher`, which takes the teacher's place in a distiller.
@@ -92,7 +95,9 @@ def cache_teacher(
     cached.fit(records, epochs=10)
     ```
     """
-    source = TeacherSource(distiller_or_teacher, max_response_length, top_k)
+    source = TeacherSource(
+        distiller_or_teacher, max_response_length, top_k, prompt_template
+    )
     batches = as_dataset(dataset, batch_size)
     if batches is None or is_endless(batches):
         raise ValueError(

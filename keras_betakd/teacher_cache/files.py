@@ -47,6 +47,8 @@ class CacheSettings:
         hidden_dim: H, the width of the teacher's hidden states.
         head_dtype: precision in which the stored LM head computes; `None` without one.
         soft_cap: soft cap of its logits; `None` without one.
+        prompt_template: label of the template of the prompts, and of which answers are
+            trained; not written where prompts are written as they are.
     """
 
     format: int
@@ -63,10 +65,19 @@ class CacheSettings:
     hidden_dim: int
     head_dtype: str | None
     soft_cap: float | None
+    prompt_template: str | None = None
+
+    @property
+    def content(self):
+        """What is written: caches without template are as they were before."""
+        found = dataclasses.asdict(self)
+        if self.prompt_template is None:
+            del found["prompt_template"]
+        return found
 
     @property
     def digest(self):
-        return fingerprints.of_value(dataclasses.asdict(self))
+        return fingerprints.of_value(self.content)
 
 
 class CachedRecord(NamedTuple):
@@ -112,7 +123,7 @@ class CacheFolder:
         return CacheSettings(**_verified(self.path / "settings.json", found))
 
     def write_settings(self, settings):
-        self._write_json("settings.json", dataclasses.asdict(settings))
+        self._write_json("settings.json", settings.content)
 
     def index(self):
         """Dict of file name to digest; `None` if the cache is not complete.
@@ -225,7 +236,7 @@ def _verified(path, found, kind=CacheSettings):
     if found.get("digest") != fingerprints.of_value(content):
         raise _damaged(path, "its content is not what was written")
     fields = {field.name: field.type for field in dataclasses.fields(kind)}
-    if set(content) != set(fields):
+    if set(content) | {"prompt_template"} & set(fields) != set(fields):
         raise _damaged(path, f"it has the keys {sorted(content)}")
     for name, value in content.items():
         if not _is(value, fields[name]):

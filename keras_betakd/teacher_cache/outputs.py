@@ -5,7 +5,9 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_betakd import fingerprints
+from keras_betakd.preprocessing.chat_templates import chat_template
 from keras_betakd.preprocessing.encoding import Encoded, Encoder
+from keras_betakd.preprocessing.prompt_templates import LAST_TURN, template_label
 from keras_betakd.preprocessing.records import id_texts
 from keras_betakd.teacher_cache.files import HEAD, CacheFolder
 
@@ -88,6 +90,19 @@ class CachedOutputs(Encoder):
                 "Teacher and student must both end their answers, or both not. "
                 f"Received: a teacher cache with add_end_token={not ends}, a student "
                 f"with add_end_token={ends}"
+            )
+
+    def expect_template(self, prompt_template):
+        if isinstance(prompt_template, str) and prompt_template == "auto":
+            return  # the labels are compared in any case
+        if isinstance(prompt_template, str):
+            prompt_template = chat_template(prompt_template)
+        wanted, made = template_label(prompt_template), self.settings.prompt_template
+        if wanted != (made and made.removesuffix(LAST_TURN)):
+            raise ValueError(
+                f"The teacher cache in '{self.folder.path}' was made with another "
+                f"prompt template. Received: prompt_template={wanted!r}, there: "
+                f"{made!r}. Build it with this one, in another directory."
             )
 
     def encode(self, records, ids, max_response_length):

@@ -11,6 +11,7 @@ from keras_betakd.betas.teacher_features import TeacherOutputs, hidden_features
 from keras_betakd.distillation.distiller import BetaKDDistiller
 from keras_betakd.models.views import view_of
 from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
+from keras_betakd.preprocessing.prompt_templates import encoding_label
 from keras_betakd.teacher_cache.files import FORMAT, CacheSettings
 from keras_betakd.teacher_cache.outputs import BY_TOKEN, CachedOutputs
 
@@ -24,6 +25,7 @@ class TeacherSource:
         max_response_length: the maximum number of answer tokens of a record; that of
             the distiller's preprocessor if it has one.
         top_k: the number of classes to store; `None` for all.
+        prompt_template: the template of a teacher's prompts; a distiller has its own.
 
     Attributes:
         kind: as in `CacheSettings`.
@@ -33,7 +35,7 @@ class TeacherSource:
             pair with different tokenizers, or a wrong `top_k`.
     """
 
-    def __init__(self, source, max_response_length, top_k):
+    def __init__(self, source, max_response_length, top_k, prompt_template="auto"):
         features, by_token = set(), False
         if isinstance(source, BetaKDDistiller):
             self.view, pair = source.teacher_view, source.preprocessor
@@ -56,8 +58,13 @@ class TeacherSource:
                     "cannot serve a student with another tokenizer."
                 )
             max_response_length = pair.max_response_length
+            prompt_template = _template_of(pair, prompt_template)
         self.preprocessor = DistillationPreprocessor(
-            preprocessor, preprocessor, max_response_length
+            preprocessor,
+            preprocessor,
+            max_response_length,
+            prompt_template={"teacher": prompt_template, "student": prompt_template},
+            trained_turns="all" if pair is None else pair.trained_turns,
         )
         self.top_k = _checked(top_k, self.classes)
         self.kind = "top_k" if top_k else "hidden"
@@ -90,6 +97,10 @@ class TeacherSource:
             hidden_dim=self.view.hidden_dim,
             head_dtype=matrix and matrix.dtype,
             soft_cap=matrix and matrix.soft_cap,
+            prompt_template=encoding_label(
+                self.preprocessor.prompt_templates["teacher"],
+                self.preprocessor.trained_turns,
+            ),
         )
 
     def head(self):
@@ -119,6 +130,16 @@ class TeacherSource:
             value = np.asarray(value)
             kept[name] = value[used] if name in BY_TOKEN else value
         return kept
+
+
+def _template_of(pair, prompt_template):
+    """The template of a pair's teacher; raises if another one is asked for."""
+    if not isinstance(prompt_template, str) or prompt_template != "auto":
+        raise ValueError(
+            "A distiller's own `prompt_template` is that of the cache. Give it to the "
+            f"distiller. Received: prompt_template={prompt_template!r}"
+        )
+    return pair.prompt_templates["teacher"]
 
 
 def compacted(array):

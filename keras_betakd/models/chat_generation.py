@@ -1,0 +1,84 @@
+"""keras-hub's `generate` for prompts in a chat template, which are token ids."""
+
+import contextlib
+
+import keras
+import numpy as np
+
+
+def stop_tokens(preprocessor, inputs):
+    """The ids of the tokens that end an answer to inputs of `model_inputs`.
+
+    Returns:
+        List of ints: those at which keras-hub stops by itself, and the mark that ends
+        an answer in the chat template.
+    """
+    from keras_betakd.preprocessing.chat_tokens import end_id
+
+    tokenizer = preprocessor.tokenizer
+    names = ("end_token_id", "end_token2_id")
+    found = [getattr(tokenizer, name, None) for name in names]
+    found = [token for token in found if token is not None]
+    found += [end_id(chat.template, tokenizer) for chat in inputs.get("chats", ())[:1]]
+    return list(dict.fromkeys(found))
+
+
+def generated(model, inputs, max_length=None, stop_token_ids="auto", strip_prompt=None):
+    """The answers of a keras-hub model to inputs of `model_inputs`, its own `generate`.
+
+    Args:
+        model: a keras-hub model with its preprocessor.
+        inputs: what `model_inputs` returned.
+        max_length, stop_token_ids, strip_prompt: as for the model's `generate`.
+
+    Returns:
+        A list of strings.
+    """
+    from keras_betakd.preprocessing.image_formats import format_of
+    from keras_betakd.preprocessing.model_inputs import generation_inputs
+
+    family = format_of(model.preprocessor)
+    options = {"max_length": max_length}
+    if "chats" not in inputs or family.chat_form == "text":
+        if "chats" in inputs and isinstance(stop_token_ids, str):  # "auto"
+            stop_token_ids = stop_tokens(model.preprocessor, inputs)
+        if not isinstance(stop_token_ids, str):
+            options["stop_token_ids"] = stop_token_ids
+        if strip_prompt:
+            options["strip_prompt"] = True
+        return model.generate(generation_inputs(model.preprocessor, inputs), **options)
+    if isinstance(stop_token_ids, str):
+        stop_token_ids = stop_tokens(model.preprocessor, inputs)
+    length = max_length or model.preprocessor.sequence_length
+    packed = _packed(family, inputs, length)
+    with _without_preprocessor(model) as preprocessor:
+        # A tuple, which JAX can compile for.
+        found = model.generate(dict(packed), stop_token_ids=tuple(stop_token_ids or ()))
+    found = {key: keras.ops.convert_to_numpy(value) for key, value in found.items()}
+    if strip_prompt:
+        found["padding_mask"] = found["padding_mask"] & ~packed["padding_mask"]
+    found = {key: keras.ops.convert_to_tensor(value) for key, value in found.items()}
+    return list(preprocessor.generate_postprocess(found))
+
+
+def _packed(family, inputs, length):
+    """Token ids and padding mask, (B, length), of prompts."""
+    chats = family.chat_tokens(inputs)
+    padding = family.preprocessor.tokenizer.pad_token_id
+    ids = np.full((len(chats), length), padding, "int32")
+    mask = np.zeros(ids.shape, bool)
+    for i, chat in enumerate(chats):
+        ids[i, : len(chat.ids)] = chat.ids
+        mask[i, : len(chat.ids)] = True
+    return {"token_ids": ids, "padding_mask": mask}
+
+
+@contextlib.contextmanager
+def _without_preprocessor(model):
+    """A context in which `model.generate` takes token ids."""
+    preprocessor = model.preprocessor
+    model.preprocessor = None
+    try:
+        yield preprocessor
+    finally:
+        model.preprocessor = preprocessor
