@@ -44,12 +44,8 @@ class Chat:
     def trained_last(self):
         """The same conversation with the last answer trained alone."""
         parts = enumerate(self.segments)
-        kept = tuple((text, i == self._last) for i, (text, _) in parts)
-        # The earlier answers are a part of the prompt now.
-        prompt = "".join(text for text, _ in kept[: self._last])
-        return dataclasses.replace(
-            self, segments=((prompt, False), *kept[self._last :])
-        )
+        segments = tuple((text, i == self._last) for i, (text, _) in parts)
+        return dataclasses.replace(self, segments=segments)
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")

@@ -210,12 +210,9 @@ _BY_NAME = {template.name: template for template in TEMPLATES}
 # matches counts. Names of keras-hub have no mark where there is no base model (Qwen3).
 _PRESETS = (
     # Other tasks, and families whose template is another.
-    (
-        r"embedding|guard|shield|translate|function|vault|c2s|math|magistral|base\b",
-        None,
-    ),
-    (r"assistant$|code_gemma|coder|agent|pali_?gemma|t5_?gemma|thinking|distill", None),
-    (r"qwen3-vl", None),
+    (r"embedding|guard|shield|translate|function|vault|c2s|math|magistral", None),
+    (r"base$|assistant$|code_gemma|coder|agent|thinking|distill", None),
+    (r"pali_?gemma|t5_?gemma|qwen3-vl", None),
     (r"gemma_?-?4.*(26b|31b).*", "gemma4_large"),
     (r"gemma_?-?4", "gemma4"),
     (r"gemma_?-?3n", "gemma3n"),

@@ -312,8 +312,8 @@ class DistillationPreprocessor:
         if ends["teacher"] != ends["student"]:
             names = {r: template_label(t) for r, t in self.prompt_templates.items()}
             raise ValueError(
-                f"The teacher's answers end with {ends['teacher']!r} and the student's "
-                f"with {ends['student']!r}, by their prompt templates {names}, so their "
+                f"The teacher's answers end with {ends['teacher']!r}, the student's with "
+                f"{ends['student']!r}, by their prompt templates {names}, so their "
                 "labels would differ. Give one `prompt_template` that both have, or "
                 "`None`."
             )
@@ -323,13 +323,16 @@ class DistillationPreprocessor:
         positions = np.zeros_like(teacher.positions)
         aligned = np.zeros_like(student.weights)
         for i in range(len(positions)):
-            answers = [m.labels[i][m.weights[i] > 0] for m in (teacher, student)]
-            slots = aligned_slots(
-                self._teacher.tokenizer, self._student.tokenizer, *answers
-            )
-            found = np.flatnonzero(slots >= 0)
-            positions[i, found] = teacher.positions[i, slots[found]]
-            aligned[i, found] = 1.0
+            turns = zip(_turns(teacher, i), _turns(student, i), strict=True)
+            for of_teacher, of_student in turns:
+                slots = aligned_slots(
+                    *(self._teacher.tokenizer, self._student.tokenizer),
+                    *(teacher.labels[i][of_teacher], student.labels[i][of_student]),
+                )
+                found = of_student[slots >= 0]
+                slots = of_teacher[slots[slots >= 0]]
+                positions[i, found] = teacher.positions[i, slots]
+                aligned[i, found] = 1.0
         return {"teacher_positions": positions, "aligned": aligned}
 
     def _without_shared_images(self, inputs):
@@ -342,6 +345,13 @@ class DistillationPreprocessor:
             return inputs
         shared = format_of(self.student_preprocessor).image_keys
         return {name: value for name, value in inputs.items() if name not in shared}
+
+
+def _turns(encoded, row):
+    """The slots of each answer of a conversation: between two, there is a prompt."""
+    slots = np.flatnonzero(encoded.weights[row] > 0)
+    gaps = np.flatnonzero(np.diff(encoded.positions[row][slots]) > 1) + 1
+    return np.split(slots, gaps)
 
 
 def _with_responses(records):
