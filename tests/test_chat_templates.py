@@ -12,7 +12,6 @@ import pytest
 from tiny_families import byte_pairs, tiny_gemma4, tiny_mobilevlm, tiny_qwen3_5
 from tiny_families import tiny_text as plain_text
 from tiny_models import (
-    GEMMA_PIECES,
     random_image,
     tiny_gemma3,
     tiny_pali_gemma,
@@ -263,7 +262,8 @@ def test_marks_are_tokens_and_the_start_is_there_once(case):
         start = tokenizer.start_token_id
         assert (x["token_ids"][:, 0] == start).all()
         each = 2 if template.turn_opening else 1
-        assert ((x["token_ids"] == start).sum(axis=1) == each).all()
+        starts = (x["token_ids"] == start) & x["padding_mask"]
+        assert (starts.sum(axis=1) == each).all()
     ends = np.concatenate([x["token_ids"][:, :1], y], 1) == end_id(template, tokenizer)
     written = (
         template.render(["a", "b"], ["c", "d"]).rstrip().count(template.end.strip())
@@ -389,10 +389,7 @@ def test_auto_takes_what_is_known_and_says_so_once(caplog):
     for _ in range(2):
         inputs = model_inputs(model.preprocessor, vqa_records(1), "auto")
         assert "chats" not in inputs
-    assert [r.message for r in caplog.records if "nothing says" in r.message] == [
-        r.message for r in caplog.records
-    ]
-    assert len(caplog.records) == 1
+    assert ["nothing says" in r.message for r in caplog.records] == [True]
     remember_template(model.preprocessor, "gemma3")
     for _ in range(2):
         assert "chats" in model_inputs(model.preprocessor, vqa_records(1), "auto")
@@ -585,7 +582,3 @@ def test_a_cache_of_another_template_is_refused(tmp_path):
     np.testing.assert_allclose(*losses, rtol=1e-5)
     with pytest.raises(ValueError, match="A distiller's own `prompt_template`"):
         cache_teacher(live, records, tmp_path / "other", prompt_template="gemma3")
-
-
-def test_the_tiny_pieces_are_those_of_the_template():
-    assert {"<start_of_turn>", "<end_of_turn>"} <= set(GEMMA_PIECES)

@@ -155,9 +155,8 @@ def template_label(template):
     except ValueError:
         pass  # none of the published ones has this name
     text = json.dumps(dataclasses.asdict(template), sort_keys=True)
-    return (
-        f"{template.name} {hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
-    )
+    digest = hashlib.blake2b(text.encode(), digest_size=8)
+    return f"{template.name} {digest.hexdigest()}"
 
 
 # What the label of a cache has where the last answers alone are trained.

@@ -53,9 +53,9 @@ def cache_teacher(
     A run that was interrupted continues where it stopped when it is called again, and
     ends with the same files, byte for byte. It goes on only with the same teacher
     (weights, constants such as the wavelength of its rotary embedding, precision, LoRA,
-    quantization), preprocessor, prompt template, settings, and versions of this package, Keras,
-    keras-hub and the backend. One process at a time may build a cache in a folder; any
-    number may read it once it is complete.
+    quantization), preprocessor, prompt template, settings, and versions of this
+    package, Keras, keras-hub and the backend. One process at a time may build a cache
+    in a folder; any number may read it once it is complete.
 
     Args:
         distiller_or_teacher: a `BetaKDDistiller`, whose energies and betas determine
