@@ -25,9 +25,11 @@ from keras_betakd import (
     CosineProbsEnergy,
     DistillationPreprocessor,
     cache_teacher,
+    evaluate,
 )
 from keras_betakd.data import neutralize_image_marks
 from keras_betakd.evaluation import generate_answers
+from keras_betakd.evaluation.run import maker_of
 from keras_betakd.models import load_model, save_preset
 from keras_betakd.preprocessing import chat_template, format_of, model_inputs
 from keras_betakd.preprocessing.chat_templates import TEMPLATES, template_of_preset
@@ -485,6 +487,7 @@ def distiller_of(teacher, student, **kwargs):
     return distiller
 
 
+@pytest.mark.backends
 def test_a_conversation_trains_generates_and_is_saved(tmp_path):
     teacher, student = tiny_qwen3(), tiny_qwen3()
     distiller = distiller_of(teacher, student, prompt_template="qwen3")
@@ -506,6 +509,35 @@ def test_a_conversation_trains_generates_and_is_saved(tmp_path):
     )
     before, after = (m.preprocessor(turns()) for m in (distiller, loaded))
     np.testing.assert_array_equal(before[1], after[1])
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen3.5"])
+def test_other_forms_generate_after_a_conversation(name):
+    """Families that take text alone, and that decode images in a way of their own."""
+    student = CASES[name]()
+    student.compile(sampler="greedy")
+    distiller = distiller_of(CASES[name](), student, prompt_template=name)
+    for images in ({}, {"images": [random_image(0)]}):
+        mark = "<image>" if images else ""
+        asked = {
+            "prompts": [[f"{mark} color?", "sure?"]],
+            "responses": [["red", "yes"]],
+        }
+        asked |= {key: [value] for key, value in images.items()}
+        (text,) = distiller.generate(asked, max_length=120, strip_prompt=True)
+        assert "color" not in text and not text.endswith(chat_template(name).end)
+        answers = generate_answers(student, asked, max_new_tokens=4, progress=False)
+        assert set(answers) == {"0"}
+
+
+def test_an_evaluation_is_of_one_template(capsys):
+    model = tiny_gemma3()
+    assert "prompt_template" not in maker_of(model)
+    assert maker_of(model, "gemma3")["prompt_template"] == "gemma3"
+    options = ["--model", "m", "--benchmark", "gqa", "--data", "d"]
+    with pytest.raises(SystemExit):
+        evaluate.main([*options, "--prompt-template", "gema3"])
+    assert "did you mean 'gemma3'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["gemma3", "qwen3", "qwen3.5"])

@@ -312,8 +312,8 @@ class DistillationPreprocessor:
         if ends["teacher"] != ends["student"]:
             names = {r: template_label(t) for r, t in self.prompt_templates.items()}
             raise ValueError(
-                f"The teacher's answers end with {ends['teacher']!r}, the student's with "
-                f"{ends['student']!r}, by their prompt templates {names}, so their "
+                f"Answers of the teacher end with {ends['teacher']!r}, the student's "
+                f"with {ends['student']!r}, by their prompt templates {names}: their "
                 "labels would differ. Give one `prompt_template` that both have, or "
                 "`None`."
             )
