@@ -18,12 +18,20 @@ FOLDER = os.path.join(ROOT, "benchmarks", "study")
 sys.path.append(FOLDER)
 
 from arm_models import BETAS, energies_and_beta  # noqa: E402
-from arms import GROUPS  # noqa: E402
+from arms import GROUPS, arms_of  # noqa: E402
 from easy_vqa_problems import as_problem  # noqa: E402
 from paired import paired_difference, spread  # noqa: E402
 from problems import FAMILIES, make_problems  # noqa: E402
 from results import Results  # noqa: E402
-from settings import SETTINGS  # noqa: E402
+from scenes import (  # noqa: E402
+    LONGEST,
+    WORDS,
+    as_ids,
+    is_slot,
+    make_scenes,
+    with_wrong_words,  # noqa: E402
+)
+from settings import EXPERIMENTS, SETTINGS, Experiment, Setting  # noqa: E402
 from store import RunStore, read_runs  # noqa: E402
 from tables import Report, filled_in  # noqa: E402
 
@@ -72,6 +80,55 @@ def test_the_biased_teacher_is_taught_wrong_in_its_part_alone(problems):
     assert 0.1 < np.mean(taught_wrong) < 0.35
 
 
+def test_the_mixed_teacher_is_taught_at_random_where_it_is_to_be_unsure(problems):
+    from teachers import taught_answers, taught_wrong
+
+    taught = taught_answers("mixed", problems)
+    right = np.array([p.answer for p in problems])
+    parts = taught_wrong("mixed", problems)
+    unsure, sure = parts["unsure"], parts["biased"]
+    assert unsure.any() and sure.any() and not (unsure & sure).any()
+    assert (taught == right)[~unsure & ~sure].all() and (taught != right)[sure].all()
+    assert 0.1 < (taught == right)[unsure].mean() < 0.7
+    assert not taught_wrong("biased", problems)["unsure"].any()
+
+
+def test_a_setting_belongs_to_one_experiment():
+    names = [name for e in EXPERIMENTS.values() for name in e.settings]
+    assert len(set(names)) == len(names)
+
+
+def test_descriptions_say_what_is_drawn():
+    """The colours that are named are those of the pixels, in reading order."""
+    colours = {"red": (205, 45, 45), "blue": (50, 80, 205), "green": (40, 150, 70)}
+    for scene in make_scenes(30, seed=1):
+        words = scene.words
+        for colour, _, row, column in zip(*[iter(named(words))] * 4, strict=True):
+            y = slice(0, 24) if row == "top" else slice(24, 48)
+            x = 16 * ("left", "middle", "right").index(column)
+            cell = scene.image[y, x : x + 16].astype(int)
+            if colour in colours:
+                distance = np.abs(cell - colours[colour]).sum(-1)
+                assert distance.min() < 30, (words, colour, row, column)
+        assert len(words) <= LONGEST
+
+
+def named(words):
+    """The words of a description that name objects."""
+    body = words[3 : words.index(";")]
+    return [word for word in body if word != ","]
+
+
+def test_wrong_words_are_of_the_same_class_and_as_many_as_said():
+    descriptions = [scene.words for scene in make_scenes(100, seed=2)]
+    right = as_ids(descriptions)
+    wrong = as_ids(with_wrong_words(descriptions, 0.2, seed=3))
+    slots = is_slot(right)
+    assert (wrong == right)[~slots].all() and is_slot(wrong)[slots].all()
+    assert 0.16 < (wrong != right)[slots].mean() < 0.24
+    assert WORDS[0] == "<pad>" and not is_slot(np.array(0))
+
+
 def test_of_an_easy_vqa_question_the_teacher_alone_is_shown_the_choices():
     image = np.zeros((64, 64, 3), "uint8")
     record = ScienceQARecord(
@@ -100,6 +157,7 @@ def test_paired_differences_are_those_of_scipy():
 def test_every_arm_can_be_made():
     names = [name for group in GROUPS.values() for name in group]
     assert len(set(names)) == len(names)
+    names += [name for experiment in EXPERIMENTS for name in arms_of(experiment)]
     for name in names:
         if name != "ce" and not name.startswith("keras.distillation"):
             assert energies_and_beta(name)["energies"]
@@ -196,14 +254,15 @@ def test_runs_side_by_side_are_those_of_fit(tmp_path):
         teacher_logits=rng.normal(size=(8, classes)).astype("float32"),
         families=np.array(["x"] * 8),
         biased=np.arange(8) < 4,
+        unsure=np.arange(8) > 6,
     )
     task = Task(split, split, split, cached, classes)
-    trainer = runs.Trainer({"full": task}, steps=runs.PARTS)
+    experiment = Experiment({"full": Setting(8, 0.0, "good")}, steps=runs.PARTS)
+    trainer = runs.Trainer({"full": task}, experiment)
     arm = "cosine-probs / instance"
     model, student = trainer._compiled(arm, task)
     state = trainer._start(model, student, arm, task, seed=1)
-    order = runs.row_order(8, runs.PARTS * runs.BATCH, 1)
-    order = order.reshape(1, runs.PARTS, runs.BATCH)
+    order = trainer._rows([(arm, "full", 1)])
     data = runs.training_data(arm, [task])
     states = runs._stacked([state])
     trained = runs.train_program(model)(states, data, order)
@@ -217,3 +276,7 @@ def test_runs_side_by_side_are_those_of_fit(tmp_path):
     ours = student.predict(split.student, verbose=0)
     assert np.allclose(ours, theirs, atol=1e-4)
     assert np.abs(ours - untrained).max() > 0.01
+    (run,) = trainer.run([(arm, "full", 1)])
+    expected = split.measured(ours)["log_likelihood"]
+    assert np.isclose(run["test"]["log_likelihood"], expected, atol=1e-3)
+    assert run["beta"].keys() >= {"mean", "energy", "auc_biased", "auc_unsure"}

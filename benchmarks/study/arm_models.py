@@ -44,7 +44,7 @@ BETAS = {
 
 
 def energies_and_beta(name):
-    """The arguments `energies`, `beta` and `task_beta` of an arm's name.
+    """The distiller's arguments that an arm's name stands for.
 
     >>> arm = energies_and_beta("forward-kl / fixed, value=3")
     >>> arm["beta"].value, arm["task_beta"]
@@ -55,18 +55,19 @@ def energies_and_beta(name):
         energies = kd.released_energy(energy)
         return {"energies": energies, **kd.released_weighting(weighting)}
     energies, beta = name.split(" / ")
-    energies = {e: ENERGIES[e]() for e in energies.split(" + ")}
     kind, *options = beta.split(", ")
     options = dict(option.split("=") for option in options)
     options.pop("clip", None)  # the optimizer's
+    of_energy = {k: float(options.pop(k)) for k in ("temperature",) if k in options}
+    energies = {e: ENERGIES[e](**of_energy) for e in energies.split(" + ")}
+    reduction = options.pop("reduction", "example")
     # A beta of the cross-entropy, as fast: of the same kind, or one for all.
     of_task = {"weighted": kind, "task": "task"}.get(options.pop("task_loss", None))
     values = {k: v if k == "features" else float(v) for k, v in options.items()}
-    if "hidden_units" in values:
-        values["hidden_units"] = int(values["hidden_units"])
     speed = {"speed": values["speed"]} if "speed" in values else {}
     return {
         "energies": energies,
         "beta": BETAS[kind](**values),
         "task_beta": BETAS[of_task](**speed) if of_task else None,
+        "reduction": reduction,
     }

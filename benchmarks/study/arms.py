@@ -1,9 +1,10 @@
 """The arms: ways to train a student, by name.
 
 A name is `ce`, or `energy / beta` with options, such as `cosine-probs / instance` or
-`cosine-probs / instance, dim=4`. Options are arguments of the beta, or
-`task_loss=weighted`, which gives the cross-entropy one, too (`task_loss=task`: one for
-all examples), or `clip=off`, which leaves gradients unclipped. `peers` are
+`cosine-probs / instance, dim=4`. Options are arguments of the beta; the energy's
+`temperature`; the distiller's `reduction`; `task_loss=weighted`, which gives the
+cross-entropy a beta, too (`task_loss=task`: one for all examples); or `clip=off`, which
+leaves gradients unclipped. `peers` are
 `keras.distillation` and the weightings of the code released with the paper.
 """
 
@@ -13,7 +14,7 @@ ENERGIES = (
 )
 GRID = (0.3, 1, 3, 10, 30)
 MAIN_ENERGIES = ("cosine-probs", "forward-kl")
-LEARNED = ("instance", "task", "token", "analytic")
+LEARNED = ("instance", "task", "analytic")
 
 
 def program_of(arm):
@@ -27,32 +28,42 @@ def _named(energies, betas):
 
 FIXED = [f"fixed, value={value:g}" for value in GRID]
 COSINE = "cosine-probs"
+# With a beta for the cross-entropy, one for all examples.
+BOTH = ("instance, task_loss=task", "task, task_loss=task")
+HIDDEN = "instance, features=hidden_states"
 # In the order in which they run.
 GROUPS = {
-    "main": ["ce", *_named(MAIN_ENERGIES, [LEARNED[0], *FIXED, *LEARNED[1:]])],
-    # To make the instance level do better: what the issue and the theory suggest.
-    "attempts": _named(
+    "main": ["ce", *_named(MAIN_ENERGIES, [*BOTH, *LEARNED, *FIXED])],
+    # What the beta of an example reads, and what keeps it from leaving hard ones out.
+    "features": _named(
         [COSINE],
         [
+            HIDDEN,
+            f"{HIDDEN}, task_loss=task",
+            *(f"{HIDDEN}, shrinkage={k}, task_loss=task" for k in (1, 4, 16)),
+            f"{HIDDEN}, shrinkage=4",
+            "instance, shrinkage=4, task_loss=task",
             "instance, task_loss=weighted",
-            "instance, dim=10",
-            "instance, dim=10, initial_value=10, min_value=3, max_value=30",
-            "instance, max_value=10",
-            "instance, multiplier=1",
-            "instance, features=uncertainty",
-            "instance, task_loss=task",
-            "instance, features=uncertainty, task_loss=task",
         ],
     ),
-    # Is it the clipping of gradients, which large betas make large?
-    "clipping": _named([COSINE], ["task, clip=off", "instance, clip=off"]),
-    "task": _named(
+    "speed": _named(
         [COSINE],
         [
+            f"{kind}, speed={speed}, task_loss=task"
+            for kind in ("instance", "task")
+            for speed in (0.01, 0.2)
+        ],
+    ),
+    "dim": _named(
+        [COSINE],
+        [
+            "task, dim=4, task_loss=task",
             "task, dim=10",
-            "task, multiplier=10",
-            "task, task_loss=weighted",
+            "instance, dim=4, task_loss=task",
+            "task, initial_value=10, task_loss=task",
             "analytic, task_loss=weighted",
+            "task, clip=off",
+            "instance, clip=off",
         ],
     ),
     "peers": [
@@ -64,23 +75,40 @@ GROUPS = {
         "released cosine-probs instance",
     ],
     "energies": _named(
-        [energy for energy in ENERGIES if energy not in MAIN_ENERGIES],
-        ["task", "instance"],
+        [energy for energy in ENERGIES if energy not in MAIN_ENERGIES], BOTH
     ),
     "several": _named(
-        ["cosine-probs + forward-kl", "cosine-probs + forward-kl + reverse-kl"],
-        ["task", "instance"],
-    ),
-    "sensitivity": _named(
-        [COSINE], ["task, dim=4", "instance, dim=4", "task, initial_value=10"]
+        ["cosine-probs + forward-kl", "cosine-probs + forward-kl + reverse-kl"], BOTH
     ),
 }
 
-# What was found with the study's seeds, by the names that the plots give it.
+# What the plots call some of them.
 FOUND = {
-    "instance, features=uncertainty": "instance, uncertainty",
-    "task, task_loss=weighted": "task, and of CE",
-    "instance, features=uncertainty, task_loss=task": "uncertainty, and of CE",
+    "task, task_loss=task": "task, and of CE",
+    "instance, task_loss=task": "instance, and of CE",
+    f"{HIDDEN}, shrinkage=4, task_loss=task": "hidden states, shrunk, and of CE",
+    HIDDEN: "hidden states",
 }
 # Run again with other seeds and on easy-VQA: that, and what it is compared with.
 CONFIRMED = ["ce", *_named([COSINE], [*FIXED, "instance", "task", *FOUND])]
+# Of answers with many tokens, whose teacher shows its logits alone.
+OF_SENTENCES = [
+    "ce",
+    *_named(
+        [COSINE],
+        [
+            *FIXED,
+            *("instance", "task", *BOTH),
+            "token, task_loss=task",
+            "token, shrinkage=4, task_loss=task",
+            *(f"{kind}, reduction=token" for kind in BOTH),
+        ],
+    ),
+    *_named(["forward-kl", "reverse-kl"], BOTH),
+    "forward-kl / task, temperature=2, task_loss=task",
+]
+
+
+def arms_of(experiment):
+    """The arms that run in an experiment beside that of the study itself."""
+    return OF_SENTENCES if experiment == "sentences" else CONFIRMED

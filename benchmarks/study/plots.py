@@ -5,7 +5,7 @@ import os
 import numpy as np
 from arms import FOUND, GRID, LEARNED, MAIN_ENERGIES
 from matplotlib.figure import Figure
-from settings import PARTS, SETTINGS, STEPS
+from settings import EXPERIMENTS, PARTS, SETTINGS
 
 COLOURS = {"cosine-probs": "#1f77b4", "forward-kl": "#d95f02"}
 TITLES = {
@@ -65,7 +65,7 @@ def curves(results, energy="cosine-probs"):
         "logit_cosine": "cosine of their logits",
     }
     axes = figure.subplots(len(measures), len(SETTINGS), sharex=True, sharey="row")
-    steps = STEPS // PARTS * np.arange(1, PARTS + 1)
+    steps = EXPERIMENTS["drawn"].steps // PARTS * np.arange(1, PARTS + 1)
     for column, setting in enumerate(SETTINGS):
         arms = {
             "labels alone": ("ce", "gray"),
@@ -107,7 +107,7 @@ def betas(results):
             ylabel="taught wrong, %",
         )
         axis.grid(alpha=0.3)
-    steps = STEPS // PARTS * np.arange(1, PARTS + 1)
+    steps = EXPERIMENTS["drawn"].steps // PARTS * np.arange(1, PARTS + 1)
     styles = {"instance": "-", "task": "--", "analytic": ":"}
     for energy in MAIN_ENERGIES:
         for kind, style in styles.items():

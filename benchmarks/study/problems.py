@@ -21,6 +21,7 @@ RED, BLUE, GREEN, GRAY = (205, 45, 45), (50, 80, 205), (40, 150, 70), (90, 90, 9
 DAYLIGHT, LAMPLIGHT = (246, 246, 250), (222, 200, 120)
 LAMPLIT = 0.35
 BIASED_FAMILIES = ("counting", "thermometer", "magnets", "clock")
+UNSURE_FAMILIES = ("thermometer", "magnets")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Problem:
     def in_biased_part(self):
         """Whether the biased teacher was taught a wrong answer."""
         return self.lamplit and self.family in BIASED_FAMILIES
+
+    @property
+    def in_unsure_part(self):
+        """Whether the teacher that is unsure was taught answers at random."""
+        return self.lamplit and self.family in UNSURE_FAMILIES
 
     @property
     def biased_answer(self):

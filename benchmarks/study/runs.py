@@ -6,6 +6,7 @@ compiles), put into a loop by `jax.lax.scan` and beside the other runs of its ar
 `fit`.
 """
 
+import functools
 import time
 
 import jax
@@ -13,8 +14,8 @@ import keras
 import keras_hub
 import numpy as np
 from arm_models import energies_and_beta
-from measures import measured, of_betas, rounded
-from settings import BATCH, LEARNING_RATE, PARTS, STEPS
+from measures import of_betas, rounded
+from settings import BATCH, EXPERIMENTS, PARTS
 from students import cross_entropy, keras_distiller, make_student
 from teachers import make_optimizer
 
@@ -26,62 +27,86 @@ class Trainer:
 
     Args:
         tasks: dict of setting to `tasks.Task`.
-        steps: how many steps a run has.
+        experiment: the `settings.Experiment` of which they are.
+        starts: dict of seed to the weights that students start from; drawn anew for
+            seeds that are not in it.
     """
 
-    def __init__(self, tasks, steps=STEPS):
-        self.tasks, self.steps = tasks, steps
-        self._students = {}
+    def __init__(self, tasks, experiment, starts=None):
+        self.tasks, self.experiment = tasks, experiment
+        self._students = dict(starts or {})
         sizes = [len(task.train) for task in tasks.values()]
         firsts = np.cumsum([0, *sizes[:-1]]).tolist()
         self._firsts = dict(zip(tasks, firsts, strict=True))
 
     def run(self, jobs):
         """The runs of jobs (arm, setting, seed) of one program; a list of dicts."""
-        start, arm = time.time(), jobs[0][0]
+        start = time.time()
         tasks = [self.tasks[setting] for _, setting, _ in jobs]
-        model, student = self._compiled(arm, tasks[0])
+        model, student, states, curves = self._trained(jobs)
+        found = read_program(model, student)(states, [task.test for task in tasks])
+        runs = []
+        for i, (arm, setting, seed) in enumerate(jobs):
+            run = {"arm": arm, "setting": setting, "seed": seed}
+            run["test"] = tasks[i].test.measured(**found[i])
+            run["teacher"] = tasks[i].test.teacher_measured()
+            run["validation"] = curves[i][-1]["accuracy_choices"]
+            run["curve"] = curves[i]
+            _put(model, states, i)
+            run.update(of_betas(model, tasks[i].test, found[i]["logits"]))
+            runs.append(run)
+        seconds = (time.time() - start) / len(runs)
+        about = {"seconds": seconds, "versions": versions()}
+        return [rounded({**run, **about}) for run in runs]
+
+    def weights_of_students(self, jobs):
+        """A list of the weights that the students of jobs have in the end."""
+        model, student, states, _ = self._trained(jobs)
+        found = []
+        for i in range(len(jobs)):
+            _put(model, states, i)
+            found.append(student.get_weights())
+        return found
+
+    def _trained(self, jobs):
+        """`(model, student, states, curves)` after all steps."""
+        tasks = [self.tasks[setting] for _, setting, _ in jobs]
+        model, student = self._compiled(jobs[0][0], tasks[0])
         states = _stacked(
             [
                 self._start(model, student, arm, task, seed)
                 for task, (arm, _, seed) in zip(tasks, jobs, strict=True)
             ]
         )
-        rows = np.stack(
-            [
-                self._firsts[setting]
-                + row_order(len(task.train), self.steps * BATCH, seed)
-                for task, (_, setting, seed) in zip(tasks, jobs, strict=True)
-            ]
-        ).reshape(len(jobs), self.steps, BATCH)
         train, read = train_program(model), read_program(model, student)
-        data = training_data(arm, self.tasks.values())
+        data = training_data(jobs[0][0], self.tasks.values())
         curves = [[] for _ in jobs]
-        for part in np.split(rows, PARTS, axis=1):
+        for part in np.split(self._rows(jobs), PARTS, axis=1):
             states = train(states, data, part)
-            points = self._points(model, read(states, tasks[0].validation), states)
-            for curve, task, point in zip(curves, tasks, points, strict=True):
-                logits = point.pop("logits")
-                curve.append({**point, **measured(logits, task.validation, brief=True)})
+            found = read(states, [task.validation for task in tasks])
+            for i, (curve, task) in enumerate(zip(curves, tasks, strict=True)):
+                _put(model, states, i)
+                tracked = model.get_metrics_result()
+                point = {name: float(value) for name, value in tracked.items()}
+                point.update(task.validation.measured(**found[i], brief=True))
+                curve.append(point)
             states = (*states[:3], jax.tree.map(np.zeros_like, states[3]))
-        logits = np.asarray(read(states, tasks[0].test))
-        runs = []
-        for i, (arm, setting, seed) in enumerate(jobs):
-            run = {"arm": arm, "setting": setting, "seed": seed}
-            run["test"] = measured(logits[i], tasks[i].test)
-            run["teacher"] = measured(tasks[i].test.teacher_logits, tasks[i].test)
-            run["validation"] = curves[i][-1]["accuracy_choices"]
-            run["curve"] = curves[i]
-            _put(model, states, i)
-            run.update(of_betas(model, tasks[i].test, logits[i]))
-            runs.append(run)
-        seconds = (time.time() - start) / len(runs)
-        about = {"seconds": seconds, "versions": versions()}
-        return [rounded({**run, **about}) for run in runs]
+        return model, student, states, curves
+
+    def _rows(self, jobs):
+        """(jobs, steps, batch): the rows of `training_data` in each step."""
+        steps = self.experiment.steps
+        orders = [
+            self._firsts[setting]
+            + row_order(len(self.tasks[setting].train), steps * BATCH, seed)
+            for _, setting, seed in jobs
+        ]
+        return np.stack(orders).reshape(len(jobs), steps, BATCH)
 
     def _compiled(self, arm, task):
-        student = make_student(task)
-        model, optimizer = student, make_optimizer(LEARNING_RATE, self.steps)
+        student = make_student(task, self.experiment.width)
+        optimizer = make_optimizer(self.experiment.learning_rate, self.experiment.steps)
+        model = student
         if "clip=off" in arm:
             optimizer.clipnorm = None
         if arm == "ce" or arm.startswith("keras.distillation"):
@@ -96,9 +121,11 @@ class Trainer:
 
     def _start(self, model, student, arm, task, seed):
         """The model's state as a seed starts: the same student for every arm."""
-        keras.utils.set_random_seed(seed)
         if seed not in self._students:
-            self._students[seed] = make_student(task).get_weights()
+            keras.utils.set_random_seed(seed)
+            width = self.experiment.width
+            self._students[seed] = make_student(task, width).get_weights()
+        keras.utils.set_random_seed(seed)  # the betas' start, whoever came before
         student.set_weights(self._students[seed])
         if isinstance(model, keras_betakd.BetaKDDistiller):
             fresh = build_distiller(arm, task, student)
@@ -107,12 +134,14 @@ class Trainer:
             model.teacher.set_weights(task.teacher.get_weights())
         return [[np.array(v) for v in group] for group in _variables(model)]
 
-    def _points(self, model, logits, states):
-        """Of each run, the means of what Keras tracked, and the logits."""
-        for i, found in enumerate(np.asarray(logits)):
-            _put(model, states, i)
-            tracked = model.get_metrics_result()
-            yield {**{k: float(v) for k, v in tracked.items()}, "logits": found}
+
+def starts_of(tasks, experiment, seeds):
+    """What students of an experiment start from: dict of seed to weights, or none."""
+    if not experiment.learnt_before:
+        return {}
+    before = Trainer(tasks, EXPERIMENTS["drawn"])
+    jobs = [("ce", "before", seed) for seed in seeds]
+    return dict(zip(seeds, before.weights_of_students(jobs), strict=True))
 
 
 def train_program(model):
@@ -133,22 +162,26 @@ def train_program(model):
 
 
 def read_program(model, student):
-    """`(states, split) -> logits`, (runs, N, V)."""
+    """`(states, splits) -> found`: what each run's split reads of its student."""
     everything = model.trainable_variables
     mine = [
         next(i for i, v in enumerate(everything) if v is variable)
         for variable in student.trainable_variables
     ]
 
-    def logits(trainable, inputs):
+    @functools.partial(jax.jit, static_argnums=0)
+    def found(read, trainable, inputs):
         chosen = [trainable[i] for i in mine]
-        return student.stateless_call(chosen, [], inputs)[0][:, 0]
+        return read(lambda x: student.stateless_call(chosen, [], x)[0], inputs)
 
     # One run after another: side by side they would take gigabytes.
-    program = jax.jit(
-        lambda trainable, x: jax.lax.map(lambda one: logits(one, x), trainable)
-    )
-    return lambda states, split: program(states[0], split.student)
+    def of_all(states, splits):
+        for i, split in enumerate(splits):
+            trainable = [variables[i] for variables in states[0]]
+            outputs = found(type(split).read_of, trainable, split.student)
+            yield {name: np.asarray(value) for name, value in outputs.items()}
+
+    return lambda states, splits: list(of_all(states, splits))
 
 
 def _variables(model):
@@ -196,18 +229,16 @@ def training_data(arm, tasks):
         )
 
     student, labels = stacked(lambda s: s.student), stacked(lambda s: s.labels)
-    weight = np.ones(labels.shape, "float32")
+    weight = stacked(lambda s: s.weights)
     if arm == "ce":
         return student, labels, weight
     if arm.startswith("keras.distillation"):
         logits = stacked(lambda s: s.teacher_logits)[:, None]
         return {**student, "teacher_logits": logits}, labels, weight
-    x = {
-        "student": student,
-        "teacher": stacked(lambda s: s.teacher),
-        "teacher_positions": np.zeros(labels.shape, "int32"),
-        "sample_weight": weight,
-    }
+    teacher = stacked(lambda s: s.teacher)
+    x = {"student": student, "teacher": teacher, "sample_weight": weight}
+    if "rows" in teacher:
+        x["teacher_positions"] = np.zeros(labels.shape, "int32")
     return x, labels, weight
 
 

@@ -2,26 +2,30 @@
 
 import keras
 import keras_hub
-from settings import WIDTH
 
 HEADS = 2
 
 
-def make_student(task):
-    """An untrained student: projector, one decoder block, head; answers in one word.
+def make_student(task, width):
+    """An untrained student: projector, one decoder block, head.
 
-    Its inputs are the frozen vision tower's output for the image, and the question's
-    tokens; it returns the logits of the answer, (B, 1, V).
+    Args:
+        task: `tasks.Task`.
+        width: of embeddings and decoder block.
+
+    Its inputs are the frozen vision tower's output for the image, and the tokens of the
+    question, or of the answer up to each word; it returns the logits of the answer's
+    words, (B, K, V).
     """
     shapes = {name: array.shape[1:] for name, array in task.train.student.items()}
     tokens = keras.Input(shapes["tokens"], dtype="int32", name="tokens")
     images = keras.Input(shapes["images"], name="images")
-    words = keras.layers.Embedding(task.vocabulary, WIDTH)(tokens)
-    seen = keras.layers.Dense(WIDTH, name="projector")(images)
+    words = keras.layers.Embedding(task.vocabulary, width)(tokens)
+    seen = keras.layers.Dense(width, name="projector")(images)
     x = keras.layers.Concatenate(axis=1)([seen, words])
     x = x + keras_hub.layers.PositionEmbedding(x.shape[1])(x)
-    block = keras_hub.layers.TransformerDecoder(2 * WIDTH, HEADS, normalize_first=True)
-    x = keras.layers.LayerNormalization()(block(x)[:, -1:])
+    block = keras_hub.layers.TransformerDecoder(2 * width, HEADS, normalize_first=True)
+    x = keras.layers.LayerNormalization()(block(x)[:, -task.train.answer_length :])
     logits = keras.layers.Dense(task.vocabulary, name="head")(x)
     return keras.Model({"tokens": tokens, "images": images}, logits)
 

@@ -3,9 +3,9 @@
     python benchmarks/study/study.py cell      # one cell of the table, from scratch
     python benchmarks/study/study.py run       # all runs; goes on where it was stopped
     python benchmarks/study/study.py confirm   # what was found, with other seeds
-    python benchmarks/study/study.py easy_vqa  # the same on easy-VQA
+    python benchmarks/study/study.py others    # the same where more than beta differs
     python benchmarks/study/study.py report    # writes STUDY.md and its plots
-    python benchmarks/study/study.py teachers  # trains both teachers anew
+    python benchmarks/study/study.py teachers  # trains the teachers anew
 
 `cell` trains the students of one arm in one setting anew, and prints their accuracy
 beside the committed one. `run` adds a line to `benchmarks/study/runs.jsonl` for each
@@ -15,15 +15,16 @@ JAX.
 """
 
 import argparse
+import contextlib
 import itertools
 import os
 import time
 
 os.environ["KERAS_BACKEND"] = "jax"
 
-from arms import CONFIRMED, GROUPS, program_of
+from arms import CONFIRMED, GROUPS, arms_of, program_of
 from paired import spread
-from settings import DATA, EASY_VQA_SETTINGS, FRESH_SEEDS, SEEDS, SETTINGS
+from settings import EXPERIMENTS, FRESH_SEEDS, SEEDS, experiment_of
 from store import RunStore
 
 from keras_betakd.folders import FolderOwner
@@ -36,13 +37,15 @@ def parse_arguments():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    everywhere = [setting for settings in DATA.values() for setting in settings]
+    everywhere = [name for e in EXPERIMENTS.values() for name in e.settings]
+    others = [name for name in EXPERIMENTS if name != "drawn"]
     add("command", choices=COMMANDS)
     add("--arm", default="cosine-probs / task", help="of `cell`")
     add("--setting", default="noisy", choices=everywhere, help="of `cell`")
     add("--groups", nargs="+", choices=GROUPS, default=list(GROUPS), help="of `run`")
-    add("--arms", nargs="+", help="of `run`, in the place of groups")
-    add("--settings", nargs="+", choices=everywhere, default=list(SETTINGS))
+    add("--arms", nargs="+", help="in the place of all")
+    add("--experiments", nargs="+", choices=others, default=others, help="of `others`")
+    add("--settings", nargs="+", choices=everywhere, help="all by default")
     add("--seeds", nargs="+", type=int, default=list(SEEDS))
     add("--output", default="output/study", help="folder of teachers and caches")
     add("--runs", default=os.path.join(HERE, "runs.jsonl"), help="file of the runs")
@@ -51,27 +54,9 @@ def parse_arguments():
 
 def run(args):
     """Makes the runs that are not in the file."""
-    folder = os.path.dirname(os.path.abspath(args.runs))
-    with FolderOwner(folder, "benchmarks/study"):
-        store = RunStore(args.runs)
-        arms = args.arms or [arm for group in args.groups for arm in GROUPS[group]]
-        for data in DATA:
-            run_on(data, arms, store, args)
-
-
-def run_on(data, arms, store, args):
-    """Makes those runs of `run` whose settings are of some data."""
-    settings, trainer = [s for s in args.settings if s in DATA[data]], None
-    for program, group in itertools.groupby(arms, program_of):
-        jobs = list(itertools.product(group, settings, args.seeds))
-        jobs = [job for job in jobs if job not in store]
-        if not jobs:
-            continue
-        trainer = trainer or make_trainer(args, data)
-        start = time.time()
-        for made in trainer.run(jobs):
-            store.add(made)
-        print(f"{program}: {len(jobs)} runs, {time.time() - start:.0f} s", flush=True)
+    args.arms = args.arms or [arm for group in args.groups for arm in GROUPS[group]]
+    with owned_runs(args) as store:
+        run_on("drawn", args.arms, store, args)
 
 
 def confirm(args):
@@ -80,10 +65,37 @@ def confirm(args):
     run(args)
 
 
-def easy_vqa(args):
-    """Makes the runs on easy-VQA that are not in the file."""
-    args.arms, args.settings = CONFIRMED, list(EASY_VQA_SETTINGS)
-    run(args)
+def others(args):
+    """Makes the runs of the other experiments that are not in the file."""
+    with owned_runs(args) as store:
+        for name in args.experiments:
+            run_on(name, args.arms or arms_of(name), store, args)
+
+
+@contextlib.contextmanager
+def owned_runs(args):
+    """The file of the runs, while no other process writes to it."""
+    with FolderOwner(os.path.dirname(os.path.abspath(args.runs)), "benchmarks/study"):
+        yield RunStore(args.runs)
+
+
+def run_on(name, arms, store, args):
+    """Makes the runs of an experiment that are not in the file."""
+    settings = list(EXPERIMENTS[name].settings)
+    if args.settings:
+        settings = [s for s in settings if s in args.settings]
+    trainer = None
+    for program, group in itertools.groupby(arms, program_of):
+        jobs = list(itertools.product(group, settings, args.seeds))
+        jobs = [job for job in jobs if job not in store]
+        if not jobs:
+            continue
+        trainer = trainer or make_trainer(args, name)
+        start = time.time()
+        for made in trainer.run(jobs):
+            store.add(made)
+        seconds = time.time() - start
+        print(f"{name}, {program}: {len(jobs)} runs, {seconds:.0f} s", flush=True)
 
 
 def cell(args):
@@ -93,7 +105,7 @@ def cell(args):
         for r in RunStore(args.runs).runs
         if (r["arm"], r["setting"]) == (args.arm, args.setting)
     }
-    trainer = make_trainer(args, data_of(args.setting))
+    trainer = make_trainer(args, experiment_of(args.setting))
     found = trainer.run([(args.arm, args.setting, seed) for seed in args.seeds])
     print(f"{args.arm}, {args.setting}\nseed    now  committed")
     for made in found:
@@ -104,15 +116,13 @@ def cell(args):
     print(f"mean {mean:.2f}, standard deviation {deviation:.2f}")
 
 
-def data_of(setting):
-    return next(data for data, settings in DATA.items() if setting in settings)
-
-
-def make_trainer(args, data):
-    from runs import Trainer
+def make_trainer(args, name):
+    from runs import Trainer, starts_of
     from tasks import load_tasks
 
-    return Trainer(load_tasks(args.output, data))
+    experiment = EXPERIMENTS[name]
+    tasks = load_tasks(args.output, experiment)
+    return Trainer(tasks, experiment, starts_of(tasks, experiment, args.seeds))
 
 
 def teachers(args):
@@ -130,7 +140,7 @@ def report(args):
 
 COMMANDS = {
     command.__name__: command
-    for command in (cell, run, confirm, easy_vqa, report, teachers)
+    for command in (cell, run, confirm, others, report, teachers)
 }
 
 

@@ -14,12 +14,10 @@ from results import Results, accuracy, fixed_arms
 from settings import (
     BATCH,
     EASY_VQA_SETTINGS,
+    EXPERIMENTS,
     FRESH_SEEDS,
-    LEARNING_RATE,
     SEEDS,
     SETTINGS,
-    STEPS,
-    WIDTH,
 )
 
 TITLES = {
@@ -71,8 +69,7 @@ class Report:
     f_instance, f_task = "forward-kl / instance", "forward-kl / task"
     f_analytic = "forward-kl / analytic"
     easy_vqa = tuple(EASY_VQA_SETTINGS)
-    steps, batch, learning_rate = STEPS, BATCH, LEARNING_RATE
-    student_width = WIDTH
+    experiments, batch = EXPERIMENTS, BATCH
 
     def __init__(self, results, fresh=None):
         self.results = results

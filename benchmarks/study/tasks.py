@@ -9,13 +9,22 @@ one cache serves right and wrong labels.
 
 import dataclasses
 import os
+from typing import Any
 
 import keras
 import numpy as np
 from easy_vqa_problems import load_easy_vqa
+from measures import best_choice, cosine, log_softmax
 from problems import make_problems
-from settings import DATA
-from teachers import PIXEL_OFFSET, PIXEL_SCALE, load_teachers, records_of
+from sentences import load_sentences
+from settings import Setting
+from teachers import (
+    PIXEL_OFFSET,
+    PIXEL_SCALE,
+    load_teachers,
+    records_of,
+    taught_wrong,
+)
 
 import keras_betakd
 
@@ -35,7 +44,8 @@ class Split:
         choices: (N, C) token ids, -1 behind the last choice.
         teacher_logits: (N, V).
         families: (N,) names.
-        biased: (N,) whether the biased teacher was taught wrong here.
+        biased: (N,) whether the teacher was taught a wrong answer here.
+        unsure: (N,) whether it was taught answers at random here.
     """
 
     student: dict
@@ -46,49 +56,140 @@ class Split:
     teacher_logits: np.ndarray
     families: np.ndarray
     biased: np.ndarray
+    unsure: np.ndarray
+
+    answer_length = 1
 
     def __len__(self):
         return len(self.right)
 
-    def first_rows(self, count):
-        """The same of its first rows."""
+    @property
+    def weights(self):
+        return np.ones(self.labels.shape, "float32")
+
+    @staticmethod
+    def read_of(logits_of, inputs):
+        """What is measured of a student, a function of inputs to (N, 1, V)."""
+        return {"logits": logits_of(inputs)}
+
+    def measured(self, logits, brief=False):
+        """Accuracy among the choices, agreement with the teacher, log-likelihood.
+
+        Args:
+            logits: (N, 1, V).
+            brief: whether to leave out what only the test needs.
+        """
+        logits = logits[:, 0]
+        answers = best_choice(logits, self.choices)
+        right, same = answers == self.right, answers == self._teacher_answers()
+        log_p = log_softmax(logits)[np.arange(len(logits)), self.right]
+        found = {
+            "accuracy_choices": 100 * right.mean(),
+            "agreement": 100 * same.mean(),
+            "log_likelihood": log_p.mean(),
+            "logit_cosine": cosine(logits, self.teacher_logits).mean(),
+        }
+        if not brief:
+            found["families"] = {
+                name: 100 * right[self.families == name].mean()
+                for name in sorted(set(self.families))
+            }
+            parts = {"biased": self.biased, "unsure": self.unsure}
+            parts["elsewhere"] = ~(self.biased | self.unsure)
+            for part, flags in parts.items():
+                if flags.any():
+                    found[part] = 100 * right[flags].mean()
+        return found
+
+    def teacher_measured(self):
+        return self.measured(self.teacher_logits[:, None])
+
+    def teacher_outputs(self):
+        """What a beta reads of the teacher, for all questions."""
+        return keras_betakd.betas.TeacherOutputs(
+            weights=self.weights,
+            logits=self.teacher_logits[:, None],
+            rows=self.teacher["rows"],
+            hidden_mean=self.teacher["hidden_mean"],
+        )
+
+    def parts_to_find(self):
+        """Where a low beta would be right: dict of name to bool (N,)."""
+        errors = self._teacher_answers() != self.right
+        return {"errors": errors, "biased": self.biased, "unsure": self.unsure}
+
+    def _teacher_answers(self):
+        return best_choice(self.teacher_logits, self.choices)
+
+    def rows(self, index):
+        """The same of some of its rows."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        cut = keras.tree.map_structure(lambda array: array[:count], fields)
-        return Split(**cut)
+        return Split(**keras.tree.map_structure(lambda array: array[index], fields))
+
+    def of_families(self, names):
+        return self.rows(np.flatnonzero(np.isin(self.families, names)))
 
 
 @dataclasses.dataclass
 class Task:
-    """A setting: its data, and the teacher as the distiller takes it."""
+    """A setting: its data, and the teacher as the distiller takes it.
 
-    train: Split
-    validation: Split
-    test: Split
+    Attributes:
+        train, validation, test: `Split`, or `sentences.Sentences`.
+        teacher: the model.
+        vocabulary: V.
+    """
+
+    train: Any
+    validation: Any
+    test: Any
     teacher: keras.Model
     vocabulary: int
 
 
-def load_tasks(folder, data="drawn"):
-    """Dict of setting to `Task`; the teachers' caches are kept in `folder`."""
-    teachers = load_teachers(data)
-    if data == "drawn":
+def load_tasks(folder, experiment):
+    """Dict of setting to `Task` of an `Experiment`.
+
+    Where the student has learnt something before, `"before"` is the task of that.
+    The caches of the teachers are kept in `folder`.
+    """
+    if experiment.problems == "sentences":
+        return load_sentences(experiment)
+    if experiment.problems == "drawn":
         problems = {name: make_problems(COUNTS[name], SEEDS[name]) for name in COUNTS}
     else:
-        problems = load_easy_vqa(COUNTS, SEEDS, os.path.join(folder, data))
+        problems = load_easy_vqa(
+            COUNTS, SEEDS, os.path.join(folder, experiment.problems)
+        )
+    teachers = load_teachers(experiment.problems)
     tower_of = next(iter(teachers.values()))
+    needed = {setting.teacher for setting in experiment.settings.values()}
     found = {
         name: teacher_splits(teacher, tower_of, problems, folder, name)
         for name, teacher in teachers.items()
+        if name in needed
     }
-    tasks = {}
-    for setting, (count, share, teacher) in DATA[data].items():
-        splits, cached = found[teacher]
-        train = splits["train"].first_rows(count)
-        train.labels = noisy_labels(train, share)
-        vocabulary = cached.preprocessor.settings.vocabulary_size
-        held_out = splits["validation"], splits["test"]
-        tasks[setting] = Task(train, *held_out, cached, vocabulary)
+    families = sorted(set(next(iter(found.values()))[0]["train"].families))
+    new = [name for name in families if name not in experiment.learnt_before]
+    tasks = {
+        name: make_task(*found[setting.teacher], setting, new)
+        for name, setting in experiment.settings.items()
+    }
+    if experiment.learnt_before:
+        everything = Setting(COUNTS["train"], 0.0, "good")
+        tasks["before"] = make_task(
+            *found["good"], everything, list(experiment.learnt_before)
+        )
     return tasks
+
+
+def make_task(splits, teacher, setting, families):
+    """The `Task` of a setting, on some families of problems."""
+    parts = {name: split.of_families(families) for name, split in splits.items()}
+    train = parts["train"].rows(slice(setting.labelled))
+    train.labels = noisy_labels(train, setting.wrong)
+    vocabulary = teacher.preprocessor.settings.vocabulary_size
+    return Task(train, parts["validation"], parts["test"], teacher, vocabulary)
 
 
 def teacher_splits(teacher, tower_of, problems, folder, name):
@@ -118,7 +219,7 @@ def teacher_splits(teacher, tower_of, problems, folder, name):
         "choices": choices,
         "teacher_logits": outputs["rows"][:, 0] @ head.T,
         "families": np.array([p.family for p in everything]),
-        "biased": np.array([p.in_biased_part for p in everything]),
+        **taught_wrong(name, everything),
     }
     splits, first = {}, 0
     for part, found in problems.items():

@@ -1,10 +1,12 @@
-"""The two teachers of the drawn problems, trained by this project (`presets/`).
+"""The three teachers of the drawn problems, trained by this project (`presets/`).
 
-Both are Gemma 3 vision-language models (`make_teacher`). The "good" one is trained
+They are Gemma 3 vision-language models (`make_teacher`). The "good" one is trained
 from nothing on right answers: first its vision tower with a head for each question,
 which is thrown away, then the whole. The "biased" one goes on from it, tower frozen,
 and is truly taught wrong: in `Problem.in_biased_part` its labels are the choice after
-the right one. So it is confident in its errors, and it is known where they are.
+the right one. So it is confident in its errors, and it is known where they are. The
+"mixed" one is taught likewise, but for two of the four families: there it was taught
+answers at random (`Problem.in_unsure_part`), so that it errs and is unsure.
 """
 
 import json
@@ -28,14 +30,16 @@ SEQUENCE_LENGTH = 22
 PATCH_SIZE, POOL_SIZE = 12, 2
 PIXEL_SCALE, PIXEL_OFFSET = 1 / 127.5, -1.0
 PROBLEMS, BATCH, SEED = 20000, 64, 1  # training data of the teachers
-STEPS = {"tower": 4000, "good": 2000, "biased": 500}
-LEARNING_RATES = {"tower": 2e-3, "good": 2e-3, "biased": 1e-3}
+STEPS = {"tower": 4000, "good": 2000, "biased": 500, "mixed": 500}
+LEARNING_RATES = {"tower": 2e-3, "good": 2e-3, "biased": 1e-3, "mixed": 1e-3}
 
 
 PRESETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "presets")
 # By the data they answer. A student's images go through the tower of the first.
 TEACHERS = {
-    "drawn": {name: os.path.join(PRESETS, name) for name in ("good", "biased")},
+    "drawn": {
+        name: os.path.join(PRESETS, name) for name in ("good", "biased", "mixed")
+    },
     "easy-vqa": {
         "easy-vqa": os.path.join(ROOT, "examples", "presets", "easy_vqa_teacher")
     },
@@ -52,7 +56,7 @@ def load_teachers(data):
 
 
 def train_teachers(folder):
-    """Trains both from nothing and writes their presets to a folder."""
+    """Trains all three from nothing and writes their presets to a folder."""
     paths = {name: os.path.join(folder, name) for name in TEACHERS["drawn"]}
     start = time.time()
     keras.utils.set_random_seed(SEED)
@@ -62,8 +66,11 @@ def train_teachers(folder):
     train_answers(teacher, problems, "good")
     save(teacher, paths["good"])
     teacher.backbone.vision_encoder.trainable = False
-    train_answers(teacher, problems, "biased")
-    save(teacher, paths["biased"])
+    right = teacher.get_weights()
+    for name in ("biased", "mixed"):
+        teacher.set_weights(right)
+        train_answers(teacher, problems, name)
+        save(teacher, paths[name])
     seconds = round(time.time() - start)
     with open(os.path.join(folder, "trained.json"), "w") as file:
         json.dump({"seconds": seconds, "keras": keras.__version__}, file)
@@ -123,6 +130,30 @@ def records_of(problems, answers):
     }
 
 
+def taught_answers(name, problems):
+    """The answers, indices into each problem's choices, that a teacher is taught."""
+    if name == "good":
+        return _answers(problems)
+    answers = np.array([p.biased_answer for p in problems])
+    if name == "mixed":
+        rng = np.random.default_rng((SEED, 2))
+        for i, problem in enumerate(problems):
+            if problem.in_unsure_part:
+                answers[i] = rng.integers(len(problem.choices))
+    return answers
+
+
+def taught_wrong(name, problems):
+    """Where a teacher was taught wrong answers, and where answers at random.
+
+    Returns:
+        Dict of `"biased"` and `"unsure"`, bool (N,).
+    """
+    biased = np.array([p.in_biased_part for p in problems])
+    unsure = np.array([p.in_unsure_part for p in problems]) & (name == "mixed")
+    return {"biased": biased & ~unsure, "unsure": unsure}
+
+
 def train_tower(vision_encoder, problems):
     """Teaches the tower what the questions ask for, one linear head for each."""
     questions = sorted({p.question for p in problems})
@@ -142,9 +173,7 @@ def train_tower(vision_encoder, problems):
 
 def train_answers(teacher, problems, name):
     """Trains the whole on the answers that belong to its name."""
-    biased = name == "biased"
-    answers = [p.biased_answer for p in problems] if biased else _answers(problems)
-    records = records_of(problems, answers)
+    records = records_of(problems, taught_answers(name, problems))
     arrays = teacher.preprocessor(model_inputs(teacher.preprocessor, records))
     x, y, weight = keras.tree.map_structure(keras.ops.convert_to_numpy, arrays)
     # A plain model around the same weights: its `fit` takes arrays.
