@@ -17,13 +17,13 @@ from keras_betakd.preprocessing.checks import RecordsTooLong, check_same_answers
 from keras_betakd.preprocessing.encoding import Encoder, ModelEncoder
 from keras_betakd.preprocessing.image_formats import format_of
 from keras_betakd.preprocessing.image_inputs import drop_mark
-from keras_betakd.preprocessing.read_ahead import default_workers
 from keras_betakd.preprocessing.prompt_templates import (
     by_role,
     remember_template,
     resolved_template,
     template_label,
 )
+from keras_betakd.preprocessing.read_ahead import default_workers
 from keras_betakd.preprocessing.record_checks import (
     CheckedRecords,
     checked_records,
