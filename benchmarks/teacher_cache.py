@@ -23,8 +23,9 @@ import tempfile
 
 import numpy as np
 from measure import Table, in_fresh_process, report
-from train_step import IMAGE_TOKENS, TOKENS, gemma3
+from train_step import IMAGE_TOKENS, gemma3
 
+TOKENS = IMAGE_TOKENS + 64
 PATHS = ("answers", "finetune", "live", "cached", "top_k")
 TOP_K = (8, 32, 64, 256, 1024)
 

@@ -3,10 +3,13 @@
 `format_of` finds the format of a preprocessor.
 """
 
+import functools
+
 import numpy as np
 
 from keras_betakd.data.images import IMAGE_MARK
 from keras_betakd.preprocessing import image_inputs
+from keras_betakd.preprocessing.changed_preprocessor import changed_preprocessor
 from keras_betakd.preprocessing.qwen_format import Qwen3_5Format
 from keras_betakd.preprocessing.text_format import TextFormat, packed
 
@@ -42,6 +45,28 @@ class MarkedFormat(TextFormat):
         size = (limit, *converter.image_size, 3)
         return {"images": image_inputs.stack_padded(images, converter, size)}
 
+    def resized_images(self, images):
+        return image_inputs.all_resized(images, self.preprocessor.image_converter)
+
+    def _packed_by_hub(self, inputs, sequence_length, **changes):
+        converter, images = self.preprocessor.image_converter, inputs.get("images")
+        if images is None or not image_inputs.is_scaled_alone(converter):
+            return super()._packed_by_hub(inputs, sequence_length, **changes)
+        # keras-hub copies large images many times: it is given small ones for the text.
+        preprocessor = changed_preprocessor(
+            self.preprocessor, image_converter=_small(type(converter)), **changes
+        )
+        small = np.zeros((*images.shape[:2], 1, 1, 3), "float32")
+        x, y, weight = preprocessor(
+            {**inputs, "images": small}, sequence_length=sequence_length
+        )
+        return {**x, "images": image_inputs.scaled(images, converter)}, y, weight
+
+
+@functools.lru_cache
+def _small(converter_class):
+    return converter_class(image_size=(1, 1))
+
 
 class PatchFormat(MarkedFormat):
     """Gemma 4: the number of patches depends on the image's shape, up to a maximum.
@@ -51,6 +76,9 @@ class PatchFormat(MarkedFormat):
 
     image_keys = ("pixel_values", "pixel_position_ids")
     mark = "<|image|>"
+
+    def resized_images(self, images):
+        return images  # patches depend on the size of the image
 
     def _image_inputs(self, images, limit):
         converter = self.preprocessor.image_converter
@@ -107,6 +135,9 @@ class PrefixFormat(TextFormat):
             "prompts": [image_inputs.drop_mark(p) for p in prompts],
             "images": np.stack([image_inputs.resized(i[0], converter) for i in images]),
         }
+
+    def resized_images(self, images):
+        return image_inputs.all_resized(images, self.preprocessor.image_converter)
 
 
 class BLIP2Format(PrefixFormat):

@@ -103,8 +103,9 @@ def stack_padded(images, converter, size):
 def resized(image, converter):
     """An image resized to a converter's size, not scaled: float32, 0 to 255."""
     if image.shape[:2] == tuple(converter.image_size):
-        return image.astype("float32")
+        return image.astype("float32", copy=False)
     resize = _resizer(
+        image.dtype.name,
         type(converter),
         tuple(converter.image_size),
         converter.interpolation,
@@ -112,11 +113,11 @@ def resized(image, converter):
         converter.crop_to_aspect_ratio,
         converter.pad_to_aspect_ratio,
     )
-    return np.asarray(resize(image.astype("float32")))
+    return np.asarray(resize(image))
 
 
 @functools.lru_cache
-def _resizer(cls, image_size, interpolation, antialias, crop, pad):
+def _resizer(dtype, cls, image_size, interpolation, antialias, crop, pad):
     """A converter's own resizing as a TensorFlow graph for images of any size.
 
     keras-hub depends on TensorFlow for its preprocessing. A graph with unknown height
@@ -131,14 +132,42 @@ def _resizer(cls, image_size, interpolation, antialias, crop, pad):
         crop_to_aspect_ratio=crop,
         pad_to_aspect_ratio=pad,
     )
-    signature = [tf.TensorSpec([None, None, 3], "float32")]
-    graph = tf.function(converter, input_signature=signature)
+    signature = [tf.TensorSpec([None, None, 3], dtype)]
+
+    @functools.partial(tf.function, input_signature=signature)
+    def graph(image):
+        # Here, since a large image takes four times the memory as float32.
+        return converter(tf.cast(image, "float32"))
 
     def resize(image):
         with tf.device("cpu"):
             return graph(image)
 
     return resize
+
+
+def all_resized(images, converter):
+    """The images of each record resized, where `resized` is what the converter does."""
+    if converter is None or not is_scaled_alone(converter):
+        return images
+    return [[resized(image, converter) for image in found] for found in images]
+
+
+def is_scaled_alone(converter):
+    """Whether a converter resizes, scales and shifts images, and nothing else."""
+    import keras_hub
+
+    base = keras_hub.layers.ImageConverter
+    is_float32 = converter.compute_dtype == "float32"
+    return type(converter).call is base.call and is_float32
+
+
+def scaled(images, converter):
+    """What a converter makes of images of its size: scaled and shifted, float32."""
+    for value, apply in ((converter.scale, np.multiply), (converter.offset, np.add)):
+        if value is not None:
+            images = apply(images, np.asarray(value, "float32"))
+    return images
 
 
 def converted(image, converter):

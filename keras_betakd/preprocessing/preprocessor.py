@@ -279,6 +279,12 @@ class DistillationPreprocessor:
 
     def _encode(self, records, ids):
         length = self.max_response_length
+        if self._shares_images():
+            # Once for both models; each finds its images in its own size then.
+            images = format_of(self.student_preprocessor).resized_images(
+                records["images"]
+            )
+            records = CheckedRecords({**records, "images": images}, ids)
         shown = without_images(records) if self.blind_student else records
         student = self._student.encode(shown, ids, length)
         is_one = self.teacher_preprocessor is self.student_preprocessor
@@ -335,13 +341,17 @@ class DistillationPreprocessor:
                 aligned[i, found] = 1.0
         return {"teacher_positions": positions, "aligned": aligned}
 
+    def _shares_images(self):
+        """Whether both models make equal arrays of equal images."""
+        form = self._teacher.image_form()
+        return form is not None and form == self._student.image_form()
+
     def _without_shared_images(self, inputs):
         """The teacher's inputs without images that equal the student's.
 
         The distiller hands the student's images to a teacher that has none.
         """
-        form = self._teacher.image_form()
-        if form is None or form != self._student.image_form():
+        if not self._shares_images():
             return inputs
         shared = format_of(self.student_preprocessor).image_keys
         return {name: value for name, value in inputs.items() if name not in shared}

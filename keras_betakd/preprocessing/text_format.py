@@ -1,6 +1,5 @@
 """`TextFormat`: the record format of text families, base class of the other formats."""
 
-import copy
 import dataclasses
 
 import keras
@@ -8,6 +7,7 @@ import numpy as np
 
 from keras_betakd.data.images import IMAGE_MARK
 from keras_betakd.preprocessing import image_inputs
+from keras_betakd.preprocessing.changed_preprocessor import changed_preprocessor
 from keras_betakd.preprocessing.chat_packing import (
     expect_marks_in_text,
     packed_chats,
@@ -133,7 +133,7 @@ class TextFormat:
         if "chats" in inputs:
             return self._chat_training(inputs, sequence_length)
         if self.chat_form != "ids":
-            return self.preprocessor(inputs, sequence_length=sequence_length)
+            return self._packed_by_hub(inputs, sequence_length)
         # keras-hub's text families take one text and give all of it weight.
         tokenizer = self.preprocessor.tokenizer
         pair = tokenizer(inputs["prompts"]), tokenizer(inputs["responses"])
@@ -144,11 +144,28 @@ class TextFormat:
         if self.chat_form == "ids":
             chats = self.chat_tokens(inputs)
             return packed_chats(self.preprocessor, chats, sequence_length)
-        preprocessor = copy.copy(self.preprocessor)
-        preprocessor.add_start_token, preprocessor.add_end_token = True, False
         rest = {key: value for key, value in inputs.items() if key != "chats"}
-        x, y, weight = preprocessor(rest, sequence_length=sequence_length)
+        x, y, weight = self._packed_by_hub(
+            rest, sequence_length, add_start_token=True, add_end_token=False
+        )
         return x, y, with_earlier_answers(inputs["chats"], y, weight, self)
+
+    def _packed_by_hub(self, inputs, sequence_length, **changes):
+        """What keras-hub's preprocessor makes, with some of its settings changed."""
+        preprocessor = self.preprocessor
+        if changes:
+            preprocessor = changed_preprocessor(preprocessor, **changes)
+        return preprocessor(inputs, sequence_length=sequence_length)
+
+    def resized_images(self, images):
+        """Images as the family's converter resizes them, not scaled.
+
+        For another model with an equal `image_form`, which need not resize them again.
+
+        Args:
+            images: list of images of each record.
+        """
+        return images
 
     def generation(self, inputs):
         """The argument of `generate` and `generate_preprocess`, from `model_inputs`."""

@@ -1,0 +1,36 @@
+"""`changed_preprocessor`: a keras-hub preprocessor with some settings changed."""
+
+import weakref
+
+import keras
+
+_KNOWN = weakref.WeakKeyDictionary()
+
+
+def changed_preprocessor(preprocessor, **changes):
+    """A preprocessor like another one, with some arguments of its constructor changed.
+
+    The other one stays as it is, for threads that use it. Both share their layers (the
+    tokenizer, converters). `copy.copy` would write and read a file instead, as Keras
+    makes copies, and lose what is not in a config.
+
+    Args:
+        preprocessor: a keras-hub preprocessor.
+        **changes: arguments of its constructor.
+
+    Example:
+
+    ```python
+    unended = changed_preprocessor(model.preprocessor, add_end_token=False)
+    ```
+    """
+    config = preprocessor.get_config()
+    layers = {k: getattr(preprocessor, k, None) for k in config}
+    layers = {k: v for k, v in layers.items() if isinstance(v, keras.layers.Layer)}
+    settings = {**config, **layers, **changes}
+    known = _KNOWN.setdefault(preprocessor, {})
+    key = repr([(k, id(v) if k in layers else v) for k, v in settings.items()])
+    if key not in known:
+        known.clear()  # one at a time: settings hardly ever change
+        known[key] = type(preprocessor)(**settings)
+    return known[key]
