@@ -149,14 +149,10 @@ def _parse(argv):
 
 
 def _template(parser, name):
-    if name == "none":
-        return None
-    if name != "auto":
-        try:
-            run.chat_template(name)
-        except ValueError as error:
-            parser.error(str(error))
-    return name
+    try:
+        return run.template_option(name)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def _model_name(model):

@@ -4,16 +4,19 @@ import dataclasses
 import json
 import logging
 import pathlib
+from unittest import mock
 
 import keras
 import keras_hub
 import numpy as np
 import pytest
-from tiny_families import byte_pairs, tiny_gemma4, tiny_mobilevlm, tiny_qwen3_5
+import tiny_families
+from tiny_families import byte_pairs, tiny_mobilevlm
 from tiny_families import tiny_text as plain_text
 from tiny_models import (
     random_image,
     tiny_gemma3,
+    tiny_gemma_text,
     tiny_pali_gemma,
     tokenizer_proto,
     vqa_records,
@@ -34,12 +37,16 @@ from keras_betakd.models import load_model, save_preset
 from keras_betakd.preprocessing import chat_template, format_of, model_inputs
 from keras_betakd.preprocessing.chat_templates import TEMPLATES, template_of_preset
 from keras_betakd.preprocessing.chat_tokens import chat_tokens, end_id
-from keras_betakd.preprocessing.model_inputs import training_inputs
+from keras_betakd.preprocessing.model_inputs import (
+    training_inputs,
+    without_last_answers,
+)
 from keras_betakd.preprocessing.prompt_templates import (
     remember_template,
     remembered_template,
     template_label,
 )
+from keras_betakd.preprocessing.record_checks import checked_records
 
 GOLDEN = json.loads(
     (pathlib.Path(__file__).parent / "golden" / "chat_templates.json").read_text()
@@ -167,28 +174,19 @@ LONG = {"sequence_length": 400}
 
 
 def tiny_text_gemma():
-    from tiny_models import tiny_gemma_text
-
     return tiny_gemma_text(sequence_length=96)
 
 
 def tiny_gemma4_chat():
-    model = tiny_gemma4(sequence_length=128)
-    symbols = ("<|image|>", "<|image>", "<image|>", "<|video|>", "<turn|>", "<|turn>")
-    tokenizer = keras_hub.models.Gemma4Tokenizer(proto=tokenizer_proto(symbols=symbols))
-    model.preprocessor.tokenizer = tokenizer
-    return model
+    pieces = (*tiny_families.GEMMA4_PIECES, "<|turn>")
+    with mock.patch.object(tiny_families, "GEMMA4_PIECES", pieces):
+        return tiny_families.tiny_gemma4(sequence_length=128)
 
 
 def tiny_qwen3_5_chat():
-    from tiny_families import QWEN_PIECES
-
-    model = tiny_qwen3_5(sequence_length=256)
-    vocabulary, merges = byte_pairs((*QWEN_PIECES, "<think>", "</think>"))
-    model.preprocessor.tokenizer = keras_hub.models.Qwen3_5Tokenizer(
-        vocabulary=vocabulary, merges=merges
-    )
-    return model
+    pieces = (*tiny_families.QWEN_PIECES, "<think>", "</think>")
+    with mock.patch.object(tiny_families, "QWEN_PIECES", pieces):
+        return tiny_families.tiny_qwen3_5(sequence_length=256)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -233,11 +231,7 @@ def test_the_tokens_of_a_prompt_begin_those_of_the_whole(case):
     family = format_of(preprocessor)
     records = turns()
     whole = model_inputs(preprocessor, records, template)
-    asked = {**records, "responses": [["red"], ["yes"]]}
-    from keras_betakd.preprocessing.record_checks import CheckedRecords, checked_records
-
-    names = checked_records(records).names
-    asked = CheckedRecords({**asked, "images": [[], []]}, names)
+    asked = without_last_answers(checked_records(records))
     alone = model_inputs(preprocessor, asked, template)
     if family.chat_form == "ids":
         pairs = zip(family.chat_tokens(whole), family.chat_tokens(alone), strict=True)

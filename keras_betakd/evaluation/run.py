@@ -19,6 +19,7 @@ from keras_betakd.evaluation.journal import Answer
 from keras_betakd.evaluation.prompts import Prompt, PromptReader, PromptTooLong
 from keras_betakd.files import read_jsonl
 from keras_betakd.models import load_model
+from keras_betakd.preprocessing.chat_templates import chat_template
 from keras_betakd.preprocessing.image_formats import format_of
 from keras_betakd.preprocessing.prompt_templates import (
     resolved_template,
@@ -206,6 +207,17 @@ def _image_digests():
         return known[image]
 
     return digest
+
+
+def template_option(name: str) -> str | None:
+    """The `prompt_template` that --prompt-template stands for.
+
+    Raises:
+        ValueError: There is no template of this name.
+    """
+    if name == "none":
+        return None
+    return name if name == "auto" else chat_template(name).name
 
 
 def maker_of(model, prompt_template="auto") -> dict[str, str]:
