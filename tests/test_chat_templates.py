@@ -595,7 +595,9 @@ def test_a_cache_of_another_template_is_refused(tmp_path):
     options = {"verbose": 0}
     folder = tmp_path / "cache"
     cache_teacher(teacher, records, folder, prompt_template="gemma3", **options)
-    with pytest.raises(ValueError, match="begun with another prompt_template"):
+    with pytest.raises(
+        ValueError, match="begun with another preprocessor.*prompt template gemma3"
+    ):
         cache_teacher(teacher, records, folder, prompt_template=None, **options)
     with pytest.raises(ValueError, match="was made with another prompt template"):
         distiller_of(CachedTeacher(folder), student, prompt_template="gemma3n")

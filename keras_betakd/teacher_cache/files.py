@@ -36,7 +36,8 @@ class CacheSettings:
         versions: those of the packages and of the backend that computed the outputs.
         teacher: digest of the teacher's weights.
         teacher_settings: digest of its layers, their constants and precisions.
-        preprocessor: digest of the teacher's preprocessor.
+        preprocessor: digest of the teacher's preprocessor, and the label of the prompt
+            template, if there is one (`with_template`).
         vocabulary: digest of the tokens of its tokenizer.
         add_end_token: whether its answers have an end mark.
         kind: what is stored for each answer token: `"hidden"`, its hidden state,
@@ -47,8 +48,6 @@ class CacheSettings:
         hidden_dim: H, the width of the teacher's hidden states.
         head_dtype: precision in which the stored LM head computes; `None` without one.
         soft_cap: soft cap of its logits; `None` without one.
-        prompt_template: label of the template of the prompts, and of which answers are
-            trained; not written where prompts are written as they are.
     """
 
     format: int
@@ -65,19 +64,27 @@ class CacheSettings:
     hidden_dim: int
     head_dtype: str | None
     soft_cap: float | None
-    prompt_template: str | None = None
-
-    @property
-    def content(self):
-        """What is written: caches without template are as they were before."""
-        found = dataclasses.asdict(self)
-        if self.prompt_template is None:
-            del found["prompt_template"]
-        return found
 
     @property
     def digest(self):
-        return fingerprints.of_value(self.content)
+        return fingerprints.of_value(dataclasses.asdict(self))
+
+    @property
+    def prompt_template(self):
+        """The label of the prompt template; `None` for prompts as they are."""
+        return self.preprocessor.partition(_TEMPLATE)[2] or None
+
+
+# Between the two parts of `CacheSettings.preprocessor`.
+_TEMPLATE = ", prompt template "
+
+
+def with_template(digest, label):
+    """The digest of a preprocessor with the label of a prompt template, or `None`.
+
+    Caches of prompts as they are have the settings that they had before.
+    """
+    return digest if label is None else f"{digest}{_TEMPLATE}{label}"
 
 
 class CachedRecord(NamedTuple):
@@ -123,7 +130,7 @@ class CacheFolder:
         return CacheSettings(**_verified(self.path / "settings.json", found))
 
     def write_settings(self, settings):
-        self._write_json("settings.json", settings.content)
+        self._write_json("settings.json", dataclasses.asdict(settings))
 
     def index(self):
         """Dict of file name to digest; `None` if the cache is not complete.
@@ -236,7 +243,7 @@ def _verified(path, found, kind=CacheSettings):
     if found.get("digest") != fingerprints.of_value(content):
         raise _damaged(path, "its content is not what was written")
     fields = {field.name: field.type for field in dataclasses.fields(kind)}
-    if set(content) | {"prompt_template"} & set(fields) != set(fields):
+    if set(content) != set(fields):
         raise _damaged(path, f"it has the keys {sorted(content)}")
     for name, value in content.items():
         if not _is(value, fields[name]):

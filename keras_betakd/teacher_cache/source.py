@@ -12,7 +12,7 @@ from keras_betakd.distillation.distiller import BetaKDDistiller
 from keras_betakd.models.views import view_of
 from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
 from keras_betakd.preprocessing.prompt_templates import encoding_label
-from keras_betakd.teacher_cache.files import FORMAT, CacheSettings
+from keras_betakd.teacher_cache.files import FORMAT, CacheSettings, with_template
 from keras_betakd.teacher_cache.outputs import BY_TOKEN, CachedOutputs
 
 
@@ -82,12 +82,16 @@ class TeacherSource:
         """The `CacheSettings` of a cache that this teacher makes."""
         matrix = self.view.head.matrix() if self.kind == "hidden" else None
         preprocessor = self.preprocessor.teacher_preprocessor
+        template = self.preprocessor.prompt_templates["teacher"]
+        label = encoding_label(template, self.preprocessor.trained_turns)
         return CacheSettings(
             format=FORMAT,
             versions=fingerprints.versions(),
             teacher=fingerprints.of_weights(self.view.model),
             teacher_settings=fingerprints.of_architecture(self.view.model),
-            preprocessor=fingerprints.of_preprocessor(preprocessor),
+            preprocessor=with_template(
+                fingerprints.of_preprocessor(preprocessor), label
+            ),
             vocabulary=fingerprints.of_vocabulary(preprocessor.tokenizer),
             add_end_token=getattr(preprocessor, "add_end_token", True),
             kind=self.kind,
@@ -97,10 +101,6 @@ class TeacherSource:
             hidden_dim=self.view.hidden_dim,
             head_dtype=matrix and matrix.dtype,
             soft_cap=matrix and matrix.soft_cap,
-            prompt_template=encoding_label(
-                self.preprocessor.prompt_templates["teacher"],
-                self.preprocessor.trained_turns,
-            ),
         )
 
     def head(self):
