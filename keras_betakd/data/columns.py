@@ -73,7 +73,7 @@ def as_llava_record(record: Any) -> LlavaRecord:
 
     >>> record = ScienceQARecord("4", "A mammal?", ("cat", "trout"), 0)
     >>> as_llava_record(record).responses
-    ('The answer is A.',)
+    ('A',)
     """
     if isinstance(record, ScienceQARecord):
         images = [] if record.image is None else [record.image]
