@@ -90,8 +90,9 @@ def chat_of(
 
 def expect_no_media(record_id: str, row: Mapping) -> None:
     """Raises a `ValueError` for video, audio and other things that are not read."""
-    for key, reason in REFUSED.items():
-        if not _is_empty(row.get(key)):
+    for key in sorted(REFUSED.keys() & row.keys()):
+        if not _is_empty(row[key]):
+            reason = REFUSED[key]
             raise record_error(record_id, reason, f"{key}={reprlib.repr(row[key])}")
 
 
@@ -189,8 +190,10 @@ def _alpaca(record_id, row, _):
 
 
 def _with_history(record_id, row, question, answer):
-    history = row.get("history")
-    pairs = [*(() if history is None else history), (question, answer)]
+    history = [] if row.get("history") is None else row["history"]
+    if not isinstance(history, (list, tuple)):
+        history = [history]  # which is no pair
+    pairs = [*history, (question, answer)]
     turns = Turns()
     for number, pair in enumerate(pairs):
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:

@@ -83,7 +83,7 @@ def read_turns(record_id: str, entries: Any, where: str) -> Turns:
 
 def _pair(entry):
     """The keys of question and answer in one entry; `None` for a message."""
-    if not isinstance(entry, Mapping):
+    if not isinstance(entry, Mapping) or any(key in entry for key in _SPEAKER_KEYS):
         return None
     found = [p for p in _PAIRS if all(entry.get(key) is not None for key in p)]
     return found[0] if len(found) == 1 else None
@@ -118,14 +118,19 @@ def _add_message(turns, record_id, number, entry):
 
 
 def _value(entry, keys):
+    """The value of the one of two keys that has one; `None` if both have or none."""
     if not isinstance(entry, Mapping):
         return None
-    found = [entry[key] for key in keys if entry.get(key) is not None]
-    return found[0] if len(found) == 1 else None
+    first, second = entry.get(keys[0]), entry.get(keys[1])
+    if first is None or second is None:
+        return second if first is None else first
+    return None
 
 
 def _expect_plain(record_id, number, entry):
     """Raises for what would change the meaning of a turn and is not read."""
+    if len(entry) == 2:  # who speaks and what, as nearly always
+        return
     if entry.get("tool_calls") or entry.get("function_call"):
         message = f"turn {number} calls a tool, which cannot be trained."
         raise record_error(record_id, message, reprlib.repr(entry))

@@ -182,8 +182,8 @@ def _chosen_images(record_id: str, chat: Chat) -> Sequence | Mapping:
             images.append(part)
             continue
         number = next(following, None) if part.number is None else part.number
-        numbers.append(number)
         if type(number) is int and 0 <= number < len(given):
+            numbers.append(number)
             images.append(given[number])
     if len(images) < len(parts) or set(numbers) != set(range(len(chat.images))):
         raise record_error(
