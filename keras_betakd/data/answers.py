@@ -59,8 +59,8 @@ def _text(answer):
         answer = answer.item()
     if isinstance(answer, str):
         return answer
-    if isinstance(answer, bool) or not isinstance(answer, (int, float)):
+    if isinstance(answer, int) and not isinstance(answer, bool):
+        return str(answer)
+    if not isinstance(answer, float) or not math.isfinite(answer):
         return None
-    if not math.isfinite(answer):
-        return None
-    return str(int(answer) if answer == int(answer) else answer)
+    return str(int(answer) if answer.is_integer() else answer)
