@@ -357,15 +357,16 @@ def resolved_task_loss(loss):
 
 
 def exclude_from_weight_decay(optimizer, variables):
-    """Excludes what energies learn from the weight decay of the student's optimizer."""
+    """Excludes what betas and energies learn from the optimizer's weight decay."""
     inner = innermost(optimizer)
     if not inner.weight_decay or not variables:
         return
     if inner.built:
         raise ValueError(
-            "The optimizer is built already, so what the energies learn can no "
-            "longer be excluded from its weight decay, which would pull it "
-            "towards its start. Pass a new optimizer to `compile`. Received: "
+            "The optimizer is built already, on other variables than those that "
+            "are trained here, and what betas and energies learn can no longer be "
+            "excluded from its weight decay. Pass a new optimizer to `compile`. "
+            "Received: "
             f"optimizer={inner.name}, weight_decay={inner.weight_decay}"
         )
     inner.exclude_from_weight_decay(var_list=variables)

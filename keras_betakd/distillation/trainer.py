@@ -110,8 +110,8 @@ class DistillationTrainer:
             ValueError: a loss that is no function of labels and logits; a metric that
                 expects probabilities, or with the name of one of the distiller's own;
                 `loss_weights`; an unknown `on_nonfinite`; `fused=True` where the logits
-                are needed; an optimizer with weight decay that is built already, where
-                an energy learns; or `jit_compile=True` on PyTorch.
+                are needed; an optimizer with weight decay that is built already; or
+                `jit_compile=True` on PyTorch.
         """
         expect_no_compiler(kwargs.get("jit_compile"))
         self.freeze_parts()
@@ -126,7 +126,8 @@ class DistillationTrainer:
         )
         self._needs_logits = loss != "auto" or bool(others)
         self._check_fused()
-        learned = [e.parameter for e in self.energies.values()]
+        learned = [v for b in self.all_betas().values() for v in b.variables]
+        learned += [e.parameter for e in self.energies.values()]
         exclude_from_weight_decay(optimizer, [v for v in learned if v is not None])
         super().compile(
             optimizer=optimizer,
