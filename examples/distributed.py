@@ -17,7 +17,7 @@ import small_gemma
 import keras_betakd
 from keras_betakd.data import ScienceQADataset, load_scienceqa
 from keras_betakd.folders import FolderOwner
-from keras_betakd.models import save_preset
+from keras_betakd.models import load_model, save_preset
 
 
 def parse_arguments():
@@ -128,9 +128,8 @@ def run(args, scope, rank):
 
 def load(args, rank):
     if args.data:
-        from_preset = keras_hub.models.CausalLM.from_preset
-        teacher = from_preset(args.teacher, dtype=args.dtype)
-        student = from_preset(args.student, dtype=args.dtype)
+        teacher = load_model(args.teacher, dtype=args.dtype)
+        student = load_model(args.student, dtype=args.dtype)
         return teacher, student, load_scienceqa(args.data, "train")[: args.limit]
     teacher = keras_hub.models.CausalLM.from_preset(small_gemma.TEACHER)
     folder = os.path.join(args.output, f"easy_vqa_{rank}")

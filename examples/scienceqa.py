@@ -36,7 +36,7 @@ import keras_betakd
 from keras_betakd.data import ScienceQADataset, load_scienceqa
 from keras_betakd.evaluation import generate_answers, score_scienceqa
 from keras_betakd.folders import FolderOwner
-from keras_betakd.models import save_preset
+from keras_betakd.models import load_model, save_preset
 
 ENERGIES = {
     "forward-kl": keras_betakd.ForwardKLEnergy,
@@ -105,9 +105,9 @@ def run_scienceqa(args):
     set_defaults(args, **defaults, max_response_length=16)
     train = load_scienceqa(args.data, "train")[: args.limit]
     test = load_scienceqa(args.data, "test")[: args.eval_limit]
-    load = keras_hub.models.CausalLM.from_preset
-    teacher = load(args.teacher, dtype=args.dtype)
-    student = load(args.student, dtype=args.dtype)
+    # By the preset's name it knows the chat template of an instruction-tuned model.
+    teacher = load_model(args.teacher, dtype=args.dtype)
+    student = load_model(args.student, dtype=args.dtype)
     if args.lora_rank:
         student.backbone.enable_lora(args.lora_rank)
     progress = Progress(args)
