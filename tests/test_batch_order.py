@@ -21,7 +21,7 @@ X = np.arange(ROWS, dtype="float32")[:, None]
 Y = np.arange(ROWS) % CLASSES
 ALL = list(range(ROWS))
 
-pytestmark = [pytest.mark.backends, pytest.mark.traced]
+pytestmark = pytest.mark.backends
 
 
 class Recorder(keras.layers.Layer):
@@ -115,6 +115,7 @@ SOURCES = {
 }
 
 
+@pytest.mark.traced
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_epoch_is_whole_and_begins_with_the_first_batch(source):
     """With a metric, which Keras builds from a batch, and with validation."""
