@@ -13,9 +13,6 @@ from keras_betakd.preprocessing.changed_preprocessor import changed_preprocessor
 from keras_betakd.preprocessing.image_formats import format_of
 from keras_betakd.preprocessing.model_inputs import training_inputs
 
-pytestmark = pytest.mark.backends
-
-
 def as_numpy(batch):
     return keras.tree.map_structure(keras.ops.convert_to_numpy, batch)
 
@@ -29,6 +26,7 @@ def expect_equal(ours, theirs):
         assert one.dtype == other.dtype
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize(
     "settings",
     [

@@ -117,7 +117,6 @@ def test_a_record_that_is_refused_ends_its_own_step():
         np.testing.assert_array_equal(ours, other)
 
 
-@pytest.mark.backends
 def test_a_generator_is_not_read_beyond_the_epoch():
     """What a second `fit` goes on with must still be there."""
     given = []
