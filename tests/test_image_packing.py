@@ -13,6 +13,7 @@ from keras_betakd.preprocessing.changed_preprocessor import changed_preprocessor
 from keras_betakd.preprocessing.image_formats import format_of
 from keras_betakd.preprocessing.model_inputs import training_inputs
 
+
 def as_numpy(batch):
     return keras.tree.map_structure(keras.ops.convert_to_numpy, batch)
 
