@@ -32,5 +32,16 @@ def changed_preprocessor(preprocessor, **changes):
     key = repr([(k, id(v) if k in layers else v) for k, v in settings.items()])
     if key not in known:
         known.clear()  # one at a time: settings hardly ever change
-        known[key] = type(preprocessor)(**settings)
+        known[key] = _made(type(preprocessor), settings)
     return known[key]
+
+
+def _made(cls, settings):
+    length = settings.get("sequence_length")
+    if length is None:
+        return cls(**settings)
+    # Constructors refuse a length that users may set later, with which records are
+    # refused by their ids.
+    made = cls(**{**settings, "sequence_length": 2**30})
+    made.sequence_length = length
+    return made
