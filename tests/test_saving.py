@@ -128,7 +128,8 @@ def saved_values(path):
     sizes = []
     with h5py.File(path) as file:
         file.visititems(lambda n, x: sizes.append((n, getattr(x, "size", 0))))
-    return sum(size for name, size in sizes if "random_state" not in name)
+    others = ("random_state", "settings")
+    return sum(size for name, size in sizes if not any(o in name for o in others))
 
 
 def run_python(code):
