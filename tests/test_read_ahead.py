@@ -136,6 +136,20 @@ def test_a_generator_is_not_read_beyond_the_epoch():
     assert len(given) <= 5  # Keras asks whether there is more
 
 
+def test_data_of_unknown_size_is_read_to_its_end():
+    """Where it ends is found out by the thread that reads ahead."""
+
+    def batches(count):
+        data = records()
+        for number in range(count):
+            rows = [(3 * number + i) % 12 for i in range(3)]
+            yield {key: [values[row] for row in rows] for key, values in data.items()}
+
+    model = distiller(workers=2, max_queue_size=4)
+    model.fit(batches(5), verbose=0)
+    assert int(model.optimizer.iterations) == 5
+
+
 @pytest.mark.parametrize("options", [{"workers": -1}, {"max_queue_size": 0}])
 def test_a_queue_that_cannot_be_is_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
