@@ -21,8 +21,6 @@ X = np.arange(ROWS, dtype="float32")[:, None]
 Y = np.arange(ROWS) % CLASSES
 ALL = list(range(ROWS))
 
-pytestmark = pytest.mark.backends
-
 
 class Recorder(keras.layers.Layer):
     """Keeps the rows that were trained on, in order: what the student really saw."""
@@ -115,6 +113,7 @@ SOURCES = {
 }
 
 
+@pytest.mark.backends
 @pytest.mark.traced
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_epoch_is_whole_and_begins_with_the_first_batch(source):
@@ -138,6 +137,7 @@ class Counted(Batches):
         return super().__getitem__(index)
 
 
+@pytest.mark.backends
 def test_a_batch_that_keras_looks_at_is_not_prepared_twice():
     """Each look of Keras once read the images of a batch again."""
     data = Counted()
@@ -146,6 +146,7 @@ def test_a_batch_that_keras_looks_at_is_not_prepared_twice():
     assert data.read == list(range(ROWS // SIZE))
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("make", [tf_data, loader], ids=["tf_data", "data_loader"])
 def test_data_that_shuffles_itself_gives_every_row_once(make):
     model, recorder = distiller()
@@ -154,6 +155,7 @@ def test_data_that_shuffles_itself_gives_every_row_once(make):
     assert sorted(first) == sorted(second) == ALL
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize(
     "make",
     [Shuffled, lambda: Shuffled(workers=2), lambda: EpochParts(Shuffled(), 3)],
@@ -171,6 +173,7 @@ def test_own_data_sets_give_their_epochs_also_where_sizes_differ(make):
     assert recorder.seen() == expected
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("source", SOURCES)
 def test_steps_per_epoch_divide_a_pass(source):
     """A pass of five batches in epochs of two: 2, 2, 1, and the next pass."""
@@ -180,6 +183,7 @@ def test_steps_per_epoch_divide_a_pass(source):
     assert recorder.seen() == ALL + ALL
 
 
+@pytest.mark.backends
 def test_a_pass_keeps_its_order_over_its_epochs():
     """Each epoch once had an order of its own, so that a pass missed rows."""
     model, recorder = distiller()
@@ -188,6 +192,7 @@ def test_a_pass_keeps_its_order_over_its_epochs():
         assert sorted(recorder.seen()[start : start + ROWS]) == ALL
 
 
+@pytest.mark.backends
 def test_a_generator_is_read_on_from_epoch_to_epoch():
     model, recorder = distiller()
     model.fit(generator(2), epochs=5, steps_per_epoch=2, verbose=0)
@@ -196,7 +201,7 @@ def test_a_generator_is_read_on_from_epoch_to_epoch():
         model.fit(generator(), epochs=2, verbose=0)
 
 
-@pytest.mark.parametrize("steps", [None, 2])
+@pytest.mark.parametrize("steps", [None, pytest.param(2, marks=pytest.mark.backends)])
 @pytest.mark.parametrize("source", [*SOURCES, "data_set"])
 def test_a_resumed_training_sees_what_is_left(tmp_path, source, steps):
     make = {**SOURCES, "data_set": Shuffled}[source]
