@@ -126,10 +126,12 @@ def make_trainer(args, name):
 
 
 def teachers(args):
+    import sentences
     from teachers import train_teachers
 
     with FolderOwner(args.output, "benchmarks/study"):
         train_teachers(args.output)
+        sentences.train_teachers(args.output)
 
 
 def report(args):

@@ -221,12 +221,17 @@ class DistillationPreprocessor:
         if not self.cross_tokenizer:
             self._check_vocabularies()
         ids = records.names
+        shares_images = self._shares_images()
+        if shares_images:
+            records = self._with_resized_images(records)
         records, student, teacher, reasons = self._fitting(records, ids)
         self.skipped.update({ids[row]: reason for row, reason in reasons.items()})
         student.weights[list(reasons)] = 0
         x = {
             "student": student.inputs,
-            "teacher": self._without_shared_images(teacher.inputs),
+            "teacher": self._without_images(teacher.inputs)
+            if shares_images
+            else teacher.inputs,
             "student_positions": student.positions,
         }
         if self.cross_tokenizer:
@@ -279,12 +284,6 @@ class DistillationPreprocessor:
 
     def _encode(self, records, ids):
         length = self.max_response_length
-        if self._shares_images():
-            # Once for both models; each finds its images in its own size then.
-            images = format_of(self.student_preprocessor).resized_images(
-                records["images"]
-            )
-            records = CheckedRecords({**records, "images": images}, ids)
         shown = without_images(records) if self.blind_student else records
         student = self._student.encode(shown, ids, length)
         is_one = self.teacher_preprocessor is self.student_preprocessor
@@ -346,13 +345,17 @@ class DistillationPreprocessor:
         form = self._teacher.image_form()
         return form is not None and form == self._student.image_form()
 
-    def _without_shared_images(self, inputs):
+    def _with_resized_images(self, records):
+        """The records with images in the size of both models, which then keep it."""
+        family = format_of(self.student_preprocessor)
+        images = family.resized_images(records["images"])
+        return CheckedRecords({**records, "images": images}, records.names)
+
+    def _without_images(self, inputs):
         """The teacher's inputs without images that equal the student's.
 
         The distiller hands the student's images to a teacher that has none.
         """
-        if not self._shares_images():
-            return inputs
         shared = format_of(self.student_preprocessor).image_keys
         return {name: value for name, value in inputs.items() if name not in shared}
 

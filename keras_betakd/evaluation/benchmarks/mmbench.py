@@ -215,7 +215,7 @@ class MMBench(Benchmark):
         tables = [p for p in sorted(directory.glob("*.tsv")) if _TABLE.match(p.name)]
         if len(tables) != 1:
             raise FileNotFoundError(
-                f"There must be one mmbench_dev_*.tsv or MMBench_DEV_*.tsv in "
+                "There must be one mmbench_dev_*.tsv or MMBench_DEV_*.tsv in "
                 f"'{directory}': versions differ, and so do their scores. Received: "
                 f"{[path.name for path in tables]}"
             )
