@@ -1,9 +1,12 @@
 """Batches that are preprocessed in threads are those that one thread would make."""
 
+import concurrent.futures
+import itertools
 import threading
 import time
 
 import keras
+import keras_hub
 import numpy as np
 import pytest
 from tiny_models import tiny_gemma3, vqa_records
@@ -148,6 +151,25 @@ def test_data_of_unknown_size_is_read_to_its_end():
     model = distiller(workers=2, max_queue_size=4)
     model.fit(batches(5), verbose=0)
     assert int(model.optimizer.iterations) == 5
+
+
+def test_threads_do_not_build_one_preprocessor_at_once():
+    """keras-hub's refused the second build: now and then, a training did not begin."""
+    tokenizer = tiny_gemma3().preprocessor.tokenizer
+    entered = itertools.count()
+
+    class Slow(keras_hub.models.Gemma3CausalLMPreprocessor):
+        def build(self, input_shape):
+            time.sleep(0.1 * (1 + next(entered)))  # the second ends after the first
+            super().build(input_shape)
+
+    preprocessor = Slow(tokenizer, sequence_length=64)
+    both = DistillationPreprocessor(preprocessor, preprocessor, 6)
+    texts = {"prompts": ["one two"], "responses": ["three"]}
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(both, [texts] * 2)
+    np.testing.assert_array_equal(first[1], second[1])
+    assert next(entered) == 1
 
 
 @pytest.mark.parametrize("options", [{"workers": -1}, {"max_queue_size": 0}])

@@ -1,10 +1,26 @@
-"""`changed_preprocessor`: a keras-hub preprocessor with some settings changed."""
+"""keras-hub preprocessors that threads share: built once, some settings changed."""
 
+import threading
 import weakref
 
 import keras
 
 _KNOWN = weakref.WeakKeyDictionary()
+_LOCK = threading.RLock()
+
+
+def built(preprocessor):
+    """The preprocessor, built.
+
+    keras-hub builds one in its first call, and fails where two threads do so at once.
+
+    Args:
+        preprocessor: a keras-hub preprocessor.
+    """
+    with _LOCK:
+        if not preprocessor.built:
+            preprocessor.build(None)
+    return preprocessor
 
 
 def changed_preprocessor(preprocessor, **changes):
@@ -28,12 +44,13 @@ def changed_preprocessor(preprocessor, **changes):
     layers = {k: getattr(preprocessor, k, None) for k in config}
     layers = {k: v for k, v in layers.items() if isinstance(v, keras.layers.Layer)}
     settings = {**config, **layers, **changes}
-    known = _KNOWN.setdefault(preprocessor, {})
     key = repr([(k, id(v) if k in layers else v) for k, v in settings.items()])
-    if key not in known:
-        known.clear()  # one at a time: settings hardly ever change
-        known[key] = _made(type(preprocessor), settings)
-    return known[key]
+    with _LOCK:
+        known = _KNOWN.setdefault(preprocessor, {})
+        if key not in known:
+            known.clear()  # one at a time: settings hardly ever change
+            known[key] = built(_made(type(preprocessor), settings))
+        return known[key]
 
 
 def _made(cls, settings):

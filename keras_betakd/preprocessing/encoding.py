@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_betakd.preprocessing.changed_preprocessor import built
 from keras_betakd.preprocessing.chat_template import ChatTemplate
 from keras_betakd.preprocessing.chat_tokens import end_id
 from keras_betakd.preprocessing.checks import (
@@ -109,11 +110,12 @@ class ModelEncoder(Encoder):
         return self.preprocessor.tokenizer
 
     def encode(self, records, ids, max_response_length):
+        preprocessor = built(self.preprocessor)
         inputs = model_inputs(
-            self.preprocessor, records, self.prompt_template, self.trained_turns
+            preprocessor, records, self.prompt_template, self.trained_turns
         )
-        x, y, weight = to_numpy(training_inputs(self.preprocessor, inputs))
-        check_lengths(self.preprocessor, inputs, (x, weight), ids, self.role)
+        x, y, weight = to_numpy(training_inputs(preprocessor, inputs))
+        check_lengths(preprocessor, inputs, (x, weight), ids, self.role)
         positions, weights = _answer_slots(weight, max_response_length, ids)
         labels = np.where(weights > 0, np.take_along_axis(y, positions, 1), 0)
         _expect_answers(labels, weights, self._end, ids)
