@@ -25,7 +25,8 @@ OWN = {
     "MobileVLM": "<image>",
 }
 QUESTION = "\nwhat color?"
-LENGTH = 90
+# What generates is compiled by each backend, for long; families differ in their inputs.
+COMPILED = ["Gemma3", "Qwen3_5"]
 
 
 def loud(model):
@@ -45,15 +46,24 @@ def asking(name):
         FAMILIES[name](), loud(model), CosineProbsEnergy(), TaskBeta()
     )
     return functools.partial(
-        distiller.generate, max_length=LENGTH, strip_prompt=True
+        distiller.generate, max_length=max_length(name), strip_prompt=True
     ), distiller
+
+
+def max_length(name):
+    return 96 if name == "MobileVLM" else 32  # with the 84 tokens of its prompt
 
 
 IMAGES = [random_image(0, 20, 12), random_image(1), random_image(2, 9, 30)]
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("name", VISION)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.backends] if n in COMPILED else [])
+        for n in VISION
+    ],
+)
 def test_the_mark_of_the_library_is_that_of_the_family(name):
     """It stayed text, and the image was never seen: other answers, without a word."""
     generate, distiller = asking(name)
@@ -61,7 +71,11 @@ def test_the_mark_of_the_library_is_that_of_the_family(name):
     answers = generate({**records, "ids": ["a", "b", "c"], "responses": ["red"] * 3})
     # The same as those of an implementation that asks one by one.
     expected = generate_answers(
-        distiller.student, records, max_length=LENGTH, batch_size=1, progress=False
+        distiller.student,
+        records,
+        max_length=max_length(name),
+        batch_size=1,
+        progress=False,
     )
     assert list(map(clean_answer, answers)) == list(expected.values())
     if name in OWN:
@@ -175,7 +189,8 @@ def test_images_that_keras_hub_misplaces_are_answered_greedily_alone():
         generate({"images": IMAGES[0], "prompts": "<image>" + QUESTION})
     distiller.student.compile(sampler="greedy")
     whole = distiller.generate(
-        {"images": IMAGES[0], "prompts": "<image>" + QUESTION}, max_length=LENGTH
+        {"images": IMAGES[0], "prompts": "<image>" + QUESTION},
+        max_length=max_length("Gemma3"),
     )
     answer = generate({"images": IMAGES[0], "prompts": "<image>" + QUESTION})
     assert whole.endswith(answer)
