@@ -5,6 +5,8 @@ import weakref
 
 import keras
 
+from keras_betakd.preprocessing.segment_packer import SegmentPacker
+
 _KNOWN = weakref.WeakKeyDictionary()
 _LOCK = threading.RLock()
 
@@ -27,7 +29,8 @@ def changed_preprocessor(preprocessor, **changes):
     """A preprocessor like another one, with some arguments of its constructor changed.
 
     The other one stays as it is, for threads that use it. Both share their layers (the
-    tokenizer, converters). `copy.copy` would write and read a file instead, as Keras
+    tokenizer, converters), but a `MultiSegmentPacker`, which becomes a faster
+    `SegmentPacker`. `copy.copy` would write and read a file instead, as Keras
     makes copies, and lose what is not in a config.
 
     Args:
@@ -49,7 +52,7 @@ def changed_preprocessor(preprocessor, **changes):
         known = _KNOWN.setdefault(preprocessor, {})
         if key not in known:
             known.clear()  # one at a time: settings hardly ever change
-            known[key] = built(_made(type(preprocessor), settings))
+            known[key] = _with_fast_packer(_made(type(preprocessor), settings))
         return known[key]
 
 
@@ -62,3 +65,13 @@ def _made(cls, settings):
     made = cls(**{**settings, "sequence_length": 2**30})
     made.sequence_length = length
     return made
+
+
+def _with_fast_packer(preprocessor):
+    import keras_hub
+
+    packer = getattr(built(preprocessor), "packer", None)
+    if type(packer) is keras_hub.layers.MultiSegmentPacker:
+        del preprocessor.packer  # PyTorch lets no other object take a module's place
+        preprocessor.packer = SegmentPacker.like(packer)
+    return preprocessor

@@ -110,10 +110,11 @@ class ModelEncoder(Encoder):
         return self.preprocessor.tokenizer
 
     def encode(self, records, ids, max_response_length):
-        preprocessor = built(self.preprocessor)
         inputs = model_inputs(
-            preprocessor, records, self.prompt_template, self.trained_turns
+            self.preprocessor, records, self.prompt_template, self.trained_turns
         )
+        # Not before the records were found good: what is built takes no new converter.
+        preprocessor = built(self.preprocessor)
         x, y, weight = to_numpy(training_inputs(preprocessor, inputs))
         check_lengths(preprocessor, inputs, (x, weight), ids, self.role)
         positions, weights = _answer_slots(weight, max_response_length, ids)

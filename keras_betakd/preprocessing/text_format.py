@@ -15,6 +15,7 @@ from keras_betakd.preprocessing.chat_packing import (
 )
 from keras_betakd.preprocessing.chat_tokens import chat_tokens
 from keras_betakd.preprocessing.image_inputs import layer_settings
+from keras_betakd.preprocessing.segment_packer import SegmentPacker
 
 # The model inputs that hold images, of all families.
 IMAGE_KEYS = {"images", "pixel_values", "pixel_position_ids", "image_grid_thw"}
@@ -152,9 +153,7 @@ class TextFormat:
 
     def _packed_by_hub(self, inputs, sequence_length, **changes):
         """What keras-hub's preprocessor makes, with some of its settings changed."""
-        preprocessor = self.preprocessor
-        if changes:
-            preprocessor = changed_preprocessor(preprocessor, **changes)
+        preprocessor = changed_preprocessor(self.preprocessor, **changes)
         return preprocessor(inputs, sequence_length=sequence_length)
 
     def resized_images(self, images):
@@ -218,25 +217,21 @@ def packed(preprocessor, prompts, responses, sequence_length=None):
         prompts, responses: lists of token ids, one for each record.
         sequence_length: length of the sequences; the preprocessor's if `None`.
     """
-    import keras_hub
-
     tokenizer = preprocessor.tokenizer
     start = tokenizer.start_token_id
-    packer = keras_hub.layers.MultiSegmentPacker(
+    packer = SegmentPacker(
+        (sequence_length or preprocessor.sequence_length) + 1,
         # Some families have no start token, and then do not add it either.
-        start_value=tokenizer.end_token_id if start is None else start,
-        end_value=tokenizer.end_token_id,
+        start_value=[tokenizer.end_token_id if start is None else start],
+        end_value=[tokenizer.end_token_id],
         pad_value=tokenizer.pad_token_id,
-        sep_value=[],
-        sequence_length=(sequence_length or preprocessor.sequence_length) + 1,
     )
     token_ids, segment_ids = packer(
         (prompts, responses),
         add_start_value=preprocessor.add_start_token,
         add_end_value=preprocessor.add_end_token,
     )
-    token_ids = keras.ops.convert_to_numpy(token_ids)
-    is_response = keras.ops.convert_to_numpy(segment_ids) == 1
+    is_response = segment_ids == 1
     # Up to the last token of the response, not by the id that pads, which may be that
     # of a token of the text as well (GPT-2's is that of "!").
     padding_mask = np.maximum.accumulate(is_response[:, ::-1], axis=1)[:, ::-1]
