@@ -178,6 +178,16 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused():
             )
 
 
+def test_raw_records_need_models_whose_rows_are_known():
+    """A plain model was taken, and `fit` failed with an attribute it does not have."""
+    model = tiny_gemma_text()
+    pair = DistillationPreprocessor(model.preprocessor, model.preprocessor)
+    plain = linear_model(0)
+    for role, both in {"student": (model, plain), "teacher": (plain, model)}.items():
+        with pytest.raises(ValueError, match=f"known of this {role} but its logits"):
+            BetaKDDistiller(*both, ForwardKLEnergy(), preprocessor=pair)
+
+
 def head_loss(labels, energies, coefficients=None, **options):
     rng = np.random.default_rng(0)
     arrays = [rng.normal(size=shape).astype("float32") for shape in ((3, 4), (5, 4))]

@@ -212,7 +212,10 @@ def check_vocabularies(teacher, student, energies, vocabulary_size):
 
 
 def expect_rows_for_tokens(preprocessor, teacher, student):
-    """Raises where a tokenizer has ids that its model's embedding has no rows for.
+    """Raises where raw records would not be what a model can be trained on.
+
+    That is a tokenizer with ids that the embedding has no rows for, or a model of which
+    no more than logits are known.
 
     Args:
         preprocessor: a `DistillationPreprocessor`, or `None`.
@@ -220,8 +223,16 @@ def expect_rows_for_tokens(preprocessor, teacher, student):
     """
     for view, role in ((teacher, "teacher"), (student, "student")):
         found = getattr(preprocessor, f"{role}_preprocessor", None)
+        if found is not None and not view.sees_hidden_states:
+            raise ValueError(
+                "A `DistillationPreprocessor` says at which tokens the models are "
+                f"compared, but nothing is known of this {role} but its logits. Give "
+                "batches of arrays without a `preprocessor`, a model of keras-hub, or "
+                "a view of yours (`keras_betakd.models.register_view`). Received: a "
+                f"{role} of type {type(view.model).__name__}"
+            )
         tokenizer = getattr(found, "tokenizer", None)
-        if tokenizer is None or not view.sees_hidden_states:
+        if tokenizer is None:
             continue
         try:
             tokens = tokenizer.vocabulary_size()
