@@ -157,7 +157,8 @@ def train_teachers(folder):
         weight = (labels > 0).astype("float32")
         teacher.fit(x, labels, BATCH, epochs, verbose=2, sample_weight=weight)
         path = os.path.join(folder, os.path.basename(preset_of(name)))
-        teacher.save_weights(path)
+        # By a model that was not compiled: without the optimizer's state.
+        keras.Model(teacher.input, teacher.output).save_weights(path)
 
 
 def tower_of(teacher):
