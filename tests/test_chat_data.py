@@ -62,6 +62,14 @@ SAME = {
     "openai": {
         "messages": talk([{"type": "image_url", "image_url": {"url": "a.png"}}, WHAT])
     },
+    "llama_factory_parts": {
+        "messages": talk(
+            [
+                {"type": "image_url", "value": "a.png"},
+                {"type": "text", "value": "What?"},
+            ]
+        )
+    },
     "llava": {
         "image": "a.png",
         "conversations": [
@@ -124,6 +132,15 @@ def test_every_form_is_the_same_record(name, folder):
     record = only({"id": "7", **SAME[name]}, folder)
     assert (record.prompts, record.responses) == ((QUESTION,), ("A cat.",))
     assert (record.id, record.system, colors_of(record)) == ("7", None, ["a.png"])
+
+
+def test_what_data_sets_for_other_trainers_say_of_answers():
+    """Those marked as bad were trained like the others."""
+    question, answer = talk("Hi")
+    weighted = [{**question, "loss_weight": 0.0}, {**answer, "loss_weight": 1.0}]
+    assert only({"messages": weighted, "label": True}).prompts == ("Hi",)
+    row = {"chosen": talk("Hi"), "rejected": talk("Hi", "A dog.")}
+    assert only(row, chat_column="chosen").responses == ("A cat.",)
 
 
 def test_text_alone_in_every_form():
@@ -213,7 +230,18 @@ BOTH = {"images": ["a.png", "b.png"]}
         ),
         (
             {"messages": [*talk("Hi")[:1], {**talk("")[1], "loss": False}]},
-            "turn 1 is marked as not to be trained.*loss=False",
+            "turn 1 has a weight of its own.*loss=False",
+        ),
+        (
+            {"messages": [*talk("Hi")[:1], {**talk("")[1], "weight": 0.5}]},
+            "turn 1 has a weight of its own.*weight=0.5",
+        ),
+        ({"messages": talk("Hi"), "label": False}, "a model should not give.*label=Fa"),
+        ({"prompt": "Hi", "completion": "No", "label": False}, "should not give"),
+        ({"conversations": talk("Hi"), "kto_tag": False}, "should not give"),
+        (
+            {"conversations": talk("Hi")[:1], "chosen": talk("")[1]},
+            "preferences are not trained.*'chosen'",
         ),
         ({"messages": [*talk("Hi"), message("system", "x")]}, "comes first and once"),
         ({"messages": talk("Hi"), "system": 7}, "'system' must hold a text"),

@@ -81,6 +81,7 @@ def chat_of(
         message = "a record must be a dict with a conversation."
         raise record_error(record_id, message, reprlib.repr(row))
     expect_no_media(record_id, row)
+    _expect_no_preference(record_id, row, chat_column)
     shape = chat_column or _shape(record_id, row)
     turns = _READERS.get(shape, _listed)(record_id, row, shape)
     _add_system_key(turns, record_id, row)
@@ -94,6 +95,25 @@ def expect_no_media(record_id: str, row: Mapping) -> None:
         if not _is_empty(row[key]):
             reason = REFUSED[key]
             raise record_error(record_id, reason, f"{key}={reprlib.repr(row[key])}")
+
+
+def _expect_no_preference(record_id, row, chat_column):
+    """Raises for answers of which a data set says that they are not to be given."""
+    for key in ("label", "kto_tag"):
+        if row.get(key) is False:
+            raise record_error(
+                record_id,
+                "its answer is marked as one that a model should not give; leave the "
+                'record out (`on_error="skip"`).',
+                f"{key}=False",
+            )
+    if chat_column is None and not _is_empty(row.get("chosen")):
+        raise record_error(
+            record_id,
+            "preferences are not trained: make the answer under 'chosen' the last of "
+            "the conversation; where it holds all of it, pass chat_column='chosen'.",
+            f"keys {reprlib.repr(sorted(map(str, row)))}",
+        )
 
 
 def _is_empty(value):

@@ -20,7 +20,8 @@ _PAIRS = tuple((user, gpt) for user in USER for gpt in ASSISTANT) + (
 )
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _IMAGE_PARTS = ("image", "image_url", "input_image")
-_IMAGE_KEYS = ("image", "image_url", "url", "path", "bytes")
+_PART_TEXT_KEYS = ("text", "value")
+_IMAGE_KEYS = ("image", "image_url", "url", "path", "bytes", "value")
 
 
 @dataclasses.dataclass
@@ -134,13 +135,16 @@ def _expect_plain(record_id, number, entry):
     if entry.get("tool_calls") or entry.get("function_call"):
         message = f"turn {number} calls a tool, which cannot be trained."
         raise record_error(record_id, message, reprlib.repr(entry))
-    for key in ("loss", "weight", "train"):
-        if entry.get(key) is not None and not entry[key]:
+    if _value(entry, _SPEAKER_KEYS) not in ASSISTANT:
+        return
+    for key in ("loss", "weight", "loss_weight", "train"):
+        if entry.get(key) is not None and entry[key] != 1:
             raise record_error(
                 record_id,
-                f"turn {number} is marked as not to be trained, but every answer of a "
-                "record is. Put what comes before the last answer into the question, "
-                f"or take {key!r} away.",
+                f"turn {number} has a weight of its own, but every answer of a record "
+                "is trained alike. Put those that are not to be trained into the "
+                f"question, or take {key!r} away; a preprocessor with "
+                '`trained_turns="last"` trains the last answer alone.',
                 f"{key}={entry[key]!r}",
             )
 
@@ -199,10 +203,11 @@ def _joined(record_id, number, parts, images):
     for part in parts:
         part = {"type": "text", "text": part} if isinstance(part, str) else part
         kind = _kind(part)
-        if kind in _TEXT_PARTS and isinstance(part.get("text"), str):
+        words = _value(part, _PART_TEXT_KEYS) if kind in _TEXT_PARTS else None
+        if isinstance(words, str):
             # A mark in it is text: the parts say where the images are.
-            text += neutralize_image_marks(part["text"])
-            in_front = in_front and not part["text"].strip()
+            text += neutralize_image_marks(words)
+            in_front = in_front and not words.strip()
         elif kind in _IMAGE_PARTS and images is not None:
             # In front of a turn's text as all loaders write it, within it in place.
             text += f"{IMAGE_MARK}\n" if in_front else IMAGE_MARK
