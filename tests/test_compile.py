@@ -1,11 +1,10 @@
 """What `compile` refuses or warns of: torch.compile, and sums of unequal batches."""
 
-import warnings
-
 import keras
 import numpy as np
 import pytest
 from plain_models import linear_model, token_batch
+from strict_warnings import no_user_warnings
 
 from keras_betakd import BetaKDDistiller, FixedBeta, ForwardKLEnergy
 
@@ -71,8 +70,7 @@ def test_accumulated_gradients_of_means_over_tokens_are_warned_of():
     """Two halves of 5 and 1 tokens moved the student elsewhere than the whole."""
     weight = token_batch()[2]
     weight[3, 1:] = 0
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
+    with no_user_warnings():
         compiled("token")
         compiled("example", 2)
     with pytest.warns(UserWarning, match="gradient_accumulation_steps=2"):

@@ -1,7 +1,5 @@
 """What callbacks monitor: every metric has a direction, and one moves with no beta."""
 
-import warnings
-
 import keras
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ from plain_models import (
     no_task_loss,
     token_batch,
 )
+from strict_warnings import no_user_warnings
 
 from keras_betakd import (
     BetaKDDistiller,
@@ -72,8 +71,7 @@ def test_every_metric_has_a_direction(monitor, mode, tmp_path):
             save_weights_only=True,
         ),
     ]  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
+    with no_user_warnings():
         history = fit(distiller(task_beta=True), *callbacks)
     best = {"min": min, "max": max}[mode](history[monitor])
     assert [callback.best for callback in callbacks] == [pytest.approx(best)] * 3
@@ -99,8 +97,7 @@ def test_a_loss_that_moves_with_beta_is_warned_of():
     for monitor, instead in (("val_loss", "val_objective"), ("loss", "objective")):
         with pytest.warns(UserWarning, match=f"monitors '{monitor}'.*'{instead}'"):
             fit(distiller(), EarlyStopping(monitor=monitor))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
+    with no_user_warnings():
         fit(distiller(beta=FixedBeta()), EarlyStopping())
         every_epoch = keras.callbacks.ModelCheckpoint("{epoch}.keras", save_freq=1000)
         fit(distiller(), every_epoch)
