@@ -71,7 +71,7 @@ def parse_arguments():
     add("--beta", choices=BETAS, default="instance", help="kind of weight")
     add("--dim", type=float, default=1.0, help="d, relative weight of the teacher")
     add("--task-beta", choices=("task", "none"), default="task", help="of the labels")
-    add("--speed", type=float, help="steps of a learned log beta; default: 0.05")
+    add("--speed", type=float, help="steps of a learned log beta; default: 0.1")
     add("--epochs", type=int, help="default: 1 with --data")
     add("--batch-size", type=int, help="default: 8 with --data")
     add("--learning-rate", type=float, help="default: 2e-5 with --data")

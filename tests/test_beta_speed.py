@@ -89,7 +89,7 @@ def test_averages_of_the_students_optimizer_do_not_move_beta():
             "use_ema": average,
             "ema_overwrite_frequency": 2 if average else None,
         }
-        beta = TaskBeta()
+        beta = TaskBeta(speed=0.05)
         model = BetaKDDistiller(
             linear_model(1), linear_model(2), ConstantEnergy(0.1), beta
         )

@@ -51,7 +51,7 @@ GROUPS = {
         [
             f"{kind}, speed={speed}, task_loss=task"
             for kind in ("instance", "task")
-            for speed in (0.01, 0.2)
+            for speed in (0.01, 0.05, 0.2)
         ],
     ),
     "dim": _named(
@@ -82,15 +82,29 @@ GROUPS = {
     ),
 }
 
-# What the plots call some of them.
-FOUND = {
-    "task, task_loss=task": "task, and of CE",
-    "instance, task_loss=task": "instance, and of CE",
-    f"{HIDDEN}, shrinkage=4, task_loss=task": "hidden states, shrunk, and of CE",
-    HIDDEN: "hidden states",
+# What reports and plots call the main ones, all with the cosine of probabilities.
+COMPARED = {
+    "`TaskBeta`": f"{COSINE} / task",
+    "`InstanceBeta`": f"{COSINE} / instance",
+    "`TaskBeta`, and a beta of the cross-entropy": f"{COSINE} / task, task_loss=task",
+    "`InstanceBeta`, and a beta of the cross-entropy": (
+        f"{COSINE} / instance, task_loss=task"
+    ),
 }
-# Run again with other seeds and on easy-VQA: that, and what it is compared with.
-CONFIRMED = ["ce", *_named([COSINE], [*FIXED, "instance", "task", *FOUND])]
+# The same on the teacher's hidden states, which answers of many tokens do not have.
+ON_HIDDEN = {
+    "hidden states": f"{COSINE} / {HIDDEN}",
+    "hidden states, shrunk, and a beta of the cross-entropy": (
+        f"{COSINE} / {HIDDEN}, shrinkage=4, task_loss=task"
+    ),
+}
+# Run again with other seeds and in the other experiments.
+CONFIRMED = [
+    "ce",
+    *_named([COSINE], FIXED),
+    *COMPARED.values(),
+    *ON_HIDDEN.values(),
+]
 # Of answers with many tokens, whose teacher shows its logits alone.
 OF_SENTENCES = [
     "ce",

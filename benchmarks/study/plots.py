@@ -3,17 +3,11 @@
 import os
 
 import numpy as np
-from arms import FOUND, GRID, LEARNED, MAIN_ENERGIES
+from arms import COMPARED, FIXED, LEARNED, MAIN_ENERGIES, ON_HIDDEN
 from matplotlib.figure import Figure
-from settings import EXPERIMENTS, PARTS, SETTINGS
+from settings import EXPERIMENTS, PARTS, SETTINGS, title_of
 
 COLOURS = {"cosine-probs": "#1f77b4", "forward-kl": "#d95f02"}
-TITLES = {
-    "full": "all labels",
-    "few": "few labels",
-    "noisy": "40 % wrong labels",
-    "noisy-teacher": "wrong teacher",
-}
 
 
 def draw(results, folder):
@@ -22,6 +16,7 @@ def draw(results, folder):
         "accuracy.png": accuracies(results),
         "curves.png": curves(results),
         "beta.png": betas(results),
+        "experiments.png": experiments(results),
     }
     for name, figure in figures.items():
         figure.savefig(os.path.join(folder, name), dpi=110)
@@ -31,9 +26,10 @@ def draw(results, folder):
 def accuracies(results):
     """Test accuracy of each arm in each setting, with 95 % intervals of the means."""
     figure = Figure(figsize=(12, 5), layout="constrained")
-    betas = [*(f"fixed, value={v:g}" for v in GRID), *LEARNED, *FOUND]
+    names = {arm.split(" / ")[1]: name for name, arm in _named_arms().items()}
+    betas = dict.fromkeys([*FIXED, *LEARNED, *names])
     betas = [b for b in betas if results.present(f"{e} / {b}" for e in MAIN_ENERGIES)]
-    labels = [FOUND.get(beta, beta.replace(", value=", " ")) for beta in betas]
+    labels = [names.get(beta, beta.replace(", value=", " ")) for beta in betas]
     axes = figure.subplots(1, len(SETTINGS), sharey=True)
     for axis, setting in zip(axes, SETTINGS, strict=True):
         mean, deviation = results.spread("ce", setting)
@@ -47,7 +43,7 @@ def accuracies(results):
             ends = [[f.mean - f.low for f in found], [f.high - f.mean for f in found]]
             style = {"fmt": "o", "markersize": 5, "color": COLOURS[energy]}
             axis.errorbar(means, places, xerr=ends, label=energy, **style)
-        axis.set(title=TITLES[setting], xlabel="test accuracy, %")
+        axis.set(title=title_of(setting), xlabel="test accuracy, %")
         axis.grid(alpha=0.3)
     axes[0].set_yticks(range(len(labels)), labels)
     axes[0].invert_yaxis()
@@ -72,6 +68,10 @@ def curves(results, energy="cosine-probs"):
             "best fixed beta": (results.best_fixed(energy, setting), "#2ca02c"),
             "task beta": (f"{energy} / task", "#9467bd"),
             "instance beta": (f"{energy} / instance", COLOURS[energy]),
+            "instance beta, and of CE": (
+                f"{energy} / instance, task_loss=task",
+                COLOURS["forward-kl"],
+            ),
         }
         for row, (measure, text) in enumerate(measures.items()):
             axis = axes[row, column]
@@ -86,7 +86,7 @@ def curves(results, energy="cosine-probs"):
             if not column:
                 axis.set_ylabel(text)
             if not row:
-                axis.set_title(TITLES[setting])
+                axis.set_title(title_of(setting))
         axes[-1, column].set_xlabel("training step")
     handles, names = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names))
@@ -97,14 +97,19 @@ def betas(results):
     """Errors of the wrong teacher by tenth of beta; beta over training."""
     figure = Figure(figsize=(12, 4), layout="constrained")
     axes = figure.subplots(1, 3)
-    for axis, energy in zip(axes, MAIN_ENERGIES, strict=False):
-        for run in results.runs_of(f"{energy} / instance", "noisy-teacher"):
+    arms = {
+        "on the teacher's uncertainty": COMPARED["`InstanceBeta`"],
+        "on its hidden states": ON_HIDDEN["hidden states"],
+    }
+    for axis, (name, arm) in zip(axes, arms.items(), strict=False):
+        for run in results.runs_of(arm, "noisy-teacher"):
             shares = 100 * np.array(run["beta"]["biased_by_tenth"])
-            axis.plot(range(1, 11), shares, "o-", alpha=0.6, color=COLOURS[energy])
+            axis.plot(range(1, 11), shares, "o-", alpha=0.6, color="#1f77b4")
         axis.set(
-            title=f"{energy}, instance beta",
+            title=f"instance beta, {name}",
             xlabel="tenth of the questions, lowest beta first",
             ylabel="taught wrong, %",
+            ylim=(0, 100),
         )
         axis.grid(alpha=0.3)
     steps = EXPERIMENTS["drawn"].steps // PARTS * np.arange(1, PARTS + 1)
@@ -122,3 +127,35 @@ def betas(results):
     axes[2].grid(alpha=0.3)
     axes[2].legend(fontsize=8)
     return figure
+
+
+def experiments(results, energy="cosine-probs"):
+    """The main betas above the grid's choice in each experiment, with intervals."""
+    arms = _named_arms()
+    names = [
+        name
+        for name, experiment in EXPERIMENTS.items()
+        if all(results.has("ce", setting) for setting in experiment.settings)
+    ]
+    figure = Figure(figsize=(2.6 * len(names) + 3, 3.6), layout="constrained")
+    axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    for axis, name in zip(axes, names, strict=True):
+        settings = list(EXPERIMENTS[name].settings)
+        axis.axvline(0, color="gray", linestyle="--")
+        for place, arm in enumerate(arms.values()):
+            if not all(results.has(arm, setting) for setting in settings):
+                continue
+            found = results.difference_to_best_fixed(arm, energy, settings)
+            ends = [[found.mean - found.low], [found.high - found.mean]]
+            style = {"fmt": "o", "color": COLOURS[energy], "markersize": 5}
+            axis.errorbar([found.mean], [place], xerr=ends, **style)
+        axis.set(title=name, xlabel="points above the grid's choice")
+        axis.grid(alpha=0.3)
+    axes[0].set_yticks(range(len(arms)), list(arms))
+    axes[0].invert_yaxis()
+    return figure
+
+
+def _named_arms():
+    arms = {**COMPARED, **ON_HIDDEN}
+    return {name.replace("`", ""): arm for name, arm in arms.items()}

@@ -77,6 +77,23 @@ SETTINGS = EXPERIMENTS["drawn"].settings
 EASY_VQA_SETTINGS = EXPERIMENTS["easy-vqa"].settings
 
 
+_TITLES = {
+    "full": "all labels",
+    "few": "few labels",
+    "noisy": "wrong labels",
+    "noisy-teacher": "wrong teacher",
+    "unsure-teacher": "unsure teacher",
+    "unsure-noisy": "unsure teacher, wrong labels",
+}
+
+
+def title_of(setting):
+    """What tables and plots call a setting."""
+    if setting in _TITLES:
+        return _TITLES[setting]
+    return _TITLES[setting.split("-", 1)[1]]
+
+
 def experiment_of(setting):
     """The name of the experiment that a setting belongs to."""
     return next(name for name, e in EXPERIMENTS.items() if setting in e.settings)

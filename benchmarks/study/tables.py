@@ -8,27 +8,10 @@ import json
 import os
 import re
 
-from arms import CONFIRMED, GROUPS, LEARNED, MAIN_ENERGIES
+from arms import COMPARED, GROUPS, HIDDEN, LEARNED, MAIN_ENERGIES, arms_of
 from plots import draw
 from results import Results, accuracy, fixed_arms
-from settings import (
-    BATCH,
-    EASY_VQA_SETTINGS,
-    EXPERIMENTS,
-    FRESH_SEEDS,
-    SEEDS,
-    SETTINGS,
-)
-
-TITLES = {
-    "full": "all labels",
-    "few": "few labels",
-    "noisy": "wrong labels",
-    "noisy-teacher": "wrong teacher",
-    "easy-full": "all labels",
-    "easy-few": "few labels",
-    "easy-noisy": "wrong labels",
-}
+from settings import BATCH, EXPERIMENTS, FRESH_SEEDS, SEEDS, SETTINGS, title_of
 
 
 def write_study(runs, path, folder):
@@ -61,14 +44,12 @@ class Report:
     """
 
     c_task, c_instance = "cosine-probs / task", "cosine-probs / instance"
-    c_narrow = f"{c_instance}, dim=10, initial_value=10, min_value=3, max_value=30"
-    c_unsure = f"{c_instance}, features=uncertainty"
-    c_unclipped = f"{c_instance}, clip=off"
-    c_both = f"{c_task}, task_loss=weighted"
-    c_unsure_both = f"{c_unsure}, task_loss=task"
-    f_instance, f_task = "forward-kl / instance", "forward-kl / task"
-    f_analytic = "forward-kl / analytic"
-    easy_vqa = tuple(EASY_VQA_SETTINGS)
+    c_task_both = f"{c_task}, task_loss=task"
+    c_both = f"{c_instance}, task_loss=task"
+    c_hidden = f"{c_instance}, features=hidden_states"
+    c_hidden_both = f"{c_hidden}, task_loss=task"
+    c_shrunk = f"{c_hidden}, shrinkage=4, task_loss=task"
+    f_both = "forward-kl / instance, task_loss=task"
     experiments, batch = EXPERIMENTS, BATCH
 
     def __init__(self, results, fresh=None):
@@ -97,24 +78,38 @@ class Report:
         found = self.results.difference_to_best_fixed(arm, energy, list(settings))
         return str(found)
 
-    def short_table(self, data=tuple(SETTINGS)):
-        """Five learned betas, above the labels alone and above the grid's choice."""
-        arms = {
-            "`TaskBeta`": self.c_task,
-            "`TaskBeta`, and one of the cross-entropy": self.c_both,
-            "`InstanceBeta`": self.c_instance,
-            '`InstanceBeta(features="uncertainty")`': self.c_unsure,
-            "the same, and a `TaskBeta` of the cross-entropy": self.c_unsure_both,
-        }
-        settings = [*([setting] for setting in data), list(data)]
+    def compared_table(self, experiment="drawn"):
+        """The main betas, above the labels alone and above the grid's choice."""
+        data = list(EXPERIMENTS[experiment].settings)
+        settings = [*([setting] for setting in data), data]
         rows = []
-        for name, arm in arms.items():
+        for name, arm in COMPARED.items():
             cells = [self.versus(arm, "ce", s) for s in settings]
             rows.append([f"{name}, above labels alone", *cells])
-        for name, arm in arms.items():
+        for name, arm in COMPARED.items():
             cells = [self.versus_grid(arm, "cosine-probs", s) for s in settings]
             rows.append([f"{name}, above the best of five fixed betas", *cells])
         return table(["", *self._titles(data), "together"], rows)
+
+    def together_table(self):
+        """The main betas above the grid's choice, in each experiment."""
+        names = [n for n in EXPERIMENTS if self._has_run(n)]
+        rows = [
+            [
+                name,
+                *(
+                    self.versus_grid(arm, "cosine-probs", EXPERIMENTS[n].settings)
+                    for n in names
+                ),
+            ]
+            for name, arm in COMPARED.items()
+        ]
+        return table(["above the grid's choice", *names], rows)
+
+    def _has_run(self, experiment):
+        settings = EXPERIMENTS[experiment].settings
+        arms = ["ce", *COMPARED.values()]
+        return all(self.results.has(arm, s) for arm in arms for s in settings)
 
     def main_table(self):
         """Accuracy of the main arms; the grid's choice in bold."""
@@ -127,19 +122,33 @@ class Report:
                 rows.append(self._accuracies(name_of(arm), arm, []))
         return table(["", *self._titles()], rows)
 
-    def easy_vqa_table(self):
-        """Accuracy on easy-VQA of all arms that ran there."""
-        best = [self.best_fixed("cosine-probs", s) for s in EASY_VQA_SETTINGS]
-        arms = {"labels alone (CE)": "ce"}
-        arms |= {name_of(arm): arm for arm in CONFIRMED if arm != "ce"}
+    def experiment_table(self, name):
+        """Accuracy of all arms of an experiment; the grid's choice in bold."""
+        settings = EXPERIMENTS[name].settings
+        best = [self.best_fixed("cosine-probs", s) for s in settings]
         rows = [
-            self._accuracies(name, arm, best, EASY_VQA_SETTINGS)
-            for name, arm in arms.items()
+            self._accuracies(
+                "labels alone (CE)" if arm == "ce" else name_of(arm),
+                arm,
+                best,
+                settings,
+            )
+            for arm in arms_of(name)
         ]
-        return table(["", *self._titles(EASY_VQA_SETTINGS)], rows)
+        return table(["", *self._titles(settings)], rows)
+
+    def versus_in(self, experiment, arm, other, read=accuracy):
+        """A paired difference over the settings of an experiment."""
+        return self.versus(arm, other, tuple(EXPERIMENTS[experiment].settings), read)
+
+    def grid_in(self, experiment, arm):
+        """The same, to the grid's choice."""
+        return self.versus_grid(
+            arm, "cosine-probs", tuple(EXPERIMENTS[experiment].settings)
+        )
 
     def _titles(self, settings=SETTINGS):
-        return [TITLES[setting] for setting in settings]
+        return [title_of(setting) for setting in settings]
 
     def _learned(self, energy):
         return self.results.present(f"{energy} / {kind}" for kind in LEARNED)
@@ -151,20 +160,6 @@ class Report:
             text = f"{mean:.1f} ± {deviation:.1f}"
             cells.append(f"**{text}**" if best and best[i] == arm else text)
         return [name, *cells]
-
-    def difference_table(self):
-        """Of each learned beta: what it is above the labels alone and the grid."""
-        rows = []
-        settings = [[setting] for setting in SETTINGS]
-        for energy in MAIN_ENERGIES:
-            has_grid = bool(self.results.present(fixed_arms(energy)))
-            for arm in self._learned(energy):
-                above = [self.versus(arm, "ce", s) for s in settings]
-                rows.append([f"{name_of(arm)}, above CE", *above])
-                if has_grid:
-                    grid = [self.versus_grid(arm, energy, s) for s in settings]
-                    rows.append([f"{name_of(arm)}, above the grid's choice", *grid])
-        return table(["", *self._titles()], rows)
 
     def group_table(self, *groups, reference):
         """Arms of groups that were run: accuracy, and what is above a reference."""
@@ -195,7 +190,7 @@ class Report:
                 for f in families
             ]
             rows.append([arm, *means])
-        return table([f"{TITLES[setting]}", *families], rows)
+        return table([title_of(setting), *families], rows)
 
     def of_beta(self, arm, setting, name, form=".2f"):
         """The mean over the seeds of something that was measured of beta."""
@@ -205,7 +200,7 @@ class Report:
         """Beta times energy, and how well a low beta tells the teacher's errors."""
         rows = []
         for energy in MAIN_ENERGIES:
-            kinds = (*LEARNED, "instance, features=uncertainty")
+            kinds = (*LEARNED, HIDDEN)
             for arm in self.results.present(f"{energy} / {kind}" for kind in kinds):
                 for setting in SETTINGS:
                     names = ["mean", "energy", "beta_times_energy"]
@@ -213,7 +208,7 @@ class Report:
                     predicted = arm.split(" / ")[1].startswith(("instance", "token"))
                     for n in ("rank_correlation", "auc_errors", "auc_biased"):
                         cells.append(self.of_beta(arm, setting, n) if predicted else "")
-                    rows.append([name_of(arm), TITLES[setting], *cells])
+                    rows.append([name_of(arm), title_of(setting), *cells])
         heads = ["", "setting", "beta", "energy", "beta x energy"]
         heads += ["rank correlation", "AUC, teacher wrong", "AUC, taught wrong"]
         return table(heads, rows)
@@ -227,7 +222,8 @@ class Report:
         with open(os.path.join(folder, "trained.json")) as file:
             return f"{json.load(file)['seconds'] / 60:.0f}"
 
-    def count(self, settings=SETTINGS):
+    def count(self, experiment="drawn"):
+        settings = EXPERIMENTS[experiment].settings
         return f"{sum(run['setting'] in settings for run in self.results.runs):,}"
 
     def seeds(self):

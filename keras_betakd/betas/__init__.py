@@ -40,14 +40,15 @@ term is proportional to l again.
 
 **Speed.** log beta moves at a speed of its own, whatever the student's optimizer,
 learning rate, schedule and clipping: a distiller gives the variables of its betas to an
-Adam of their own, whose step is the layer's `speed`, 0.05 by default. While the batches
-agree, log beta changes by that much a step, by a factor e in twenty; near its best
+Adam of their own, whose step is the layer's `speed`, 0.1 by default. While the batches
+agree, log beta changes by that much a step, by a factor e in ten; near its best
 value, where their gradients differ in sign, it comes to rest. So a `TaskBeta` takes
 about |log(beta* / initial_value)| / speed steps. The network of an `InstanceBeta` has a
 rate at which log beta of a typical example begins about as fast; it then learns what
 distinguishes examples. The student's learning rate may be 2e-5 or 1e-2: choose `speed`
 by the number of steps alone, larger for a training of less than a few hundred. In the
-study (640 steps) 0.01 cost a point of accuracy, and 0.2 was as good as 0.05, or better.
+study (640 steps) 0.01 cost up to a point of accuracy, 0.05 a third of one, and 0.2 was as
+good as 0.1; but there beta goes up to twice its best value at first.
 With gradient accumulation, a step is one of the optimizer.
 
 **Choosing d.** At beta* the student receives (d / 2) * grad log l of an energy, so

@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_betakd.objective import log_beta_penalty, sped_up
 
-DEFAULT_SPEED = 0.05  # of log beta, per step
+DEFAULT_SPEED = 0.1  # of log beta, per step
 
 
 def positive(name, value):

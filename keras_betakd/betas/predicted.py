@@ -58,7 +58,7 @@ class InstanceBeta(LearnedBeta):
             register it with `keras.saving` to save the distiller.
         shrinkage: kappa, at least 0. Defaults to 0.
         speed: about how much log beta changes per step at first, see
-            `keras_betakd.betas`. Defaults to 0.05.
+            `keras_betakd.betas`. Defaults to 0.1.
         multiplier: as for `TaskBeta`.
 
     Raises:

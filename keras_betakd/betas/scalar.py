@@ -61,7 +61,7 @@ class TaskBeta(LearnedBeta):
             each step, so that beta leaves a bound at once when its gradient changes
             sign. Default to 0.01 and 100.
         speed: how much log beta changes per step, see `keras_betakd.betas`. Defaults
-            to 0.05: by a factor e in twenty steps, whatever the student's optimizer.
+            to 0.1: by a factor e in ten steps, whatever the student's optimizer.
         multiplier: the unit of the variable: log beta = log(initial_value) +
             multiplier * variable, with the gradient of log beta itself. A distiller
             moves log beta at its `speed` for any of them; files load with the one that
