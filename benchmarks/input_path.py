@@ -20,7 +20,6 @@ puts a pause of `--step` ms, in which a device would compute, behind each step o
 """
 
 import argparse
-import io
 import json
 import statistics
 import sys
@@ -28,11 +27,13 @@ import time
 
 import numpy as np
 from measure import in_fresh_process
+from tiny_tokenizer import tokenizer_proto
 
 FIT = ("prepared", "dict", "PyDataset", "tf.data", "DataLoader")
 PATHS = (*FIT, "keras-hub", "pillow", "transformers")
 QUESTION = "what color is the large shape here, and is there a circle beside it?"
 ANSWERS = ("a small red square", "blue")
+TEXTS = (QUESTION, *ANSWERS)
 SEQUENCE_LENGTH, IMAGE_TOKENS = 512, 256
 
 
@@ -127,34 +128,11 @@ def batches(data, size):
     return [{k: v[i : i + size] for k, v in data.items()} for i in starts]
 
 
-def tokenizer_proto():
-    import sentencepiece
-
-    model = io.BytesIO()
-    pieces = ["<start_of_image>", "<img>", "<end_of_image>", "<start_of_turn>"]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([QUESTION, *ANSWERS]),
-        model_writer=model,
-        vocab_size=100,
-        hard_vocab_limit=False,
-        pad_id=0,
-        eos_id=1,
-        bos_id=2,
-        unk_id=3,
-        pad_piece="<pad>",
-        eos_piece="<eos>",
-        bos_piece="<bos>",
-        user_defined_symbols=[*pieces, "<end_of_turn>"],
-        minloglevel=2,
-    )
-    return model.getvalue()
-
-
 def hub_preprocessor(size):
     import keras_hub
 
     return keras_hub.models.Gemma3CausalLMPreprocessor(
-        tokenizer=keras_hub.models.Gemma3Tokenizer(proto=tokenizer_proto()),
+        tokenizer=keras_hub.models.Gemma3Tokenizer(proto=tokenizer_proto(TEXTS)),
         image_converter=keras_hub.layers.Gemma3ImageConverter(
             image_size=(size, size), scale=1 / 127.5, offset=-1.0
         ),
@@ -286,7 +264,7 @@ def by_pillow(data, size, options):
     import sentencepiece
     from PIL import Image
 
-    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=tokenizer_proto())
+    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=tokenizer_proto(TEXTS))
     mark = "<start_of_image>" + "<img>" * IMAGE_TOKENS + "<end_of_image>"
 
     def batch(few):

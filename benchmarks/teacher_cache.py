@@ -16,18 +16,20 @@ off by Zipf's law), a student that is the teacher with noise; the mean of
 """
 
 import argparse
-import functools
-import io
 import sys
 import tempfile
 
 import numpy as np
 from measure import Table, in_fresh_process, report
+from tiny_tokenizer import tokenizer_proto
 from train_step import IMAGE_TOKENS, gemma3
 
 TOKENS = IMAGE_TOKENS + 64
 PATHS = ("answers", "finetune", "live", "cached", "top_k")
 TOP_K = (8, 32, 64, 256, 1024)
+QUESTION = "<image>\nwhat is the color of the large shape here?"
+ANSWERS = ("a small red square", "blue")
+TEXTS = (QUESTION, *ANSWERS)
 
 
 def arguments():
@@ -83,8 +85,8 @@ def records(size):
     rng = np.random.default_rng(0)
     return {
         "ids": [str(i) for i in range(size)],
-        "prompts": ["<image>\nwhat is the color of the large shape here?"] * size,
-        "responses": [("a small red square", "blue")[i % 2] for i in range(size)],
+        "prompts": [QUESTION] * size,
+        "responses": [ANSWERS[i % 2] for i in range(size)],
         "images": list(rng.integers(0, 256, (size, 1, 64, 64, 3), dtype="uint8")),
     }
 
@@ -96,38 +98,13 @@ def with_preprocessor(model):
         image_size=(64, 64), scale=1 / 127.5, offset=-1.0
     )
     model.preprocessor = keras_hub.models.Gemma3CausalLMPreprocessor(
-        tokenizer=keras_hub.models.Gemma3Tokenizer(proto=tokenizer_proto()),
+        tokenizer=keras_hub.models.Gemma3Tokenizer(proto=tokenizer_proto(TEXTS)),
         image_converter=converter,
         sequence_length=TOKENS,
         max_images_per_prompt=1,
         num_vision_tokens_per_image=IMAGE_TOKENS,
     )
     return model
-
-
-@functools.cache
-def tokenizer_proto():
-    import sentencepiece
-
-    model = io.BytesIO()
-    texts = records(2)
-    pieces = ["<start_of_image>", "<img>", "<end_of_image>", "<start_of_turn>"]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts["prompts"] + texts["responses"]),
-        model_writer=model,
-        vocab_size=100,
-        hard_vocab_limit=False,
-        pad_id=0,
-        eos_id=1,
-        bos_id=2,
-        unk_id=3,
-        pad_piece="<pad>",
-        eos_piece="<eos>",
-        bos_piece="<bos>",
-        user_defined_symbols=[*pieces, "<end_of_turn>", "[multimodal]"],
-        minloglevel=2,
-    )
-    return model.getvalue()
 
 
 def distil(teacher, student, data, options):
