@@ -9,7 +9,7 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
-from tiny_models import tiny_gemma3, vqa_records
+from tiny_models import random_image, tiny_gemma3, vqa_records
 
 from keras_betakd import (
     BetaKDDistiller,
@@ -17,6 +17,7 @@ from keras_betakd import (
     DistillationPreprocessor,
     FixedBeta,
 )
+from keras_betakd.data import load_vqa
 from keras_betakd.preprocessing.read_ahead import ReadAhead
 
 COUNT = 10
@@ -118,6 +119,37 @@ def test_a_record_that_is_refused_ends_its_own_step():
         values.append([keras.ops.convert_to_numpy(v) for v in model.student.variables])
     for ours, other in zip(*values, strict=True):
         np.testing.assert_array_equal(ours, other)
+
+
+@pytest.mark.parametrize("form", ["batches", "records", "steps"])
+def test_an_error_of_the_data_is_raised_where_it_was_read_ahead(form):
+    """A generator ends with its error: training ended there, as if all were well."""
+
+    def batches():
+        data = records()
+        for number in range(4):
+            if number == 3:
+                raise OSError("connection lost")
+            rows = range(3 * number, 3 * number + 3)
+            yield {key: [values[row] for row in rows] for key, values in data.items()}
+
+    def rows():
+        for row in range(12):
+            yield {"image": random_image(0), "question": "?", "answer": "red"}
+            if row == 9:
+                raise OSError("connection lost")
+
+    options = {"steps_per_epoch": 4} if form == "steps" else {}
+    for workers in (0, 2):
+        model = distiller(workers=workers, max_queue_size=4)
+        data = load_vqa(rows()) if form == "records" else batches()
+        size = 3 if form == "records" else None
+        with pytest.raises(OSError, match="connection lost"):
+            model.fit(data, batch_size=size, verbose=0, **options)
+        assert int(model.optimizer.iterations) == 3
+        data = load_vqa(rows()) if form == "records" else batches()
+        with pytest.raises(OSError, match="connection lost"):
+            model.evaluate(data, batch_size=size, verbose=0)
 
 
 def test_a_generator_is_not_read_beyond_the_epoch():

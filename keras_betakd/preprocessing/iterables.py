@@ -42,7 +42,7 @@ class IterableBatches(keras.utils.PyDataset):
         self._new_pass()
 
     def _new_pass(self):
-        self._iterator, self._read, self._kept = None, 0, {}
+        self._iterator, self._read, self._kept, self._error = None, 0, {}, None
 
     def _open(self):
         """An iterator of a pass over the data."""
@@ -90,16 +90,33 @@ class IterableBatches(keras.utils.PyDataset):
             self._iterator = self._open()
         while self._read <= index:
             try:
-                batch = next(self._iterator)
+                batch = self._next()
             except StopIteration:
                 return self._ends()
-            if self.convert is not None:
-                batch = tree.map_structure(self.convert, batch)
             self._kept[self._read] = batch
             self._read += 1
             self._forget(index)
         self._forget(index)
         return True
+
+    def _next(self):
+        """The next batch; an error once raised is raised again.
+
+        A generator ends with its error: whoever reads on would take the data to end
+        there, and what was read ahead would hide it.
+        """
+        if self._error is not None:
+            raise self._error
+        try:
+            batch = next(self._iterator)
+            if self.convert is not None:
+                batch = tree.map_structure(self.convert, batch)
+        except StopIteration:
+            raise
+        except Exception as error:
+            self._error = error
+            raise
+        return batch
 
     def _forget(self, index):
         if self._begun:
