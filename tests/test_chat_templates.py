@@ -431,6 +431,34 @@ def test_a_function_writes_prompts():
         model_inputs(preprocessor, records, lambda messages: None)
 
 
+def test_a_function_leaves_the_start_token_to_the_preprocessor():
+    """As `apply_chat_template` writes it, it stood there twice."""
+    preprocessor = CASES["llama3"]().preprocessor
+    start = preprocessor.tokenizer.start_token
+    with pytest.raises(ValueError, match="begins record 'one' with '<.begin_of_text"):
+        model_inputs(preprocessor, turns(1), lambda messages: f"{start}Hi")
+
+
+@pytest.mark.parametrize("key", ["prompts", "responses", "system"])
+def test_no_text_of_a_template_has_a_token_that_ends_it(key):
+    """Of prompts and system prompts it was read as one; of answers it was refused."""
+    preprocessor = CASES["llama3"]().preprocessor
+    text = "a <|end_of_text|> b"
+    records = {**turns(1), key: [text if key == "system" else [text, "red"]]}
+    with pytest.raises(ValueError, match="Record 'one' has '<.end_of_text"):
+        model_inputs(preprocessor, records, chat_template("llama3"))
+
+
+def test_a_conversation_needs_all_its_answers():
+    """It ended in keras-hub, as a `KeyError` without an id."""
+    preprocessor = tiny_gemma3().preprocessor
+    both = DistillationPreprocessor(
+        preprocessor, preprocessor, prompt_template="gemma3"
+    )
+    with pytest.raises(ValueError, match=r"Record 'one' has 2 prompt\(s\) and 1 resp"):
+        both({**turns(1), "responses": [["red"]]})
+
+
 def test_models_of_different_families_get_their_own_templates():
     teacher, student = CASES["llama3"](), tiny_qwen3()
     remember_template(teacher.preprocessor, "llama3")

@@ -204,7 +204,10 @@ def test_threads_do_not_build_one_preprocessor_at_once():
     assert next(entered) == 2  # this one, and the copy of it that packs
 
 
-@pytest.mark.parametrize("options", [{"workers": -1}, {"max_queue_size": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [{"workers": -1}, {"workers": "2"}, {"workers": True}, {"max_queue_size": 0}],
+)
 def test_a_queue_that_cannot_be_is_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         distiller(**options)

@@ -35,7 +35,7 @@ def model_inputs(preprocessor, records, prompt_template=None, trained_turns="all
         most families these are one float32 array `"images"`: (B, N, H, W, 3) for
         families with up to N images per record, where missing ones are zero and have no
         mark, (B, H, W, 3) for those with one. With a chat template, `"chats"` are the
-        records as it writes them (`keras_betakd.preprocessing.chat_template.Chat`).
+        records as it writes them.
 
     Raises:
         ValueError: a key that has no meaning; an id, prompt or response that is no text
@@ -43,8 +43,10 @@ def model_inputs(preprocessor, records, prompt_template=None, trained_turns="all
             takes one prompt and one response; images for a model that takes none; fewer
             or more images than marks; more images than the model takes; a literal image
             token of the model in a text, or a start, end or padding token in a
-            response; a mark of the template in a text; a system prompt without a
-            template that has a place for it. The message names the record.
+            response, or in any text of a chat template; a mark of the template in a
+            text; a function as template that begins with the start token; a system
+            prompt without a template that has a place for it. The message names the
+            record.
         FileNotFoundError: there is no file at the path of an image.
 
     Example:
@@ -64,6 +66,7 @@ def model_inputs(preprocessor, records, prompt_template=None, trained_turns="all
     names = records.names
     if template is not None:
         found = written_by(template, records)
+        _expect_no_start(family, found["prompts"], names)
         records = CheckedRecords({"images": records["images"], **found}, names)
     _expect_no_system(records)
     prompts = _texts(family, records["prompts"], names)
@@ -90,7 +93,8 @@ def _written(template, family, records, trained_turns):
             turns, records.get("system") or [None] * len(turns), strict=True
         )
     ]
-    expect_no_special_tokens(family, turns, records.get("responses"), names)
+    texts = turns, records.get("responses")
+    expect_no_special_tokens(family, *texts, names, in_template=True)
     if trained_turns == "last":
         chats = [chat.trained_last() for chat in chats]
     prompts = [family.without_start(chat) for chat in chats]
@@ -111,6 +115,19 @@ def without_last_answers(records):
     pairs = zip(records["prompts"], records["responses"], strict=True)
     responses = [answers[: len(turns) - 1] for turns, answers in pairs]
     return CheckedRecords({**records, "responses": responses}, records.names)
+
+
+def _expect_no_start(family, prompts, names):
+    """Raises for a user's function that writes what the preprocessor puts itself."""
+    start = getattr(family.preprocessor.tokenizer, "start_token", None)
+    for turns, name in zip(prompts, names, strict=True):
+        if start and turns[0].startswith(start):
+            raise ValueError(
+                f"The function given as `prompt_template` begins record {name} with "
+                f"{start!r}, which the preprocessor puts there itself: the model would "
+                "read it twice. Leave it out (`text.removeprefix(...)`). Received: "
+                f"prompt={turns[0]!r:.80}"
+            )
 
 
 def _expect_no_system(records):

@@ -8,6 +8,7 @@ mark the response, so nothing is shifted here.
 """
 
 import copy
+import numbers
 
 import numpy as np
 
@@ -155,13 +156,12 @@ class DistillationPreprocessor:
         self.blind_student = blind_student
         self.cross_tokenizer = cross_tokenizer
         self.on_too_long = on_too_long
+        _expect_count("workers", workers, 0)
+        _expect_count("max_queue_size", max_queue_size, 1)
         self.workers = default_workers() if workers is None else workers
         if on_too_long == "skip":
             self.workers = min(self.workers, 1)  # a record that fit is remembered
-        self.max_queue_size = self.workers + 1
-        if max_queue_size is not None:
-            self.max_queue_size = max_queue_size
-        self._expect_queue()
+        self.max_queue_size = max_queue_size or self.workers + 1
         self.trained_turns = trained_turns
         self.prompt_templates = self._resolved_templates(prompt_template)
         self.skipped = {}
@@ -172,15 +172,6 @@ class DistillationPreprocessor:
                 "A cached teacher has the answer tokens of its own tokenizer only. For "
                 "different tokenizers (`ULDEnergy`) give the teacher itself."
             )
-
-    def _expect_queue(self):
-        for name, least in {"workers": 0, "max_queue_size": 1}.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(
-                    f"`{name}` must be an integer, at least {least}. Received: "
-                    f"{name}={value!r}"
-                )
 
     def _resolved_templates(self, prompt_template):
         given = by_role(prompt_template)
@@ -360,6 +351,15 @@ class DistillationPreprocessor:
         return {name: value for name, value in inputs.items() if name not in shared}
 
 
+def _expect_count(name, value, least):
+    """Raises a `ValueError` unless an argument is `None` or a large enough integer."""
+    is_count = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if value is not None and not (is_count and value >= least):
+        raise ValueError(
+            f"`{name}` must be an integer, at least {least}. Received: {name}={value!r}"
+        )
+
+
 def _turns(encoded, row):
     """The slots of each answer of a conversation: between two, there is a prompt."""
     slots = np.flatnonzero(encoded.weights[row] > 0)
@@ -368,7 +368,7 @@ def _turns(encoded, row):
 
 
 def _with_responses(records):
-    """The records, checked; raises a `ValueError` if they have no responses."""
+    """The records, checked; raises a `ValueError` where a response is missing."""
     records = checked_records(records)
     if "responses" not in records:
         raise ValueError(
@@ -376,6 +376,13 @@ def _with_responses(records):
             'with "prompts", "responses" and, for models that see, "images". '
             f"Received: keys={sorted(records)}"
         )
+    rows = zip(records["prompts"], records["responses"], records.names, strict=True)
+    for turns, answers, name in rows:
+        if len(turns) != len(answers):
+            raise ValueError(
+                f"Record {name} has {len(turns)} prompt(s) and {len(answers)} "
+                "response(s): every turn of a conversation needs its answer."
+            )
     return records
 
 

@@ -244,8 +244,8 @@ def _expect_no_mark(template, what, text, name):
         f"Record {name} has {found[0]!r} in its {what}, which is a mark of the prompt "
         f"template {template.name!r}: the model would take it for the end or the start "
         f"of a turn. {written if is_written else ''}"
-        "`keras_betakd.data.neutralize_image_marks` takes the meaning of such marks "
-        f"away. Received: {what}={text!r}"
+        f"Put a space into it ({found[0][0]} {found[0][1:]}), which takes its meaning "
+        f"away, or take it out. Received: {what}={text!r}"
     )
 
 

@@ -122,7 +122,7 @@ def _find(text, tokens, pattern, tokenize):
     return match[0] if found else None
 
 
-def expect_no_special_tokens(family, prompts, responses, names):
+def expect_no_special_tokens(family, prompts, responses, names, in_template=False):
     """Raises a `ValueError` if a text has a token that must not stand there.
 
     Prompts may have the family's own marks of images, in which each stands for one, but
@@ -133,6 +133,8 @@ def expect_no_special_tokens(family, prompts, responses, names):
         prompts: B prepared prompts, strings or lists of strings.
         responses: the same, or `None`.
         names: B strings that name the records in errors.
+        in_template: whether a chat template writes the prompts, so that no token that
+            begins, ends or pads a text belongs into them.
     """
     special = special_tokens(family.preprocessor.tokenizer, family.token_ids)
     for turns, name in zip(prompts, names, strict=True):
@@ -142,6 +144,14 @@ def expect_no_special_tokens(family, prompts, responses, names):
             token = special.find_image(text, family.token_ids)
             if token is not None:
                 raise _image_error(name, "prompt", token, turns)
+            token = special.find_end(text, family.token_ids) if in_template else None
+            if token is not None:
+                raise ValueError(
+                    f"Record {name} has {token!r} in its prompt, which this model's "
+                    "tokenizer reads as a token that begins, ends or pads a text. The "
+                    "chat template writes these by itself; take it out of the prompt. "
+                    f"Received: prompt={reprlib.repr(turns)}"
+                )
     for turns, name in zip(responses or (), names, strict=False):
         for text in [turns] if isinstance(turns, str) else turns:
             marks = (mark for mark in family.marks_of_images if mark in text)
