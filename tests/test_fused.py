@@ -442,6 +442,10 @@ def test_frozen_and_lora_heads(head_policy):
 @pytest.mark.traced
 def test_one_compilation_for_answers_of_any_length(monkeypatch):
     """Tiles sized by the supervised rows would be compiled for each number of them."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.clear_caches()  # full of what other tests compiled, JAX would forget
     traces = []
     compute = CosineProbsEnergy.value_and_gradient
 
