@@ -123,6 +123,15 @@ OF_SENTENCES = [
 ]
 
 
+# Far from the teacher, where d / (2 energy) is small: a larger d.
+OF_TUNING = [
+    *CONFIRMED,
+    f"{COSINE} / instance, dim=4",
+    *(f"{COSINE} / instance, dim={d}, task_loss=task" for d in (4, 10)),
+]
+
+
 def arms_of(experiment):
     """The arms that run in an experiment beside that of the study itself."""
-    return OF_SENTENCES if experiment == "sentences" else CONFIRMED
+    special = {"sentences": OF_SENTENCES, "fine-tuning": OF_TUNING}
+    return special.get(experiment, CONFIRMED)

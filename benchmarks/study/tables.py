@@ -49,7 +49,12 @@ class Report:
     c_hidden = f"{c_instance}, features=hidden_states"
     c_hidden_both = f"{c_hidden}, task_loss=task"
     c_shrunk = f"{c_hidden}, shrinkage=4, task_loss=task"
+    c_larger = f"{c_instance}, dim=4, task_loss=task"
+    c_token = "cosine-probs / token, task_loss=task"
     f_both = "forward-kl / instance, task_loss=task"
+    r_both = "reverse-kl / instance, task_loss=task"
+    f_hot = "forward-kl / task, temperature=2, task_loss=task"
+    f_task_both = "forward-kl / task, task_loss=task"
     experiments, batch = EXPERIMENTS, BATCH
 
     def __init__(self, results, fresh=None):
