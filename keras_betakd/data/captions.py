@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from keras_betakd.data.batches import Records, expect_on_error, record_error
-from keras_betakd.data.chat_shapes import IMAGE_KEYS, expect_no_media, images_of
+from keras_betakd.data.chat_shapes import expect_no_media
+from keras_betakd.data.image_keys import IMAGE_KEYS, images_of
 from keras_betakd.data.images import IMAGE_MARK, expect_no_mark, neutralize_image_marks
 from keras_betakd.data.loading import RecordMaker, loaded
 from keras_betakd.data.row_files import json_rows
@@ -87,7 +88,8 @@ def load_captions(
             message = "a row must be a dict with an image and a caption."
             raise record_error(record_id, message, reprlib.repr(row))
         expect_no_media(record_id, row)
-        images = images_of(record_id, row, image_column)
+        read_keys = {caption_column, id_column, *CAPTION_COLUMNS}
+        images = images_of(record_id, row, image_column, read_keys)
         caption = _caption(record_id, row, caption_column)
         if len(images) != 1:
             message = f"a caption needs one image, under {image_column or IMAGE_KEYS}."

@@ -82,9 +82,8 @@ def load_chat(
     maker = RecordMaker(image_folder)
 
     def read(record_id, row):
-        return maker.record(
-            record_id, chat_of(record_id, row, chat_column, image_column)
-        )
+        chat = chat_of(record_id, row, chat_column, image_column, id_column)
+        return maker.record(record_id, chat)
 
     needed = [name for name in (image_column, chat_column) if name is not None]
     return loaded(source, maker, read, on_error, id_column, needed=needed)

@@ -15,18 +15,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from keras_betakd.data.batches import record_error
-from keras_betakd.data.chat_turns import Turns, add_text, read_turns
-from keras_betakd.data.image_marks import is_by_name
-from keras_betakd.data.image_sources import image_cells
+from keras_betakd.data.chat_turns import Index, Turns, add_text, read_turns
+from keras_betakd.data.image_keys import images_of, is_empty
 
-IMAGE_KEYS = ("images", "image")
 SYSTEM_KEYS = ("system", "system_prompt", "system_message")
-OTHER_IMAGE_KEYS = (
-    *("image_path", "image_paths", "image_file", "image_files", "image_url"),
-    *("image_urls", "image_name", "img", "imgs", "img_path", "file_name", "picture"),
-    *("pictures", "photo", "photos", "media", "pixel_values"),
-)
-"""Keys that hold images elsewhere; a record without any other image is not blind."""
 
 REFUSED = {
     **dict.fromkeys(
@@ -59,6 +51,7 @@ def chat_of(
     row: Any,
     chat_column: str | None = None,
     image_column: str | None = None,
+    id_column: str | None = "id",
 ) -> Chat:
     """Returns the conversation of a row, whose shape follows from its keys.
 
@@ -67,6 +60,7 @@ def chat_of(
         row: A dict.
         chat_column: The key of the messages; `None` to find it.
         image_column: The key of the images; `None` for "images" or "image".
+        id_column: The key of the ids.
 
     Raises:
         ValueError: The row has no known shape or more than one, or holds what is not
@@ -85,14 +79,16 @@ def chat_of(
     shape = chat_column or _shape(record_id, row)
     turns = _READERS.get(shape, _listed)(record_id, row, shape)
     _add_system_key(turns, record_id, row)
-    images = images_of(record_id, row, image_column)
+    read = {id_column, *SYSTEM_KEYS, *_KEYS.get(shape, (shape,))}
+    read.update(_BESIDE.get(shape, ()))
+    images = images_of(record_id, row, image_column, read, _holds_images(turns))
     return Chat(turns, images, is_llava=shape == "conversations")
 
 
 def expect_no_media(record_id: str, row: Mapping) -> None:
     """Raises a `ValueError` for video, audio and other things that are not read."""
     for key in sorted(REFUSED.keys() & row.keys()):
-        if not _is_empty(row[key]):
+        if not is_empty(row[key]):
             reason = REFUSED[key]
             raise record_error(record_id, reason, f"{key}={reprlib.repr(row[key])}")
 
@@ -107,21 +103,13 @@ def _expect_no_preference(record_id, row, chat_column):
                 'record out (`on_error="skip"`).',
                 f"{key}=False",
             )
-    if chat_column is None and not _is_empty(row.get("chosen")):
+    if chat_column is None and not is_empty(row.get("chosen")):
         raise record_error(
             record_id,
             "preferences are not trained: make the answer under 'chosen' the last of "
             "the conversation; where it holds all of it, pass chat_column='chosen'.",
             f"keys {reprlib.repr(sorted(map(str, row)))}",
         )
-
-
-def _is_empty(value):
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_empty, value))
-    if isinstance(value, Mapping):
-        return all(map(_is_empty, value.values()))
-    return value is None or isinstance(value, str) and not value.strip()
 
 
 def _shape(record_id, row):
@@ -149,33 +137,10 @@ def _shape(record_id, row):
     )
 
 
-def images_of(
-    record_id: str, row: Mapping, image_column: str | None = None
-) -> list | Mapping:
-    """Returns the images of a row as a list, or by their marks.
-
-    Raises:
-        ValueError: They are under two keys, or under one that is not read.
-    """
-    keys = IMAGE_KEYS if image_column is None else (image_column,)
-    found = {key: row[key] for key in keys if image_cells(row.get(key))}
-    if len(found) > 1:
-        message = "images must be under one key; name it with `image_column`."
-        raise record_error(record_id, message, f"both of {sorted(found)}")
-    if found:
-        (value,) = found.values()
-        return value if is_by_name(value) else image_cells(value)
-    others = [k for k in OTHER_IMAGE_KEYS if k in row and not _is_empty(row[k])]
-    if others and image_column is None:
-        raise record_error(
-            record_id,
-            f"the key {others[0]!r} is not read. If it holds the images, rename it to "
-            f"'image', or `load_chat`, `load_vqa` and `load_captions` read it by "
-            f"image_column={others[0]!r}; otherwise take it away, or the record would "
-            "be trained blind.",
-            f"{others[0]}={reprlib.repr(row[others[0]])}",
-        )
-    return []
+def _holds_images(turns):
+    """Whether turns hold images themselves, in parts or as `<img>path</img>`."""
+    is_inline = any("</img>" in text for _, text in turns.texts)
+    return is_inline or any(not isinstance(image, Index) for image in turns.images)
 
 
 def _add_system_key(turns, record_id, row):
@@ -253,6 +218,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "alpaca": ("instruction", "output"),
     "completion": ("prompt", "completion"),
 }
+_BESIDE = {"query": ("history",), "alpaca": ("history", "input")}
 _READERS: dict[str, Callable] = {
     "query": _query,
     "alpaca": _alpaca,

@@ -14,8 +14,9 @@ from typing import Any
 
 from keras_betakd.data.answers import answer_text
 from keras_betakd.data.batches import Records, expect_on_error, record_error
-from keras_betakd.data.chat_shapes import Chat, expect_no_media, images_of
+from keras_betakd.data.chat_shapes import Chat, expect_no_media
 from keras_betakd.data.chat_turns import Turns
+from keras_betakd.data.image_keys import images_of
 from keras_betakd.data.images import expect_no_mark
 from keras_betakd.data.loading import RecordMaker, loaded
 from keras_betakd.data.streams import RecordStream
@@ -99,7 +100,9 @@ def load_vqa(
             raise record_error(record_id, message, reprlib.repr(row))
         expect_columns(f"Record {record_id!r}", row, needed)
         expect_no_media(record_id, row)
-        images = images_of(record_id, row, None if is_default else image_column)
+        images = images_of(
+            record_id, row, None if is_default else image_column, needed
+        )
         question, answer = row[question_column], row[answer_column]
         chat = question_chat(record_id, images, question, answer, prompt_suffix)
         return maker.record(record_id, chat)
