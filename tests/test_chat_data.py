@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from keras_betakd.data import LlavaDataset, load_chat, load_llava
+from keras_betakd.data import LlavaDataset, load_chat, load_llava, load_vqa
+from keras_betakd.data.image_keys import IMAGE_ENDINGS
+from keras_betakd.data.images import FORMATS
 from keras_betakd.data.llava_records import read_images
 
 COLORS = {"a.png": (220, 30, 30), "b.png": (30, 30, 220)}
@@ -139,6 +141,8 @@ def test_what_data_sets_for_other_trainers_say_of_answers():
     question, answer = talk("Hi")
     weighted = [{**question, "loss_weight": 0.0}, {**answer, "loss_weight": 1.0}]
     assert only({"messages": weighted, "label": True}).prompts == ("Hi",)
+    plain = {"messages": talk("Hi"), "label": 0, "weight": 1, "loss": None}
+    assert only(plain).prompts == ("Hi",), "a class was read as a mark"
     row = {"chosen": talk("Hi"), "rejected": talk("Hi", "A dog.")}
     assert only(row, chat_column="chosen").responses == ("A cat.",)
 
@@ -205,6 +209,14 @@ def test_names_of_columns(folder):
         only(row, folder, chat_column="dialogs")
 
 
+WEIGHTS = ("training", "trainable", "loss_mask", "loss_scale", "train_on_turn")
+
+
+def weighted(**more):
+    """A question whose answer says more of itself."""
+    return [message("user", "Hi"), {**message("assistant", "A cat."), **more}]
+
+
 TOOL = {"role": "tool", "content": "7"}
 BOTH = {"images": ["a.png", "b.png"]}
 
@@ -237,6 +249,22 @@ BOTH = {"images": ["a.png", "b.png"]}
             "turn 1 has a weight of its own.*weight=0.5",
         ),
         ({"messages": talk("Hi"), "label": False}, "a model should not give.*label=Fa"),
+        # These were trained, thoughts left out.
+        *(({"messages": weighted(**{key: 0})}, f"own.*{key}=0") for key in WEIGHTS),
+        ({"messages": weighted(loss_mask=[1, 0])}, r"own.*loss_mask=\[1, 0\]"),
+        *(
+            ({"messages": weighted(**{key: "Hm."})}, f"thoughts of turn 1.*{key}='Hm.'")
+            for key in ("reasoning_content", "reasoning", "thinking", "thought")
+        ),
+        *(
+            ({"messages": talk("Hi"), key: value}, f"not to be trained.*{key}=")
+            for key in ("weight", "loss", "loss_weight", "train", "loss_mask")
+            for value in (0, 0.0, False, np.False_, "False", "0")
+        ),
+        ({"messages": talk("Hi"), "label": np.False_}, "should not give"),
+        ({"messages": talk("Hi"), "label": "False"}, "should not give"),
+        ({"prompt": "Hi", "completion": "No", "label": 0}, "should not give"),
+        ({"prompt": "Hi", "completion": "No", "label": "0"}, "should not give"),
         ({"prompt": "Hi", "completion": "No", "label": False}, "should not give"),
         ({"conversations": talk("Hi"), "kto_tag": False}, "should not give"),
         (
@@ -292,6 +320,96 @@ def test_an_image_under_another_key_is_not_lost(key, load):
     row = {"id": "1", key: "a.jpg", "conversations": talk("<image>\nWhat?")}
     with pytest.raises(ValueError, match=f"Record '1': .*{key}='a.jpg'"):
         load([row])
+
+
+PICTURE = Image.new("RGB", (4, 4))
+FILE = {"bytes": b"png", "path": "x"}
+
+LOST = [
+    *({key: "a.png"} for key in ("Image", "IMAGE", "image_1", "image0", "left_image")),
+    *({key: "a.png"} for key in ("url", "path", "filepath", "image_list", "filename")),
+    {"Images": ["a.png"]},
+    {"image_b64": "iVBOR"},
+    {"imageId": "7"},
+    {"image_bytes": b"png"},
+    {"pixel_values": np.zeros((4, 4, 3), "uint8")},
+    {"frames": [None, "A.JPG"]},
+    {"link": "https://x.org/a.jpeg?size=3"},
+    {"sketch": "data:image/png;base64,iVBOR"},
+    {"scan": "a.heic"},
+    *({key: PICTURE} for key in ("decoded_image", "frame", "screenshot")),
+    *({key: b"png"} for key in ("jpg", "png", "scan")),
+    *({"page": cell} for cell in (FILE, [FILE], {"bytes": None, "path": "x"})),
+]
+LOST_BESIDE = [
+    *({key: "b.png"} for key in ("image2", "image_1", "images_0", "Image 2")),
+    *({key: FILE} for key in ("mask", "depth")),
+    {"photo": PICTURE},
+    {"jpg": b"png"},
+]
+NOT_LOST = {"image_width": 640, "num_images": 0, "image_id": 17, "has_image": False}
+NOT_LOST |= {"image_size": [640, 480], "image_height": "480", "image": None}
+NOT_LOST |= {"img": "", "picture": [None], "photo": {"bytes": None, "path": None}}
+BESIDE = {"caption": "A.", "image_path": "a.png", "image_caption": "A.", "url": "a.jpg"}
+
+
+@pytest.mark.parametrize("more", LOST, ids=str)
+def test_what_looks_like_an_image_is_not_lost(more):
+    """Each was trained as text alone, without a word."""
+    (key,) = more
+    for load, row in (
+        (load_chat, {"messages": talk("What?")}),
+        (load_vqa, {"question": "What?", "answer": "A cat."}),
+    ):
+        with pytest.raises(ValueError, match=f"Record '0': the key '{key}' is not rea"):
+            load([{**row, **more}])
+
+
+@pytest.mark.parametrize("more", LOST_BESIDE, ids=str)
+def test_a_second_image_is_not_lost(more, folder):
+    (key,) = more
+    for row in (SAME["no_mark"], SAME["qwen"], SAME["qwen_vl"], SAME["alpaca"]):
+        with pytest.raises(ValueError, match=f"image under '{key}' is not read"):
+            only({**row, **more}, folder)
+
+
+def test_what_does_not_look_like_a_lost_image(folder):
+    assert only({"messages": talk("What?"), **NOT_LOST}).images == ()
+    for name in ("ms-swift", "qwen", "alpaca"):
+        assert only({**SAME[name], **BESIDE}, folder).prompts == (QUESTION,)
+    row = {**SAME["no_mark"], "mask": PICTURE}
+    assert colors_of(only(row, folder, image_column="images")) == ["a.png"]
+
+
+@pytest.mark.parametrize("key", ["image", "images", "photo", "file"])
+def test_an_image_of_a_turn_is_not_lost(key):
+    """It was dropped, as a text part's was."""
+    turns, answer = [{**message("user", "What?"), key: ["a.png"]}], talk("")[1]
+    pair = {"user": "What?", "assistant": "A cat.", key: "a.png"}
+    part = message("user", [{**WHAT, key: "a.png"}])
+    for row in ({"messages": [*turns, answer]}, {"texts": [pair]}):
+        with pytest.raises(ValueError, match=f"turn 0 has an image .* under '{key}'"):
+            only(row)
+    with pytest.raises(ValueError, match="turn 0 has an image of its own"):
+        only({"messages": [part, answer]})
+    turns[0][key] = []
+    assert only({"messages": [*turns, answer]}).images == ()
+
+
+def test_endings_are_those_of_the_formats_that_are_read():
+    Image.init()
+    known = Image.registered_extensions().items()
+    assert {e[1:] for e, kind in known if kind in FORMATS} <= set(IMAGE_ENDINGS)
+
+
+def test_a_csv_file_with_another_name_of_the_images(folder):
+    (folder / "a.csv").write_text("Image,question,answer\na.png,What?,A cat.\n")
+    with pytest.raises(ValueError, match="'Image' is not read"):
+        load_vqa(folder / "a.csv", folder)
+    cell = {"image": None, "scan": FILE, "question": "What?", "answer": "A cat."}
+    parquet.write_table(pyarrow.Table.from_pylist([cell]), folder / "a.parquet")
+    with pytest.raises(ValueError, match="'scan' is not read"):
+        load_vqa(folder / "a.parquet", folder)
 
 
 def test_marks_without_any_image(folder):

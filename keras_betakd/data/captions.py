@@ -108,7 +108,7 @@ def load_captions(
     if isinstance(source, (str, os.PathLike)):
         coco = _coco_rows(source)
         if coco is not None:
-            return loaded(coco, maker, read, on_error, "id")
+            return loaded(coco, maker, read, on_error, id_column or "id", needed)
         if os.path.isdir(source):
             metadata = _metadata_of(source)
             if metadata is not None:
@@ -118,7 +118,7 @@ def load_captions(
     rows = rows_of(source, on_error, needed=needed)
     if not isinstance(rows, RowStream):
         rows = [one for row in rows for one in _one_caption_each(row, caption_column)]
-    return loaded(rows, maker, read, on_error, id_column)
+    return loaded(rows, maker, read, on_error, id_column, needed)
 
 
 def _caption(record_id, row, column):
@@ -126,7 +126,9 @@ def _caption(record_id, row, column):
     columns = CAPTION_COLUMNS if column is None else (column,)
     found = {c: row[c] for c in columns if row.get(c) is not None}
     values = list(found.values())
-    if not values or any(value != values[0] for value in values):
+    # Files end their texts with a space or a line more or less.
+    bare = [v.strip() if isinstance(v, str) else v for v in values]
+    if not bare or any(value != bare[0] for value in bare):
         message = f"a row must have one caption, under {' or '.join(columns)}."
         received = f"captions under {sorted(found)}, keys {sorted(map(str, row))}"
         raise record_error(record_id, message, received)

@@ -10,15 +10,19 @@ prompt, completion          TRL
 """
 
 import dataclasses
+import re
 import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import numpy as np
 
 from keras_betakd.data.batches import record_error
 from keras_betakd.data.chat_turns import Index, Turns, add_text, read_turns
 from keras_betakd.data.image_keys import images_of, is_empty
 
 SYSTEM_KEYS = ("system", "system_prompt", "system_message")
+_WEIGHTS = ("weight", "loss", "loss_weight", "train", "loss_mask")
 
 REFUSED = {
     **dict.fromkeys(
@@ -95,13 +99,24 @@ def expect_no_media(record_id: str, row: Mapping) -> None:
 
 def _expect_no_preference(record_id, row, chat_column):
     """Raises for answers of which a data set says that they are not to be given."""
+    # A label 0 may be a class, but not beside a completion: there it is KTO's.
+    is_kto = row.get("completion") is not None
     for key in ("label", "kto_tag"):
-        if row.get(key) is False:
+        value = row.get(key)
+        if _says_no(value) and (is_kto or not _is_number(value)):
             raise record_error(
                 record_id,
                 "its answer is marked as one that a model should not give; leave the "
                 'record out (`on_error="skip"`).',
-                f"{key}=False",
+                f"{key}={value!r}",
+            )
+    for key in _WEIGHTS:
+        if _says_no(row.get(key)):
+            raise record_error(
+                record_id,
+                "it is marked as not to be trained, but all records are trained: leave "
+                f'it out (`on_error="skip"`), or take {key!r} away.',
+                f"{key}={row[key]!r}",
             )
     if chat_column is None and not is_empty(row.get("chosen")):
         raise record_error(
@@ -110,6 +125,20 @@ def _expect_no_preference(record_id, row, chat_column):
             "the conversation; where it holds all of it, pass chat_column='chosen'.",
             f"keys {reprlib.repr(sorted(map(str, row)))}",
         )
+
+
+def _says_no(value):
+    """Whether a mark of a record is false or 0, also as CSV has it."""
+    if isinstance(value, str):
+        value = value.strip().lower()
+        return value == "false" or _is_number(value) and float(value) == 0
+    return isinstance(value, (int, float, np.number, np.bool_)) and value == 0
+
+
+def _is_number(value):
+    if isinstance(value, str):
+        return re.fullmatch(r"\s*\d+(\.\d*)?\s*", value) is not None
+    return not isinstance(value, (bool, np.bool_))
 
 
 def _shape(record_id, row):

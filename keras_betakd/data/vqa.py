@@ -100,9 +100,7 @@ def load_vqa(
             raise record_error(record_id, message, reprlib.repr(row))
         expect_columns(f"Record {record_id!r}", row, needed)
         expect_no_media(record_id, row)
-        images = images_of(
-            record_id, row, None if is_default else image_column, needed
-        )
+        images = images_of(record_id, row, None if is_default else image_column, needed)
         question, answer = row[question_column], row[answer_column]
         chat = question_chat(record_id, images, question, answer, prompt_suffix)
         return maker.record(record_id, chat)
@@ -111,7 +109,6 @@ def load_vqa(
         *(source, maker, read, on_error, id_column),
         needed=needed if is_default else [image_column, *needed],
         optional=[image_column] if is_default else [],
-        whole=False,
     )
 
 
