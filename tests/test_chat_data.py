@@ -9,7 +9,14 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from keras_betakd.data import LlavaDataset, load_chat, load_llava, load_vqa
+from keras_betakd.data import (
+    LlavaDataset,
+    load_captions,
+    load_chat,
+    load_llava,
+    load_vqa,
+)
+from keras_betakd.data.batches import Records
 from keras_betakd.data.image_keys import IMAGE_ENDINGS
 from keras_betakd.data.images import FORMATS
 from keras_betakd.data.llava_records import read_images
@@ -121,6 +128,15 @@ SAME = {
     },
     "numbered": {"images": ["a.png"], "messages": talk("<image_1>\nWhat?")},
     "phi": {"images": ["a.png"], "messages": talk("<|image_1|>\nWhat?")},
+    # The places of these were lost.
+    "pixtral": {"images": ["a.png"], "messages": talk("[IMG]\nWhat?")},
+    "internvl": {"images": ["a.png"], "messages": talk("<IMG_CONTEXT>\nWhat?")},
+    "internvl_tokens": {
+        "images": ["a.png"],
+        "messages": talk("<img><IMG_CONTEXT><IMG_CONTEXT></img>\nWhat?"),
+    },
+    "capitals": {"images": ["a.png"], "messages": talk("<IMAGE>\nWhat?")},
+    "lone": {"images": ["a.png"], "messages": talk("<img>\nWhat?")},
     "qwen2_vl": {
         "images": ["a.png"],
         "messages": talk("<|vision_start|><|image_pad|><|vision_end|>\nWhat?"),
@@ -193,6 +209,14 @@ def test_several_turns_and_images_keep_their_places(folder):
         record = only({"messages": talk(text), "images": both}, folder)
         assert record.prompts == ("<image> or <image>?",)
         assert colors_of(record) == both[::-1]
+    for mark in ("[IMG]", "<IMG_CONTEXT>", "<IMAGE>", "<img>"):
+        row = {"messages": talk(f"{mark} or {mark}?"), "images": both}
+        assert only(row, folder).prompts == ("<image> or <image>?",)
+        with pytest.raises(ValueError, match="1 marks, 2 images"):
+            only({**row, "messages": talk(f"{mark}?")}, folder)
+    row = {"messages": talk("<image> A <img> or [IMG]?"), "images": ["a.png"]}
+    assert only(row, folder).prompts == ("<image> A < img> or [ IMG]?",)
+    assert only({"messages": talk("A <img>?")}).prompts == ("A < img>?",)
     record = only({"messages": talk("Which?"), "images": both}, folder)
     assert record.prompts == ("<image>\n<image>\nWhich?",)
     named = {"<image_00>": "a.png", "<image_01>": "b.png"}
@@ -207,6 +231,44 @@ def test_names_of_columns(folder):
     assert (record.id, record.prompts) == ("3", (QUESTION,))
     with pytest.raises(ValueError, match=r"lacks the columns \['dialogs'\]"):
         only(row, folder, chat_column="dialogs")
+
+
+@pytest.mark.parametrize("kind", ["list", "table", "parquet", "arrow", "stream"])
+@pytest.mark.parametrize("load", [load_chat, load_vqa, load_captions])
+def test_a_name_of_no_id_column_is_an_error(load, kind, folder):
+    """`load_chat` numbered the records, as did all for COCO's captions."""
+    row = {"messages": talk("Hi"), "question": "Hi", "answer": "A cat."}
+    rows = [{**row, "image": "a.png", "caption": "A cat."}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "a.parquet")
+    sources = {"list": rows, "table": datasets.Dataset.from_list(rows)}
+    sources |= {"parquet": folder / "a.parquet", "stream": iter(rows)}
+    sources["arrow"] = pyarrow.Table.from_pylist(rows)
+    with pytest.raises(ValueError, match=r"lacks the columns \['nope'\]"):
+        list(load(sources[kind], folder, id_column="nope"))
+
+
+def test_a_name_of_no_id_column_of_coco(folder):
+    coco = {"images": [{"id": 1, "file_name": "a.png"}]}
+    coco["annotations"] = [{"id": 2, "image_id": 1, "caption": "A cat."}]
+    (folder / "coco.json").write_text(json.dumps(coco))
+    assert load_captions(folder / "coco.json", folder)[0].id == "2"
+    with pytest.raises(ValueError, match=r"lacks the columns \['nope'\]"):
+        load_captions(folder / "coco.json", folder, id_column="nope")
+
+
+def test_ids_as_pandas_has_them():
+    assert only({"id": np.int64(3), "messages": talk("Hi")}).id == "3"
+
+
+def test_a_slice_is_of_records():
+    """It was a tuple, which `fit` took for a batch with labels and weights."""
+    rows = [{"id": str(n), "messages": talk("Hi")} for n in range(4)]
+    with pytest.warns(UserWarning, match="1 of 5"):
+        records = load_chat([*rows, {"id": "bad"}], on_error="skip")
+    first, rest = records[:1], records[1:]
+    assert isinstance(first, Records) and isinstance(rest, Records)
+    assert [record.id for record in rest + first] == ["1", "2", "3", "0"]
+    assert len(records.skipped) == 1 and first.skipped == rest.skipped == ()
 
 
 WEIGHTS = ("training", "trainable", "loss_mask", "loss_scale", "train_on_turn")
@@ -435,7 +497,10 @@ def with_files(folder):
     return [{**row, "images": cell} for row, cell in zip(ROWS, cells, strict=True)]
 
 
-@pytest.mark.parametrize("kind", ["json", "jsonl", "parquet", "table", "stream"])
+KINDS = ["json", "jsonl", "parquet", "table", "stream", "arrow"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_files_and_tables(kind, folder):
     path = folder / "rows.data"
     if kind == "json":
@@ -446,6 +511,8 @@ def test_files_and_tables(kind, folder):
     if kind == "parquet":
         source = folder / "train-00000.parquet"
         parquet.write_table(pyarrow.Table.from_pylist(with_files(folder)), source)
+    elif kind == "arrow":
+        source = pyarrow.Table.from_pylist(with_files(folder))
     elif kind in ("table", "stream"):
         table = datasets.Dataset.from_list(with_files(folder))
         source = table.cast_column("images", datasets.List(datasets.Image()))
