@@ -180,7 +180,7 @@ def question_chat(
     """Returns a question with its answer as a conversation, for `RecordMaker`.
 
     Raises:
-        ValueError: The question is no text or empty, or the answer no text and no number.
+        ValueError: The question is empty or no text, or the answer no text or number.
 
     Example:
 
