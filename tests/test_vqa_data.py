@@ -304,7 +304,7 @@ def test_csv_files_that_pandas_writes(path):
     file, head = path.parent / "a.csv", "image,question,answer\n"
     address = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
     limit = csv.field_size_limit()
-    file.write_text(f"{head}\"{address}\",{'q' * 200_000},a\n")
+    file.write_text(f'{head}"{address}",{"q" * 200_000},a\n')
     (record,) = load_vqa(file)
     assert len(record.prompts[0]) > 200_000 and csv.field_size_limit() == limit
     np.testing.assert_array_equal(read_images(record)[0], RED)
