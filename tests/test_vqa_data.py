@@ -233,6 +233,9 @@ def test_a_dataset_of_hugging_face(path):
     assert [record.responses for record in records] == [("b",), ("a cat",), ("a cat",)]
     assert [len(record.images) for record in records] == [1, 0, 1]
     np.testing.assert_array_equal(read_images(records[0])[0], RED)
+    # The images that a format hides were lost.
+    with pytest.raises(ValueError, match=r"hides columns.*\['image'\] hidden"):
+        load_vqa(dataset.with_format(columns=["question", "answer"]))
 
 
 def write_parquet(path, rows):

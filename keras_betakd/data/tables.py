@@ -28,7 +28,7 @@ def table_rows(
         The rows as dicts.
 
     Raises:
-        ValueError: A column is missing or there twice.
+        ValueError: A column is missing, hidden by the table's format, or there twice.
 
     Example:
 
@@ -37,6 +37,7 @@ def table_rows(
     ```
     """
     expect_columns("The table", source.column_names, columns, advice)
+    _expect_none_hidden(source)
     table = undecoded(source)
     rows = (_with_stored_images(table, number) for number in range(len(table)))
     return shortened(rows, feature_types(table))
@@ -79,6 +80,19 @@ def expect_columns(
         raise ValueError(
             f"{where} lacks the columns {lacking}. {advice} "
             f"Received: {sorted(map(str, present))}"
+        )
+
+
+def _expect_none_hidden(table):
+    """Raises for columns that `with_format` hides: images in them would be lost."""
+    form = getattr(table, "format", None)
+    shown = form.get("columns") if isinstance(form, dict) else None
+    hidden = [] if shown is None else sorted(set(table.column_names) - set(shown))
+    if hidden:
+        raise ValueError(
+            "The table's format hides columns: show them by `dataset.with_format(None)`"
+            ", or take them away by `dataset.remove_columns`. Received: "
+            f"{hidden} hidden"
         )
 
 
