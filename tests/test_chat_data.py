@@ -393,6 +393,7 @@ LOST = [
     {"Images": ["a.png"]},
     {"image_b64": "iVBOR"},
     {"imageId": "7"},
+    {"Image": "7"},
     {"image_bytes": b"png"},
     {"pixel_values": np.zeros((4, 4, 3), "uint8")},
     {"frames": [None, "A.JPG"]},

@@ -111,8 +111,7 @@ def _expect_no_other(record_id, key, others, is_named):
     Who names a column has chosen it among other pictures, but not among the numbered
     ones of one record.
     """
-    base = re.escape(re.sub(r"s?[ _-]?\d*$", "", key.lower()))
-    sibling = re.compile(rf"{base}s?[ _-]?\d+", re.IGNORECASE)
+    sibling = re.compile(rf"{re.escape(_base(key))}s?[ _-]?\d+", re.IGNORECASE)
     for other, content in others.items():
         is_sibling = isinstance(other, str) and sibling.fullmatch(other)
         is_lost = is_sibling and looks_like_image(other, content)
@@ -124,6 +123,11 @@ def _expect_no_other(record_id, key, others, is_named):
                 f"or take {other!r} away.",
                 f"{other}={reprlib.repr(content)}",
             )
+
+
+def _base(key):
+    """A key in small letters, without the number or the s at its end."""
+    return re.sub(r"s?[ _-]?\d*$", "", key.lower())
 
 
 def looks_like_image(key: Any, value: Any) -> bool:
@@ -165,8 +169,9 @@ def _is_image_name(key):
 
 def _is_measure(key, value):
     """Whether a value is of numbers that say something about an image."""
-    if isinstance(value, str):  # CSV has numbers as texts; an id may be a file's name.
-        return not key.lower().endswith("id") and bool(_NUMBER.fullmatch(value))
+    if isinstance(value, str):  # CSV has numbers as texts.
+        is_name = key.lower().endswith("id") or _base(key) in _WORDS  # of a file
+        return not is_name and bool(_NUMBER.fullmatch(value))
     if isinstance(value, Mapping):
         return all(_is_measure(key, one) for one in value.values())
     if isinstance(value, np.ndarray) and value.ndim == 1:
