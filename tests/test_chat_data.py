@@ -9,7 +9,16 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from keras_betakd.data import LlavaDataset, load_chat, load_llava
+from keras_betakd.data import (
+    LlavaDataset,
+    load_captions,
+    load_chat,
+    load_llava,
+    load_vqa,
+)
+from keras_betakd.data.batches import Records
+from keras_betakd.data.image_keys import IMAGE_ENDINGS
+from keras_betakd.data.images import FORMATS
 from keras_betakd.data.llava_records import read_images
 
 COLORS = {"a.png": (220, 30, 30), "b.png": (30, 30, 220)}
@@ -119,6 +128,15 @@ SAME = {
     },
     "numbered": {"images": ["a.png"], "messages": talk("<image_1>\nWhat?")},
     "phi": {"images": ["a.png"], "messages": talk("<|image_1|>\nWhat?")},
+    # The places of these were lost.
+    "pixtral": {"images": ["a.png"], "messages": talk("[IMG]\nWhat?")},
+    "internvl": {"images": ["a.png"], "messages": talk("<IMG_CONTEXT>\nWhat?")},
+    "internvl_tokens": {
+        "images": ["a.png"],
+        "messages": talk("<img><IMG_CONTEXT><IMG_CONTEXT></img>\nWhat?"),
+    },
+    "capitals": {"images": ["a.png"], "messages": talk("<IMAGE>\nWhat?")},
+    "lone": {"images": ["a.png"], "messages": talk("<img>\nWhat?")},
     "qwen2_vl": {
         "images": ["a.png"],
         "messages": talk("<|vision_start|><|image_pad|><|vision_end|>\nWhat?"),
@@ -139,6 +157,8 @@ def test_what_data_sets_for_other_trainers_say_of_answers():
     question, answer = talk("Hi")
     weighted = [{**question, "loss_weight": 0.0}, {**answer, "loss_weight": 1.0}]
     assert only({"messages": weighted, "label": True}).prompts == ("Hi",)
+    plain = {"messages": talk("Hi"), "label": 0, "weight": 1, "loss": None}
+    assert only(plain).prompts == ("Hi",), "a class was read as a mark"
     row = {"chosen": talk("Hi"), "rejected": talk("Hi", "A dog.")}
     assert only(row, chat_column="chosen").responses == ("A cat.",)
 
@@ -189,6 +209,14 @@ def test_several_turns_and_images_keep_their_places(folder):
         record = only({"messages": talk(text), "images": both}, folder)
         assert record.prompts == ("<image> or <image>?",)
         assert colors_of(record) == both[::-1]
+    for mark in ("[IMG]", "<IMG_CONTEXT>", "<IMAGE>", "<img>"):
+        row = {"messages": talk(f"{mark} or {mark}?"), "images": both}
+        assert only(row, folder).prompts == ("<image> or <image>?",)
+        with pytest.raises(ValueError, match="1 marks, 2 images"):
+            only({**row, "messages": talk(f"{mark}?")}, folder)
+    row = {"messages": talk("<image> A <img> or [IMG]?"), "images": ["a.png"]}
+    assert only(row, folder).prompts == ("<image> A < img> or [ IMG]?",)
+    assert only({"messages": talk("A <img>?")}).prompts == ("A < img>?",)
     record = only({"messages": talk("Which?"), "images": both}, folder)
     assert record.prompts == ("<image>\n<image>\nWhich?",)
     named = {"<image_00>": "a.png", "<image_01>": "b.png"}
@@ -203,6 +231,52 @@ def test_names_of_columns(folder):
     assert (record.id, record.prompts) == ("3", (QUESTION,))
     with pytest.raises(ValueError, match=r"lacks the columns \['dialogs'\]"):
         only(row, folder, chat_column="dialogs")
+
+
+@pytest.mark.parametrize("kind", ["list", "table", "parquet", "arrow", "stream"])
+@pytest.mark.parametrize("load", [load_chat, load_vqa, load_captions])
+def test_a_name_of_no_id_column_is_an_error(load, kind, folder):
+    """`load_chat` numbered the records, as did all for COCO's captions."""
+    row = {"messages": talk("Hi"), "question": "Hi", "answer": "A cat."}
+    rows = [{**row, "image": "a.png", "caption": "A cat."}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "a.parquet")
+    sources = {"list": rows, "table": datasets.Dataset.from_list(rows)}
+    sources |= {"parquet": folder / "a.parquet", "stream": iter(rows)}
+    sources["arrow"] = pyarrow.Table.from_pylist(rows)
+    with pytest.raises(ValueError, match=r"lacks the columns \['nope'\]"):
+        list(load(sources[kind], folder, id_column="nope"))
+
+
+def test_a_name_of_no_id_column_of_coco(folder):
+    coco = {"images": [{"id": 1, "file_name": "a.png"}]}
+    coco["annotations"] = [{"id": 2, "image_id": 1, "caption": "A cat."}]
+    (folder / "coco.json").write_text(json.dumps(coco))
+    assert load_captions(folder / "coco.json", folder)[0].id == "2"
+    with pytest.raises(ValueError, match=r"lacks the columns \['nope'\]"):
+        load_captions(folder / "coco.json", folder, id_column="nope")
+
+
+def test_ids_as_pandas_has_them():
+    assert only({"id": np.int64(3), "messages": talk("Hi")}).id == "3"
+
+
+def test_a_slice_is_of_records():
+    """It was a tuple, which `fit` took for a batch with labels and weights."""
+    rows = [{"id": str(n), "messages": talk("Hi")} for n in range(4)]
+    with pytest.warns(UserWarning, match="1 of 5"):
+        records = load_chat([*rows, {"id": "bad"}], on_error="skip")
+    first, rest = records[:1], records[1:]
+    assert isinstance(first, Records) and isinstance(rest, Records)
+    assert [record.id for record in rest + first] == ["1", "2", "3", "0"]
+    assert len(records.skipped) == 1 and first.skipped == rest.skipped == ()
+
+
+WEIGHTS = ("training", "trainable", "loss_mask", "loss_scale", "train_on_turn")
+
+
+def weighted(**more):
+    """A question whose answer says more of itself."""
+    return [message("user", "Hi"), {**message("assistant", "A cat."), **more}]
 
 
 TOOL = {"role": "tool", "content": "7"}
@@ -237,6 +311,22 @@ BOTH = {"images": ["a.png", "b.png"]}
             "turn 1 has a weight of its own.*weight=0.5",
         ),
         ({"messages": talk("Hi"), "label": False}, "a model should not give.*label=Fa"),
+        # These were trained, thoughts left out.
+        *(({"messages": weighted(**{key: 0})}, f"own.*{key}=0") for key in WEIGHTS),
+        ({"messages": weighted(loss_mask=[1, 0])}, r"own.*loss_mask=\[1, 0\]"),
+        *(
+            ({"messages": weighted(**{key: "Hm."})}, f"thoughts of turn 1.*{key}='Hm.'")
+            for key in ("reasoning_content", "reasoning", "thinking", "thought")
+        ),
+        *(
+            ({"messages": talk("Hi"), key: value}, f"not to be trained.*{key}=")
+            for key in ("weight", "loss", "loss_weight", "train", "loss_mask")
+            for value in (0, 0.0, False, np.False_, "False", "0")
+        ),
+        ({"messages": talk("Hi"), "label": np.False_}, "should not give"),
+        ({"messages": talk("Hi"), "label": "False"}, "should not give"),
+        ({"prompt": "Hi", "completion": "No", "label": 0}, "should not give"),
+        ({"prompt": "Hi", "completion": "No", "label": "0"}, "should not give"),
         ({"prompt": "Hi", "completion": "No", "label": False}, "should not give"),
         ({"conversations": talk("Hi"), "kto_tag": False}, "should not give"),
         (
@@ -294,6 +384,97 @@ def test_an_image_under_another_key_is_not_lost(key, load):
         load([row])
 
 
+PICTURE = Image.new("RGB", (4, 4))
+FILE = {"bytes": b"png", "path": "x"}
+
+LOST = [
+    *({key: "a.png"} for key in ("Image", "IMAGE", "image_1", "image0", "left_image")),
+    *({key: "a.png"} for key in ("url", "path", "filepath", "image_list", "filename")),
+    {"Images": ["a.png"]},
+    {"image_b64": "iVBOR"},
+    {"imageId": "7"},
+    {"Image": "7"},
+    {"image_bytes": b"png"},
+    {"pixel_values": np.zeros((4, 4, 3), "uint8")},
+    {"frames": [None, "A.JPG"]},
+    {"link": "https://x.org/a.jpeg?size=3"},
+    {"sketch": "data:image/png;base64,iVBOR"},
+    {"scan": "a.heic"},
+    *({key: PICTURE} for key in ("decoded_image", "frame", "screenshot")),
+    *({key: b"png"} for key in ("jpg", "png", "scan")),
+    *({"page": cell} for cell in (FILE, [FILE], {"bytes": None, "path": "x"})),
+]
+LOST_BESIDE = [
+    *({key: "b.png"} for key in ("image2", "image_1", "images_0", "Image 2")),
+    *({key: FILE} for key in ("mask", "depth")),
+    {"photo": PICTURE},
+    {"jpg": b"png"},
+]
+NOT_LOST = {"image_width": 640, "num_images": 0, "image_id": 17, "has_image": False}
+NOT_LOST |= {"image_size": [640, 480], "image_height": "480", "image": None}
+NOT_LOST |= {"img": "", "picture": [None], "photo": {"bytes": None, "path": None}}
+BESIDE = {"caption": "A.", "image_path": "a.png", "image_caption": "A.", "url": "a.jpg"}
+
+
+@pytest.mark.parametrize("more", LOST, ids=str)
+def test_what_looks_like_an_image_is_not_lost(more):
+    """Each was trained as text alone, without a word."""
+    (key,) = more
+    for load, row in (
+        (load_chat, {"messages": talk("What?")}),
+        (load_vqa, {"question": "What?", "answer": "A cat."}),
+    ):
+        with pytest.raises(ValueError, match=f"Record '0': the key '{key}' is not rea"):
+            load([{**row, **more}])
+
+
+@pytest.mark.parametrize("more", LOST_BESIDE, ids=str)
+def test_a_second_image_is_not_lost(more, folder):
+    (key,) = more
+    for row in (SAME["no_mark"], SAME["qwen"], SAME["qwen_vl"], SAME["alpaca"]):
+        with pytest.raises(ValueError, match=f"image under '{key}' is not read"):
+            only({**row, **more}, folder)
+
+
+def test_what_does_not_look_like_a_lost_image(folder):
+    assert only({"messages": talk("What?"), **NOT_LOST}).images == ()
+    for name in ("ms-swift", "qwen", "alpaca"):
+        assert only({**SAME[name], **BESIDE}, folder).prompts == (QUESTION,)
+    row = {**SAME["no_mark"], "mask": PICTURE}
+    assert colors_of(only(row, folder, image_column="images")) == ["a.png"]
+
+
+@pytest.mark.parametrize("key", ["image", "images", "photo", "file"])
+def test_an_image_of_a_turn_is_not_lost(key):
+    """It was dropped, as a text part's was."""
+    turns, answer = [{**message("user", "What?"), key: ["a.png"]}], talk("")[1]
+    pair = {"user": "What?", "assistant": "A cat.", key: "a.png"}
+    part = message("user", [{**WHAT, key: "a.png"}])
+    for row in ({"messages": [*turns, answer]}, {"texts": [pair]}):
+        with pytest.raises(ValueError, match=f"turn 0 has an image .* under '{key}'"):
+            only(row)
+    with pytest.raises(ValueError, match="turn 0 has an image of its own"):
+        only({"messages": [part, answer]})
+    turns[0][key] = []
+    assert only({"messages": [*turns, answer]}).images == ()
+
+
+def test_endings_are_those_of_the_formats_that_are_read():
+    Image.init()
+    known = Image.registered_extensions().items()
+    assert {e[1:] for e, kind in known if kind in FORMATS} <= set(IMAGE_ENDINGS)
+
+
+def test_a_csv_file_with_another_name_of_the_images(folder):
+    (folder / "a.csv").write_text("Image,question,answer\na.png,What?,A cat.\n")
+    with pytest.raises(ValueError, match="'Image' is not read"):
+        load_vqa(folder / "a.csv", folder)
+    cell = {"image": None, "scan": FILE, "question": "What?", "answer": "A cat."}
+    parquet.write_table(pyarrow.Table.from_pylist([cell]), folder / "a.parquet")
+    with pytest.raises(ValueError, match="'scan' is not read"):
+        load_vqa(folder / "a.parquet", folder)
+
+
 def test_marks_without_any_image(folder):
     rows = [{"id": str(n), "messages": talk("<image>\nWhat?")} for n in range(12)]
     with pytest.raises(ValueError, match="No record has an image, but 12 .*'9', ..."):
@@ -317,7 +498,10 @@ def with_files(folder):
     return [{**row, "images": cell} for row, cell in zip(ROWS, cells, strict=True)]
 
 
-@pytest.mark.parametrize("kind", ["json", "jsonl", "parquet", "table", "stream"])
+KINDS = ["json", "jsonl", "parquet", "table", "stream", "arrow"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_files_and_tables(kind, folder):
     path = folder / "rows.data"
     if kind == "json":
@@ -328,6 +512,8 @@ def test_files_and_tables(kind, folder):
     if kind == "parquet":
         source = folder / "train-00000.parquet"
         parquet.write_table(pyarrow.Table.from_pylist(with_files(folder)), source)
+    elif kind == "arrow":
+        source = pyarrow.Table.from_pylist(with_files(folder))
     elif kind in ("table", "stream"):
         table = datasets.Dataset.from_list(with_files(folder))
         source = table.cast_column("images", datasets.List(datasets.Image()))

@@ -7,6 +7,7 @@ import pickle
 
 import keras
 import numpy as np
+import pyarrow
 import pytest
 from PIL import Image
 from scienceqa_folder import edit_problem, write_folder
@@ -19,6 +20,7 @@ from keras_betakd.data import (
     scienceqa_prompt,
     scienceqa_response,
 )
+from keras_betakd.data.scienceqa_records import ScienceQARecords
 
 GOLDEN = os.path.join(os.path.dirname(__file__), "golden", "scienceqa.json")
 
@@ -157,6 +159,20 @@ def test_invalid_record_is_named_or_skipped(folder, changes, message):
     assert len(records) == 7
     assert [pid for pid, _ in records.skipped] == ["5"]
     assert message in records.skipped[0][1]
+
+
+def test_rows_as_pandas_has_them():
+    """The arrays and integers that pandas reads out of Parquet were refused."""
+    row = {"image": None, "question": "A mammal?", "hint": ""}
+    row |= {"choices": np.array(["cat", "trout"], object), "answer": np.int64(1)}
+    table = [{**row, "choices": ["cat", "trout"], "answer": 1}]
+    (expected,) = load_scienceqa(table)
+    for source in ([row], pyarrow.Table.from_pylist(table)):
+        assert list(load_scienceqa(source)) == [expected]
+    assert isinstance(load_scienceqa([row] * 3)[1:], ScienceQARecords)
+    with pytest.raises(ValueError, match=r"lacks.*\['hint'\]. Rename") as caught:
+        load_scienceqa([{k: v for k, v in row.items() if k != "hint"}])
+    assert "_column" not in str(caught.value), "the loader has no such arguments"
 
 
 def test_missing_key_and_missing_problem_are_named(folder):

@@ -79,10 +79,51 @@ def test_conversations_out_of_tar_files(tmp_path):
     turns.append({"role": "assistant", "content": "Both."})
     members = [("a/7.0.jpg", png()), ("a/7.1.jpg", png((0, 0, 255)))]
     members += [("a/7.json", json.dumps({"messages": turns, "image": "old/7.jpg"}))]
-    members += [("a/7.seg.png", png()), ("a/7.cls", "3")]
+    members += [("a/7.cls", "3"), ("a/7.npy", "features")]
     (record,) = load_chat(write_tar(tmp_path / "a.tar", members))
     assert (record.id, len(record.images)) == ("a/7", 2)
     assert read_images(record)[1][0, 0].tolist() == [0, 0, 255]
+
+
+ENDINGS = ("image.png", "left.jpg", "v1.0.png", "ppm", "jp2", "jfif", "tga", "PPM")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_every_image_of_a_tar_file_is_seen(ending, tmp_path):
+    """Those with other endings were left out, and their text was trained blind."""
+    row = json.dumps({"question": "What?", "answer": "A cat."})
+    members = [(f"7.{ending}", png()), ("7.json", row)]
+    (record,) = load_vqa(write_tar(tmp_path / "a.tar", members))
+    assert read_images(record)[0][0, 0].tolist() == [220, 30, 30]
+
+
+def test_one_of_two_images_is_named(tmp_path):
+    members = [("7.a.png", png()), ("7.b.png", png((0, 0, 255))), ("7.txt", "A.")]
+    path = write_tar(tmp_path / "a.tar", members)
+    (record,) = load_captions(path, image_column="b.png")
+    assert read_images(record)[0][0, 0].tolist() == [0, 0, 255]
+
+
+@pytest.mark.parametrize("names", ["0.json 1.json 0.png 1.png", "0.png 0.txt 1.png"])
+def test_an_image_without_text_is_never_skipped(names, tmp_path):
+    """Of a tar file that is not grouped, the texts were trained blind."""
+    row = json.dumps({"question": "What?", "answer": "A cat.", "caption": "A cat."})
+    contents = {"json": row, "png": png(), "txt": "A cat."}
+    members = [(name, contents[name.split(".")[1]]) for name in names.split()]
+    path = write_tar(tmp_path / "a.tar", members)
+    for load in (load_vqa, load_captions):
+        with pytest.raises(ValueError, match="must follow one another"):
+            list(load(path, on_error="skip"))
+
+
+def test_what_tools_put_around_texts_and_files(tmp_path):
+    """The end of a line was trained, and macOS' notes were records."""
+    members = [("._7.png", b"x"), ("7.png", png()), ("7.txt", "A cat.\r\n")]
+    members += [("7.json", json.dumps({"caption": "A cat. "})), (".DS_Store", b"x")]
+    (record,) = load_captions(write_tar(tmp_path / "a.tar", members))
+    assert record.responses == ("A cat. ",)
+    (record,) = load_captions(write_tar(tmp_path / "a.tar", members[:3]))
+    assert record.responses == ("A cat.",)
 
 
 def link(kind):
@@ -102,8 +143,14 @@ def link(kind):
         ([("7.jpg", png()), ("7.json", "[]")], "must hold an object"),
         ([("7.jpg", png()), ("7.txt", b"\xff")], "Record '7' of .*utf-8"),
         ([("7.jpg", png()), ("7.txt", "a"), ("7.txt", "b")], "two members"),
-        ([("7.jpg", png())], "one caption"),
+        ([("7.jpg", png()), ("7.cls", "3")], "one caption"),
         ([("7.txt", "A.")], "needs one image"),
+        # These were trained as text alone, or on one of two images.
+        ([("7.heic", "x"), ("7.txt", "A.")], "'heic' is of a kind that cannot be"),
+        ([("7.image.npy", "x"), ("7.txt", "A.")], "'image.npy' is of a kind that"),
+        ([("7.jpg", png()), ("7.png", png()), ("7.txt", "A.")], "there are two images"),
+        ([("7.jpg", png()), ("7.b.png", png()), ("7.txt", "A.")], "under 'b.png' is"),
+        ([("7.a.png", png()), ("7.b.png", png()), ("7.txt", "A.")], "'a.png' is not r"),
         ([("7.mp4", "x"), ("7.txt", "A.")], "video and audio are not read"),
     ],
 )

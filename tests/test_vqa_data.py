@@ -1,5 +1,7 @@
 """Questions out of lists, tables and the files of VQAv2 and LLaVA's ScienceQA."""
 
+import base64
+import csv
 import dataclasses
 import json
 import pickle
@@ -121,6 +123,7 @@ def test_rows_that_cannot_be_used_are_skipped(path):
         (["?"], ValueError, "Record '0': a row must be a dict"),
         ([row(question=7)], ValueError, "Record '0': a question must be a string"),
         ([row(answer=True)], ValueError, "Record '0'.*string"),
+        ([row(question=" ")], ValueError, "Record '0': a question must not be empty"),
         ([row(answer=[])], ValueError, "a list of answers must hold strings"),
         ([row(answer=["a", None])], ValueError, "a list of answers must hold strings"),
         ([row(answer=" ")], ValueError, "must not be empty"),
@@ -230,6 +233,9 @@ def test_a_dataset_of_hugging_face(path):
     assert [record.responses for record in records] == [("b",), ("a cat",), ("a cat",)]
     assert [len(record.images) for record in records] == [1, 0, 1]
     np.testing.assert_array_equal(read_images(records[0])[0], RED)
+    # The images that a format hides were lost.
+    with pytest.raises(ValueError, match=r"hides columns.*\['image'\] hidden"):
+        load_vqa(dataset.with_format(columns=["question", "answer"]))
 
 
 def write_parquet(path, rows):
@@ -253,6 +259,70 @@ def test_parquet_files_of_a_folder(path, tmp_path):
         load_vqa(folder)
     with pytest.raises(FileNotFoundError, match="no Parquet file"):
         load_vqa(tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "tar"])
+@pytest.mark.parametrize("other", ["test", "validation", "val", "dev"])
+def test_a_folder_of_several_splits(ending, other, tmp_path):
+    """All were trained, those of the test with them."""
+    names = [f"train-00000-of-00001.{ending}", f"{other}-00000-of-00001.{ending}"]
+    for name in names:
+        if ending == "parquet":
+            write_parquet(tmp_path / name, [row()])
+        else:
+            (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=f"of one split.*train.*{names[1]}"):
+        load_vqa(tmp_path)
+    if ending == "parquet":
+        assert len(load_vqa(tmp_path / "train-*.parquet")) == 1
+        write_parquet(tmp_path / "train-00001.parquet", [row()])
+        (tmp_path / names[1]).unlink()
+        assert len(load_vqa(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("kind", ["list", "arrow", "table", "stream", "parquet"])
+def test_numbers_of_few_bits(kind, tmp_path):
+    """0.1 was trained as 0.10000000149011612."""
+    few = pyarrow.float32()
+    for answers, type_of_column, texts in (
+        ([0.1, 2.0], few, ["0.1", "2"]),
+        ([[0.1, 0.1], [3.5]], pyarrow.list_(few), ["0.1", "3.5"]),
+    ):
+        columns = {"image": [None, None], "question": ["?", "?"]}
+        columns["answer"] = pyarrow.array(answers, type_of_column)
+        source = pyarrow.table(columns)
+        if kind == "list":
+            source = [row(answer=np.array(answer, "float32")[()]) for answer in answers]
+        elif kind == "parquet":
+            parquet.write_table(source, tmp_path / "a.parquet")
+            source = tmp_path / "a.parquet"
+        elif kind in ("table", "stream"):
+            source = datasets.Dataset(source)
+            source = source.to_iterable_dataset() if kind == "stream" else source
+        assert [record.responses[0] for record in load_vqa(source)] == texts
+
+
+def test_csv_files_that_pandas_writes(path):
+    """A long field was refused, and lists were trained with their brackets."""
+    file, head = path.parent / "a.csv", "image,question,answer\n"
+    address = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+    limit = csv.field_size_limit()
+    file.write_text(f'{head}"{address}",{"q" * 200_000},a\n')
+    (record,) = load_vqa(file)
+    assert len(record.prompts[0]) > 200_000 and csv.field_size_limit() == limit
+    np.testing.assert_array_equal(read_images(record)[0], RED)
+    file.write_text(f",{head}0,1.png,What?,a\n")
+    with pytest.raises(ValueError, match="first column has no name.*index=False"):
+        load_vqa(file, path.parent)
+    for cell in ("['cat', 'dog']", '["cat", "dog"]', "['cat' 'dog']"):
+        with open(file, "w", newline="") as stream:
+            csv.writer(stream).writerows([head.strip().split(","), ["", "Hi", cell]])
+        with pytest.raises(ValueError, match="Record '0': a list of answers is a text"):
+            load_vqa(file)
+        assert load_vqa([row(answer=cell)])[0].responses == (cell,)
+    file.write_text(f"{head}1.png,,a\n1.png,Hi,a\n")
+    with pytest.warns(UserWarning, match="question must not be empty"):
+        assert len(load_vqa(file, path.parent, on_error="skip")) == 1
 
 
 def test_parquet_without_pyarrow(tmp_path, monkeypatch):

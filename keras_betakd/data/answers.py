@@ -2,6 +2,7 @@
 
 import collections
 import math
+import re
 import reprlib
 from collections.abc import Mapping
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from keras_betakd.data.batches import record_error
+from keras_betakd.data.narrow_floats import fewest_digits
 
 _TEXT_KEYS = ("answer", "text")
+_LIST = re.compile(r"\s*\[\s*(['\"]).*\1\s*\]\s*", re.DOTALL)
 
 
 def answer_text(record_id: str, answer: Any) -> str:
@@ -44,9 +47,26 @@ def answer_text(record_id: str, answer: Any) -> str:
     return text
 
 
+def expect_no_list_as_text(record_id: str, answer: Any) -> None:
+    """Raises a `ValueError` for a list that was written into a cell of a CSV file.
+
+    Example:
+
+    >>> expect_no_list_as_text("7", "[0.5, 0.7]")
+    """
+    if isinstance(answer, str) and _LIST.fullmatch(answer):
+        raise record_error(
+            record_id,
+            "a list of answers is a text in a CSV file, and would be trained with its "
+            "brackets. Write one answer, or a JSON file, where it stays a list (of "
+            "pandas, by `frame.to_json(path, orient='records', lines=True)`).",
+            reprlib.repr(answer),
+        )
+
+
 def _unwrapped(answer):
     if isinstance(answer, np.ndarray):
-        return answer.tolist()
+        return list(answer) if answer.ndim else answer[()]
     if isinstance(answer, Mapping):
         found = [answer[key] for key in _TEXT_KEYS if answer.get(key) is not None]
         return _unwrapped(found[0]) if len(found) == 1 else None
@@ -55,7 +75,9 @@ def _unwrapped(answer):
 
 def _text(answer):
     """The text of one answer; `None` if there is none."""
-    if isinstance(answer, np.generic):
+    if isinstance(answer, (np.float32, np.float16)):
+        answer = fewest_digits(answer, str(answer.dtype))
+    elif isinstance(answer, np.generic):
         answer = answer.item()
     if isinstance(answer, str):
         return answer

@@ -25,6 +25,11 @@ class Records(Sequence):
     >>> records = Records(["a", "b"], skipped=[("c", "no image")])
     >>> len(records), records[1], records.skipped
     (2, 'b', (('c', 'no image'),))
+
+    A slice has records alone; those that were left out are named by the whole.
+
+    >>> records[:1].records, records[:1].skipped
+    (('a',), ())
     """
 
     records: tuple
@@ -35,7 +40,14 @@ class Records(Sequence):
         object.__setattr__(self, "skipped", tuple(self.skipped))
 
     def __getitem__(self, index):
-        return self.records[index]
+        # A tuple of records would be a batch `(x, y, sample_weight)` to Keras.
+        found = self.records[index]
+        return type(self)(found) if isinstance(index, slice) else found
+
+    def __add__(self, other):
+        if not isinstance(other, Records):
+            return NotImplemented
+        return Records(self.records + other.records, self.skipped + other.skipped)
 
     def __len__(self):
         return len(self.records)

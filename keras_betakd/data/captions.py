@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from keras_betakd.data.batches import Records, expect_on_error, record_error
-from keras_betakd.data.chat_shapes import IMAGE_KEYS, expect_no_media, images_of
+from keras_betakd.data.chat_shapes import expect_no_media
+from keras_betakd.data.image_keys import IMAGE_KEYS, images_of
 from keras_betakd.data.images import IMAGE_MARK, expect_no_mark, neutralize_image_marks
 from keras_betakd.data.loading import RecordMaker, loaded
 from keras_betakd.data.row_files import json_rows
@@ -87,7 +88,8 @@ def load_captions(
             message = "a row must be a dict with an image and a caption."
             raise record_error(record_id, message, reprlib.repr(row))
         expect_no_media(record_id, row)
-        images = images_of(record_id, row, image_column)
+        read_keys = {caption_column, id_column, *CAPTION_COLUMNS}
+        images = images_of(record_id, row, image_column, read_keys)
         caption = _caption(record_id, row, caption_column)
         if len(images) != 1:
             message = f"a caption needs one image, under {image_column or IMAGE_KEYS}."
@@ -106,7 +108,7 @@ def load_captions(
     if isinstance(source, (str, os.PathLike)):
         coco = _coco_rows(source)
         if coco is not None:
-            return loaded(coco, maker, read, on_error, "id")
+            return loaded(coco, maker, read, on_error, id_column or "id", needed)
         if os.path.isdir(source):
             metadata = _metadata_of(source)
             if metadata is not None:
@@ -116,7 +118,7 @@ def load_captions(
     rows = rows_of(source, on_error, needed=needed)
     if not isinstance(rows, RowStream):
         rows = [one for row in rows for one in _one_caption_each(row, caption_column)]
-    return loaded(rows, maker, read, on_error, id_column)
+    return loaded(rows, maker, read, on_error, id_column, needed)
 
 
 def _caption(record_id, row, column):
@@ -124,7 +126,9 @@ def _caption(record_id, row, column):
     columns = CAPTION_COLUMNS if column is None else (column,)
     found = {c: row[c] for c in columns if row.get(c) is not None}
     values = list(found.values())
-    if not values or any(value != values[0] for value in values):
+    # Files end their texts with a space or a line more or less.
+    bare = [v.strip() if isinstance(v, str) else v for v in values]
+    if not bare or any(value != bare[0] for value in bare):
         message = f"a row must have one caption, under {' or '.join(columns)}."
         received = f"captions under {sorted(found)}, keys {sorted(map(str, row))}"
         raise record_error(record_id, message, received)

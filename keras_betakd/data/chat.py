@@ -37,14 +37,17 @@ def load_chat(
     Their places are those of `<image>` in the user's texts, of parts, or of another
     tool's marks (`<img>path</img>`, `<ImageHere>`, `<image_1>`, `<|image_pad|>`...). A
     record must have a mark for each image; without any mark, images stand in front of
-    the first question (of `conversations`, only a single one does).
+    the first question (of `conversations`, only a single one does). A first answer
+    without a question is left out of `conversations`, as in LLaVA's trainers; of other
+    forms, it is an error.
 
     All records are checked here, before training starts, but those of a stream. Images
     are decoded when a batch needs them; those of a `datasets.Dataset` stay in it.
 
     Args:
         source: A list of dicts; the path of a JSON, jsonl or Parquet file, or of a
-            folder of Parquet files; a `datasets.Dataset`. Or a stream: a
+            folder of Parquet files of one split, or a pattern ("train-*.parquet");
+            a `datasets.Dataset` or a `pyarrow.Table`. Or a stream: a
             `datasets.IterableDataset`, an iterator of dicts, tar files as WebDataset
             has them ("shards/*.tar").
         image_folder: The folder that the paths of images are relative to, and must
@@ -53,7 +56,8 @@ def load_chat(
         chat_column: The key of the list of messages, where it is another, or where
             there are several.
         id_column: The key of the ids, strings or integers. A record without one gets
-            its index; the second record "x" gets the id "x#2".
+            its index; the second record "x" gets the id "x#2". All records may lack
+            it, only if it is called "id".
         on_error: "raise", or "skip" to leave out the records that cannot be used: one
             warning counts them, and `skipped` holds the id and the reason of each.
 
@@ -82,9 +86,9 @@ def load_chat(
     maker = RecordMaker(image_folder)
 
     def read(record_id, row):
-        return maker.record(
-            record_id, chat_of(record_id, row, chat_column, image_column)
-        )
+        chat = chat_of(record_id, row, chat_column, image_column, id_column)
+        return maker.record(record_id, chat)
 
-    needed = [name for name in (image_column, chat_column) if name is not None]
-    return loaded(source, maker, read, on_error, id_column, needed=needed)
+    named = (image_column, chat_column, None if id_column == "id" else id_column)
+    needed = [name for name in named if name is not None]
+    return loaded(source, maker, read, on_error, id_column, needed)

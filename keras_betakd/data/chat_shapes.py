@@ -10,23 +10,19 @@ prompt, completion          TRL
 """
 
 import dataclasses
+import re
 import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from keras_betakd.data.batches import record_error
-from keras_betakd.data.chat_turns import Turns, add_text, read_turns
-from keras_betakd.data.image_marks import is_by_name
-from keras_betakd.data.image_sources import image_cells
+import numpy as np
 
-IMAGE_KEYS = ("images", "image")
+from keras_betakd.data.batches import record_error
+from keras_betakd.data.chat_turns import Index, Turns, add_text, read_turns
+from keras_betakd.data.image_keys import images_of, is_empty
+
 SYSTEM_KEYS = ("system", "system_prompt", "system_message")
-OTHER_IMAGE_KEYS = (
-    *("image_path", "image_paths", "image_file", "image_files", "image_url"),
-    *("image_urls", "image_name", "img", "imgs", "img_path", "file_name", "picture"),
-    *("pictures", "photo", "photos", "media", "pixel_values"),
-)
-"""Keys that hold images elsewhere; a record without any other image is not blind."""
+_WEIGHTS = ("weight", "loss", "loss_weight", "train", "loss_mask")
 
 REFUSED = {
     **dict.fromkeys(
@@ -59,6 +55,7 @@ def chat_of(
     row: Any,
     chat_column: str | None = None,
     image_column: str | None = None,
+    id_column: str | None = "id",
 ) -> Chat:
     """Returns the conversation of a row, whose shape follows from its keys.
 
@@ -67,6 +64,7 @@ def chat_of(
         row: A dict.
         chat_column: The key of the messages; `None` to find it.
         image_column: The key of the images; `None` for "images" or "image".
+        id_column: The key of the ids.
 
     Raises:
         ValueError: The row has no known shape or more than one, or holds what is not
@@ -85,29 +83,42 @@ def chat_of(
     shape = chat_column or _shape(record_id, row)
     turns = _READERS.get(shape, _listed)(record_id, row, shape)
     _add_system_key(turns, record_id, row)
-    images = images_of(record_id, row, image_column)
+    read = {id_column, *SYSTEM_KEYS, *_KEYS.get(shape, (shape,))}
+    read.update(_BESIDE.get(shape, ()))
+    images = images_of(record_id, row, image_column, read, _holds_images(turns))
     return Chat(turns, images, is_llava=shape == "conversations")
 
 
 def expect_no_media(record_id: str, row: Mapping) -> None:
     """Raises a `ValueError` for video, audio and other things that are not read."""
     for key in sorted(REFUSED.keys() & row.keys()):
-        if not _is_empty(row[key]):
+        if not is_empty(row[key]):
             reason = REFUSED[key]
             raise record_error(record_id, reason, f"{key}={reprlib.repr(row[key])}")
 
 
 def _expect_no_preference(record_id, row, chat_column):
     """Raises for answers of which a data set says that they are not to be given."""
+    # A label 0 may be a class, but not beside a completion: there it is KTO's.
+    is_kto = row.get("completion") is not None
     for key in ("label", "kto_tag"):
-        if row.get(key) is False:
+        value = row.get(key)
+        if _says_no(value) and (is_kto or not _is_number(value)):
             raise record_error(
                 record_id,
                 "its answer is marked as one that a model should not give; leave the "
                 'record out (`on_error="skip"`).',
-                f"{key}=False",
+                f"{key}={value!r}",
             )
-    if chat_column is None and not _is_empty(row.get("chosen")):
+    for key in _WEIGHTS:
+        if _says_no(row.get(key)):
+            raise record_error(
+                record_id,
+                "it is marked as not to be trained, but all records are trained: leave "
+                f'it out (`on_error="skip"`), or take {key!r} away.',
+                f"{key}={row[key]!r}",
+            )
+    if chat_column is None and not is_empty(row.get("chosen")):
         raise record_error(
             record_id,
             "preferences are not trained: make the answer under 'chosen' the last of "
@@ -116,12 +127,18 @@ def _expect_no_preference(record_id, row, chat_column):
         )
 
 
-def _is_empty(value):
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_empty, value))
-    if isinstance(value, Mapping):
-        return all(map(_is_empty, value.values()))
-    return value is None or isinstance(value, str) and not value.strip()
+def _says_no(value):
+    """Whether a mark of a record is false or 0, also as CSV has it."""
+    if isinstance(value, str):
+        value = value.strip().lower()
+        return value == "false" or _is_number(value) and float(value) == 0
+    return isinstance(value, (int, float, np.number, np.bool_)) and value == 0
+
+
+def _is_number(value):
+    if isinstance(value, str):
+        return re.fullmatch(r"\s*\d+(\.\d*)?\s*", value) is not None
+    return not isinstance(value, (bool, np.bool_))
 
 
 def _shape(record_id, row):
@@ -149,33 +166,10 @@ def _shape(record_id, row):
     )
 
 
-def images_of(
-    record_id: str, row: Mapping, image_column: str | None = None
-) -> list | Mapping:
-    """Returns the images of a row as a list, or by their marks.
-
-    Raises:
-        ValueError: They are under two keys, or under one that is not read.
-    """
-    keys = IMAGE_KEYS if image_column is None else (image_column,)
-    found = {key: row[key] for key in keys if image_cells(row.get(key))}
-    if len(found) > 1:
-        message = "images must be under one key; name it with `image_column`."
-        raise record_error(record_id, message, f"both of {sorted(found)}")
-    if found:
-        (value,) = found.values()
-        return value if is_by_name(value) else image_cells(value)
-    others = [k for k in OTHER_IMAGE_KEYS if k in row and not _is_empty(row[k])]
-    if others and image_column is None:
-        raise record_error(
-            record_id,
-            f"the key {others[0]!r} is not read. If it holds the images, rename it to "
-            f"'image', or `load_chat`, `load_vqa` and `load_captions` read it by "
-            f"image_column={others[0]!r}; otherwise take it away, or the record would "
-            "be trained blind.",
-            f"{others[0]}={reprlib.repr(row[others[0]])}",
-        )
-    return []
+def _holds_images(turns):
+    """Whether turns hold images themselves, in parts or as `<img>path</img>`."""
+    is_inline = any("</img>" in text for _, text in turns.texts)
+    return is_inline or any(not isinstance(image, Index) for image in turns.images)
 
 
 def _add_system_key(turns, record_id, row):
@@ -253,6 +247,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "alpaca": ("instruction", "output"),
     "completion": ("prompt", "completion"),
 }
+_BESIDE = {"query": ("history",), "alpaca": ("history", "input")}
 _READERS: dict[str, Callable] = {
     "query": _query,
     "alpaca": _alpaca,

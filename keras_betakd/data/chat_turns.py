@@ -5,7 +5,10 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from keras_betakd.data.batches import record_error
+from keras_betakd.data.image_keys import is_empty, looks_like_image
 from keras_betakd.data.image_sources import is_no_image
 from keras_betakd.data.images import IMAGE_MARK, neutralize_image_marks
 
@@ -22,6 +25,11 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 _IMAGE_PARTS = ("image", "image_url", "input_image")
 _PART_TEXT_KEYS = ("text", "value")
 _IMAGE_KEYS = ("image", "image_url", "url", "path", "bytes", "value")
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought")
+_WEIGHTS = (
+    *("loss", "weight", "loss_weight", "train", "training", "trainable", "loss_mask"),
+    *("loss_scale", "train_on_turn"),
+)
 
 
 @dataclasses.dataclass
@@ -75,6 +83,7 @@ def read_turns(record_id: str, entries: Any, where: str) -> Turns:
         if pair is None:
             _add_message(turns, record_id, number, entry)
             continue
+        _expect_no_image(record_id, number, entry, (*pair, "system"))
         if entry.get("system"):
             add_system(turns, record_id, number, entry["system"])
         for speaker, key in zip(("user", "assistant"), pair, strict=True):
@@ -135,17 +144,43 @@ def _expect_plain(record_id, number, entry):
     if entry.get("tool_calls") or entry.get("function_call"):
         message = f"turn {number} calls a tool, which cannot be trained."
         raise record_error(record_id, message, reprlib.repr(entry))
+    for key in _THOUGHTS:
+        if not is_empty(entry.get(key)):
+            raise record_error(
+                record_id,
+                f"the thoughts of turn {number} are not read: put them into its text, "
+                f"as the model should write them, or take {key!r} away.",
+                f"{key}={reprlib.repr(entry[key])}",
+            )
+    _expect_no_image(record_id, number, entry, _SPEAKER_KEYS + _TEXT_KEYS)
     if _value(entry, _SPEAKER_KEYS) not in ASSISTANT:
         return
-    for key in ("loss", "weight", "loss_weight", "train"):
-        if entry.get(key) is not None and entry[key] != 1:
+    for key in _WEIGHTS:
+        if entry.get(key) is not None and not _is_one(entry[key]):
             raise record_error(
                 record_id,
                 f"turn {number} has a weight of its own, but every answer of a record "
                 "is trained alike. Put those that are not to be trained into the "
                 f"question, or take {key!r} away; a preprocessor with "
                 '`trained_turns="last"` trains the last answer alone.',
-                f"{key}={entry[key]!r}",
+                f"{key}={reprlib.repr(entry[key])}",
+            )
+
+
+def _is_one(weight):
+    return isinstance(weight, (int, float, np.number, np.bool_)) and weight == 1
+
+
+def _expect_no_image(record_id, number, entry, read):
+    """Raises for an image of a turn, which is no part of its content."""
+    for key, value in entry.items():
+        if key not in read and looks_like_image(key, value):
+            raise record_error(
+                record_id,
+                f"turn {number} has an image of its own under {key!r}, which is not "
+                "read. Put it into the content, a list of parts such as {'type': "
+                "'image', 'image': ...}, or into the record's 'images'.",
+                f"{key}={reprlib.repr(value)}",
             )
 
 
@@ -205,6 +240,7 @@ def _joined(record_id, number, parts, images):
         kind = _kind(part)
         words = _value(part, _PART_TEXT_KEYS) if kind in _TEXT_PARTS else None
         if isinstance(words, str):
+            _expect_no_image(record_id, number, part, ("type", *_PART_TEXT_KEYS))
             # A mark in it is text: the parts say where the images are.
             text += neutralize_image_marks(words)
             in_front = in_front and not words.strip()

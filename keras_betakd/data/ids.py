@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 
 def with_unique_ids(items: Iterable, key: str | None) -> Iterator[tuple[str, Any]]:
     """Pairs each item with an id that is unique among the items.
@@ -39,4 +41,5 @@ def with_unique_ids(items: Iterable, key: str | None) -> Iterator[tuple[str, Any
 
 def is_id_or_none(value: Any) -> bool:
     """Whether a value is a string or an integer, as ids are, or `None`."""
-    return isinstance(value, (str, int, type(None))) and not isinstance(value, bool)
+    kinds = (str, int, np.integer, type(None))
+    return isinstance(value, kinds) and not isinstance(value, bool)

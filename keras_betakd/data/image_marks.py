@@ -18,8 +18,14 @@ MARKS = {
     "Qwen2-VL's <|image_pad|>": (
         r"<\|vision_start\|>(?:<\|image_pad\|>)+<\|vision_end\|>|<\|image_pad\|>"
     ),
+    "Pixtral's [IMG]": r"\[IMG\]",
+    "InternVL's <IMG_CONTEXT>": r"<img>(?:<IMG_CONTEXT>)+</img>|<IMG_CONTEXT>",
+    "marks <IMAGE>": r"<(?:IMAGE|Image)>",
 }
 """Marks without a number, each of one image, in the order of the images."""
+
+LONE = r"<(?:img|IMG)>"
+"""A mark where there are images and no other marks; else it may be a page's."""
 
 NUMBERED = r"<\|?image[_ ]?(\d+)\|?>"
 """`<image_1>`, `<image 1>`, `<|image_1|>`, MiniCPM-V's `<image_00>`: of that image."""
@@ -49,7 +55,7 @@ def has_marks(prompts: Sequence[str]) -> bool:
 
 def _kinds(prompts):
     # Most texts have none: one search instead of one for each kind.
-    prompts = [text for text in prompts if "<" in text and _ANY.search(text)]
+    prompts = [t for t in prompts if ("<" in t or "[" in t) and _ANY.search(t)]
     if not prompts:
         return []
     return [
@@ -82,6 +88,8 @@ def translated(
         return _by_name(record_id, prompts, images)
     is_marked = any(IMAGE_MARK in text for text in prompts)
     kinds = [] if is_marked else _kinds(prompts)
+    if not kinds and images and not is_marked:
+        return [re.sub(LONE, IMAGE_MARK, text) for text in prompts], list(images)
     if not kinds:
         return list(prompts), list(images)
     if len(kinds) > 1:

@@ -20,6 +20,7 @@ from keras_betakd.data.images import IMAGE_MARK
 from keras_betakd.data.llava_records import LlavaRecord
 from keras_betakd.data.sources import RowStream, rows_of
 from keras_betakd.data.streams import RecordStream
+from keras_betakd.data.tables import expect_columns
 
 
 class RecordMaker:
@@ -107,7 +108,8 @@ def loaded(
     read: Callable[[str, Any], LlavaRecord],
     on_error: str,
     id_column: str | None,
-    **columns: Any,
+    needed: Sequence[str] = (),
+    optional: Sequence[str] = (),
 ) -> Records | RecordStream:
     """Returns the records of a source for a loader, which its caller called.
 
@@ -117,14 +119,18 @@ def loaded(
         read: Returns the record of an id and its row.
         on_error: "raise" or "skip".
         id_column: The key of the ids; `None` for the numbers of the rows.
-        **columns: `needed`, `optional` and `whole` of `rows_of`.
+        needed: The columns that there must be; each row of a stream must have them.
+        optional: As for `rows_of`.
 
     Returns:
         `Records`, or for a stream of rows a `RecordStream`.
     """
-    rows = rows_of(source, on_error, **columns)
+    rows = rows_of(source, on_error, needed, optional)
+    each = needed if isinstance(rows, RowStream) else ()
 
     def checked(record_id, row):
+        if each and isinstance(row, Mapping):
+            expect_columns(f"Record {record_id!r}", row, each)
         if isinstance(row, Mapping) and id_column is not None:
             expect_id(record_id, row.get(id_column), id_column)
         return read(record_id, row)

@@ -5,11 +5,15 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from keras_betakd.files import open_text, unique_keys
 
 CSV_ENDINGS = {".csv": ",", ".tsv": "\t"}
 """The endings of files of comma or tab separated values, and what separates them."""
+
+MAX_FIELD = 2**31 - 1
+"""The most characters in a field of a CSV file, the most that every machine takes."""
 
 
 def json_rows(path: str | os.PathLike, on_error: str) -> list:
@@ -73,6 +77,19 @@ def _file_error(path, reason):
     )
 
 
+def is_csv_file(source: Any) -> bool:
+    """Whether a source is the path of a CSV or TSV file, by its name.
+
+    Example:
+
+    >>> is_csv_file("train.CSV"), is_csv_file([])
+    (True, False)
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        return False
+    return os.path.splitext(os.fspath(source))[1].lower() in CSV_ENDINGS
+
+
 def csv_rows(path: str | os.PathLike) -> Iterator[dict]:
     """Returns the rows of a CSV or TSV file with a header, as dicts of texts.
 
@@ -95,7 +112,13 @@ def csv_rows(path: str | os.PathLike) -> Iterator[dict]:
     _expect_file(path)
     delimiter = CSV_ENDINGS[os.path.splitext(path)[1].lower()]
     with open_text(path, newline="") as file:
-        header = next(csv.reader(file, delimiter=delimiter), [])
+        header = _next_fields(csv.reader(file, delimiter=delimiter)) or []
+    if header and not header[0].strip() and len(header) > 1:
+        raise ValueError(
+            f"{os.fspath(path)!r}: the first column has no name. pandas writes the "
+            "numbers of the rows there: leave them out by `frame.to_csv(path, "
+            f"index=False)`, or name the column. Received: {header}"
+        )
     is_named = header and all(name.strip() for name in header)
     if not is_named or len(set(header)) < len(header):
         raise ValueError(
@@ -108,10 +131,10 @@ def csv_rows(path: str | os.PathLike) -> Iterator[dict]:
 def _read_csv(path, delimiter, header):
     with open_text(path, newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
-        next(reader, None)
+        _next_fields(reader)
         while True:
             try:
-                fields = next(reader, None)
+                fields = _next_fields(reader)
             except csv.Error as error:
                 raise ValueError(
                     f"{os.fspath(path)!r}, line {reader.line_num}: {error}"
@@ -125,3 +148,16 @@ def _read_csv(path, delimiter, header):
                 )
             elif fields:
                 yield dict(zip(header, fields, strict=True))
+
+
+def _next_fields(reader):
+    """The fields of the next row, of any length; `None` at the end.
+
+    A picture as a `data:` address is longer than Python's limit, which is the whole
+    process' and stays as it was.
+    """
+    limit = csv.field_size_limit(MAX_FIELD)
+    try:
+        return next(reader, None)
+    finally:
+        csv.field_size_limit(limit)

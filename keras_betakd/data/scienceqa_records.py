@@ -4,6 +4,8 @@ import dataclasses
 import os
 from typing import Any
 
+import numpy as np
+
 from keras_betakd.data.batches import (
     Records,
     expect_on_error,
@@ -76,6 +78,8 @@ class ScienceQARecord:
 
     def __post_init__(self):
         object.__setattr__(self, "choices", _checked_choices(self))
+        if isinstance(self.answer, np.integer):  # as pandas has it
+            object.__setattr__(self, "answer", int(self.answer))
         texts = {key: getattr(self, key) for key in _TEXTS}
         if not all(isinstance(text, str) for text in texts.values()):
             received = ", ".join(f"{key}={text!r}" for key, text in texts.items())
@@ -89,6 +93,8 @@ class ScienceQARecord:
 
 def _checked_choices(record):
     choices = record.choices
+    if isinstance(choices, np.ndarray):
+        choices = choices.tolist()
     if (
         not isinstance(choices, (list, tuple))
         or not 2 <= len(choices) <= len(LETTERS)
@@ -129,9 +135,9 @@ def load_scienceqa(
 
     Args:
         directory: The folder with `problems.json`, `pid_splits.json`, `images/`; or a
-            `datasets.Dataset`, a list of rows, a Parquet file or a folder of them, with
-            the columns image, question, choices, answer and hint. Their records are
-            named by the numbers of the rows, from 0.
+            `datasets.Dataset`, a `pyarrow.Table`, a list of rows, a Parquet file or a
+            folder of them, with the columns image, question, choices, answer and hint.
+            Their records are named by the numbers of the rows, from 0.
         split: A split named in `pid_splits.json`, "train" by default: "train", "val",
             "test", "minival"... Of a folder of Parquet files, those whose names begin
             with it. Of other tables, `None`.

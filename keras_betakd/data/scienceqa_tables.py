@@ -14,6 +14,7 @@ from keras_betakd.data.tables import is_table
 
 _SPLITS = {"val": "validation"}
 _NEEDED = ("image", "question", "choices", "answer", "hint")
+_ADVICE = "Rename those that have other names."
 _TEXTS = ("hint", "subject", "grade", "topic", "category", "skill", "task")
 _LONG_TEXTS = ("lecture", "solution")
 
@@ -62,9 +63,9 @@ def scienceqa_rows(source: Any, split: str | None, on_error: str) -> Iterable:
         return [
             row
             for file in _files_of(pathlib.Path(source), wanted)
-            for row in rows_of(file, on_error, _NEEDED)
+            for row in rows_of(file, on_error, _NEEDED, advice=_ADVICE)
         ]
-    rows = rows_of(source, on_error, _NEEDED)
+    rows = rows_of(source, on_error, _NEEDED, advice=_ADVICE)
     if isinstance(rows, RowStream):
         raise TypeError(
             "ScienceQA is read into memory: give a `datasets.Dataset`, without "

@@ -2,7 +2,7 @@
 
 a list of dicts                             in memory
 .json, .jsonl, .csv, .tsv                   read whole; images are paths or in base64
-.parquet, or a folder of them               read whole, with the images in it
+.parquet, a folder of them, pyarrow.Table   read whole, with the images in it
 `datasets.Dataset`                          images stay in it
 `datasets.IterableDataset`, iterators, tar  a stream: read once per pass, in order
 """
@@ -11,8 +11,16 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from keras_betakd.data.narrow_floats import feature_types, shortened
+from keras_betakd.data.parquet_files import arrow_rows, is_arrow, parquet_rows
 from keras_betakd.data.row_files import CSV_ENDINGS, csv_rows, json_rows
-from keras_betakd.data.tables import expect_columns, is_table, table_rows, undecoded
+from keras_betakd.data.tables import (
+    COLUMN_ADVICE,
+    expect_columns,
+    is_table,
+    table_rows,
+    undecoded,
+)
 from keras_betakd.data.tar_files import TAR_ENDINGS, TarRows
 
 
@@ -42,7 +50,7 @@ def rows_of(
     on_error: str,
     needed: Sequence[str] = (),
     optional: Sequence[str] = (),
-    whole: bool = True,
+    advice: str = COLUMN_ADVICE,
 ) -> Iterable | RowStream:
     """Returns the rows of a source, each a dict, or a `ValueError` in its place.
 
@@ -51,7 +59,7 @@ def rows_of(
         on_error: "raise" or "skip".
         needed: The columns that there must be. Of a stream, each row shows it.
         optional: Columns that a table must have, too, but not a list or a JSON file.
-        whole: Whether to read other columns than these from Parquet files.
+        advice: What to do about a column that is missing, as a sentence.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -65,7 +73,7 @@ def rows_of(
     """
     columns = [*optional, *needed]
     if isinstance(source, (list, tuple)) and not _are_tars(source):
-        return _expect_columns_of_list("The list", source, needed)
+        return _expect_columns_of_list("The list", source, needed, advice)
     if isinstance(source, (list, tuple)):
         return RowStream(TarRows(source).__iter__)
     if isinstance(source, (str, os.PathLike)):
@@ -73,13 +81,16 @@ def rows_of(
         if kind == "tar":
             return RowStream(TarRows(source).__iter__)
         if kind == "parquet":
-            return table_rows(source, columns, whole)
+            return parquet_rows(source, columns, advice)
         rows = list(csv_rows(source)) if kind == "csv" else json_rows(source, on_error)
-        return _expect_columns_of_list(f"'{os.fspath(source)}'", rows, needed)
+        where = f"'{os.fspath(source)}'"
+        return _expect_columns_of_list(where, rows, needed, advice)
     if isinstance(source, RowStream):
         return source
+    if is_arrow(source):
+        return arrow_rows(source, columns, advice)
     if is_table(source):
-        return table_rows(source, columns)
+        return table_rows(source, columns, advice)
     if hasattr(source, "__iter__") and not hasattr(source, "__len__"):
         return RowStream(_Passes(undecoded(source)), hasattr(source, "__next__"))
     raise TypeError(
@@ -99,11 +110,11 @@ def _are_tars(source):
     )
 
 
-def _expect_columns_of_list(where, rows, columns):
+def _expect_columns_of_list(where, rows, columns, advice):
     """Returns the rows; raises a `ValueError` if there is a column that none has."""
     present = {column for row in rows if isinstance(row, Mapping) for column in row}
     if present:
-        expect_columns(where, present, columns)
+        expect_columns(where, present, columns, advice)
     return rows
 
 
@@ -138,4 +149,4 @@ class _Passes:
                 "that goes on for all epochs with `steps_per_epoch`."
             )
         self.is_used = True
-        return iter(self.iterable)
+        return shortened(self.iterable, feature_types(self.iterable))

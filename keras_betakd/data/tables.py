@@ -1,45 +1,46 @@
-"""Reads rows with images from Hugging Face datasets and Parquet files."""
+"""Reads rows with images from Hugging Face datasets."""
 
 import copy
-import os
-import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+from keras_betakd.data.narrow_floats import feature_types, shortened
+
+COLUMN_ADVICE = (
+    "Say what they are called with `image_column`, `question_column`, `answer_column`, "
+    "`id_column`, or another argument of the loader."
+)
 
 
 def table_rows(
-    source: Any, columns: Sequence[str], whole: bool = False
+    source: Any, columns: Sequence[str], advice: str = COLUMN_ADVICE
 ) -> Iterator[dict]:
-    """Returns the rows of a table.
+    """Returns the rows of a table, whose image files are read when a batch needs them.
 
     Args:
         source: An object with `column_names` and rows by index, as a
-            `datasets.Dataset`; or the path of a Parquet file or of a folder of them.
-            The image files in a dataset are read when a batch needs them, those in
-            Parquet files here.
+            `datasets.Dataset`.
         columns: The names of the columns that are needed. They are checked before any
             row is read.
-        whole: Whether to read all columns of Parquet files, not the needed ones alone.
+        advice: As for `expect_columns`.
 
     Returns:
         The rows as dicts.
 
     Raises:
-        FileNotFoundError: There is no Parquet file.
-        ValueError: A file is no Parquet file, or a column is missing or there twice.
-        ImportError: There are Parquet files to read, but no pyarrow.
+        ValueError: A column is missing, hidden by the table's format, or there twice.
 
     Example:
 
     ```python
-    rows = table_rows("train-00000.parquet", ["image", "question"])
+    rows = table_rows(dataset, ["image", "question"])
     ```
     """
-    if isinstance(source, (str, os.PathLike)):
-        return _parquet_rows(pathlib.Path(source), list(columns), whole)
-    expect_columns("The table", source.column_names, columns)
+    expect_columns("The table", source.column_names, columns, advice)
+    _expect_none_hidden(source)
     table = undecoded(source)
-    return (_with_stored_images(table, number) for number in range(len(table)))
+    rows = (_with_stored_images(table, number) for number in range(len(table)))
+    return shortened(rows, feature_types(table))
 
 
 def is_table(source: Any) -> bool:
@@ -49,13 +50,19 @@ def is_table(source: Any) -> bool:
     return not isinstance(source, Mapping) and all(hasattr(source, n) for n in names)
 
 
-def expect_columns(where: str, present: Iterable[str], columns: Sequence[str]) -> None:
+def expect_columns(
+    where: str,
+    present: Iterable[str],
+    columns: Collection[str],
+    advice: str = COLUMN_ADVICE,
+) -> None:
     """Raises a `ValueError` if one of the columns is missing, or there twice.
 
     Args:
         where: The name of the table or row, for the message.
         present: The names of the columns that the table or row has.
         columns: The names of the columns that are needed.
+        advice: What to do about one that is missing, as a sentence.
 
     Example:
 
@@ -71,10 +78,21 @@ def expect_columns(where: str, present: Iterable[str], columns: Sequence[str]) -
     lacking = [column for column in columns if column not in present]
     if lacking:
         raise ValueError(
-            f"{where} lacks the columns {lacking}. Say what they are called with "
-            "`image_column`, `question_column`, `answer_column`, `id_column`, or "
-            "another argument of the loader. "
+            f"{where} lacks the columns {lacking}. {advice} "
             f"Received: {sorted(map(str, present))}"
+        )
+
+
+def _expect_none_hidden(table):
+    """Raises for columns that `with_format` hides: images in them would be lost."""
+    form = getattr(table, "format", None)
+    shown = form.get("columns") if isinstance(form, dict) else None
+    hidden = [] if shown is None else sorted(set(table.column_names) - set(shown))
+    if hidden:
+        raise ValueError(
+            "The table's format hides columns: show them by `dataset.with_format(None)`"
+            ", or take them away by `dataset.remove_columns`. Received: "
+            f"{hidden} hidden"
         )
 
 
@@ -114,11 +132,14 @@ def _with_stored_images(table, number):
     row = dict(table[number])
     for column, cell in row.items():
         if _file_of(cell) is not None:
-            row[column] = _StoredImage.of(table, number, column)
+            is_dict = isinstance(cell, dict)
+            row[column] = _StoredImage.of(table, number, column, is_dict)
         elif isinstance(cell, list) and any(_file_of(c) is not None for c in cell):
             row[column] = [
-                c if _file_of(c) is None else _StoredImage.of(table, number, column, i)
-                for i, c in enumerate(cell)
+                one
+                if _file_of(one) is None
+                else _StoredImage.of(table, number, column, isinstance(one, dict), i)
+                for i, one in enumerate(cell)
             ]
     return row
 
@@ -133,48 +154,17 @@ class _StoredImage(bytes):
     """The bytes of an image file in a table, read from the table by `bytes(...)`.
 
     `load_image` does this when a batch needs the image; until then it uses no memory.
+    `is_dict` says whether the cell is a dict, as of an image, or bytes of any kind.
     """
 
     @classmethod
-    def of(cls, table, number, column, index=None):
+    def of(cls, table, number, column, is_dict, index=None):
         stored = cls()
         stored.place = table, number, column, index
+        stored.is_dict = is_dict
         return stored
 
     def __bytes__(self):
         table, number, column, index = self.place
         cell = table[number][column]
         return _file_of(cell if index is None else cell[index])
-
-
-def _parquet_rows(path, columns, whole):
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    if not files or not files[0].is_file():
-        raise FileNotFoundError(f"There is no Parquet file at this path: '{path}'")
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ImportError(
-            "Parquet files are read with pyarrow, which is not installed: "
-            "pip install pyarrow"
-        ) from error
-
-    def errors_named(file, read):
-        try:
-            return read()
-        except pyarrow.ArrowException as error:
-            raise ValueError(f"Not a Parquet file: '{file}' ({error})") from error
-
-    for file in files:
-        names = errors_named(file, lambda file=file: parquet.read_schema(file)).names
-        expect_columns(f"'{file}'", names, names if whole else columns)
-    read = None if whole else columns
-
-    def rows():
-        for file in files:
-            batches = parquet.ParquetFile(file).iter_batches(1000, columns=read)
-            while batch := errors_named(file, lambda b=batches: next(b, None)):
-                yield from batch.to_pylist()
-
-    return rows()

@@ -14,12 +14,11 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any
 
+from keras_betakd.data.image_keys import IMAGE_ENDINGS, UNREAD_ENDINGS
+from keras_betakd.data.splits import expect_one_split
 from keras_betakd.files import unique_keys
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
-
-IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif")
-"""Endings of the members that are images, in small letters."""
 
 MEDIA_ENDINGS = {
     **dict.fromkeys(("mp4", "webm", "avi", "mov", "mkv"), "video"),
@@ -34,9 +33,10 @@ MAX_MEMBER_BYTES = 2**28
 class TarRows:
     """The rows of tar files in the form of WebDataset, read anew by each iteration.
 
-    A row has the keys of the member `.json`; `"image"`, or `"images"` if there are
-    several (`.jpg`, or `.0.jpg`, `.1.jpg`); the text of `.txt`, `.text` or `.caption`
-    under its ending; other images under theirs (`"seg.png"`); and `"__key__"`, the
+    A row has the keys of the member `.json`; `"image"` (`.jpg`), or `"images"` if there
+    are several (`.0.jpg`, `.1.jpg`); the text of `.txt`, `.text` or `.caption` under
+    its ending, without the end of its last line; other images under theirs
+    (`"seg.png"`), of which a single one is `"image"`, too; and `"__key__"`, the
     members' common name.
 
     Args:
@@ -45,6 +45,8 @@ class TarRows:
 
     Raises:
         FileNotFoundError: There is no such file.
+        ValueError: While rows are read: a row is of images alone. Its text may stand
+            elsewhere in the file, and would be trained blind.
 
     Example:
 
@@ -70,6 +72,7 @@ def _files_of(entry):
     found = [p for p in sorted(glob.glob(pattern)) if p.lower().endswith(TAR_ENDINGS)]
     if not found:
         raise FileNotFoundError(f"There is no tar file at this path: {entry!r}")
+    expect_one_split(entry, found)
     return found
 
 
@@ -80,9 +83,9 @@ def _rows_of_file(path):
         with tarfile.open(path, "r|*") as archive:
             key, members = None, []
             for member in archive:
-                if member.isdir():
-                    continue
                 folder, name = posixpath.split(member.name)
+                if member.isdir() or name.startswith("._") or name == ".DS_Store":
+                    continue  # The latter two are notes that macOS makes.
                 stem, _, ending = name.partition(".")
                 own_key = posixpath.join(folder, stem)
                 if own_key != key and members:
@@ -112,6 +115,15 @@ def _content(archive, member):
 
 
 def _row(path, key, members):
+    kinds = [ending.split(".")[-1] for ending, _ in members]
+    is_whole = not any(isinstance(content, ValueError) for _, content in members)
+    if is_whole and set(kinds) <= {*IMAGE_ENDINGS, *UNREAD_ENDINGS}:
+        raise ValueError(
+            f"Record {key!r} of {path!r} has no text beside its image. The files of "
+            "one record must follow one another in a tar file, with one name up to the "
+            "first dot: sort them by name (`tar --sort=name`). An image that belongs "
+            f"to no text must be taken out. Received: {sorted(kinds)}"
+        )
     try:
         return _joined(key, members)
     except (ValueError, RecursionError) as error:
@@ -119,16 +131,16 @@ def _row(path, key, members):
 
 
 def _joined(key, members):
-    row, images, texts, others = {}, [], {}, {}
+    row, images, texts, others = {}, {}, {}, {}
     for ending, content in members:
         if isinstance(content, ValueError):
             raise content
-        if ending in texts or (ending == "json" and row):
+        if ending in {**texts, **images, **others} or (ending == "json" and row):
             raise ValueError(f"there are two members with the ending {ending!r}")
         number, _, kind = ending.rpartition(".")
         if kind in IMAGE_ENDINGS and (number.isdigit() or not number):
-            images.append(content)
-        elif kind in IMAGE_ENDINGS:
+            images[ending] = content
+        elif kind in IMAGE_ENDINGS or kind in UNREAD_ENDINGS:
             others[ending] = content  # a mask, say: an image if a user names it
         elif kind in MEDIA_ENDINGS:
             others[MEDIA_ENDINGS[kind]] = f"{key}.{ending}"
@@ -137,10 +149,31 @@ def _joined(key, members):
             if not isinstance(row, dict):
                 raise ValueError("its .json must hold an object")
         elif ending in ("txt", "caption", "text"):
-            texts[ending] = content.decode("utf-8-sig")
-    # The image beside the text is the record's: what `.json` has under these keys
-    # says where it once came from.
-    if images:
-        row = {k: v for k, v in row.items() if k not in ("image", "images")}
-        row |= {"image": images[0]} if len(images) == 1 else {"images": images}
+            texts[ending] = content.decode("utf-8-sig").rstrip("\r\n")
+    row = _with_images(row, images, others)
     return {**row, **others, **texts, "__key__": key}
+
+
+def _with_images(row, images, others):
+    """The row with its images, as far as the names of the members say which they are.
+
+    The image beside the text is the record's: what `.json` has under these keys says
+    where it once came from.
+    """
+    readable = {k: v for k, v in others.items() if k.split(".")[-1] in IMAGE_ENDINGS}
+    unread = [k for k in others if k.split(".")[-1] in UNREAD_ENDINGS]
+    if unread and not images and not readable:
+        raise ValueError(
+            f"the image {unread[0]!r} is of a kind that cannot be read: make a PNG or "
+            "JPEG file of it, or take it out where it is no image"
+        )
+    if len(images) > 1 and not all("." in ending for ending in images):
+        raise ValueError(
+            f"there are two images, {sorted(images)}: which of them is meant? Number "
+            "the images of one record (.0.jpg, .1.jpg), or take one out"
+        )
+    found = list((images or (readable if len(readable) == 1 else {})).values())
+    if not found:
+        return row
+    row = {k: v for k, v in row.items() if k not in ("image", "images")}
+    return row | ({"image": found[0]} if len(found) == 1 else {"images": found})

@@ -12,12 +12,14 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from keras_betakd.data.answers import answer_text
+from keras_betakd.data.answers import answer_text, expect_no_list_as_text
 from keras_betakd.data.batches import Records, expect_on_error, record_error
-from keras_betakd.data.chat_shapes import Chat, expect_no_media, images_of
+from keras_betakd.data.chat_shapes import Chat, expect_no_media
 from keras_betakd.data.chat_turns import Turns
+from keras_betakd.data.image_keys import images_of
 from keras_betakd.data.images import expect_no_mark
 from keras_betakd.data.loading import RecordMaker, loaded
+from keras_betakd.data.row_files import is_csv_file
 from keras_betakd.data.streams import RecordStream
 from keras_betakd.data.tables import expect_columns
 from keras_betakd.files import read_json
@@ -49,10 +51,11 @@ def load_vqa(
     `datasets.load_dataset("parquet", data_files=...)`, which leaves them on disk.
 
     Args:
-        source: A list of dicts; the path of a JSON, jsonl, CSV, TSV or Parquet file, or
-            of a folder of Parquet files; an object with `column_names` and rows by
-            index, as a `datasets.Dataset`. Or a stream: a `datasets.IterableDataset`,
-            an iterator of dicts, tar files as WebDataset has them ("shards/*.tar").
+        source: A list of dicts; the path of a JSON, jsonl, CSV, TSV or Parquet file, of
+            a folder of Parquet files of one split, or a pattern ("train-*.parquet"); a
+            `pyarrow.Table`, or an object with `column_names` and rows by index, as a
+            `datasets.Dataset`. Or a stream: a `datasets.IterableDataset`, an iterator
+            of dicts, tar files as WebDataset has them ("shards/*.tar").
         image_folder: The folder that the paths of images are relative to, and must
             not leave. With `None`, paths are used as they are.
         image_column: The column of the images. Rows of a list, of JSON or CSV may lack
@@ -92,6 +95,7 @@ def load_vqa(
     if id_column is not None:
         needed.append(id_column)
     is_default = image_column == IMAGE_COLUMN
+    is_csv = is_csv_file(source)
 
     def read(record_id, row):
         if not isinstance(row, Mapping):
@@ -99,8 +103,10 @@ def load_vqa(
             raise record_error(record_id, message, reprlib.repr(row))
         expect_columns(f"Record {record_id!r}", row, needed)
         expect_no_media(record_id, row)
-        images = images_of(record_id, row, None if is_default else image_column)
+        images = images_of(record_id, row, None if is_default else image_column, needed)
         question, answer = row[question_column], row[answer_column]
+        if is_csv:
+            expect_no_list_as_text(record_id, answer)
         chat = question_chat(record_id, images, question, answer, prompt_suffix)
         return maker.record(record_id, chat)
 
@@ -108,7 +114,6 @@ def load_vqa(
         *(source, maker, read, on_error, id_column),
         needed=needed if is_default else [image_column, *needed],
         optional=[image_column] if is_default else [],
-        whole=False,
     )
 
 
@@ -175,7 +180,7 @@ def question_chat(
     """Returns a question with its answer as a conversation, for `RecordMaker`.
 
     Raises:
-        ValueError: The question is no text, or the answer neither text nor number.
+        ValueError: The question is empty or no text, or the answer no text or number.
 
     Example:
 
@@ -185,6 +190,12 @@ def question_chat(
     if not isinstance(question, str):
         message = "a question must be a string."
         raise record_error(record_id, message, reprlib.repr(question))
+    if not question.strip():
+        message = (
+            "a question must not be empty. `load_captions` reads images with a text "
+            "and no question."
+        )
+        raise record_error(record_id, message, repr(question))
     answer = answer_text(record_id, answer)
     turns = Turns([("user", question + suffix), ("assistant", answer)])
     return Chat(turns, images)
