@@ -89,12 +89,16 @@ def neutralize_image_marks(text: str) -> str:
 
 
 def expect_no_mark(name: str, text: str | None) -> None:
-    """Raises a `ValueError` if `text`, of the argument `name`, holds `IMAGE_MARK`.
+    """Raises a `ValueError` if `text`, of the argument `name`, cannot be in a prompt.
+
+    It is no text, or holds `IMAGE_MARK`.
 
     Example:
 
     >>> expect_no_mark("prompt_suffix", "Answer in a word.")
     """
+    if not isinstance(text, str | None):
+        raise ValueError(f"`{name}` must be a text. Received: {name}={text!r}")
     if text and IMAGE_MARK in text:
         raise ValueError(
             f"`{name}` must not hold the image mark {IMAGE_MARK!r}: the images' "
