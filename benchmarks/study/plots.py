@@ -137,9 +137,13 @@ def experiments(results, energy="cosine-probs"):
         for name, experiment in EXPERIMENTS.items()
         if all(results.has("ce", setting) for setting in experiment.settings)
     ]
-    figure = Figure(figsize=(2.6 * len(names) + 3, 3.6), layout="constrained")
-    axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
-    for axis, name in zip(axes, names, strict=True):
+    columns = 4
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(14, 3.2 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for axis in grid.flat[len(names) :]:
+        axis.set_axis_off()
+    for axis, name in zip(grid.flat, names, strict=False):
         settings = list(EXPERIMENTS[name].settings)
         axis.axvline(0, color="gray", linestyle="--")
         for place, arm in enumerate(arms.values()):
@@ -151,8 +155,8 @@ def experiments(results, energy="cosine-probs"):
             axis.errorbar([found.mean], [place], xerr=ends, **style)
         axis.set(title=name, xlabel="points above the grid's choice")
         axis.grid(alpha=0.3)
-    axes[0].set_yticks(range(len(arms)), list(arms))
-    axes[0].invert_yaxis()
+    grid[0, 0].set_yticks(range(len(arms)), list(arms))
+    grid[0, 0].invert_yaxis()
     return figure
 
 
