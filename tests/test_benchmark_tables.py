@@ -5,7 +5,8 @@ import json
 import pytest
 from benchmark_folders import write_benchmark
 
-from keras_betakd.data.tables import expect_columns, table_rows
+from keras_betakd.data.parquet_files import parquet_rows
+from keras_betakd.data.tables import expect_columns
 from keras_betakd.evaluation import load_mmbench, read_jsonl
 from keras_betakd.evaluation.benchmarks.registry import BENCHMARKS
 from keras_betakd.evaluation.benchmarks.tsv_tables import read_tsv
@@ -241,4 +242,4 @@ def test_columns_that_stand_twice(tmp_path):
     table = pyarrow.Table.from_arrays(columns, names=["image", "question", "question"])
     parquet.write_table(table, path)
     with pytest.raises(ValueError, match=r"t.parquet' has the columns .* twice"):
-        table_rows(path, ["image", "question"])
+        parquet_rows(path, ["image", "question"])

@@ -41,7 +41,7 @@ def make_distiller(learning_rate=0.5):
         teacher,
         student,
         energies=[CosineProbsEnergy(), ForwardKLEnergy()],
-        beta=[InstanceBeta(hidden_units=4), TaskBeta()],
+        beta=[InstanceBeta(hidden_units=4, speed=0.05), TaskBeta(speed=0.05)],
         preprocessor=DistillationPreprocessor(
             teacher.preprocessor, student.preprocessor, 6
         ),
