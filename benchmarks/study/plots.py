@@ -104,7 +104,9 @@ def betas(results):
     for axis, (name, arm) in zip(axes, arms.items(), strict=False):
         for run in results.runs_of(arm, "noisy-teacher"):
             shares = 100 * np.array(run["beta"]["biased_by_tenth"])
-            axis.plot(range(1, 11), shares, "o-", alpha=0.6, color="#1f77b4")
+            axis.plot(
+                range(1, 11), shares, "o-", alpha=0.6, color=COLOURS["cosine-probs"]
+            )
         axis.set(
             title=f"instance beta, {name}",
             xlabel="tenth of the questions, lowest beta first",
@@ -135,7 +137,7 @@ def experiments(results, energy="cosine-probs"):
     names = [
         name
         for name, experiment in EXPERIMENTS.items()
-        if all(results.has("ce", setting) for setting in experiment.settings)
+        if results.has("ce", *experiment.settings)
     ]
     columns = 4
     rows = -(-len(names) // columns)
@@ -147,7 +149,7 @@ def experiments(results, energy="cosine-probs"):
         settings = list(EXPERIMENTS[name].settings)
         axis.axvline(0, color="gray", linestyle="--")
         for place, arm in enumerate(arms.values()):
-            if not all(results.has(arm, setting) for setting in settings):
+            if not results.has(arm, *settings):
                 continue
             found = results.difference_to_best_fixed(arm, energy, settings)
             ends = [[found.mean - found.low], [found.high - found.mean]]

@@ -28,9 +28,9 @@ class Results:
         for run in self.runs:
             self._found[run["arm"], run["setting"]][run["seed"]] = run
 
-    def has(self, arm, setting=None):
-        settings = SETTINGS if setting is None else [setting]
-        return all((arm, name) in self._found for name in settings)
+    def has(self, arm, *settings):
+        """Whether an arm has run in these settings; in the study's own if none."""
+        return all((arm, name) in self._found for name in settings or SETTINGS)
 
     def runs_of(self, arm, setting):
         return [run for _, run in sorted(self._found[arm, setting].items())]

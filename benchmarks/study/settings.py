@@ -74,7 +74,6 @@ EXPERIMENTS = {
     "sentences": Experiment(_settings("sentences-", wrong=0.2), problems="sentences"),
 }
 SETTINGS = EXPERIMENTS["drawn"].settings
-EASY_VQA_SETTINGS = EXPERIMENTS["easy-vqa"].settings
 
 
 _TITLES = {

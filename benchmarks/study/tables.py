@@ -100,13 +100,7 @@ class Report:
         """The main betas above the grid's choice, in each experiment."""
         names = [n for n in EXPERIMENTS if self._has_run(n)]
         rows = [
-            [
-                name,
-                *(
-                    self.versus_grid(arm, "cosine-probs", EXPERIMENTS[n].settings)
-                    for n in names
-                ),
-            ]
+            [name, *(self.grid_in(n, arm) for n in names)]
             for name, arm in COMPARED.items()
         ]
         return table(["above the grid's choice", *names], rows)
@@ -114,7 +108,7 @@ class Report:
     def _has_run(self, experiment):
         settings = EXPERIMENTS[experiment].settings
         arms = ["ce", *COMPARED.values()]
-        return all(self.results.has(arm, s) for arm in arms for s in settings)
+        return all(self.results.has(arm, *settings) for arm in arms)
 
     def main_table(self):
         """Accuracy of the main arms; the grid's choice in bold."""

@@ -79,7 +79,7 @@ def chat_of(
         message = "a record must be a dict with a conversation."
         raise record_error(record_id, message, reprlib.repr(row))
     expect_no_media(record_id, row)
-    _expect_no_preference(record_id, row, chat_column)
+    _expect_to_be_trained(record_id, row, chat_column)
     shape = chat_column or _shape(record_id, row)
     turns = _READERS.get(shape, _listed)(record_id, row, shape)
     _add_system_key(turns, record_id, row)
@@ -97,7 +97,7 @@ def expect_no_media(record_id: str, row: Mapping) -> None:
             raise record_error(record_id, reason, f"{key}={reprlib.repr(row[key])}")
 
 
-def _expect_no_preference(record_id, row, chat_column):
+def _expect_to_be_trained(record_id, row, chat_column):
     """Raises for answers of which a data set says that they are not to be given."""
     # A label 0 may be a class, but not beside a completion: there it is KTO's.
     is_kto = row.get("completion") is not None
