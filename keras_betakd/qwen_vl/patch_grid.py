@@ -1,15 +1,15 @@
 """Where the patches of padded images stand, computed inside a step of static shape."""
 
-import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from keras import ops
 
 
-@dataclasses.dataclass(frozen=True)
-class Windows:
+class Windows(NamedTuple):
     """Square windows of patches, each with as many places.
+
+    A tuple, for layers take nests of tensors alone.
 
     Attributes:
         sources: int (N, W * s^2), the number of the patch at each place of each of W
