@@ -186,6 +186,14 @@ class CausalLMView(ModelView):
             "known places, so features of images cannot be compared with it."
         )
 
+    def image_grids(self, inputs):
+        """Rows and columns of the tokens of each image: int (B, P, 2).
+
+        Of the T tokens of `image_layout`, those beyond are padding. `None`, the
+        default, for a model whose images all have one square grid.
+        """
+        return None
+
     def text_mask(self, inputs):
         """True where `hidden_states` belong to text, not image or padding: (B, T)."""
         return self.padding_mask(inputs)
