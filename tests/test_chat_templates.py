@@ -85,7 +85,7 @@ def test_presets_of_base_models_get_no_template(name):
     """And each template is that of a preset or of a public checkpoint."""
     names = [*keras_hub.models.CausalLM.presets]
     names += ["Qwen1.5-4B-Chat", "Qwen2-7B-Instruct", "Qwen2.5-VL-3B-Instruct"]
-    names += ["Qwen3-4B-Instruct-2507"]
+    names += ["Qwen3-4B-Instruct-2507", "Qwen3-VL-2B-Instruct"]
     found = [preset for preset in names if template_of_preset(preset) == name]
     assert found
     assert not [preset for preset in found if preset.endswith(("_base", "guard"))]
@@ -100,6 +100,14 @@ def test_presets_of_base_models_get_no_template(name):
         ("qwen3_8_27b", "qwen3.8"),
         ("qwen3_5_0.8b_base", None),
         ("llama3.2_guard_1b", None),
+        ("hf://Qwen/Qwen2-VL-2B-Instruct", "qwen2.5_vl"),
+        ("hf://Qwen/Qwen2.5-VL-72B-Instruct-AWQ", "qwen2.5_vl"),
+        ("hf://Qwen/Qwen2-VL-7B", None),
+        ("hf://Qwen/Qwen3-VL-8B-Instruct", "qwen3_vl"),
+        ("hf://Qwen/Qwen3-VL-8B-Thinking", None),
+        ("qwen2_vl_2b_instruct", "qwen2.5_vl"),
+        ("qwen2_5_vl_3b_instruct", "qwen2.5_vl"),
+        ("qwen3_vl_4b_instruct", "qwen3_vl"),
         ("hf://google/gemma-3-4b-it", "gemma3"),
         ("hf://Qwen/Qwen3-8B-Base", None),
         ("kaggle://keras/gemma3/keras/gemma3_instruct_1b/3", "gemma3"),

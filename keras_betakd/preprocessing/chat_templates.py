@@ -131,6 +131,7 @@ TEMPLATES = (
         "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
     ),
     _qwen("qwen2.5_vl", "You are a helpful assistant.", image=_QWEN_IMAGE),
+    _qwen("qwen3_vl", image=_QWEN_IMAGE),
     _qwen("qwen3", tokens=_THOUGHTS, last_answer=_NO_THOUGHTS, strip_answer="newlines"),
     _qwen("qwen3_2507"),
     _qwen3_5("qwen3.5", last_answer=_NO_THOUGHTS),
@@ -212,17 +213,18 @@ _PRESETS = (
     # Other tasks, and families whose template is another.
     (r"embedding|guard|shield|translate|function|vault|c2s|math|magistral", None),
     (r"base$|assistant$|code_gemma|coder|agent|thinking|distill", None),
-    (r"pali_?gemma|t5_?gemma|qwen3-vl", None),
+    (r"pali_?gemma|t5_?gemma", None),
     (r"gemma_?-?4.*(26b|31b).*", "gemma4_large"),
     (r"gemma_?-?4", "gemma4"),
     (r"gemma_?-?3n", "gemma3n"),
     (r"gemma_?-?3|medgemma", "gemma3"),
     (r"gemma", "gemma"),
+    (r"qwen_?-?3[-_]?vl", "qwen3_vl"),
+    (r"qwen_?-?2([._]?5)?[-_]?vl", "qwen2.5_vl"),
     (r"qwen3(\.8|_8_)", "qwen3.8"),
     (r"qwen3(\.[56]|_[56]_)", "qwen3.5"),
     (r"qwen_?-?3.*2507", "qwen3_2507"),
     (r"qwen_?-?3", "qwen3"),
-    (r"qwen2(\.5)?-vl", "qwen2.5_vl"),
     (r"qwen2[._]5", "qwen2.5"),
     (r"qwen2", "qwen2"),
     (r"qwen1[._]5", "qwen1.5"),
@@ -245,9 +247,9 @@ def chat_template(name):
     Args:
         name: one of `"gemma"` (Gemma 1 and 2), `"gemma3"`, `"gemma3n"`, `"gemma4"` (E2B
             and E4B), `"gemma4_large"`, `"qwen1.5"`, `"qwen2"`, `"qwen2.5"`,
-            `"qwen2.5_vl"`, `"qwen3"`, `"qwen3_2507"`, `"qwen3.5"` (and 3.6),
-            `"qwen3.8"`, `"llama2"`, `"llama3"`, `"llama3.1"` (to 3.3), `"mistral"`
-            (0.1, 0.2, Mixtral), `"mistral0.3"`, `"phi3"`, `"smollm3"`.
+            `"qwen2.5_vl"` (and 2), `"qwen3_vl"`, `"qwen3"`, `"qwen3_2507"`, `"qwen3.5"`
+            (and 3.6), `"qwen3.8"`, `"llama2"`, `"llama3"`, `"llama3.1"` (to 3.3),
+            `"mistral"` (0.1, 0.2, Mixtral), `"mistral0.3"`, `"phi3"`, `"smollm3"`.
 
     Returns:
         A `ChatTemplate`.

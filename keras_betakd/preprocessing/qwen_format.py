@@ -1,9 +1,7 @@
-"""The record format of Qwen3.5, whose keras-hub preprocessor trains on text only."""
+"""`QwenFormat`: records for Qwen's models with vision, whose images have any size."""
 
 import functools
-import re
 
-import keras
 import numpy as np
 
 from keras_betakd.data.images import IMAGE_MARK
@@ -12,29 +10,60 @@ from keras_betakd.preprocessing.chat_packing import packed_chats
 from keras_betakd.preprocessing.chat_tokens import chat_tokens
 from keras_betakd.preprocessing.text_format import TextFormat, packed
 
-SPECIAL = ("im_start", "end", "vision_start", "vision_end", "image", "video")
 
-
-class Qwen3_5Format(TextFormat):
-    """Images of any shape, whose number of tokens depends on their size.
+class QwenFormat(TextFormat):
+    """Images of any shape, whose number of tokens depends on their size; a base class.
 
     The numbers of patches and of images are padded to a power of two, so that a step is
     compiled for few shapes. `image_sources`, (B, T), is the number of the image token
-    at each position, -1 for text. `position_ids`, (B, 4, T), are the three-axis rotary
-    positions of Qwen's M-RoPE, with the temporal one first and second.
+    at each position, -1 for text. `position_ids`, (B, A, T), are the rotary positions
+    of Qwen's M-RoPE on A axes.
+
+    Attributes:
+        axes: which of the temporal axis, the rows and the columns, 0 to 2, each of the
+            A axes holds.
     """
 
     image_keys = ("pixel_values", "image_grid_thw")
     decodes_cached = False
     chat_form = "ids"
+    axes = (0, 1, 2)
+
+    @property
+    def _patch_shape(self):
+        """The shape of a patch in the model's inputs."""
+        raise NotImplementedError
+
+    def _converted(self, image):
+        """`(patches, grid)` of a uint8 image.
+
+        Patches are (P, *_patch_shape), those of an image token next to each other; the
+        grid is (1, rows, columns) of them.
+        """
+        raise NotImplementedError
+
+    def _grid(self, image):
+        """The grid of `_converted` alone."""
+        return self._converted(image)[1]
+
+    def _encode(self, text):
+        """The token ids of a text, special tokens included, one for each image."""
+        return np.asarray(self.preprocessor.tokenizer(text)).tolist()
+
+    def _bucket(self, number, least=1):
+        """What a number of patches or images is padded to: `least` doubled enough."""
+        size = least
+        while size < number:
+            size *= 2
+        return size
 
     def prompt_lengths(self, inputs, limit):
         if "chats" in inputs:
             return {self.answer_length: [len(c.ids) for c in self.chat_tokens(inputs)]}
         images = inputs.get("images", [[] for _ in inputs["prompts"]])
         rows = zip(inputs["prompts"], images, strict=True)
-        grids = [(p, [self._converted(i)[1] for i in found]) for p, found in rows]
-        ids = [self._tokenized(p, [self._tokens(g) for g in row]) for p, row in grids]
+        grids = [(p, [self._tokens(self._grid(i)) for i in r]) for p, r in rows]
+        ids = [self._tokenized(p, row) for p, row in grids]
         start = int(self.preprocessor.add_start_token)
         return {self.answer_length: [len(row) + start for row in ids]}
 
@@ -102,7 +131,7 @@ class Qwen3_5Format(TextFormat):
 
     def chat_tokens(self, inputs):
         images = inputs.get("images", [[] for _ in inputs["chats"]])
-        grids = [[self._tokens(self._converted(i)[1]) for i in row] for row in images]
+        grids = [[self._tokens(self._grid(i)) for i in row] for row in images]
         return self._chat_tokens(inputs["chats"], grids)
 
     def _chat_tokens(self, chats, grids):
@@ -113,10 +142,6 @@ class Qwen3_5Format(TextFormat):
             tokenize = functools.partial(self._with_images, counts=counts)
             found.append(chat_tokens(chat, self.preprocessor.tokenizer, tokenize))
         return found
-
-    def _converted(self, image):
-        found = image_inputs.converted(image, self.preprocessor.image_converter)
-        return found["patches"], tuple(int(n) for n in found["grid_thw"])
 
     @property
     def _merge(self):
@@ -129,8 +154,6 @@ class Qwen3_5Format(TextFormat):
     def _tokenized(self, text, grids):
         """The token ids of a text, with one image token for each token of its images.
 
-        Special tokens are looked up: a byte-pair tokenizer would split them.
-
         Args:
             text: a prompt or response.
             grids: rows and columns of the tokens of each image, in order.
@@ -139,32 +162,22 @@ class Qwen3_5Format(TextFormat):
 
     def _with_images(self, text, counts):
         """`_tokenized` with the numbers of tokens of the images, an iterator."""
-        tokenizer = self.preprocessor.tokenizer
-        names = [f"{name}_token" for name in SPECIAL]
-        names = [name for name in names if getattr(tokenizer, name, None)]
-        special = {getattr(tokenizer, n): getattr(tokenizer, f"{n}_id") for n in names}
-        pieces = re.split("(" + "|".join(map(re.escape, special)) + ")", text)
+        image = getattr(self.preprocessor.tokenizer, "image_token_id", None)
         ids = []
-        for piece in filter(None, pieces):
-            if piece == getattr(tokenizer, "image_token", None):
-                ids += [special[piece]] * next(counts, 1)
-            elif piece in special:
-                ids.append(special[piece])
-            else:
-                ids += keras.ops.convert_to_numpy(tokenizer(piece)).tolist()
+        for token in self._encode(text):
+            ids += [token] * (next(counts, 1) if token == image else 1)
         return ids
 
     def _patches(self, parts):
         """The number of patches that each image of a batch is padded to."""
         sizes = [len(patches) for row in parts for patches, _ in row]
-        return _power_of_two(max(sizes, default=1), least=self._merge**2)
+        return self._bucket(max(sizes, default=1), least=self._merge**2)
 
     def _stacked(self, parts):
         """The patches and grids of all images, padded: dict of two arrays."""
-        count, size = _power_of_two(max(map(len, parts))), self._patches(parts)
-        converter = self.preprocessor.image_converter
-        patch = (converter.temporal_patch_size, *[converter.patch_size] * 2, 3)
-        values = np.zeros((len(parts), count, size, *patch), dtype="float32")
+        count, size = self._bucket(max(map(len, parts))), self._patches(parts)
+        shape = (len(parts), count, size, *self._patch_shape)
+        values = np.zeros(shape, dtype="float32")
         grids = np.zeros((len(parts), count, 3), dtype="int32")
         for i, row in enumerate(parts):
             for j, (patches, grid) in enumerate(row):
@@ -177,28 +190,38 @@ class Qwen3_5Format(TextFormat):
         slots = self._patches(parts) // self._merge**2
         image = self.preprocessor.tokenizer.image_token_id
         sources = np.full(token_ids.shape, -1, dtype="int32")
-        positions = np.zeros((len(token_ids), 4, token_ids.shape[1]), dtype="int32")
+        length, axes = token_ids.shape[1], list(self.axes)
+        positions = np.zeros((len(token_ids), len(axes), length), dtype="int32")
         for i, row in enumerate(parts):
             grids = [self._tokens(grid) for _, grid in row]
             numbers = [np.arange(r * c) + j * slots for j, (r, c) in enumerate(grids)]
             numbers = np.concatenate([*numbers, np.zeros(0, "int32")])
             where = np.flatnonzero(token_ids[i] == image)[: len(numbers)]
             sources[i, where] = numbers[: len(where)]
-            positions[i] = _rope_positions(token_ids[i] == image, grids)
+            positions[i] = rope_positions(token_ids[i] == image, grids)[axes]
         return {"image_sources": sources, "position_ids": positions}
 
 
-def _rope_positions(is_image, grids):
-    """The M-RoPE positions, (4, T), of one sequence.
+def rope_positions(is_image, grids):
+    """The M-RoPE positions, (3, T), of one sequence: time, row and column.
 
-    An image advances the position by the longer side of its grid.
+    A text token has the same position on all axes, one more than the last. An image
+    begins where a text token would: with start s, its token in row r and column c is at
+    (s, s + r, s + c). It advances the position by the longer side of its grid.
 
     Args:
         is_image: (T,) bool, true for image tokens.
         grids: rows and columns of the tokens of each image, in order.
+
+    Example:
+
+    >>> rope_positions(np.array([False, True, True, False]), [(1, 2)]).tolist()
+    [[0, 1, 1, 3], [0, 1, 1, 3], [0, 1, 2, 3]]
+
+    Source: `get_rope_index` of Qwen2-VL in `transformers`.
     """
     length = len(is_image)
-    positions = np.zeros((4, length), dtype="int32")
+    positions = np.zeros((3, length), dtype="int32")
     grids = iter(grids)
     place = start = 0
     while place < length:
@@ -209,15 +232,7 @@ def _rope_positions(is_image, grids):
             continue
         rows, columns = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
         end = min(place + len(rows), length)
-        axes = np.stack([np.zeros_like(rows), np.zeros_like(rows), rows, columns])
+        axes = np.stack([np.zeros_like(rows), rows, columns])
         positions[:, place:end] = start + axes[:, : end - place]
         place, start = end, start + max(grid)
     return positions
-
-
-def _power_of_two(number, least=1):
-    """`least` doubled until it is at least `number`."""
-    size = least
-    while size < number:
-        size *= 2
-    return size

@@ -27,6 +27,11 @@ def _gelu_tanh(x):
     return ops.gelu(x, approximate=True)
 
 
+def merger_activation(x):
+    """The exact GELU, whatever the blocks have."""
+    return ops.gelu(x, approximate=False)
+
+
 _ACTIVATIONS = {"silu": ops.silu, "quick_gelu": quick_gelu, "gelu_tanh": _gelu_tanh}
 
 
@@ -374,7 +379,7 @@ class PatchMerger(keras.layers.Layer):
         x = ops.reshape(x, (batch, images, patches // size, size * x.shape[-1]))
         if self.norm_after_merging:
             x = self.norm(x)
-        return self.dense_2(ops.gelu(self.dense_1(x), approximate=False))
+        return self.dense_2(merger_activation(self.dense_1(x)))
 
     def compute_output_shape(self, input_shape):
         patches, size = input_shape[2], self.spatial_merge_size**2

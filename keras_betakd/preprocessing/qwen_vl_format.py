@@ -1,0 +1,57 @@
+"""The record format of Qwen2-VL, Qwen2.5-VL and Qwen3-VL."""
+
+import itertools
+
+from keras_betakd.preprocessing.qwen_format import QwenFormat
+
+
+class QwenVLFormat(QwenFormat):
+    """Converts records for `keras_betakd.qwen_vl.QwenVLCausalLM`.
+
+    Images of a batch are padded to the number of patches of the largest, rounded up to
+    one of few sizes: 4, 6, 8, 12, 16, 24, ... tokens, up to those of `max_pixels`.
+    Steps are compiled once for each.
+    """
+
+    decodes_cached = True
+    packs_prompts = True
+
+    @property
+    def _patch_shape(self):
+        return (3 * self.preprocessor.image_converter.patch_size**2,)
+
+    def _converted(self, image):
+        found = self.preprocessor.image_converter(image)
+        return found["patches"], tuple(int(n) for n in found["grid_thw"])
+
+    def _grid(self, image):
+        return self.preprocessor.image_converter.grid(*image.shape[:2])
+
+    def _patches(self, parts):
+        merge = self._merge**2
+        sizes = [len(patches) // merge for row in parts for patches, _ in row]
+        return merge * rounded_up(max(sizes, default=1), self._most_tokens)
+
+    @property
+    def _most_tokens(self):
+        """The most tokens of an image: no bucket need be larger."""
+        converter = self.preprocessor.image_converter
+        return converter.max_pixels // (converter.patch_size * self._merge) ** 2
+
+    def packed_prompts(self, inputs, length):
+        return self.prompts_alone(inputs, length)
+
+
+def rounded_up(number, most):
+    """The smallest of 1, 2, 3, 4, 6, 8, 12, 16, ... and `most` that is enough.
+
+    Example:
+
+    >>> [rounded_up(n, most=10) for n in (1, 5, 7, 9)]
+    [1, 6, 8, 10]
+    """
+    sizes = (
+        size for power in itertools.count() for size in (2**power, 3 * 2**power // 2)
+    )
+    size = next(size for size in sizes if size >= number)
+    return max(number, min(size, most))
