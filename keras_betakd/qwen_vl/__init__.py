@@ -2,6 +2,7 @@
 
 from keras_betakd.qwen_vl.backbone import QwenVLBackbone
 from keras_betakd.qwen_vl.causal_lm import QwenVLCausalLM
+from keras_betakd.qwen_vl.checkpoints import load_qwen_vl
 from keras_betakd.qwen_vl.image_converter import QwenVLImageConverter
 from keras_betakd.qwen_vl.preprocessor import QwenVLCausalLMPreprocessor
 from keras_betakd.qwen_vl.tokenizer import QwenVLTokenizer
@@ -15,4 +16,5 @@ __all__ = [
     "QwenVLImageConverter",
     "QwenVLTokenizer",
     "QwenVLVisionEncoder",
+    "load_qwen_vl",
 ]

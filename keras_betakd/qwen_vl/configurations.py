@@ -155,7 +155,7 @@ def _rope_arguments(text, kind, head_dim):
             f"three whole numbers that add up to half the width of a head, {pairs}",
         )
     holder = rope if rope.get("rope_theta") is not None else text
-    theta = holder.number("rope_theta", holder.values["rope_theta"])
+    theta = holder.number("rope_theta")
     if theta < 1:
         raise holder.error("rope_theta", "a finite number, 1 or more")
     return {"rope_max_wavelength": theta, "rope_sections": tuple(sections)}
