@@ -23,7 +23,8 @@ def rotary_axes(sections, interleaved):
     if not interleaved:
         return [axis for axis, size in enumerate(sections) for _ in range(size)]
     return [
-        pair % 3 if pair < 3 * sections[pair % 3] else 0 for pair in range(sum(sections))
+        pair % 3 if pair < 3 * sections[pair % 3] else 0
+        for pair in range(sum(sections))
     ]
 
 
@@ -59,7 +60,9 @@ class RotaryAngles(keras.layers.Layer):
         self.interleaved = interleaved
         self.max_wavelength = max_wavelength
         pairs = np.arange(head_dim // 2, dtype="float64")
-        self._frequencies = (max_wavelength ** (-2 * pairs / head_dim)).astype("float32")
+        self._frequencies = (max_wavelength ** (-2 * pairs / head_dim)).astype(
+            "float32"
+        )
         self._axes = np.array(rotary_axes(sections, interleaved), "int32")
 
     def build(self, input_shape):
