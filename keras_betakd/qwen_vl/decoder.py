@@ -70,7 +70,9 @@ class RotaryAngles(keras.layers.Layer):
 
     def call(self, position_ids):
         by_axis = ops.transpose(ops.cast(position_ids, "float32"), (0, 2, 1))
-        angles = ops.take(by_axis, self._axes, axis=-1) * self._frequencies
+        frequencies = ops.convert_to_tensor(self._frequencies)
+        axes = ops.convert_to_tensor(self._axes)
+        angles = ops.take(by_axis, axes, axis=-1) * frequencies
         angles = ops.concatenate([angles, angles], axis=-1)[:, :, None]
         return ops.cos(angles), ops.sin(angles)
 
