@@ -167,7 +167,9 @@ def _compare_attention(energy, student, teacher):
 def _compare_images(energy, student, teacher):
     present = _present(student, teacher)
     if energy.align == "pool":
-        ours, theirs = (_pooled(energy.features, x, present) for x in (student, teacher))
+        ours, theirs = (
+            _pooled(energy.features, x, present) for x in (student, teacher)
+        )
         value = energy.call(theirs, ours)[:, None]
         return value, ops.any(present, axis=1, keepdims=True)
     theirs, ours = _image_tokens(energy.features, student, teacher)

@@ -26,9 +26,12 @@ class ModelView:
         sees_hidden_states: whether `hidden_states` and `head` exist.
         head: an `LMHead`, hidden states (B, K, H) to logits (B, K, V), soft cap
             included; `None` where the head is not accessible.
+        images_vary: whether images have tokens by their size, and `image_grids` says
+            how many.
     """
 
     sees_hidden_states = False
+    images_vary = False
     head = None
     _classes = None
     _known_shape = None

@@ -8,6 +8,8 @@ from keras_betakd.models.base import CausalLMView
 class QwenVLView(CausalLMView):
     """`keras_betakd.qwen_vl.QwenVLCausalLM`, whose images have any size."""
 
+    images_vary = True
+
     def vision_tower(self):
         return [self.backbone.vision_encoder]
 

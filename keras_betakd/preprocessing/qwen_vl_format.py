@@ -2,6 +2,8 @@
 
 import itertools
 
+import numpy as np
+
 from keras_betakd.preprocessing.qwen_format import QwenFormat
 
 
@@ -39,7 +41,16 @@ class QwenVLFormat(QwenFormat):
         return converter.max_pixels // (converter.patch_size * self._merge) ** 2
 
     def packed_prompts(self, inputs, length):
-        return self.prompts_alone(inputs, length)
+        """The inputs of `generate_step`: prompts padded by no token that ends an answer.
+
+        keras-hub's samplers take one where the answer will stand for its end, and
+        `<|endoftext|>` both pads and ends.
+        """
+        x = self.prompts_alone(inputs, length)
+        special = self.preprocessor.tokenizer.special_token_ids
+        plain = next(i for i in itertools.count() if i not in special)
+        mask = np.asarray(x["padding_mask"], bool)
+        return {**x, "token_ids": np.where(mask, x["token_ids"], plain)}
 
 
 def rounded_up(number, most):

@@ -23,7 +23,8 @@ def rotary_axes(sections, interleaved):
     if not interleaved:
         return [axis for axis, size in enumerate(sections) for _ in range(size)]
     return [
-        pair % 3 if pair < 3 * sections[pair % 3] else 0 for pair in range(sum(sections))
+        pair % 3 if pair < 3 * sections[pair % 3] else 0
+        for pair in range(sum(sections))
     ]
 
 
@@ -59,7 +60,9 @@ class RotaryAngles(keras.layers.Layer):
         self.interleaved = interleaved
         self.max_wavelength = max_wavelength
         pairs = np.arange(head_dim // 2, dtype="float64")
-        self._frequencies = (max_wavelength ** (-2 * pairs / head_dim)).astype("float32")
+        self._frequencies = (max_wavelength ** (-2 * pairs / head_dim)).astype(
+            "float32"
+        )
         self._axes = np.array(rotary_axes(sections, interleaved), "int32")
 
     def build(self, input_shape):
@@ -67,7 +70,9 @@ class RotaryAngles(keras.layers.Layer):
 
     def call(self, position_ids):
         by_axis = ops.transpose(ops.cast(position_ids, "float32"), (0, 2, 1))
-        angles = ops.take(by_axis, self._axes, axis=-1) * self._frequencies
+        frequencies = ops.convert_to_tensor(self._frequencies)
+        axes = ops.convert_to_tensor(self._axes)
+        angles = ops.take(by_axis, axes, axis=-1) * frequencies
         angles = ops.concatenate([angles, angles], axis=-1)[:, :, None]
         return ops.cos(angles), ops.sin(angles)
 

@@ -115,9 +115,7 @@ class QwenVLCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
             Dict of the inputs of `QwenVLBackbone`.
         """
         records = checked_records(x if isinstance(x, dict) else {"prompts": x})
-        inputs = model_inputs(
-            self, without_last_answers(records), self.prompt_template
-        )
+        inputs = model_inputs(self, without_last_answers(records), self.prompt_template)
         family, limit = format_of(self), sequence_length or self.sequence_length
         lengths = family.prompt_lengths(inputs, limit)[family.answer_length]
         for name, length in zip(records.names, lengths, strict=True):
@@ -128,7 +126,7 @@ class QwenVLCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
                     "`max_length` or `preprocessor.sequence_length`, or smaller images "
                     "(`max_pixels` of the image converter)."
                 )
-        found = family.prompts_alone(inputs, limit)
+        found = family.packed_prompts(inputs, limit)
         return {key: ops.convert_to_tensor(value) for key, value in found.items()}
 
     def generate_postprocess(self, x):

@@ -58,12 +58,15 @@ class ImageTextCausalLM(keras_hub.models.CausalLM):
         )
 
         def next(tokens, cache, index):
+            # A sampler may try several continuations of a prompt, each in its own row.
+            beams = ops.shape(tokens)[0] // batch_size
             parts = {
-                name: _position(values, index - 1) for name, values in prompt.items()
+                name: _repeated(_position(values, index - 1), beams)
+                for name, values in {**prompt, "is_prompt": is_prompt}.items()
             }
             parts["embeddings"] = self._step_embeddings(
                 _position(tokens, index - 1),
-                _position(is_prompt, index - 1),
+                parts.pop("is_prompt"),
                 parts["embeddings"],
             )
             logits, hidden_states, cache = self.call_with_cache(parts, cache, index - 1)
@@ -110,6 +113,15 @@ def _position(values, index):
     """One position of an array (B, T, ...): (B, 1, ...)."""
     start = (0, index, *[0] * (len(values.shape) - 2))
     return ops.slice(values, start, (ops.shape(values)[0], 1, *values.shape[2:]))
+
+
+def _repeated(values, times):
+    """Each row of an array as often, one after another."""
+    return (
+        values
+        if isinstance(times, int) and times == 1
+        else ops.repeat(values, times, axis=0)
+    )
 
 
 def _up_to_stop(token_ids, is_prompt, stop_token_ids):
