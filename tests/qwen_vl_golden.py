@@ -9,7 +9,11 @@ import numpy as np
 from keras_betakd.qwen_vl import load_qwen_vl
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "qwen_vl"
-FOLDERS = {"qwen2_5_vl": "qwen2_5_vl_tiny", "qwen3_vl": "qwen3_vl_tiny"}
+FOLDERS = {
+    "qwen2_vl": "qwen2_vl_tiny",
+    "qwen2_5_vl": "qwen2_5_vl_tiny",
+    "qwen3_vl": "qwen3_vl_tiny",
+}
 LENGTH = 63  # of the padded batch
 
 

@@ -162,7 +162,7 @@ def test_answers_alone_and_in_a_batch(sampler):
     assert model.generate(several)[0] == alone
 
 
-@FAMILIES
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
 def test_attention_of_the_first_block(family):
     model = golden_model(family)
     view = view_of(model)
