@@ -20,7 +20,7 @@ from keras_betakd.models.attention import (
     record_first_attention,
 )
 from keras_betakd.preprocessing.qwen_vl_format import rounded_up
-from keras_betakd.qwen_vl import QwenVLCausalLM, vision
+from keras_betakd.qwen_vl import QwenVLCausalLM, image_tokens
 from keras_betakd.qwen_vl.patch_grid import PatchGrid
 
 FAMILIES = pytest.mark.parametrize("family", FOLDERS)
@@ -264,7 +264,7 @@ def test_the_other_gelu_and_the_other_axes_move_the_golden_numbers(monkeypatch):
     x, _, _ = inputs_of(model, "qwen2_5_vl")
     found = model.backbone.vision_encoder(x["pixel_values"], x["image_grid_thw"])
     with monkeypatch.context() as patch:
-        patch.setattr(vision, "merger_activation", tanh_gelu)
+        patch.setattr(image_tokens, "merger_activation", tanh_gelu)
         merged = real_tokens(model.backbone.projector(found[0]), x["image_grid_thw"])
     assert np.abs(merged - expected["vision/features"]).max() > 10 * FEATURES
     angles = model.backbone.rotary_angles

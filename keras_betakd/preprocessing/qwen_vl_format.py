@@ -41,7 +41,7 @@ class QwenVLFormat(QwenFormat):
         return converter.max_pixels // (converter.patch_size * self._merge) ** 2
 
     def packed_prompts(self, inputs, length):
-        """The inputs of `generate_step`: prompts padded by no token that ends an answer.
+        """The inputs of `generate_step`: prompts padded by a token that ends no answer.
 
         keras-hub's samplers take one where the answer will stand for its end, and
         `<|endoftext|>` both pads and ends.

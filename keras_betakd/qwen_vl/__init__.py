@@ -4,9 +4,10 @@ from keras_betakd.qwen_vl.backbone import QwenVLBackbone
 from keras_betakd.qwen_vl.causal_lm import QwenVLCausalLM
 from keras_betakd.qwen_vl.checkpoints import load_qwen_vl
 from keras_betakd.qwen_vl.image_converter import QwenVLImageConverter
+from keras_betakd.qwen_vl.image_tokens import PatchMerger
 from keras_betakd.qwen_vl.preprocessor import QwenVLCausalLMPreprocessor
 from keras_betakd.qwen_vl.tokenizer import QwenVLTokenizer
-from keras_betakd.qwen_vl.vision import PatchMerger, QwenVLVisionEncoder
+from keras_betakd.qwen_vl.vision import QwenVLVisionEncoder
 
 __all__ = [
     "PatchMerger",

@@ -4,14 +4,11 @@ import keras
 import keras_hub
 from keras import ops
 
-from keras_betakd.qwen_vl.decoder import (
-    CausalMask,
-    DecoderBlock,
-    ImageTokens,
-    RotaryAngles,
-)
+from keras_betakd.qwen_vl.decoder import CausalMask, DecoderBlock
 from keras_betakd.qwen_vl.families import family_of
-from keras_betakd.qwen_vl.vision import PatchMerger, QwenVLVisionEncoder
+from keras_betakd.qwen_vl.image_tokens import PatchMerger, PlacedImageTokens
+from keras_betakd.qwen_vl.rotary import RotaryAngles
+from keras_betakd.qwen_vl.vision import QwenVLVisionEncoder
 
 _CONFIG = (
     "family vocabulary_size num_layers num_query_heads num_key_value_heads head_dim "
@@ -55,9 +52,9 @@ class QwenVLBackbone(keras_hub.models.Backbone):
         inputs: dict of `"token_ids"`, int (B, T), one image token for each token of an
             image; `"padding_mask"`, (B, T), 1 for tokens and 0 for padding, on either
             side; `"position_ids"`, int (B, 3, T), positions in time, row and column;
-            `"pixel_values"`, (B, M, P, 3 p^2), and `"image_grid_thw"`, int (B, M, 3), of
-            up to M images; `"image_sources"`, int (B, T), the image token at each
-            position (see `ImageTokens`). `QwenVLCausalLMPreprocessor` makes them all.
+            `"pixel_values"`, (B, M, P, 3 p^2), and `"image_grid_thw"`, int (B, M, 3),
+            of up to M images; `"image_sources"`, int (B, T), the image token at each
+            position (see `PlacedImageTokens`). `QwenVLCausalLMPreprocessor` makes all.
 
     Returns:
         (B, T, H), after the last normalisation.
@@ -164,7 +161,7 @@ class QwenVLBackbone(keras_hub.models.Backbone):
             dtype=dtype,
             name="token_embedding",
         )
-        self.image_tokens = ImageTokens(dtype=dtype, name="image_tokens")
+        self.image_tokens = PlacedImageTokens(dtype=dtype, name="image_tokens")
         self.rotary_angles = RotaryAngles(
             head_dim,
             rope_sections,

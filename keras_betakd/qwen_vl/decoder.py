@@ -1,101 +1,9 @@
-"""The decoder of Qwen2-VL, Qwen2.5-VL and Qwen3-VL: rotary positions of three axes."""
+"""The decoder blocks of Qwen2-VL, Qwen2.5-VL and Qwen3-VL."""
 
 import keras
-import numpy as np
 from keras import ops
 
-from keras_betakd.qwen_vl.patch_grid import rotated
-
-
-def rotary_axes(sections, interleaved):
-    """The axis (0 time, 1 row, 2 column) by which each rotary pair turns: a list.
-
-    Args:
-        sections: how many pairs each of the three axes has.
-        interleaved: whether the axes take turns (Qwen3-VL: 0 1 2 0 1 2 ... 0 0); else
-            one section follows another.
-
-    Example:
-
-    >>> rotary_axes((2, 1, 1), interleaved=False), rotary_axes((2, 1, 1), True)
-    ([0, 0, 1, 2], [0, 1, 2, 0])
-    """
-    if not interleaved:
-        return [axis for axis, size in enumerate(sections) for _ in range(size)]
-    return [
-        pair % 3 if pair < 3 * sections[pair % 3] else 0
-        for pair in range(sum(sections))
-    ]
-
-
-@keras.saving.register_keras_serializable(package="keras_betakd")
-class RotaryAngles(keras.layers.Layer):
-    """Cosine and sine of the rotary angles of positions with three axes.
-
-    Pair j = 0 ... d / 2 - 1 of a head turns by position[axis(j)] * wavelength^(-2j/d).
-
-    Args:
-        head_dim: int, d.
-        sections: three ints, pairs of each axis; their sum is d / 2.
-        interleaved: as for `rotary_axes`.
-        max_wavelength: the base of the frequencies.
-        **kwargs: as for any layer.
-
-    Call arguments:
-        position_ids: int (B, 3, T).
-
-    Returns:
-        Two float32 arrays, (B, T, 1, d).
-    """
-
-    def __init__(self, head_dim, sections, interleaved, max_wavelength, **kwargs):
-        super().__init__(autocast=False, **kwargs)
-        if len(sections) != 3 or 2 * sum(sections) != head_dim:
-            raise ValueError(
-                "`rope_sections` must be three numbers of pairs that add up to half of "
-                f"`head_dim`, {head_dim}. Received: rope_sections={tuple(sections)}"
-            )
-        self.head_dim = head_dim
-        self.sections = tuple(sections)
-        self.interleaved = interleaved
-        self.max_wavelength = max_wavelength
-        pairs = np.arange(head_dim // 2, dtype="float64")
-        self._frequencies = (max_wavelength ** (-2 * pairs / head_dim)).astype(
-            "float32"
-        )
-        self._axes = np.array(rotary_axes(sections, interleaved), "int32")
-
-    def build(self, input_shape):
-        self.built = True
-
-    def call(self, position_ids):
-        by_axis = ops.transpose(ops.cast(position_ids, "float32"), (0, 2, 1))
-        frequencies = ops.convert_to_tensor(self._frequencies)
-        axes = ops.convert_to_tensor(self._axes)
-        angles = ops.take(by_axis, axes, axis=-1) * frequencies
-        angles = ops.concatenate([angles, angles], axis=-1)[:, :, None]
-        return ops.cos(angles), ops.sin(angles)
-
-    def compute_output_spec(self, position_ids):
-        shape = (position_ids.shape[0], position_ids.shape[2], 1, self.head_dim)
-        return tuple(keras.KerasTensor(shape, "float32") for _ in range(2))
-
-    def get_config(self):
-        names = "head_dim sections interleaved max_wavelength"
-        return {
-            **super().get_config(),
-            **{name: getattr(self, name) for name in names.split()},
-        }
-
-
-class Rotation(keras.layers.Layer):
-    """Rotates queries or keys, (B, T, heads, d), by the angles of `RotaryAngles`."""
-
-    def build(self, input_shape):
-        self.built = True
-
-    def call(self, x, cosine, sine):
-        return rotated(x, cosine, sine)
+from keras_betakd.qwen_vl.rotary import Rotation
 
 
 class DecoderAttention(keras.layers.Layer):
@@ -112,7 +20,7 @@ class DecoderAttention(keras.layers.Layer):
         (B, t, H); with a cache also the updated cache.
     """
 
-    # What `keras_betakd.models.attention` reads of a layer, as keras-hub's Gemma has it.
+    # What `keras_betakd.models.attention` reads, as keras-hub's Gemma has it.
     query_head_dim_normalize = True
     logit_soft_cap = None
     use_sliding_window_attention = False
@@ -275,7 +183,6 @@ class DecoderBlock(keras.layers.Layer):
         return input_shape
 
 
-@keras.saving.register_keras_serializable(package="keras_betakd")
 class CausalMask(keras.layers.Layer):
     """True where a position may attend to another: bool (B, T, T).
 
@@ -295,30 +202,3 @@ class CausalMask(keras.layers.Layer):
     def compute_output_spec(self, padding_mask):
         batch, length = padding_mask.shape
         return keras.KerasTensor((batch, length, length), "bool")
-
-
-@keras.saving.register_keras_serializable(package="keras_betakd")
-class ImageTokens(keras.layers.Layer):
-    """Image tokens at their positions in the text, zeros elsewhere.
-
-    Call arguments:
-        features: (B, M, N, H), N tokens of each of M images, padding included.
-        image_sources: int (B, T), the number j * N + k of token k of image j at each
-            position; -1 for text.
-
-    Returns:
-        (B, T, H).
-    """
-
-    def build(self, input_shape):
-        self.built = True
-
-    def call(self, features, image_sources):
-        width = features.shape[-1]
-        tokens = ops.reshape(features, (ops.shape(features)[0], -1, width))
-        source = ops.cast(image_sources, "int32")[..., None]
-        found = ops.take_along_axis(tokens, ops.maximum(source, 0), axis=1)
-        return ops.where(source >= 0, found, ops.zeros_like(found))
-
-    def compute_output_shape(self, features_shape, image_sources_shape):
-        return (*image_sources_shape, features_shape[-1])

@@ -144,7 +144,7 @@ def _template_of(pair, prompt_template):
 
 
 def _expect_one_size(view, features):
-    """Raises if features at image tokens are wanted, of which images have any number."""
+    """Raises if features at image tokens are wanted, of which there is any number."""
     found = sorted(features - {"hidden_states"})
     if found and view.images_vary:
         raise ValueError(
