@@ -49,8 +49,10 @@ def main():
         counts = [tokens(size) for size in sizes]
         sys.stdout.write(
             f"{kind}: {min(counts)} to {max(counts)} image tokens, "
-            f"{np.mean(counts):.0f} on average\n"
+            f"{np.mean(counts):.0f} on average, batches of "
+            f"{len(shapes(counts, options.batch))} shapes\n"
         )
+        sys.stdout.flush()
         for backend in options.backends:
             names = "records", "batch", "turns"
             given = [x for n in names for x in (f"--{n}", getattr(options, n))]
@@ -73,6 +75,14 @@ def image_sizes(kind, count):
     return [tuple(int(n) for n in SIDE * pair) for pair in sides]
 
 
+def shapes(counts, batch_size):
+    """The numbers of tokens that batches are padded to: each compiles a step."""
+    from keras_betakd.preprocessing.qwen_vl_format import rounded_up
+
+    starts = range(0, len(counts), batch_size)
+    return {rounded_up(max(counts[i : i + batch_size]), MOST_TOKENS) for i in starts}
+
+
 def tokens(size):
     return math.prod(n // 2 for n in converter().grid(*size)[1:])
 
@@ -91,9 +101,6 @@ def work(options):
     side = round(math.sqrt(np.mean([tokens(size) for size in sizes]))) * SIDE
     kinds = {"one size": [(side, side)] * len(sizes), "mixed sizes": sizes}
     batches = {name: batches_of(found, options.batch) for name, found in kinds.items()}
-    for name, made in batches.items():
-        shapes = {x["student"]["pixel_values"].shape for x, _, _ in made}
-        sys.stderr.write(f"{name}: {len(shapes)} shapes\n")
     makers = {name: lambda made=made: epoch_of(made) for name, made in batches.items()}
     in_turns(makers, copies=2, turns=options.turns, parts=len(sizes) / options.batch)
 
