@@ -10,9 +10,8 @@ from keras_betakd.preprocessing.qwen_format import QwenFormat
 class QwenVLFormat(QwenFormat):
     """Converts records for `keras_betakd.qwen_vl.QwenVLCausalLM`.
 
-    Images of a batch are padded to the number of patches of the largest, rounded up to
-    one of few sizes: 4, 6, 8, 12, 16, 24, ... tokens, up to those of `max_pixels`.
-    Steps are compiled once for each.
+    Images of a batch are padded to the tokens of the largest, rounded up to those of
+    `max_pixels`, or a half, a quarter, ... of them. Steps are compiled once for each.
     """
 
     decodes_cached = True
@@ -54,15 +53,16 @@ class QwenVLFormat(QwenFormat):
 
 
 def rounded_up(number, most):
-    """The smallest of 1, 2, 3, 4, 6, 8, 12, 16, ... and `most` that is enough.
+    """`most`, halved as often as it stays enough for a number of tokens.
+
+    Most images of a data set are larger than the limit, and are padded by little.
 
     Example:
 
-    >>> [rounded_up(n, most=10) for n in (1, 5, 7, 9)]
-    [1, 6, 8, 10]
+    >>> [rounded_up(n, most=1280) for n in (1230, 641, 640, 256)]
+    [1280, 1280, 640, 320]
     """
-    sizes = (
-        size for power in itertools.count() for size in (2**power, 3 * 2**power // 2)
-    )
-    size = next(size for size in sizes if size >= number)
-    return max(number, min(size, most))
+    size = max(number, most)
+    while size > 1 and -(-size // 2) >= number:
+        size = -(-size // 2)
+    return size
