@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_betakd.qwen_vl.families import family_of
+from keras_betakd.qwen_vl.patch_grid import rows_at
 from keras_betakd.qwen_vl.vision_blocks import vision_norm
 
 
@@ -101,9 +102,9 @@ class PlacedImageTokens(keras.layers.Layer):
     def call(self, features, image_sources):
         width = features.shape[-1]
         tokens = ops.reshape(features, (ops.shape(features)[0], -1, width))
-        source = ops.cast(image_sources, "int32")[..., None]
-        found = ops.take_along_axis(tokens, ops.maximum(source, 0), axis=1)
-        return ops.where(source >= 0, found, ops.zeros_like(found))
+        source = ops.cast(image_sources, "int32")
+        found = rows_at(tokens, ops.maximum(source, 0))
+        return ops.where(source[..., None] >= 0, found, ops.zeros_like(found))
 
     def compute_output_shape(self, features_shape, image_sources_shape):
         return (*image_sources_shape, features_shape[-1])

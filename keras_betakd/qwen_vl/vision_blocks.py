@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_betakd.qwen_vl.patch_grid import rotated
+from keras_betakd.qwen_vl.patch_grid import rotated, rows_at
 
 _EPSILON = 1e-6
 # Rotated in float32, whatever the rest computes in, as in the published code.
@@ -64,10 +64,8 @@ class VisionAttention(keras.layers.Layer):
         if windows is None:
             return self.projection(self._attended(query, key, value, mask, patches))
         places = mask.shape[-1]
-        gathered = ops.take_along_axis(
-            ops.concatenate([query, key, value], axis=-1),
-            windows.sources[..., None],
-            axis=1,
+        gathered = rows_at(
+            ops.concatenate([query, key, value], axis=-1), windows.sources
         )
         gathered = ops.reshape(gathered, (-1, places, 3 * hidden_dim))
         parts = ops.split(gathered, 3, axis=-1)
@@ -75,8 +73,7 @@ class VisionAttention(keras.layers.Layer):
         # Back to one axis of all places of an image.
         count = ops.shape(windows.sources)[1]
         found = ops.reshape(found, (-1, count, hidden_dim))
-        found = ops.take_along_axis(found, windows.targets[..., None], axis=1)
-        return self.projection(found)
+        return self.projection(rows_at(found, windows.targets))
 
     def _rotated(self, x, rotation):
         heads = ops.reshape(x, (-1, ops.shape(x)[1], self.num_heads, self.head_dim))
