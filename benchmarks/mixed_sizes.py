@@ -10,8 +10,8 @@ resized to one square of as many image tokens as they have on average. `photos` 
 shapes of photos and more pixels than the limit, as most images of a data set have;
 `any` are of any size between the limits.
 
-Batches are made before; a run is one epoch. Both kinds take turns in one process, by
-two models of each, after two epochs that compile. The ratio is the median over turns,
+Batches are made before; a run is one epoch. Both kinds take turns in one process, after
+two epochs that compile. The ratio is the median over turns,
 with the range that holds 95 % of them when turns are drawn again.
 """
 
@@ -32,7 +32,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backends", nargs="+", default=["jax", "torch", "tensorflow"])
     parser.add_argument("--images", nargs="+", default=["photos", "any"])
-    parser.add_argument("--records", type=int, default=24)
+    parser.add_argument("--records", type=int, default=16)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--turns", type=int, default=6)
     parser.add_argument("--worker", choices=["photos", "any"])
@@ -102,7 +102,7 @@ def work(options):
     kinds = {"one size": [(side, side)] * len(sizes), "mixed sizes": sizes}
     batches = {name: batches_of(found, options.batch) for name, found in kinds.items()}
     makers = {name: lambda made=made: epoch_of(made) for name, made in batches.items()}
-    in_turns(makers, copies=2, turns=options.turns, parts=len(sizes) / options.batch)
+    in_turns(makers, copies=1, turns=options.turns, parts=len(sizes) / options.batch)
 
 
 def batches_of(sizes, batch_size):
@@ -144,8 +144,8 @@ def epoch_of(batches):
 
     keras.utils.set_random_seed(0)
     distiller = BetaKDDistiller(
-        model_of(512, 8, 160, 8),
         model_of(256, 4, 96, 4),
+        model_of(128, 2, 64, 2),
         ForwardKLEnergy(),
         InstanceBeta(),
     )
