@@ -5,14 +5,14 @@
 
 A Qwen2.5-VL-shaped pair (vision encoder and language model in the proportion of the 3B
 model) trains on records of one image each, a question and an answer of 8 tokens. The
-images are read at their own sizes, by `min_pixels` and `max_pixels`, or were all
-resized to one square of as many image tokens as they have on average. `photos` have the
-shapes of photos and more pixels than the limit, as most images of a data set have;
-`any` are of any size between the limits.
+images are read at their own sizes, by `min_pixels` and `max_pixels`, or all at one
+square of as many image tokens as they have on average, without any padding. `photos`
+have the shapes of photos and more pixels than the limit, as most images of a data set
+have; `any` are of any size between the limits.
 
 Batches are made before; a run is one epoch. Both kinds take turns in one process, after
-two epochs that compile. The ratio is the median over turns,
-with the range that holds 95 % of them when turns are drawn again.
+two epochs that compile. The ratio is the median over turns, with the range that holds
+95 % of them when turns are drawn again.
 """
 
 import argparse
@@ -87,29 +87,29 @@ def tokens(size):
     return math.prod(n // 2 for n in converter().grid(*size)[1:])
 
 
-def converter():
+def converter(fewest=FEWEST_TOKENS, most=MOST_TOKENS):
     from keras_betakd.qwen_vl import QwenVLImageConverter
 
-    area = SIDE**2
-    return QwenVLImageConverter(
-        min_pixels=FEWEST_TOKENS * area, max_pixels=MOST_TOKENS * area
-    )
+    return QwenVLImageConverter(min_pixels=fewest * SIDE**2, max_pixels=most * SIDE**2)
 
 
 def work(options):
     sizes = image_sizes(options.worker, options.records)
-    side = round(math.sqrt(np.mean([tokens(size) for size in sizes]))) * SIDE
-    kinds = {"one size": [(side, side)] * len(sizes), "mixed sizes": sizes}
-    batches = {name: batches_of(found, options.batch) for name, found in kinds.items()}
+    side = round(math.sqrt(np.mean([tokens(size) for size in sizes])))
+    square = [(side * SIDE, side * SIDE)] * len(sizes)
+    batches = {
+        "one size": batches_of(square, options.batch, converter(side**2, side**2)),
+        "mixed sizes": batches_of(sizes, options.batch, converter()),
+    }
     makers = {name: lambda made=made: epoch_of(made) for name, made in batches.items()}
     in_turns(makers, copies=1, turns=options.turns, parts=len(sizes) / options.batch)
 
 
-def batches_of(sizes, batch_size):
+def batches_of(sizes, batch_size, image_converter):
     """`(x, y, sample_weight)` of all batches."""
     from keras_betakd import DistillationPreprocessor
 
-    preprocessor = preprocessor_of()
+    preprocessor = preprocessor_of(image_converter)
     pair = DistillationPreprocessor(preprocessor, preprocessor, 16)
     rng = np.random.default_rng(1)
     found = []
@@ -125,7 +125,7 @@ def batches_of(sizes, batch_size):
     return found
 
 
-def preprocessor_of():
+def preprocessor_of(image_converter):
     from keras_betakd.qwen_vl import QwenVLCausalLMPreprocessor, QwenVLTokenizer
 
     marks = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>")
@@ -133,7 +133,9 @@ def preprocessor_of():
     pieces = [*marks, *(chr(c) for c in range(33, 127)), "Ġ", "Ċ"]
     tokenizer = QwenVLTokenizer({p: i for i, p in enumerate(pieces)}, [])
     length = MOST_TOKENS + TEXT_TOKENS
-    return QwenVLCausalLMPreprocessor(tokenizer, converter(), sequence_length=length)
+    return QwenVLCausalLMPreprocessor(
+        tokenizer, image_converter, sequence_length=length
+    )
 
 
 def epoch_of(batches):
@@ -180,7 +182,7 @@ def model_of(width, layers, vision_width, vision_layers):
         full_attention_layers=(vision_layers - 1,),
         rope_sections=(4, 6, 6),
     )
-    return QwenVLCausalLM(backbone, preprocessor_of())
+    return QwenVLCausalLM(backbone, preprocessor_of(converter()))
 
 
 if __name__ == "__main__":
