@@ -307,4 +307,4 @@ def test_an_epoch_of_mixed_sizes_has_few_shapes():
         shapes.add(x["pixel_values"].shape[1:3])
     most = 4096 // 64
     buckets = {rounded_up(n, most) for n in range(1, most + 1)}
-    assert shapes <= {(1, 4 * n) for n in buckets} and len(buckets) == 7
+    assert shapes <= {(1, 4 * n) for n in buckets} and len(buckets) == 12

@@ -1,6 +1,7 @@
 """The record format of Qwen2-VL, Qwen2.5-VL and Qwen3-VL."""
 
 import itertools
+import math
 
 import numpy as np
 
@@ -11,7 +12,7 @@ class QwenVLFormat(QwenFormat):
     """Converts records for `keras_betakd.qwen_vl.QwenVLCausalLM`.
 
     Images of a batch are padded to the tokens of the largest, rounded up to those of
-    `max_pixels`, or a half, a quarter, ... of them. Steps are compiled once for each.
+    `max_pixels`, or 0.71, 0.5, 0.35, ... of them. Steps are compiled once for each.
     """
 
     decodes_cached = True
@@ -53,16 +54,18 @@ class QwenVLFormat(QwenFormat):
 
 
 def rounded_up(number, most):
-    """`most`, halved as often as it stays enough for a number of tokens.
+    """The least of `most`, most / 2^(1/2), most / 2, ... that is enough for a number.
 
     Most images of a data set are larger than the limit, and are padded by little.
 
     Example:
 
-    >>> [rounded_up(n, most=1280) for n in (1230, 641, 640, 256)]
-    [1280, 1280, 640, 320]
+    >>> [rounded_up(n, most=1280) for n in (1230, 906, 641, 640, 256)]
+    [1280, 906, 906, 640, 320]
     """
     size = max(number, most)
-    while size > 1 and -(-size // 2) >= number:
-        size = -(-size // 2)
-    return size
+    for step in itertools.count(1):
+        smaller = math.ceil(max(number, most) / 2 ** (step / 2))
+        if size == 1 or smaller < number:
+            return size
+        size = smaller
