@@ -69,6 +69,8 @@ def parse_arguments():
     add("--student", help="keras-hub preset of the student (with --data)")
     add("--energy", choices=ENERGIES, default="cosine-probs")
     add("--beta", choices=BETAS, default="instance", help="kind of weight")
+    add("--features", default="uncertainty", help="what a predicted beta reads")
+    add("--shrinkage", type=float, default=0.0, help="of a predicted beta")
     add("--dim", type=float, default=1.0, help="d, relative weight of the teacher")
     add("--task-beta", choices=("task", "none"), default="task", help="of the labels")
     add("--speed", type=float, help="steps of a learned log beta; default: 0.1")
@@ -176,6 +178,8 @@ def distil(teacher, student, batches, args, progress):
     beta = {"dim": args.dim}
     if args.speed and args.beta not in ("fixed", "analytic"):
         beta["speed"] = args.speed
+    if args.beta in ("instance", "token"):
+        beta.update(features=args.features, shrinkage=args.shrinkage)
     distiller = keras_betakd.BetaKDDistiller(
         teacher,
         student,

@@ -23,8 +23,8 @@ from keras_betakd.mobilevlm import load_mobilevlm
 from keras_betakd.mobilevlm.configurations import backbone_arguments
 from keras_betakd.mobilevlm.names import targets
 from keras_betakd.mobilevlm.shapes import tensor_shapes
-from keras_betakd.mobilevlm.tensor_files import TensorFiles
 from keras_betakd.models import load_model
+from keras_betakd.vision_language.tensor_files import TensorFiles
 
 # FileNotFoundError is an OSError; both are documented, as is ValueError.
 DOCUMENTED = (ValueError, OSError)

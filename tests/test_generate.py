@@ -23,6 +23,7 @@ OWN = {
     "Gemma4": "<|image|>",
     "Qwen3_5": "<|vision_start|><|image_pad|><|vision_end|>",
     "MobileVLM": "<image>",
+    "Qwen2_5VL": "<|vision_start|><|image_pad|><|vision_end|>",
 }
 QUESTION = "\nwhat color?"
 # What generates is compiled by each backend, for long; families differ in their inputs.

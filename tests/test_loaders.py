@@ -109,6 +109,7 @@ FAMILY_MARKS = {
     "Gemma4": "<|image|>",
     "Qwen3_5": "<|image_pad|>",
     "MobileVLM": "<image>",
+    "Qwen3VL": "<|image_pad|>",
 }
 
 

@@ -13,7 +13,7 @@ from mobilevlm_golden import tensors
 from test_mobilevlm_checkpoints import PORT_NAMES, renamed, write
 
 from keras_betakd.mobilevlm import load_mobilevlm
-from keras_betakd.mobilevlm.tensor_files import TensorFiles
+from keras_betakd.vision_language.tensor_files import TensorFiles
 
 HEAD = "language_model.lm_head.weight"
 INDEX = "model.safetensors.index.json"

@@ -55,7 +55,7 @@ def test_examples_import_public_names_only(path):
 @pytest.mark.parametrize("path", sources("keras_betakd"))
 def test_optional_packages_are_imported_where_they_are_used(path):
     heavy = {"keras_hub", "PIL", "matplotlib", "safetensors", "tokenizers", *BACKENDS}
-    if path.split(os.sep)[1] in ("mobilevlm", "qwen_vl"):
+    if path.split(os.sep)[1] in {"vision_language", "mobilevlm", "qwen_vl"}:
         heavy -= {"keras_hub"}  # their models are keras-hub's, and import themselves
     found = {m.split(".")[0] for m in imported_modules(path, top_level_only=True)}
     assert not found & heavy
@@ -83,10 +83,13 @@ MAY_IMPORT = {
     "energies": ("backends", "objective"),
     "betas": ("objective",),
     "preprocessing": ("distribution", "data"),
-    "mobilevlm": ("files", "folders", "data", "preprocessing"),
-    "qwen_vl": ("files", "folders", "data", "preprocessing"),
+    "vision_language": ("files", "folders"),
+    "mobilevlm": ("files", "folders", "data", "preprocessing", "vision_language"),
+    "qwen_vl": ("files", "folders", "data", "preprocessing", "vision_language"),
     "released": ("energies", "betas"),
-    "models": ("backends", "files", "folders", "preprocessing", "mobilevlm"),
+    "models": (
+        *("backends", "files", "folders", "preprocessing", "mobilevlm", "qwen_vl"),
+    ),
     "fingerprints": ("files", "version", "preprocessing", "models"),
     "head_loss": ("backends", "distribution", "objective", "energies", "models"),
     "evaluation": (
@@ -145,14 +148,15 @@ def test_evaluation_knows_nothing_of_the_distiller():
     assert [pair for pair in imports if pair[1].startswith(below)] == []
 
 
-def test_models_import_mobilevlm_in_one_function():
-    """It is imported only to load a MobileVLM preset, since it imports keras-hub."""
-    mobilevlm = "keras_betakd.mobilevlm"
+@pytest.mark.parametrize("package", ["mobilevlm", "qwen_vl"])
+def test_models_import_packages_with_models_in_one_function(package):
+    """They are imported only to load a preset, since they import keras-hub."""
+    package = f"keras_betakd.{package}"
     imports = own_imports("keras_betakd/models")
-    found = [path for path, name in imports if name.startswith(mobilevlm)]
+    found = [path for path, name in imports if name.startswith(package)]
     assert len(found) == 1
     at_the_top = imported_modules(found[0], top_level_only=True)
-    assert not [name for name in at_the_top if name.startswith(mobilevlm)]
+    assert not [name for name in at_the_top if name.startswith(package)]
 
 
 def test_every_module_can_be_imported_first():

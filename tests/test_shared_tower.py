@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from tiny_families import tiny_mobilevlm
+from tiny_families import FAMILIES, tiny_mobilevlm
 from tiny_models import tiny_gemma3, tiny_pali_gemma, vqa_records
 
 from keras_betakd import BetaKDDistiller, CosineProbsEnergy, TaskBeta
@@ -57,7 +57,10 @@ def _embeddings(tower):
     return encoder.embedding if encoder else getattr(tower, "vision_embeddings", tower)
 
 
-@pytest.mark.parametrize("make", [tiny_gemma3, tiny_pali_gemma, tiny_mobilevlm])
+TOWERS = [tiny_gemma3, tiny_pali_gemma, tiny_mobilevlm, FAMILIES["Qwen3VL"]]
+
+
+@pytest.mark.parametrize("make", TOWERS)
 def test_the_same_tower_computes_once(make):
     assert runs_of(pair(make)) == [True, False]
     assert runs_of(pair(make, same=False)) == [True, True]

@@ -22,6 +22,7 @@ TOKENS = {
     "BLIP2_OPT": ("<image>",),
     "BLIP2_FlanT5": GEMMA3,
     "MobileVLM": (),
+    "Qwen2_5VL": QWEN_PIECES[3:],
 }
 CASES = [(family, token) for family, tokens in TOKENS.items() for token in tokens]
 

@@ -14,6 +14,13 @@ from keras_betakd.mobilevlm import (
     MobileVLMImageConverter,
     MobileVLMTokenizer,
 )
+from keras_betakd.qwen_vl import (
+    QwenVLBackbone,
+    QwenVLCausalLM,
+    QwenVLCausalLMPreprocessor,
+    QwenVLImageConverter,
+    QwenVLTokenizer,
+)
 
 GEMMA3N_PIECES = (
     "<image_soft_token>",
@@ -345,6 +352,41 @@ def tiny_mobilevlm(
     return MobileVLMCausalLM(backbone, preprocessor)
 
 
+_QWEN_VL = {
+    "qwen2_vl": {},
+    "qwen2_5_vl": {"window_size": 16, "full_attention_layers": (1,)},
+    "qwen3_vl": {"num_position_embeddings": 9, "deepstack_layers": (0,)},
+}
+
+
+def tiny_qwen_vl(family, width=8, sequence_length=160, max_pixels=256, **kwargs):
+    """A Qwen2-VL, Qwen2.5-VL or Qwen3-VL; an image becomes 1 to 4 tokens."""
+    tokenizer = QwenVLTokenizer(*byte_pairs(QWEN_PIECES))
+    backbone = QwenVLBackbone(
+        family,
+        vocabulary_size=tokenizer.vocabulary_size(),
+        num_layers=2,
+        num_query_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        hidden_dim=width,
+        intermediate_dim=2 * width,
+        vision_num_layers=2,
+        vision_num_heads=2,
+        vision_hidden_dim=16,
+        vision_intermediate_dim=16,
+        patch_size=4,
+        rope_sections=(2, 1, 1),
+        **_QWEN_VL[family],
+        **kwargs,
+    )
+    converter = QwenVLImageConverter(4, min_pixels=64, max_pixels=max_pixels)
+    preprocessor = QwenVLCausalLMPreprocessor(
+        tokenizer, converter, sequence_length=sequence_length
+    )
+    return QwenVLCausalLM(backbone, preprocessor)
+
+
 # Text families: the name in keras-hub, special tokens, and what its backbone wants.
 _GROUPED = {"num_query_heads": 2, "num_key_value_heads": 1}
 _TEXT = {
@@ -431,10 +473,13 @@ FAMILIES = {
     "BLIP2_OPT": tiny_blip2_opt,
     "BLIP2_FlanT5": tiny_blip2_t5,
     "MobileVLM": tiny_mobilevlm,
+    "Qwen2_5VL": functools.partial(tiny_qwen_vl, "qwen2_5_vl"),
+    "Qwen3VL": functools.partial(tiny_qwen_vl, "qwen3_vl"),
     **{name: functools.partial(tiny_text, name) for name in _TEXT},
 }
-VISION = list(FAMILIES)[:8]
+VISION = list(FAMILIES)[:10]
 SEVERAL_IMAGES = ["Gemma3", "Gemma3n", "Gemma4", "Qwen3_5", "MobileVLM"]
+SEVERAL_IMAGES += ["Qwen2_5VL", "Qwen3VL"]
 FEATURES = [name for name in VISION if name not in ("Qwen3_5", "BLIP2_FlanT5")]
 
 EVERYWHERE = "PyTorch, JAX, TensorFlow"
@@ -456,7 +501,7 @@ SUPPORT = {
     "int8 teacher": list(FAMILIES),  # with LoRA, in one test
     "0 to N images": SEVERAL_IMAGES,
     "image features": FEATURES,
-    "attention": ["PaliGemma", "Gemma3"],
+    "attention": ["PaliGemma", "Gemma3", "Qwen2_5VL", "Qwen3VL"],
 }
 _NAMES = {
     "PaliGemma": "PaliGemma, PaliGemma 2",
@@ -467,6 +512,8 @@ _NAMES = {
     "BLIP2_OPT": "BLIP-2 (OPT)",
     "BLIP2_FlanT5": "BLIP-2 (Flan-T5)",
     "MobileVLM": "MobileVLM V2, LLaVA-1.5",
+    "Qwen2_5VL": "Qwen2-VL, Qwen2.5-VL",
+    "Qwen3VL": "Qwen3-VL",
     "GPT2": "GPT-2",
     "Llama3": "Llama 3",
     "Phi3": "Phi-3",

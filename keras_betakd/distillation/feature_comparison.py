@@ -4,11 +4,11 @@ Every energy gives values (B, N) and gets weights (B, N) that add up to one, N b
 answer rows, image tokens, images or 1; the objective treats all energies alike.
 """
 
-import math
 from typing import NamedTuple
 
 from keras import ops
 
+from keras_betakd.distillation.token_grids import resized, token_counts, token_mask
 from keras_betakd.head_loss.terms import ImageRows
 from keras_betakd.objective import normalised
 
@@ -149,15 +149,17 @@ def _compare_hidden_states(energy, student, teacher):
 
 def _compare_attention(energy, student, teacher):
     present = _present(student, teacher)
-    ours, theirs = student.attention, teacher.attention
-    before = theirs.shape[-1]
-    batch, rows, images, tokens = ops.shape(ours)
-    theirs = ops.reshape(theirs, (batch, rows * images, before, 1))
-    theirs = resized(theirs, tokens) * (before / tokens)
-    theirs = ops.reshape(theirs, (batch, rows, images, tokens))
-    kept = present[:, None, :, None]
-    ours, theirs = (ops.where(kept, x, 0.0) for x in (ours, theirs))
-    flat = (batch, rows, -1)
+    # (B, P, T, K): the answer rows as the width of an image token.
+    ours, theirs = (
+        ops.transpose(x.attention, (0, 2, 3, 1)) for x in (student, teacher)
+    )
+    counts = token_counts(teacher.grids, theirs) / token_counts(student.grids, ours)
+    theirs = _on_students_grid(theirs, ours, student, teacher) * counts[..., None, None]
+    kept = _kept_tokens(present, ours, student)[..., None]
+    ours, theirs = (
+        ops.transpose(ops.where(kept, x, 0.0), (0, 3, 1, 2)) for x in (ours, theirs)
+    )
+    flat = (*ops.shape(ours)[:2], -1)
     value = energy.call(ops.reshape(theirs, flat), ops.reshape(ours, flat))
     return value, ops.any(present, axis=1, keepdims=True)
 
@@ -166,20 +168,24 @@ def _compare_images(energy, student, teacher):
     present = _present(student, teacher)
     if energy.align == "pool":
         ours, theirs = (
-            _pooled(getattr(x, energy.features), present) for x in (student, teacher)
+            _pooled(energy.features, x, present) for x in (student, teacher)
         )
         value = energy.call(theirs, ours)[:, None]
         return value, ops.any(present, axis=1, keepdims=True)
     theirs, ours = _image_tokens(energy.features, student, teacher)
-    kept = present[:, :, None, None]
-    # The placeholder of a missing image is replaced before any arithmetic.
-    theirs, ours = (ops.where(kept, x, ops.ones_like(x)) for x in (theirs, ours))
+    kept = _kept_tokens(present, ours, student)
+    # The placeholder of a missing image is replaced before any arithmetic, padding
+    # within an image by zeros, which are similar to no token.
+    filler = ops.where(present[:, :, None, None], 0.0, 1.0)
+    theirs, ours = (
+        ops.where(kept[..., None], x, ops.cast(filler, x.dtype)) for x in (theirs, ours)
+    )
     value = energy.call(theirs, ours)
     if len(value.shape) == 2:
         return value, present
-    mask = _token_mask(present, ours)
     if energy.top_tokens is not None:
-        mask = mask & _most_salient(energy, teacher, present, ours.shape[2])
+        kept = kept & _most_salient(energy, student, teacher, kept, ours)
+    mask = _flat(kept)
     return ops.reshape(value, ops.shape(mask)), mask
 
 
@@ -205,69 +211,53 @@ def _present(student, teacher):
 def _image_tokens(kind, student, teacher):
     """Teacher's and student's image tokens, (B, P, T, D), on the student's grid."""
     ours, theirs = getattr(student, kind), getattr(teacher, kind)
-    return resized(theirs, ours.shape[2]), ours
+    return _on_students_grid(theirs, ours, student, teacher), ours
+
+
+def _on_students_grid(theirs, ours, student, teacher):
+    """What the teacher has at its image tokens, (B, P, T, D), for the student's."""
+    count = ours.shape[2] if student.grids is None else ops.shape(ours)[2]
+    return resized(theirs, count, teacher.grids, student.grids)
+
+
+def _kept_tokens(present, tokens, features):
+    """The tokens (B, P, T, ...) of images that both models take: bool (B, P, T)."""
+    return ops.logical_and(present[..., None], token_mask(features.grids, tokens))
 
 
 def _image_rows(student, teacher):
     """Hidden states (B, P * T, H) at the image tokens, and a mask of those compared."""
     theirs, ours = _image_tokens("image_hidden_states", student, teacher)
-    mask = _token_mask(_present(student, teacher), ours)
+    mask = _flat(_kept_tokens(_present(student, teacher), ours, student))
     ours, theirs = (
         ops.reshape(x, (ops.shape(x)[0], -1, x.shape[-1])) for x in (ours, theirs)
     )
     return ImageRows(ours, theirs), mask
 
 
-def _token_mask(present, tokens):
-    """`present`, (B, P), for each token of (B, P, T, D): (B, P * T)."""
-    return ops.repeat(present, tokens.shape[2], axis=1)
+def _flat(mask):
+    """(B, P, T) to (B, P * T)."""
+    return ops.reshape(mask, (ops.shape(mask)[0], -1))
 
 
-def _pooled(tokens, present):
+def _pooled(kind, features, present):
     """Mean over the tokens of the present images: (B, P, T, D) to (B, D)."""
-    tokens = ops.cast(tokens, "float32")
-    kept = ops.where(present[:, :, None, None], tokens, 0.0)
-    count = ops.maximum(ops.sum(ops.cast(present, "float32"), axis=1), 1.0)
-    return ops.sum(kept, axis=(1, 2)) / (count * tokens.shape[2])[:, None]
+    tokens = ops.cast(getattr(features, kind), "float32")
+    kept = _kept_tokens(present, tokens, features)
+    total = ops.sum(ops.where(kept[..., None], tokens, 0.0), axis=(1, 2))
+    count = ops.sum(ops.cast(kept, "float32"), axis=(1, 2))
+    return total / ops.maximum(count, 1.0)[:, None]
 
 
-def _most_salient(energy, teacher, present, tokens):
+def _most_salient(energy, student, teacher, kept, ours):
     """True at the `top_tokens` image tokens that the teacher's text attends to most."""
-    if energy.top_tokens > tokens:
+    if student.grids is None and energy.top_tokens > ours.shape[2]:
         raise ValueError(
             f"The energy '{energy.name}' compares top_tokens={energy.top_tokens} image "
-            f"tokens, but the student has only {tokens} for an image."
+            f"tokens, but the student has only {ours.shape[2]} for an image."
         )
-    saliency = resized(teacher.saliency[..., None], tokens)[..., 0]
-    saliency = ops.where(present[:, :, None], saliency, -1.0)
-    saliency = ops.reshape(saliency, (ops.shape(saliency)[0], -1))
+    saliency = teacher.saliency[..., None]
+    saliency = _on_students_grid(saliency, ours, student, teacher)[..., 0]
+    saliency = _flat(ops.where(kept, saliency, -1.0))
     rank = ops.argsort(ops.argsort(-saliency, axis=1), axis=1)
-    return rank < energy.top_tokens
-
-
-def resized(tokens, count):
-    """Image tokens on another square grid, bilinearly.
-
-    Args:
-        tokens: (B, P, T, D), T the square of a whole number, rows of the grid in turn.
-        count: how many tokens there should be, a square too.
-
-    Returns:
-        (B, P, count, D); `tokens` itself if there are so many already.
-    """
-    before = tokens.shape[2]
-    if before == count:
-        return tokens
-    sides = [math.isqrt(n) for n in (before, count)]
-    if [side**2 for side in sides] != [before, count]:
-        raise ValueError(
-            "Image tokens can only be resized between square grids; use "
-            f'align="pool" for others. Received: {before} tokens of the teacher and '
-            f"{count} of the student for each image"
-        )
-    shape, width = ops.shape(tokens), tokens.shape[-1]
-    grid = ops.reshape(ops.cast(tokens, "float32"), (-1, sides[0], sides[0], width))
-    grid = ops.image.resize(
-        grid, (sides[1], sides[1]), antialias=True, data_format="channels_last"
-    )
-    return ops.reshape(grid, (shape[0], shape[1], count, width))
+    return ops.reshape(rank < energy.top_tokens, ops.shape(kept))

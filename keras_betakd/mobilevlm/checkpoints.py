@@ -2,8 +2,6 @@
 
 import pathlib
 
-import numpy as np
-
 from keras_betakd.mobilevlm.backbone import MobileVLMBackbone
 from keras_betakd.mobilevlm.causal_lm import MobileVLMCausalLM
 from keras_betakd.mobilevlm.configurations import (
@@ -12,18 +10,21 @@ from keras_betakd.mobilevlm.configurations import (
     image_aspect_ratio,
     read_config,
 )
-from keras_betakd.mobilevlm.fields import shown
 from keras_betakd.mobilevlm.image_converter import MobileVLMImageConverter
 from keras_betakd.mobilevlm.names import PROJECTOR, TOWER, canonical_name, targets
 from keras_betakd.mobilevlm.preprocessor import MobileVLMCausalLMPreprocessor
 from keras_betakd.mobilevlm.projectors import mlp_depth
 from keras_betakd.mobilevlm.shapes import tensor_shapes
-from keras_betakd.mobilevlm.tensor_files import TensorFiles
-from keras_betakd.mobilevlm.tensor_formats import FLOATS
 from keras_betakd.mobilevlm.tokenizer import MobileVLMTokenizer
+from keras_betakd.vision_language.tensor_files import TensorFiles
+from keras_betakd.vision_language.tensor_loading import (
+    by_canonical_name,
+    check_layers,
+    check_tensors,
+    load_tensors,
+)
 
-# The most lines of each kind of mismatch in an error message.
-_LISTED = 20
+_TOKENIZER = "tokenizer.model"
 
 
 def load_mobilevlm(folder, vision_tower=None, new_projector=None, dtype=None, **kwargs):
@@ -75,14 +76,14 @@ def load_mobilevlm(folder, vision_tower=None, new_projector=None, dtype=None, **
     ```
     """
     folder = pathlib.Path(folder)
-    files = TensorFiles(folder)
+    files = TensorFiles(folder, _TOKENIZER)
     config = read_config(folder)
     if new_projector is not None:
         mlp_depth(new_projector)
         config = {**config, "mm_projector_type": new_projector}
     tower = None if vision_tower is None else pathlib.Path(vision_tower)
-    sources = [files] if tower is None else [TensorFiles(tower), files]
-    found = _by_canonical_name(sources)
+    sources = [files] if tower is None else [TensorFiles(tower, _TOKENIZER), files]
+    found = by_canonical_name(sources, canonical_name)
     if not any(name.startswith(TOWER) for name in found):
         raise ValueError(
             f"The checkpoint in '{folder}' has no vision tower. Download "
@@ -91,10 +92,15 @@ def load_mobilevlm(folder, vision_tower=None, new_projector=None, dtype=None, **
         )
     # All sizes are compared before anything is allocated by them.
     arguments, aspect_ratio = _settings(folder, config, tower)
-    _check_tensors(arguments, found, folder, has_projector=new_projector is None)
+    config_files = f"The config.json of '{folder}' or of its vision tower"
+    check_layers(arguments, found, config_files)
+    wanted = tensor_shapes(arguments)
+    if new_projector is not None:
+        wanted = {k: v for k, v in wanted.items() if not k.startswith(PROJECTOR)}
+    check_tensors(wanted, found, folder)
     tokenizer = _tokenizer(folder)
     backbone = MobileVLMBackbone(**arguments, dtype=dtype)
-    _load_weights(backbone, found)
+    load_tensors(targets(backbone), found)
     converter = MobileVLMImageConverter((backbone.image_size,) * 2, aspect_ratio)
     preprocessor = MobileVLMCausalLMPreprocessor(
         tokenizer, converter, num_image_tokens=backbone.num_image_tokens, **kwargs
@@ -117,27 +123,8 @@ def _settings(folder, config, tower):
     return arguments, image_aspect_ratio(config, source)
 
 
-def _by_canonical_name(sources):
-    """Dict of canonical name to the files and the name there; later files win."""
-    found = {}
-    for files in sources:
-        own = {}
-        for name in files.shapes:
-            canonical = canonical_name(name)
-            if canonical in own:
-                raise ValueError(
-                    f"The folder '{files.folder}' has one tensor under two names, "
-                    f"{own[canonical][1]!r} and {name!r}. It mixes two checkpoints; "
-                    "download one into a folder of its own."
-                )
-            if canonical is not None:
-                own[canonical] = files, name
-        found |= own
-    return found
-
-
 def _tokenizer(folder):
-    path = folder / "tokenizer.model"
+    path = folder / _TOKENIZER
     if not path.is_file():
         raise FileNotFoundError(
             f"There is no '{path}', the SentencePiece file that every Llama tokenizer "
@@ -151,77 +138,3 @@ def _tokenizer(folder):
             f"model of a Llama. Received: {type(error).__name__}: {error}. Download "
             "it again."
         ) from error
-
-
-def _load_weights(backbone, found):
-    wanted, by_files = targets(backbone), {}
-    for canonical, (files, name) in found.items():
-        by_files.setdefault(files, {})[name] = wanted[canonical]
-    for files, names in by_files.items():
-        for name, array in files.read(names):
-            values = names[name].values(array)
-            _check_finite(values, array, name, files.paths[name])
-            names[name].variable.assign(values)
-
-
-def _check_finite(values, array, name, path):
-    # Finite numbers have a finite sum in float64, and it needs no second array.
-    if np.isfinite(np.sum(values, dtype="float64")):
-        return
-    if np.isfinite(np.sum(array, dtype="float64")):
-        raise ValueError(
-            f"The tensor {name!r} in '{path}' has numbers that are infinite in "
-            f"{values.dtype}. Load the model with another `dtype`, such as 'bfloat16'."
-        )
-    raise ValueError(
-        f"The tensor {name!r} in '{path}' holds NaN or infinite numbers, so every "
-        "output of the model would. Download the file again; if it was trained to "
-        "that, take an earlier checkpoint."
-    )
-
-
-def _check_tensors(arguments, found, folder, has_projector):
-    """Raises for all mismatches at once, before a model is made."""
-    for key in ("num_layers", "vision_num_layers"):
-        # Each layer has a tensor at least; for a wild number none is listed.
-        if arguments[key] > len(found):
-            raise ValueError(
-                f"The config.json of '{folder}' or of its vision tower describes "
-                f"{shown(arguments[key])} layers ({key}), but there are only "
-                f"{len(found)} tensors. Download config.json again."
-            )
-    wanted = tensor_shapes(arguments)
-    if not has_projector:
-        wanted = {k: v for k, v in wanted.items() if not k.startswith(PROJECTOR)}
-    missing = [name for name in wanted if name not in found]
-    extra = [name for canonical, (_, name) in found.items() if canonical not in wanted]
-    shapes = {name: files.shapes[theirs] for name, (files, theirs) in found.items()}
-    misshapen = [
-        f"{name}: {shapes[name]} instead of {shape}"
-        for name, shape in wanted.items()
-        if name in shapes and shapes[name] != shape
-    ]
-    types = {name: files.types[theirs] for name, (files, theirs) in found.items()}
-    mistyped = [
-        f"{name}: {types[name]} instead of one of {FLOATS}"
-        for name in wanted
-        if name in types and types[name] not in FLOATS
-    ]
-    kinds = {
-        "missing": missing,
-        "not known": extra,
-        "of another shape": misshapen,
-        "of another type": mistyped,
-    }
-    if not any(kinds.values()):
-        return
-    raise ValueError(
-        f"The tensors in '{folder}' are not those of the model that its config.json "
-        "describes. Check that the folder is complete and unmixed.\n"
-        + "\n".join(_listed(kind, lines) for kind, lines in kinds.items() if lines)
-    )
-
-
-def _listed(kind, lines):
-    more = [f"and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
-    return "\n  ".join([f"{len(lines)} {kind}:", *lines[:_LISTED], *more])

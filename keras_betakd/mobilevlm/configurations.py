@@ -3,9 +3,11 @@
 import os
 import pathlib
 
-from keras_betakd.mobilevlm.fields import Fields, is_finite, is_whole, read_object
 from keras_betakd.mobilevlm.image_converter import MEAN, STD
 from keras_betakd.mobilevlm.projectors import mlp_depth
+from keras_betakd.vision_language.fields import Fields, is_finite, is_whole, read_object
+
+_ARCHITECTURE = "MobileVLM V2 and LLaVA-1.5"
 
 # The towers that MobileVLM V2 and LLaVA are published with; their config.json only has
 # the name.
@@ -63,7 +65,7 @@ def backbone_arguments(config, tower=None, source="config.json", tower_source=No
         ValueError: a setting needs another architecture, is missing, or is of a wrong
             type or out of its range; or the tower is not known.
     """
-    config = Fields(config, source)
+    config = Fields(config, source, _ARCHITECTURE)
     is_port = "text_config" in config
     text = config.section("text_config", _LLAMA_DEFAULTS) if is_port else config
     _check_supported(config, text)
@@ -76,7 +78,7 @@ def backbone_arguments(config, tower=None, source="config.json", tower_source=No
         }
     except KeyError as error:
         raise ValueError(
-            f"The config.json has no {error}, which MobileVLM V2 and LLaVA-1.5 are "
+            f"The config.json has no {error}, which {_ARCHITECTURE} are "
             "published with; a language model that has never seen needs a "
             f"`new_projector`. Received: keys={sorted(config.values)} in {source}"
         ) from error
@@ -93,7 +95,7 @@ def image_aspect_ratio(config, source="config.json"):
 
     Hugging Face's port crops images where the original pads them.
     """
-    fields = Fields(config, source)
+    fields = Fields(config, source, _ARCHITECTURE)
     kind = fields.get("image_aspect_ratio", "square")
     if isinstance(kind, str) and "anyres" in kind:
         raise ValueError(
@@ -114,7 +116,7 @@ def check_image_settings(folder, image_size):
     path = pathlib.Path(folder) / "preprocessor_config.json"
     if not path.exists():
         return
-    fields = Fields(read_object(path), f"'{path}'")
+    fields = Fields(read_object(path), f"'{path}'", _ARCHITECTURE)
     for key, expected in (("image_mean", MEAN), ("image_std", STD)):
         if key in fields and not _is_near(fields.get(key), expected):
             raise fields.error(key, f"CLIP's, {list(expected)}")
@@ -206,14 +208,15 @@ def _projector_type(config, is_port):
 def _vision_fields(config, tower, tower_source):
     """The settings of the vision tower, with the defaults of CLIP's own files."""
     if tower is not None:
-        fields = Fields(tower, tower_source or "the config.json of `vision_tower`")
+        source = tower_source or "the config.json of `vision_tower`"
+        fields = Fields(tower, source, _ARCHITECTURE)
     elif "vision_config" in config:
         fields = config
     else:
-        return Fields(*_named_tower(config), _CLIP_DEFAULTS)
+        return Fields(*_named_tower(config), _ARCHITECTURE, _CLIP_DEFAULTS)
     if "vision_config" in fields:
         return fields.section("vision_config", _CLIP_DEFAULTS)
-    return Fields(fields.values, fields.source, _CLIP_DEFAULTS)
+    return Fields(fields.values, fields.source, _ARCHITECTURE, _CLIP_DEFAULTS)
 
 
 def _named_tower(config):
@@ -229,7 +232,7 @@ def _named_tower(config):
         source = f"'{pathlib.Path(name) / 'config.json'}'"
         if "vision_config" not in found:
             return found, source
-        section = Fields(found, source).section("vision_config")
+        section = Fields(found, source, _ARCHITECTURE).section("vision_config")
         return section.values, section.source
     raise ValueError(
         "The sizes of the vision tower are not known. Give the folder of its CLIP "

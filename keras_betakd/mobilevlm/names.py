@@ -4,15 +4,11 @@ The canonical names are those of MobileVLM V2 and of the original LLaVA; the oth
 checkpoints differ from them in their prefixes alone.
 """
 
-import dataclasses
 import math
 import re
-from typing import Any
-
-import ml_dtypes  # noqa: F401  (teaches NumPy what bfloat16 is)
-import numpy as np
 
 from keras_betakd.mobilevlm.projectors import mlp_depth
+from keras_betakd.vision_language.tensor_loading import Target
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
 PROJECTOR = "model.mm_projector."
@@ -93,31 +89,6 @@ OTHERS = {
     "encoder_layer_norm/gamma": TOWER + "post_layernorm.weight",
     "encoder_layer_norm/beta": TOWER + "post_layernorm.bias",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """The variable that a tensor of a checkpoint is assigned to.
-
-    Attributes:
-        variable: the Keras variable.
-        shape: the tensor's shape in the checkpoint.
-        axes: the permutation of its axes, before it is reshaped to the variable's.
-    """
-
-    variable: Any
-    shape: tuple[int, ...]
-    axes: tuple[int, ...]
-
-    def assign(self, array):
-        """Assigns a tensor of the checkpoint, a NumPy array, to the variable."""
-        self.variable.assign(self.values(array))
-
-    def values(self, array):
-        """A tensor of the checkpoint, a NumPy array, in the variable's form."""
-        values = np.transpose(array, self.axes).reshape(self.variable.shape)
-        with np.errstate(over="ignore"):  # the caller looks for infinite values
-            return values.astype(self.variable.dtype, copy=False)
 
 
 def canonical_name(name):

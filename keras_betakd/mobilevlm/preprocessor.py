@@ -1,6 +1,6 @@
 """Turns records into inputs of `MobileVLMCausalLM`, as the released code does."""
 
-import sys
+import functools
 
 import keras
 import keras_hub
@@ -14,6 +14,7 @@ from keras_betakd.mobilevlm.tokenizer import MobileVLMTokenizer
 from keras_betakd.preprocessing.image_inputs import check_marks
 from keras_betakd.preprocessing.record_images import images_by_record
 from keras_betakd.preprocessing.records import record_ids, turns_by_record
+from keras_betakd.vision_language.graphs import in_graph, outside_graph
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
@@ -95,8 +96,9 @@ class MobileVLMCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         return self.call(x, y=y, sample_weight=sample_weight, **kwargs)
 
     def call(self, x, y=None, sample_weight=None, sequence_length=None):
-        if _in_graph():
-            return self._call_in_graph(x, sequence_length)
+        if in_graph():
+            call = functools.partial(self.call, sequence_length=sequence_length)
+            return outside_graph(call, x, self._specs(sequence_length))
         prompts, ids = self._prompts(x)
         # One token more: the labels are the same tokens, shifted by one.
         limit = sequence_length or self.sequence_length
@@ -194,25 +196,16 @@ class MobileVLMCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         rows = zip(token_ids, kept, strict=True)
         return self.tokenizer.detokenize([row[found].tolist() for row, found in rows])
 
-    def _call_in_graph(self, x, sequence_length):
-        """`call` inside `tf.data`: `fit` of a keras-hub model maps a preprocessor."""
-        import tensorflow as tf
-
-        def run(*values):
-            batch = dict(zip(x, values, strict=True))
-            inputs, y, weight = self.call(batch, sequence_length=sequence_length)
-            return (*(inputs[key] for key in sorted(inputs)), y, weight)
-
-        dtypes = (tf.float32, tf.bool, tf.int32, tf.int32, tf.float32)
-        images, mask, token_ids, y, weight = tf.numpy_function(
-            run, list(x.values()), dtypes
-        )
-        for tensor in (mask, token_ids, y, weight):
-            tensor.set_shape((None, sequence_length or self.sequence_length))
+    def _specs(self, sequence_length):
+        """Shapes and dtypes of what a call returns, inside `tf.data`."""
+        length = sequence_length or self.sequence_length
         size = self.image_converter.image_size
-        images.set_shape((None, self.max_images_per_prompt, *size, 3))
-        inputs = {"images": images, "token_ids": token_ids, "padding_mask": mask}
-        return keras.utils.pack_x_y_sample_weight(inputs, y, weight)
+        x = {
+            "images": ((None, self.max_images_per_prompt, *size, 3), "float32"),
+            "padding_mask": ((None, length), "bool"),
+            "token_ids": ((None, length), "int32"),
+        }
+        return x, ((None, length), "int32"), ((None, length), "float32")
 
     def _prompts(self, x):
         names = x.get("names") or record_ids(x, len(x["prompts"]))
@@ -269,8 +262,3 @@ class MobileVLMCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
             "max_images_per_prompt": self.max_images_per_prompt,
             "template": self.template,
         }
-
-
-def _in_graph():
-    tf = sys.modules.get("tensorflow")
-    return tf is not None and not tf.executing_eagerly()

@@ -26,9 +26,12 @@ class ModelView:
         sees_hidden_states: whether `hidden_states` and `head` exist.
         head: an `LMHead`, hidden states (B, K, H) to logits (B, K, V), soft cap
             included; `None` where the head is not accessible.
+        images_vary: whether images have tokens by their size, and `image_grids` says
+            how many.
     """
 
     sees_hidden_states = False
+    images_vary = False
     head = None
     _classes = None
     _known_shape = None
@@ -185,6 +188,14 @@ class CausalLMView(ModelView):
             f"The hidden states of {type(self.model).__name__} hold no image tokens at "
             "known places, so features of images cannot be compared with it."
         )
+
+    def image_grids(self, inputs):
+        """Rows and columns of the tokens of each image: int (B, P, 2).
+
+        Of the T tokens of `image_layout`, those beyond are padding. `None`, the
+        default, for a model whose images all have one square grid.
+        """
+        return None
 
     def text_mask(self, inputs):
         """True where `hidden_states` belong to text, not image or padding: (B, T)."""

@@ -3,7 +3,6 @@
 import contextlib
 
 import keras
-import numpy as np
 
 
 def stop_tokens(preprocessor, inputs):
@@ -39,7 +38,8 @@ def generated(model, inputs, max_length=None, stop_token_ids="auto", strip_promp
 
     family = format_of(model.preprocessor)
     options = {"max_length": max_length}
-    if "chats" not in inputs or family.chat_form == "text":
+    as_ids = "chats" in inputs and family.chat_form == "ids"
+    if not (as_ids or family.packs_prompts):
         if "chats" in inputs and isinstance(stop_token_ids, str):  # "auto"
             stop_token_ids = stop_tokens(model.preprocessor, inputs)
         if not isinstance(stop_token_ids, str):
@@ -50,7 +50,7 @@ def generated(model, inputs, max_length=None, stop_token_ids="auto", strip_promp
     if isinstance(stop_token_ids, str):
         stop_token_ids = stop_tokens(model.preprocessor, inputs)
     length = max_length or model.preprocessor.sequence_length
-    packed = _packed(family, inputs, length)
+    packed = family.packed_prompts(inputs, length)
     with _without_preprocessor(model) as preprocessor:
         # A tuple, which JAX can compile for.
         found = model.generate(dict(packed), stop_token_ids=tuple(stop_token_ids or ()))
@@ -59,18 +59,6 @@ def generated(model, inputs, max_length=None, stop_token_ids="auto", strip_promp
         found["padding_mask"] = found["padding_mask"] & ~packed["padding_mask"]
     found = {key: keras.ops.convert_to_tensor(value) for key, value in found.items()}
     return list(preprocessor.generate_postprocess(found))
-
-
-def _packed(family, inputs, length):
-    """Token ids and padding mask, (B, length), of prompts."""
-    chats = family.chat_tokens(inputs)
-    padding = family.preprocessor.tokenizer.pad_token_id
-    ids = np.full((len(chats), length), padding, "int32")
-    mask = np.zeros(ids.shape, bool)
-    for i, chat in enumerate(chats):
-        ids[i, : len(chat.ids)] = chat.ids
-        mask[i, : len(chat.ids)] = True
-    return {"token_ids": ids, "padding_mask": mask}
 
 
 @contextlib.contextmanager

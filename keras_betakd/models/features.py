@@ -88,6 +88,7 @@ class FeatureReader:
         if not self.wanted - {"hidden_states"}:
             return found
         positions, found.present = self.view.image_layout(inputs)
+        found.grids = self.view.image_grids(inputs)
         shape = ops.shape(positions)
         flat = ops.reshape(positions, (shape[0], -1))
         if "image_features" in self.wanted:

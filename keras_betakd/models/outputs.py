@@ -17,6 +17,8 @@ class Features:
             decoder block, averaged over heads.
         saliency: (B, P, T), the same averaged over all text rows.
         present: (B, P), false where a record has fewer images.
+        grids: int (B, P, 2), rows and columns of the tokens of each image, the first of
+            T, where images have several sizes; `None` where all have one square grid.
     """
 
     hidden_states: Any = None
@@ -25,6 +27,7 @@ class Features:
     attention: Any = None
     saliency: Any = None
     present: Any = None
+    grids: Any = None
 
 
 @dataclasses.dataclass

@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import re
 
 import keras
 from keras import ops
@@ -16,23 +17,27 @@ _AT_ONCE = 2**22
 
 # `model_type` of the public checkpoints that keras-hub cannot convert.
 _MOBILEVLM_TYPES = ("mobilevlm", "llava", "llava_llama")
+# Mixtures of experts and models with sound, too: the error says what is supported.
+_QWEN_VL_TYPES = re.compile(r"qwen[\d_]+(vl|omni)\w*")
 
 
 def load_model(preset, **kwargs):
     """Loads a generative model of keras-hub from a preset, with its preprocessor.
 
     `keras_hub.models.CausalLM.from_preset` loads decoder-only models alone; this loads
-    encoder-decoder ones (BLIP-2 with Flan-T5) and public checkpoints of MobileVLM V2
-    and LLaVA-1.5 as well, and its errors say what to do. The settings in a folder are
-    checked, and its sizes compared with those of the weights, before a model is made.
+    encoder-decoder ones (BLIP-2 with Flan-T5) and public checkpoints of MobileVLM V2,
+    LLaVA-1.5, Qwen2-VL, Qwen2.5-VL and Qwen3-VL as well, and its errors say what to do.
+    The settings in a folder are checked, and its sizes compared with those of the
+    weights, before a model is made.
 
     Args:
         preset: a folder that `save_to_preset` wrote, the name of a built-in preset, a
             handle such as `"hf://..."`, `"kaggle://..."`, or a folder with a public
-            checkpoint of MobileVLM V2 or LLaVA-1.5 that holds its vision tower.
+            checkpoint of one of those five that holds its vision tower.
         **kwargs: as for `keras_hub.models.CausalLM.from_preset`, for example
             `dtype="bfloat16"` or `load_weights=False`; for a public checkpoint as for
-            `keras_betakd.mobilevlm.load_mobilevlm`.
+            `keras_betakd.mobilevlm.load_mobilevlm` or
+            `keras_betakd.qwen_vl.load_qwen_vl`.
 
     Returns:
         A `keras_hub.models.CausalLM` or `keras_hub.models.Seq2SeqLM`. Its preprocessor
@@ -53,15 +58,19 @@ def load_model(preset, **kwargs):
     ```
     """
 
-    # The import also registers its classes with Keras.
+    # The imports also register their classes with Keras.
     from keras_betakd.mobilevlm import load_mobilevlm
+    from keras_betakd.qwen_vl import load_qwen_vl
 
     preset = str(preset)
     folder = pathlib.Path(preset)
     if "://" not in preset and ("/" in preset or folder.exists()):
         _check_folder(folder)
-    if read_object(folder / "config.json").get("model_type") in _MOBILEVLM_TYPES:
+    model_type = read_object(folder / "config.json").get("model_type")
+    if model_type in _MOBILEVLM_TYPES:
         return load_mobilevlm(folder, **kwargs)
+    if isinstance(model_type, str) and _QWEN_VL_TYPES.fullmatch(model_type):
+        return load_qwen_vl(folder, **kwargs)
     load_weights = kwargs.get("load_weights", True)
     check_preset(folder, load_weights)
     classes = _task_classes(folder)

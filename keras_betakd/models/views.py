@@ -14,6 +14,7 @@ from keras_betakd.models.gemma import (
 )
 from keras_betakd.models.mobilevlm import MobileVLMView
 from keras_betakd.models.qwen import Qwen3_5View
+from keras_betakd.models.qwen_vl import QwenVLView
 
 # The inputs of text-only backbones of keras-hub. Any other input (images, audio) means
 # a multimodal model, whose layout of positions cannot be guessed.
@@ -29,6 +30,7 @@ _VIEWS = {
     "PaliGemmaCausalLM": PaliGemmaView,
     "Qwen3_5CausalLM": Qwen3_5View,
     "Qwen3_5MoeCausalLM": Qwen3_5View,
+    "QwenVLCausalLM": QwenVLView,
 }
 
 

@@ -11,6 +11,7 @@ from keras_betakd.data.images import IMAGE_MARK
 from keras_betakd.preprocessing import image_inputs
 from keras_betakd.preprocessing.changed_preprocessor import changed_preprocessor
 from keras_betakd.preprocessing.qwen3_5_format import Qwen3_5Format
+from keras_betakd.preprocessing.qwen_vl_format import QwenVLFormat
 from keras_betakd.preprocessing.text_format import TextFormat, packed
 
 
@@ -232,6 +233,7 @@ _FORMATS = {
     "MobileVLMCausalLMPreprocessor": MobileVLMFormat,
     "Qwen3_5CausalLMPreprocessor": Qwen3_5Format,
     "Qwen3_5MoeCausalLMPreprocessor": Qwen3_5Format,
+    "QwenVLCausalLMPreprocessor": QwenVLFormat,
 }
 
 

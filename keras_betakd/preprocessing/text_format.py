@@ -35,6 +35,8 @@ class TextFormat:
             sequence that is decoded.
         decodes_cached: whether keras-hub's `generate`, which caches keys and values,
             is correct for the family.
+        packs_prompts: whether `generate` is given prompts as arrays even without a chat
+            template, since the preprocessor would write its own.
         takes_turns: whether a record may be a conversation of several turns.
         repeats_prompt: whether what `generate` decodes begins with the prompt.
     """
@@ -44,6 +46,7 @@ class TextFormat:
     bidirectional_prompt = False
     answer_length = "sequence_length"
     decodes_cached = True
+    packs_prompts = False
     takes_turns = False
     repeats_prompt = True
 
@@ -172,6 +175,17 @@ class TextFormat:
         if not images:
             return inputs["prompts"]
         return {"prompts": inputs["prompts"], **images}
+
+    def packed_prompts(self, inputs, length):
+        """The inputs of the model's `generate_step` for chats, padded to `length`."""
+        chats = self.chat_tokens(inputs)
+        padding = self.preprocessor.tokenizer.pad_token_id
+        ids = np.full((len(chats), length), padding, "int32")
+        mask = np.zeros(ids.shape, bool)
+        for i, chat in enumerate(chats):
+            ids[i, : len(chat.ids)] = chat.ids
+            mask[i, : len(chat.ids)] = True
+        return {"token_ids": ids, "padding_mask": mask}
 
     def prompt_lengths(self, inputs, limit):
         """The number of tokens of each prompt.

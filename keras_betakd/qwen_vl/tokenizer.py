@@ -230,10 +230,12 @@ class QwenVLTokenizer(keras_hub.tokenizers.Tokenizer):
 
     def save_assets(self, dir_path):
         self._expect_vocabulary()
-        added = {text for text, _, _ in self.added_tokens}
-        base = {t: i for t, i in self.vocabulary.items() if t not in added}
         merges = "".join(f"{merge}\n" for merge in self.merges)
-        contents = json.dumps(base), merges, json.dumps(list(self.added_tokens))
+        # With the added tokens, whose ids may be any of the vocabulary.
+        vocabulary, added = (
+            json.dumps(x) for x in (self.vocabulary, self.added_tokens)
+        )
+        contents = vocabulary, merges, added
         for name, text in zip(_FILES, contents, strict=True):
             path = os.path.join(dir_path, name)
             with open(path, "w", encoding="utf-8", newline="\n") as file:

@@ -43,6 +43,7 @@ class TeacherSource:
             by_token = any(map(_reads_rows, [*source.betas.values(), source.task_beta]))
         else:
             self.view, pair = view_of(source), None
+        _expect_one_size(self.view, features)
         preprocessor = getattr(self.view.model, "preprocessor", None)
         if not self.view.sees_hidden_states or preprocessor is None:
             raise ValueError(
@@ -140,6 +141,18 @@ def _template_of(pair, prompt_template):
             f"distiller. Received: prompt_template={prompt_template!r}"
         )
     return pair.prompt_templates["teacher"]
+
+
+def _expect_one_size(view, features):
+    """Raises if features at image tokens are wanted, of which there is any number."""
+    found = sorted(features - {"hidden_states"})
+    if found and view.images_vary:
+        raise ValueError(
+            f"Images of {type(view.model).__name__} have tokens by their size, and a "
+            f"cache holds as many numbers for each record. Received: energies that "
+            f"compare {found}. Train them with the teacher itself, or cache a "
+            "distiller without them."
+        )
 
 
 def compacted(array):

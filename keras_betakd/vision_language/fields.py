@@ -62,12 +62,14 @@ class Fields:
     Args:
         values: dict, the object.
         source: text that names the file (and the object in it) in error messages.
+        architecture: text that names the models that are supported, in error messages.
         defaults: dict of values for what the object leaves out.
     """
 
-    def __init__(self, values, source, defaults=None):
+    def __init__(self, values, source, architecture, defaults=None):
         self.values = {**(defaults or {}), **values}
         self.source = source
+        self.architecture = architecture
 
     def __contains__(self, key):
         return key in self.values
@@ -82,7 +84,7 @@ class Fields:
         value = self.values[key]
         if not isinstance(value, dict):
             raise self.error(key, "a json object")
-        return Fields(value, f"{self.source}, {key}", defaults)
+        return Fields(value, f"{self.source}, {key}", self.architecture, defaults)
 
     def size(self, key):
         """A whole number of at least 1; KeyError if there is none."""
@@ -114,7 +116,7 @@ class Fields:
         if not any(type(value) is type(a) and value == a for a in allowed):
             raise ValueError(
                 f"A checkpoint with {key}={shown(value)} ({self.source}) is of another "
-                "architecture than MobileVLM V2 and LLaVA-1.5, or damaged. Expected: "
+                f"architecture than {self.architecture}, or damaged. Expected: "
                 + " or ".join(map(repr, allowed))
             )
 

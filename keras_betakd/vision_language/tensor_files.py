@@ -3,8 +3,8 @@
 import pathlib
 
 from keras_betakd.folders import inside
-from keras_betakd.mobilevlm.fields import read_object, shown
-from keras_betakd.mobilevlm.tensor_formats import PyTorchFile, SafetensorsFile
+from keras_betakd.vision_language.fields import read_object, shown
+from keras_betakd.vision_language.tensor_formats import PyTorchFile, SafetensorsFile
 
 _KINDS = (
     ("model.safetensors.index.json", "model*.safetensors"),
@@ -22,6 +22,8 @@ class TensorFiles:
 
     Args:
         folder: path of the folder.
+        tokenizer: text that names the tokenizer's files, for the error message that
+            says what belongs into the folder.
 
     Attributes:
         shapes: dict of name to shape, of all tensors.
@@ -37,10 +39,10 @@ class TensorFiles:
         ImportError: the package that reads such files is not installed.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, tokenizer="the tokenizer"):
         self.folder = pathlib.Path(folder)
         self.shapes, self.types, self.paths = {}, {}, {}
-        paths, index = _weight_files(self.folder)
+        paths, index = _weight_files(self.folder, tokenizer)
         for path in paths:
             file = _open(path)
             self._expect_new(file.shapes, path)
@@ -87,13 +89,13 @@ class TensorFiles:
             )
 
 
-def _weight_files(folder):
+def _weight_files(folder, tokenizer):
     """The files of weights, and the path and `weight_map` of their index, if any."""
     if not folder.is_dir():
         raise FileNotFoundError(
             f"There is no folder '{folder}'. Give one that holds a checkpoint as it "
             "was published: config.json, the weights (safetensors or .bin) and "
-            "tokenizer.model."
+            f"{tokenizer}."
         )
     for index, pattern in _KINDS:
         if (folder / index).exists():

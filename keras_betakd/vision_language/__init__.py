@@ -1,0 +1,1 @@
+"""What the vision-language models of this library have in common."""
