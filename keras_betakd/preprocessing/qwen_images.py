@@ -105,8 +105,8 @@ def patches_of(pixels, patch, merge):
     return x.reshape(-1, channels * patch**2)
 
 
-def normalised(image, size, mean, std):
-    """An image of a size of `smart_size`, as float32 (x / 255 - mean) / std.
+def resized(image, size):
+    """An image of another size, as Pillow resizes it: uint8.
 
     Pillow's bicubic resizing smooths before it shrinks, and rounds to whole values
     after each direction.
@@ -114,18 +114,32 @@ def normalised(image, size, mean, std):
     Args:
         image: (H, W, 3) uint8.
         size: `(height, width)` of the result.
+
+    Example:
+
+    >>> resized(np.zeros((8, 6, 3), "uint8"), (4, 4)).shape
+    (4, 4, 3)
+    """
+    from PIL import Image
+
+    if image.shape[:2] == tuple(size):
+        return image
+    picture = Image.fromarray(image)
+    return np.asarray(picture.resize(size[::-1], Image.Resampling.BICUBIC))
+
+
+def normalised(image, mean, std):
+    """An image as float32 (x / 255 - mean) / std.
+
+    Args:
+        image: (H, W, 3) uint8.
         mean, std: of the three channels, of values from 0 to 1.
 
     Example:
 
-    >>> white = np.full((8, 6, 3), 255, "uint8")
-    >>> float(normalised(white, (4, 4), [0.5] * 3, [0.5] * 3).min())
-    1.0
+    >>> white = np.full((1, 1, 3), 255, "uint8")
+    >>> normalised(white, [0.5, 0, 0], [0.5, 1, 0.5]).tolist()
+    [[[1.0, 1.0, 2.0]]]
     """
-    from PIL import Image
-
-    if image.shape[:2] != size:
-        picture = Image.fromarray(image)
-        image = picture.resize(size[::-1], Image.Resampling.BICUBIC)
     values = np.asarray(image, "float32") / np.float32(255)
     return (values - np.asarray(mean, "float32")) / np.asarray(std, "float32")

@@ -3,14 +3,19 @@
 import re
 
 # Each match is a piece that no merge reaches beyond.
-_SPLIT = (
+QWEN2_PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# Marks, such as the vowels of Hindi and Thai, belong to words.
+QWEN3_5_PIECES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}|"
+    r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _MARK = re.compile(r"<[^<>\s]+>")
 
 
-def byte_level_bpe(vocabulary, merges, added_tokens=()):
+def byte_level_bpe(vocabulary, merges, added_tokens=(), pieces=QWEN2_PIECES):
     """A `tokenizers.Tokenizer` that splits texts as the published Qwen tokenizers do.
 
     Added tokens are found in the raw text first. The text between them is normalised
@@ -22,6 +27,7 @@ def byte_level_bpe(vocabulary, merges, added_tokens=()):
         merges: list of `"left right"`, the most important one first.
         added_tokens: list of `(text, id, is_special)`. A text that the vocabulary does
             not hold gets the next id that is free, so they are given by their ids.
+        pieces: the pattern whose matches are the pieces of a text.
 
     Raises:
         ValueError: a merge of tokens that the vocabulary does not hold, or an added
@@ -34,7 +40,7 @@ def byte_level_bpe(vocabulary, merges, added_tokens=()):
     tokenizer.encode("abb").ids  # [2, 1]
     ```
 
-    Source: `Qwen2Tokenizer` in `transformers`.
+    Source: `Qwen2Tokenizer` and `Qwen3_5Tokenizer` in `transformers`.
     """
     import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers
@@ -58,7 +64,7 @@ def byte_level_bpe(vocabulary, merges, added_tokens=()):
                 f"without gaps, and each for one token. Received: the id {number}"
             )
     tokenizer.normalizer = normalizers.NFC()
-    split = pre_tokenizers.Split(tokenizers.Regex(_SPLIT), behavior="isolated")
+    split = pre_tokenizers.Split(tokenizers.Regex(pieces), behavior="isolated")
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
     tokenizer.decoder = decoders.ByteLevel()

@@ -9,6 +9,7 @@ from keras_betakd.preprocessing.qwen_images import (
     check_limits,
     normalised,
     patches_of,
+    resized,
     smart_size,
 )
 
@@ -103,7 +104,7 @@ class QwenVLImageConverter(keras_hub.layers.ImageConverter):
         image = load_image(inputs)
         grid = self.grid(*image.shape[:2])
         size = grid[1] * self.patch_size, grid[2] * self.patch_size
-        pixels = normalised(image, size, self.mean, self.std)
+        pixels = normalised(resized(image, size), self.mean, self.std)
         patches = patches_of(pixels, self.patch_size, self.spatial_merge_size)
         return {"patches": patches, "grid_thw": np.array(grid, "int32")}
 
