@@ -1,19 +1,19 @@
-"""Resizes, normalises and cuts pictures as the published Qwen models with vision do."""
+"""Resizes, normalises and cuts images as the published Qwen models with vision do."""
 
 import math
 
 import numpy as np
 
 MAX_RATIO = 200
-"""How many times longer than the shorter side the longer side of a picture may be."""
+"""How many times longer than the shorter side the longer side of an image may be."""
 
 
 def check_limits(factor, min_pixels, max_pixels):
-    """Raises a `ValueError` unless pictures can have a size within the limits.
+    """Raises a `ValueError` unless images can have a size within the limits.
 
     Args:
-        factor: the sides of a resized picture are multiples of it.
-        min_pixels, max_pixels: the fewest and the most pixels of a resized picture.
+        factor: the sides of a resized image are multiples of it.
+        min_pixels, max_pixels: the fewest and the most pixels of a resized image.
 
     Example:
 
@@ -38,7 +38,7 @@ def check_limits(factor, min_pixels, max_pixels):
 
 
 def smart_size(height, width, factor, min_pixels, max_pixels):
-    """The size that a picture is resized to: `(height, width)`.
+    """The size that an image is resized to: `(height, width)`.
 
     Each side is rounded to a multiple of f = `factor`, halves to the even one. Where
     the product then exceeds the most pixels, each side is floor(side / q / f) * f with
@@ -46,7 +46,7 @@ def smart_size(height, width, factor, min_pixels, max_pixels):
     ceil(side * q / f) * f with q = sqrt(min_pixels / (height * width)).
 
     Args:
-        height, width: of the picture, in pixels.
+        height, width: of the image, in pixels.
         factor: int, pixels along a side of an image token: the patch size times the
             number of patches that are merged along each side.
         min_pixels, max_pixels: the fewest and the most pixels of the result.
@@ -64,8 +64,8 @@ def smart_size(height, width, factor, min_pixels, max_pixels):
     """
     if max(height, width) > MAX_RATIO * min(height, width):
         raise ValueError(
-            f"The longer side of a picture may be at most {MAX_RATIO} times the "
-            "shorter one. Crop it, or leave the record out. Received: a picture of "
+            f"The longer side of an image may be at most {MAX_RATIO} times the "
+            "shorter one. Crop it, or leave the record out. Received: an image of "
             f"{height} x {width} pixels (height x width)"
         )
     rows, columns = round(height / factor) * factor, round(width / factor) * factor
@@ -81,7 +81,7 @@ def smart_size(height, width, factor, min_pixels, max_pixels):
 
 
 def patches_of(pixels, patch, merge):
-    """The patches of a picture in merge-block order: (P, C * patch * patch).
+    """The patches of an image in merge-block order: (P, C * patch * patch).
 
     The `merge` x `merge` patches that become one image token follow one another, row by
     row; so do these blocks. The values of a patch are in the order channel, y, x.
@@ -124,8 +124,8 @@ def resized(image, size):
 
     if image.shape[:2] == tuple(size):
         return image
-    picture = Image.fromarray(image)
-    return np.asarray(picture.resize(size[::-1], Image.Resampling.BICUBIC))
+    image = Image.fromarray(image)
+    return np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC))
 
 
 def normalised(image, mean, std):

@@ -1,4 +1,4 @@
-"""Makes patches of pictures of any size as the published models' own code does."""
+"""Makes patches of images of any size as the published models' own code does."""
 
 import keras
 import keras_hub
@@ -20,13 +20,13 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
 class QwenVLImageConverter(keras_hub.layers.ImageConverter):
-    """Resizes pictures to whole image tokens, normalises them and cuts them up.
+    """Resizes images to whole image tokens, normalises them and cuts them up.
 
-    A picture keeps about its shape: its sides become multiples of
+    An image keeps about its shape: its sides become multiples of
     f = `patch_size * spatial_merge_size`, and its area stays within the limits
     (`keras_betakd.preprocessing.qwen_images.smart_size`). Pillow resizes it, bicubic;
     the values then become (x / 255 - mean) / std of each channel. It has H * W / f^2
-    image tokens, so the limits decide what a picture costs: the defaults are 256 to
+    image tokens, so the limits decide what an image costs: the defaults are 256 to
     1280 tokens for `patch_size=14`. The published settings of Qwen2.5-VL, 3136 to
     12845056 pixels, allow 16384.
 
@@ -34,7 +34,7 @@ class QwenVLImageConverter(keras_hub.layers.ImageConverter):
         patch_size: int, p, pixels along a side of a patch: 14 for Qwen2-VL and
             Qwen2.5-VL, 16 for Qwen3-VL.
         spatial_merge_size: int, patches along a side of an image token.
-        min_pixels: int, the fewest pixels of a resized picture.
+        min_pixels: int, the fewest pixels of a resized image.
         max_pixels: int, the most.
         mean: of the three channels, of values from 0 to 1. Defaults to CLIP's;
             Qwen3-VL's is 0.5.
@@ -42,17 +42,17 @@ class QwenVLImageConverter(keras_hub.layers.ImageConverter):
         **kwargs: as for any `keras_hub.layers.ImageConverter`.
 
     Call arguments:
-        inputs: one picture, whatever `keras_betakd.data.load_image` reads. Transparent
+        inputs: one image, whatever `keras_betakd.data.load_image` reads. Transparent
             parts are blended with white.
 
     Returns:
         Dict of NumPy arrays: `"patches"`, float32 (P, 3 * p * p), in merge-block order
         and each in the order channel, y, x; and `"grid_thw"`, int32 (3,): 1 and the
-        rows and columns of the P patches. The published models read a picture as two
+        rows and columns of the P patches. The published models read an image as two
         equal frames; it is one here.
 
     Raises:
-        ValueError: the longer side of a picture is more than 200 times the shorter.
+        ValueError: the longer side of an image is more than 200 times the shorter.
 
     Example:
 
@@ -97,7 +97,7 @@ class QwenVLImageConverter(keras_hub.layers.ImageConverter):
         self.std = tuple(std)
 
     def __call__(self, inputs):
-        # `keras.layers.Layer.__call__` would convert the picture to a tensor first.
+        # `keras.layers.Layer.__call__` would convert the image to a tensor first.
         return self.call(inputs)
 
     def call(self, inputs):
@@ -109,7 +109,7 @@ class QwenVLImageConverter(keras_hub.layers.ImageConverter):
         return {"patches": patches, "grid_thw": np.array(grid, "int32")}
 
     def grid(self, height, width):
-        """`(1, rows, columns)` of the patches of a picture of this size in pixels."""
+        """`(1, rows, columns)` of the patches of an image of this size in pixels."""
         factor = self.patch_size * self.spatial_merge_size
         size = smart_size(height, width, factor, self.min_pixels, self.max_pixels)
         return 1, size[0] // self.patch_size, size[1] // self.patch_size
