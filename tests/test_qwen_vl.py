@@ -21,7 +21,7 @@ from keras_betakd.models.attention import (
 )
 from keras_betakd.preprocessing.qwen_vl_format import rounded_up
 from keras_betakd.qwen_vl import QwenVLCausalLM, image_tokens
-from keras_betakd.qwen_vl.patch_grid import PatchGrid
+from keras_betakd.vision_language.patch_grid import PatchGrid
 
 FAMILIES = pytest.mark.parametrize("family", FOLDERS)
 FEATURES, LOGITS = 1e-5, 1e-4

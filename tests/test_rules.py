@@ -88,7 +88,8 @@ MAY_IMPORT = {
     "qwen_vl": ("files", "folders", "data", "preprocessing", "vision_language"),
     "released": ("energies", "betas"),
     "models": (
-        *("backends", "files", "folders", "preprocessing", "mobilevlm", "qwen_vl"),
+        *("backends", "files", "folders", "preprocessing", "vision_language"),
+        *("mobilevlm", "qwen_vl"),
     ),
     "fingerprints": ("files", "version", "preprocessing", "models"),
     "head_loss": ("backends", "distribution", "objective", "energies", "models"),

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_betakd.qwen_vl.patch_grid import rotated
+from keras_betakd.vision_language.patch_grid import rotated
 
 
 def rotary_axes(sections, interleaved):

@@ -4,8 +4,8 @@ import keras
 from keras import ops
 
 from keras_betakd.qwen_vl.families import family_of
-from keras_betakd.qwen_vl.patch_grid import PatchGrid
 from keras_betakd.qwen_vl.vision_blocks import VisionBlock
+from keras_betakd.vision_language.patch_grid import PatchGrid
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
