@@ -17,7 +17,8 @@ def image_tokens(encoder, pixel_values, grids):
     Args:
         encoder: a `Qwen3_5VisionEncoder`.
         pixel_values: (B, N, P, 2, p, p, 3): P patches of each of N images, in the
-            order of `Qwen3_5ImageConverter`, padded with any values.
+            order of `keras_betakd.preprocessing.qwen_images.patches_of` (those of an
+            image token together), padded with any values.
         grids: (B, N, 3) int, (1, H, W) patches; (0, 0, 0) where there is no image.
 
     Returns:
