@@ -13,7 +13,7 @@ class Qwen3_5View(CausalLMView):
     the size of each image as a Python number, which a compiled step does not have,
     and its functional model leaves out the three-axis rotary positions that its
     `generate` and `score` use. The layers are therefore called here, one by one, with
-    inputs of static shape (`keras_betakd.preprocessing.qwen_format`).
+    inputs of static shape (`keras_betakd.preprocessing.qwen3_5_format`).
     """
 
     def hidden_states(self, inputs, training=None):
