@@ -35,7 +35,7 @@ def load_mobilevlm(folder, vision_tower=None, new_projector=None, dtype=None, **
     config.json, tokenizer.model, and weights in safetensors or `.bin` files, in one
     file or in parts. Tensors are matched with weights by name, and the match must be
     complete. They are read one at a time from memory-mapped files, so the peak memory
-    is the model and one of its tensors (in float32).
+    is the model and copies of one tensor, not of a file.
 
     Args:
         folder: path of the folder, downloaded beforehand.
