@@ -1,7 +1,7 @@
-"""The record format of Qwen3.5: pictures and tokens as published, not as keras-hub's.
+"""The record format of Qwen3.5: images and tokens as published, not as keras-hub's.
 
 What keras-hub 0.32 makes of a record differs from what the published model was trained
-on: its image converter puts patches in rows over the whole picture, where its own
+on: its image converter puts patches in rows over the whole image, where its own
 vision encoder and the published model want those of an image token together; it rounds
 sizes otherwise, and resizes without Pillow. Its tokenizer does not split a text into
 words, so that merges reach over spaces and line breaks.
@@ -20,7 +20,7 @@ from keras_betakd.preprocessing.qwen_tokens import (
     marks_in,
 )
 
-# The settings of a converter that decide what it makes of a picture.
+# The settings of a converter that decide what it makes of a image.
 _USED = {
     *("patch_size", "temporal_patch_size", "spatial_merge_size"),
     *("min_pixels", "max_pixels", "scale", "offset"),
@@ -75,7 +75,7 @@ def _known(converter):
     more = set(layer_settings(converter)) - _USED - _UNUSED
     if more or type(converter).call is not known.call:
         raise ValueError(
-            "Pictures of Qwen3.5 are converted by the published rules, with the "
+            "Images of Qwen3.5 are converted by the published rules, with the "
             "settings of a `keras_hub.layers.Qwen3_5ImageConverter`. Give the "
             "preprocessor one of these, or write a record format for your own. "
             f"Received: a {type(converter).__name__}"
