@@ -23,6 +23,8 @@ from keras_betakd import (
     cache_teacher,
     layout_map,
 )
+from keras_betakd.evaluation import generate_answers
+from keras_betakd.models import load_model, save_preset
 
 K = 8
 NAMES = ["Qwen2_5VL", "Qwen3VL"]
@@ -205,3 +207,19 @@ def test_large_weights_are_spread_by_the_layout_map():
         ),
     }
     assert {p for p in spread if "layer_1" not in p} == expected
+
+
+def test_a_qwen2_vl_learns_from_a_qwen2_5_vl(tmp_path):
+    keras.utils.set_random_seed(0)
+    teacher = tiny_qwen_vl("qwen2_5_vl", width=16, max_pixels=1024)
+    student = tiny_qwen_vl("qwen2_vl")
+    distiller = BetaKDDistiller(teacher, student, ForwardKLEnergy(), InstanceBeta())
+    distiller.compile(optimizer=keras.optimizers.Adam(0.01))
+    history = distiller.fit(mixed(), batch_size=2, epochs=4, verbose=0).history
+    assert history["objective"][-1] < history["objective"][0]
+    save_preset(student, tmp_path / "student")
+    loaded = load_model(str(tmp_path / "student"))
+    rows = {key: mixed()[key] for key in ("prompts", "images", "ids")}
+    options = {"max_new_tokens": 4, "progress": False}
+    answers = [generate_answers(m, rows, **options) for m in (student, loaded)]
+    assert answers[0] == answers[1]
