@@ -127,6 +127,20 @@ def logits_of(rows, kernel):
     return logits.reshape(*rows.shape[:-1], kernel.shape[0])
 
 
+def rows_at(x, numbers):
+    """Rows of each of N arrays by their numbers: (N, P, D), int (N, Q) to (N, Q, D).
+
+    On TensorFlow `ops.take_along_axis` makes an index of each of the Q * D values. The
+    rows of all arrays as one would, on JAX, have to be brought to every device that the
+    arrays are spread over.
+    """
+    if keras.backend.backend() == "jax":
+        return ops.take_along_axis(x, numbers[..., None], axis=1)
+    count, length, width = ops.shape(x)
+    start = ops.arange(count, dtype="int32")[:, None] * length
+    return ops.take(ops.reshape(x, (-1, width)), numbers + start, axis=0)
+
+
 def add_at(x, classes, increments):
     """`x` (n, V) with an increment added to the entry at one class of each row.
 

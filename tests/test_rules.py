@@ -85,7 +85,9 @@ MAY_IMPORT = {
     "preprocessing": ("distribution", "data"),
     "vision_language": ("files", "folders"),
     "mobilevlm": ("files", "folders", "data", "preprocessing", "vision_language"),
-    "qwen_vl": ("files", "folders", "data", "preprocessing", "vision_language"),
+    "qwen_vl": (
+        *("backends", "files", "folders", "data", "preprocessing", "vision_language"),
+    ),
     "released": ("energies", "betas"),
     "models": (
         *("backends", "files", "folders", "preprocessing", "vision_language"),

@@ -3,9 +3,9 @@
 import keras
 from keras import ops
 
+from keras_betakd.backends import rows_at
 from keras_betakd.qwen_vl.families import family_of
 from keras_betakd.qwen_vl.vision_blocks import vision_norm
-from keras_betakd.vision_language.patch_grid import rows_at
 
 
 def merger_activation(x):

@@ -3,7 +3,8 @@
 import keras
 from keras import ops
 
-from keras_betakd.vision_language.patch_grid import rotated, rows_at
+from keras_betakd.backends import rows_at
+from keras_betakd.vision_language.patch_grid import rotated
 
 _EPSILON = 1e-6
 # Rotated in float32, whatever the rest computes in, as in the published code.

@@ -133,17 +133,6 @@ def _neighbours(numbers, count, side):
     return (lower, 1 - share), (ops.minimum(lower + 1, side - 1), share)
 
 
-def rows_at(x, numbers):
-    """The rows of these numbers: (N, P, D) and int (N, Q) to (N, Q, D).
-
-    `ops.take_along_axis` would first make an index for each of the Q * D values, on
-    TensorFlow.
-    """
-    count, length, width = ops.shape(x)
-    start = ops.arange(count, dtype="int32")[:, None] * length
-    return ops.take(ops.reshape(x, (-1, width)), numbers + start, axis=0)
-
-
 def rotated(x, cosine, sine):
     """Rotates pairs of the last axis, j with j + half: x cos + (-second, first) sin."""
     first, second = ops.split(x, 2, axis=-1)
