@@ -223,3 +223,21 @@ def test_a_qwen2_vl_learns_from_a_qwen2_5_vl(tmp_path):
     options = {"max_new_tokens": 4, "progress": False}
     answers = [generate_answers(m, rows, **options) for m in (student, loaded)]
     assert answers[0] == answers[1]
+
+
+@pytest.mark.backends
+def test_batches_after_the_first_have_images_of_other_sizes():
+    """On TensorFlow, a third batch of another shape once ended the training."""
+    rows = records("Qwen2_5VL", (1,) * 8)
+    sizes = [(16, 16)] * 4 + [(30, 30), (8, 8), (16, 40), (24, 40)]
+    rows["images"] = [[random_image(i, *size)] for i, size in enumerate(sizes)]
+    rows["images"][6].append(random_image(9, 16, 16))
+    rows["prompts"][6] = "<image>" + rows["prompts"][6]
+    distiller = pair_of("Qwen2_5VL", beta=TaskBeta())
+    options = {"batch_size": 2, "verbose": 0}
+    history = distiller.fit(
+        rows, epochs=2, shuffle=False, validation_data=rows, **options
+    ).history
+    assert np.isfinite(history["val_loss"]).all()
+    distiller.evaluate(rows, **options)
+    assert len(distiller.predict(rows, **options)) == 8

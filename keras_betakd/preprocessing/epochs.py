@@ -17,6 +17,7 @@ import numpy as np
 
 from keras_betakd.data.batches import expect_positive
 from keras_betakd.preprocessing.adapters import RecordBatches, drawn_seed
+from keras_betakd.preprocessing.image_inputs import with_other_sizes
 from keras_betakd.preprocessing.iterables import has_batch, is_endless
 from keras_betakd.preprocessing.read_ahead import ReadAhead
 
@@ -227,7 +228,10 @@ class FormattedDataset(keras.utils.PyDataset):
             self._newest[place] = self._format(place, self._following(index))
             if len(self._newest) > _LOOKS:
                 del self._newest[next(iter(self._newest))]
-        return self._newest[place]
+        batch = self._newest[place]
+        # On TensorFlow Keras takes for fixed what its first looks at the data, at the
+        # batches 0 and 1, have in common.
+        return batch if self._begun or index != 1 else with_other_sizes(batch)
 
     def _place(self, step):
         """The pass and the number in it of the batch of a step."""

@@ -204,3 +204,31 @@ def layer_settings(layer):
     return {
         k: v for k, v in layer.get_config().items() if k not in ("name", "trainable")
     }
+
+
+# The axes along which images of any size differ from batch to batch.
+_OPEN_AXES = {"pixel_values": (1, 2), "image_grid_thw": (1,)}
+
+
+def with_other_sizes(batch):
+    """A batch of no use but for its shapes: images of any size have other sizes.
+
+    Args:
+        batch: `(x, y, sample_weight)` in the distiller's form.
+
+    Returns:
+        The batch with one more image, and one more patch, in the inputs of models whose
+        images have any size; itself if there are none.
+    """
+    x, *rest = batch
+    return ({key: _with_other_sizes(value) for key, value in x.items()}, *rest)
+
+
+def _with_other_sizes(inputs):
+    if not isinstance(inputs, dict) or "image_grid_thw" not in inputs:
+        return inputs
+    return {**inputs, **{k: _longer(inputs[k], axes) for k, axes in _OPEN_AXES.items()}}
+
+
+def _longer(array, axes):
+    return np.pad(array, [(0, int(axis in axes)) for axis in range(array.ndim)])
