@@ -115,6 +115,7 @@ def test_no_setting_is_filled_in(key):
         ("qwen2_5_vl", vision(window_size=7), "window_size"),
         ("qwen2_5_vl", vision(window_size=10**6), "window_size"),
         ("qwen2_5_vl", vision(fullatt_block_indexes=[-1]), "fullatt_block_indexes"),
+        ("qwen2_5_vl", vision(fullatt_block_indexes=[1, 7]), "fullatt_block_indexes"),
         ("qwen2_5_vl", vision(layer_norm_eps=1e-5), "layer_norm_eps"),
         (
             "qwen2_5_vl",
@@ -137,7 +138,7 @@ def test_other_architectures_are_refused(family, change, key):
         text(use_sliding_window=True, max_window_layers=2),
         text(layer_types=["full_attention"] * 2),
         text(hidden_act=None, head_dim=16, attention_dropout=0.1, sliding_window=None),
-        vision(fullatt_block_indexes=[1, 7, 15]),
+        vision(fullatt_block_indexes=[1]),
         vision(hidden_act=None, tokens_per_second=4, in_channels=3),
         vision(rope_parameters={"rope_type": "axial", "rope_theta": 10000.0}),
         outer(tie_word_embeddings=None, torch_dtype=None, quantization_config=None),

@@ -15,6 +15,11 @@ from keras_betakd.preprocessing.prompt_templates import remember_template
 # How many numbers of a weight are looked at one by one together.
 _AT_ONCE = 2**22
 
+# Arguments of the loaders of public checkpoints.
+_OF_CHECKPOINTS = {
+    *("min_pixels", "max_pixels", "sequence_length", "max_images_per_prompt"),
+    *("prompt_template", "template", "vision_tower", "new_projector"),
+}
 # `model_type` of the public checkpoints that keras-hub cannot convert.
 _MOBILEVLM_TYPES = ("mobilevlm", "llava", "llava_llama")
 # Mixtures of experts and models with sound, too: the error says what is supported.
@@ -71,6 +76,7 @@ def load_model(preset, **kwargs):
         return load_mobilevlm(folder, **kwargs)
     if isinstance(model_type, str) and _QWEN_VL_TYPES.fullmatch(model_type):
         return load_qwen_vl(folder, **kwargs)
+    _expect_no_other(kwargs, preset)
     load_weights = kwargs.get("load_weights", True)
     check_preset(folder, load_weights)
     classes = _task_classes(folder)
@@ -97,6 +103,18 @@ def load_model(preset, **kwargs):
         "and a login first. Received from keras-hub: "
         + " | ".join(dict.fromkeys(f"{type(e).__name__}: {e}" for e in errors))
     ) from errors[0]
+
+
+def _expect_no_other(kwargs, preset):
+    """Raises for arguments that keras-hub would take for a preset, and not use."""
+    unused = sorted(_OF_CHECKPOINTS & set(kwargs))
+    if unused:
+        raise ValueError(
+            f"{', '.join(unused)} can be given where a published checkpoint is loaded; "
+            f"{preset!r} is a preset, which has its own. Set it on the loaded model, "
+            "for example `model.preprocessor.sequence_length` or "
+            "`model.preprocessor.image_converter.max_pixels`."
+        )
 
 
 def _note_template(model, preset, folder):

@@ -214,12 +214,14 @@ def with_other_sizes(batch):
     """A batch of no use but for its shapes: images of any size have other sizes.
 
     Args:
-        batch: `(x, y, sample_weight)` in the distiller's form.
+        batch: `(x, y, sample_weight)`, of which x holds the inputs of both models.
 
     Returns:
         The batch with one more image, and one more patch, in the inputs of models whose
         images have any size; itself if there are none.
     """
+    if not isinstance(batch, tuple) or not isinstance(batch[0], dict):
+        return batch
     x, *rest = batch
     return ({key: _with_other_sizes(value) for key, value in x.items()}, *rest)
 

@@ -118,6 +118,11 @@ def expect_known_keys(keys, known, what):
     >>> expect_known_keys({"prompts": []}, ("prompts", "images"), "Raw records")
     """
     for key in keys:
+        if str(key).lower() in ("video", "videos"):
+            raise ValueError(
+                f"{what} have a key {key!r}, but no model here reads videos. Leave it "
+                "out, or give frames of it as images."
+            )
         if key not in known:
             near = _nearest(str(key), known)
             advice = f"; did you mean {near!r}?" if near else "."

@@ -222,10 +222,11 @@ def _window_arguments(vision, sizes):
     window = vision.size("window_size")
     if not least <= window <= most:
         raise vision.error("window_size", f"a number of pixels, {least} to {most}")
-    blocks = _block_numbers(vision, "fullatt_block_indexes")
-    # Numbers of no block are without effect.
-    kept = tuple(i for i in blocks if i < sizes["vision_num_layers"])
-    return {"window_size": window, "full_attention_layers": kept}
+    key = "fullatt_block_indexes"
+    blocks, layers = _block_numbers(vision, key), sizes["vision_num_layers"]
+    if any(i >= layers for i in blocks):
+        raise vision.error(key, f"numbers below {layers}, the depth")
+    return {"window_size": window, "full_attention_layers": tuple(blocks)}
 
 
 def _table_arguments(vision, sizes, text_layers):

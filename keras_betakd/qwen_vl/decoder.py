@@ -75,6 +75,7 @@ class DecoderAttention(keras.layers.Layer):
             name="attention_output",
         )
         self.attention_output.build((None, None, self.num_query_heads, self.head_dim))
+        self.rope_layer.build(None)  # a layer that is not built cannot be quantised
         for norm in (self.query_norm, self.key_norm):
             if norm is not None:
                 norm.build((None, None, None, self.head_dim))

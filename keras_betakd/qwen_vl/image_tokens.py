@@ -103,7 +103,9 @@ class PlacedImageTokens(keras.layers.Layer):
         width = features.shape[-1]
         tokens = ops.reshape(features, (ops.shape(features)[0], -1, width))
         source = ops.cast(image_sources, "int32")
-        found = rows_at(tokens, ops.maximum(source, 0))
+        # Keras builds models with ones for all numbers, even of one token alone.
+        last = ops.shape(tokens)[1] - 1
+        found = rows_at(tokens, ops.minimum(ops.maximum(source, 0), last))
         return ops.where(source[..., None] >= 0, found, ops.zeros_like(found))
 
     def compute_output_shape(self, features_shape, image_sources_shape):

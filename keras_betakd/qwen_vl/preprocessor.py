@@ -7,6 +7,7 @@ import keras_hub
 import numpy as np
 from keras import ops
 
+from keras_betakd.preprocessing.chat_templates import chat_template
 from keras_betakd.preprocessing.checks import check_lengths
 from keras_betakd.preprocessing.image_formats import format_of
 from keras_betakd.preprocessing.model_inputs import model_inputs, without_last_answers
@@ -76,8 +77,15 @@ class QwenVLCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         kwargs.setdefault("add_start_token", False)
         super().__init__(tokenizer, sequence_length=sequence_length, **kwargs)
         self.image_converter = image_converter
+        if type(sequence_length) is not int or sequence_length < 1:
+            raise ValueError(
+                "`sequence_length` must be a whole number, 1 or more. Received: "
+                f"sequence_length={sequence_length!r}"
+            )
         if isinstance(prompt_template, dict):
             prompt_template = keras.saving.deserialize_keras_object(prompt_template)
+        if isinstance(prompt_template, str):
+            chat_template(prompt_template)  # which raises for an unknown one
         if prompt_template is not None:
             remember_template(self, prompt_template)
 
@@ -99,8 +107,7 @@ class QwenVLCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         records = checked_records(x)
         inputs = model_inputs(self, records, self.prompt_template)
         x, y, weight = format_of(self).training(inputs, sequence_length)
-        if sequence_length is None:
-            check_lengths(self, inputs, (x, weight), records.names, "model")
+        check_lengths(self, inputs, (x, weight), records.names, "model")
         return keras.utils.pack_x_y_sample_weight(x, y, weight.astype("float32"))
 
     def generate_preprocess(self, x, sequence_length=None):

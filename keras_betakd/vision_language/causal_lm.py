@@ -101,7 +101,7 @@ class ImageTextCausalLM(keras_hub.models.CausalLM):
         """Makes a single prompt, with its images, a batch of one."""
         if self.preprocessor is None or not isinstance(inputs, dict):
             return super()._normalize_generate_inputs(inputs)
-        if not isinstance(inputs["prompts"], str):
+        if not isinstance(inputs.get("prompts"), str):
             return [inputs], False
         inputs = {**inputs, "prompts": [inputs["prompts"]]}
         if "images" in inputs:

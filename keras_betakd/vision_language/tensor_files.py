@@ -97,6 +97,13 @@ def _weight_files(folder, tokenizer):
             "was published: config.json, the weights (safetensors or .bin) and "
             f"{tokenizer}."
         )
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        raise ValueError(
+            f"'{folder}' holds an adapter ({adapter.name}) beside its weights, which "
+            "would be left out. Merge it into the weights where it was trained, or "
+            "move its files away to load the weights without it."
+        )
     for index, pattern in _KINDS:
         if (folder / index).exists():
             return _indexed_files(folder / index, pathlib.Path(pattern).suffix)
