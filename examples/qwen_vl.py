@@ -6,14 +6,15 @@
         --student Qwen2.5-VL-3B-Instruct --data train.jsonl \
         --lora-rank 16 --quantize int8
 
-Models are folders with a public checkpoint, or presets; data is in chat format, of which
-`--test` is answered before and after. Both models resize images by themselves: by default
-to 256 to 1,280 tokens, by `--max-pixels` and `--teacher-max-pixels` to others. `--output`
-receives the history (as CSV and as a plot), the answers, a plot of some, and the student.
+Models are folders with a public checkpoint, or presets; data is in chat format, of
+which `--test` is answered before and after. Both models resize images by themselves: by
+default to 256 to 1,280 tokens, by `--max-pixels` and `--teacher-max-pixels` to others.
+`--output` receives the history (as CSV and as a plot), the answers, a plot of some, and
+the student.
 
 What 7B into 3B needs for its weights, computed from their parameters (8.29 and 3.75
-billion; of the student 3.12 train without the vision encoder, and with LoRA of rank 16, on
-36 times queries (2048 + 2048) x 16 and values (2048 + 256) x 16, 3.7 million):
+billion; of the student 3.12 train without the vision encoder, and with LoRA of rank 16,
+on 36 times queries (2048 + 2048) x 16 and values (2048 + 256) x 16, 3.7 million):
 
 - the teacher: 16.6 GB in bfloat16, 8.3 GB as `int8`;
 - the student in float32: 15.0 GB, of which mixed precision computes in bfloat16;
