@@ -66,7 +66,7 @@ SMALL = {
     "student_dtype": "float32",
     "sequence_length": 44,
     "max_response_length": 4,
-    "epochs": 6,
+    "epochs": 4,
     "batch_size": 32,
     "accumulate": 1,
     "learning_rate": 5e-3,
