@@ -12,14 +12,15 @@ default to 256 to 1,280 tokens, by `--max-pixels` and `--teacher-max-pixels` to 
 `--output` receives the history (as CSV and as a plot), the answers, a plot of some, and
 the student.
 
-What 7B into 3B needs for its weights, computed from their parameters (8.29 and 3.75
-billion; of the student 3.12 train without the vision encoder, and with LoRA of rank 16,
-on 36 times queries (2048 + 2048) x 16 and values (2048 + 256) x 16, 3.7 million):
+What 7B into 3B needs, computed from their parameters (8.29 and 3.75 billion; of the
+student 3.12 train without the vision encoder, and with LoRA of rank 16, whose factors
+Keras makes for each head of queries and values, 36 x (2048 x 18 x 16 + 2 x 16 x 128 +
+18 x 128), 21.5 million):
 
-- the teacher: 16.6 GB in bfloat16, 8.3 GB as `int8`;
+- the teacher: 16.6 GB in bfloat16, 8.3 GB as `int8` (it is loaded in bfloat16 first);
 - the student in float32: 15.0 GB, of which mixed precision computes in bfloat16;
 - gradient and two moments of AdamW, 12 bytes a trained parameter: 37.5 GB, with LoRA
-  0.04 GB.
+  0.26 GB.
 
 Activations come on top of that, by batch size and sequence length.
 """
@@ -313,7 +314,11 @@ def draw_answers(path, test, answers, count=3):
             image.imshow(load_image(record.images[0]))
         lines = [question_of(record), f"expected: {record.responses[-1]}"]
         for name in ("teacher", "student before", "student after"):
-            lines.append(f"{name}: {answers[name][record.id]}")
+            # An untrained student answers with bytes of no character, too.
+            said = "".join(
+                c if c.isprintable() else " " for c in answers[name][record.id]
+            )
+            lines.append(f"{name}: {said}")
         lines = [textwrap.fill(textwrap.shorten(line, 120), 36) for line in lines]
         # Dollar signs do not mark formulas.
         text.text(0, 1, "\n".join(lines), va="top", parse_math=False)
