@@ -93,6 +93,20 @@ def trained(model, data, **options):
     return history, [keras.ops.convert_to_numpy(v) for v in model.student.variables]
 
 
+def reading_threads():
+    return {t for t in threading.enumerate() if t.name.startswith("keras_betakd_")}
+
+
+@pytest.mark.parametrize("use", ["fit", "evaluate", "predict"])
+def test_no_thread_is_left(use):
+    """`predict` left those that had read for it until they were collected."""
+    before = reading_threads()
+    model = distiller(workers=2, max_queue_size=2)
+    run = getattr(model, use)
+    run(records(), batch_size=3, verbose=0)
+    assert reading_threads() <= before
+
+
 @pytest.mark.backends
 def test_training_does_not_depend_on_the_number_of_threads():
     expected, weights = trained(distiller(workers=0), records())
@@ -100,8 +114,6 @@ def test_training_does_not_depend_on_the_number_of_threads():
     assert found == expected
     for ours, other in zip(weights, theirs, strict=True):
         np.testing.assert_array_equal(ours, other)
-    names = [t.name for t in threading.enumerate()]
-    assert not [name for name in names if name.startswith("keras_betakd_")]
 
 
 @pytest.mark.backends

@@ -337,7 +337,7 @@ class DistillationTrainer:
             skipped = SkippedReport(self.preprocessor, at_epochs=False)
             callbacks = with_callbacks(callbacks, skipped, EpochOrder(validation=x))
         announce_compiling(self, verbose, self.predict_function)
-        with self._student_alone(), unwrapped_errors(x), values_kept(self):
+        with closed(x), self._student_alone(), unwrapped_errors(x), values_kept(self):
             return super().predict(x, batch_size, verbose, steps, callbacks)
 
     @contextlib.contextmanager

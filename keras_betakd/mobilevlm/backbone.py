@@ -174,6 +174,7 @@ class MobileVLMBackbone(keras_hub.models.Backbone):
         self.num_layers = num_layers
         self.num_query_heads = num_query_heads
         self.num_key_value_heads = num_key_value_heads
+        self.head_dim = hidden_dim // num_query_heads
         self.hidden_dim = hidden_dim
         self.intermediate_dim = intermediate_dim
         self.vision_num_layers = vision_num_layers

@@ -44,16 +44,6 @@ class MobileVLMCausalLM(ImageTextCausalLM):
     backbone_cls = MobileVLMBackbone
     preprocessor_cls = MobileVLMCausalLMPreprocessor
 
-    def __init__(self, backbone, preprocessor=None, **kwargs):
-        # === Layers ===
-        self.backbone = backbone
-        self.preprocessor = preprocessor
-
-        # === Functional Model ===
-        inputs = backbone.input
-        outputs = backbone.token_embedding(backbone(inputs), reverse=True)
-        super().__init__(inputs=inputs, outputs=outputs, **kwargs)
-
     def call_with_cache(self, parts, cache, cache_update_index):
         """Runs the decoder on a part of the sequence; the cache holds what is before.
 
@@ -87,13 +77,3 @@ class MobileVLMCausalLM(ImageTextCausalLM):
             return {"embeddings": x}
         features = backbone.projector(backbone.vision_tower(inputs["images"]))
         return {"embeddings": backbone.image_tokens(token_ids, x, features)}
-
-    def _empty_cache(self, batch_size, length):
-        backbone = self.backbone
-        heads = backbone.num_key_value_heads
-        width = backbone.hidden_dim // backbone.num_query_heads
-        shape = (batch_size, 2, length, heads, width)
-        return tuple(
-            ops.zeros(shape, dtype=self.compute_dtype)
-            for _ in range(backbone.num_layers)
-        )

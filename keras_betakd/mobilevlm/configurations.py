@@ -3,8 +3,8 @@
 import os
 import pathlib
 
-from keras_betakd.mobilevlm.image_converter import MEAN, STD
 from keras_betakd.mobilevlm.projectors import mlp_depth
+from keras_betakd.preprocessing.image_inputs import CLIP_MEAN, CLIP_STD
 from keras_betakd.vision_language.fields import Fields, is_finite, is_whole, read_object
 
 _ARCHITECTURE = "MobileVLM V2 and LLaVA-1.5"
@@ -117,7 +117,7 @@ def check_image_settings(folder, image_size):
     if not path.exists():
         return
     fields = Fields(read_object(path), f"'{path}'", _ARCHITECTURE)
-    for key, expected in (("image_mean", MEAN), ("image_std", STD)):
+    for key, expected in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)):
         if key in fields and not _is_near(fields.get(key), expected):
             raise fields.error(key, f"CLIP's, {list(expected)}")
     for key in ("size", "crop_size"):

@@ -6,10 +6,7 @@ import numpy as np
 
 from keras_betakd.data.images import load_image
 from keras_betakd.mobilevlm.backbone import MobileVLMBackbone
-
-# CLIP's, of the three channels.
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
+from keras_betakd.preprocessing.image_inputs import CLIP_MEAN, CLIP_STD, normalised
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
@@ -76,8 +73,7 @@ class MobileVLMImageConverter(keras_hub.layers.ImageConverter):
         if self.aspect_ratio == "pad":
             image = _padded(image)
         image = _resized(image, self.image_size[0])
-        values = np.asarray(image, "float32") / np.float32(255)
-        return (values - np.float32(MEAN)) / np.float32(STD)
+        return normalised(image, CLIP_MEAN, CLIP_STD)
 
     def get_config(self):
         base = super().get_config()
@@ -96,7 +92,7 @@ def _padded(image):
     if width == height:
         return image
     side = max(width, height)
-    square = Image.new("RGB", (side, side), tuple(int(255 * x) for x in MEAN))
+    square = Image.new("RGB", (side, side), tuple(int(255 * x) for x in CLIP_MEAN))
     square.paste(image, ((side - width) // 2, (side - height) // 2))
     return square
 

@@ -4,11 +4,10 @@ The canonical names are those of MobileVLM V2 and of the original LLaVA; the oth
 checkpoints differ from them in their prefixes alone.
 """
 
-import math
 import re
 
 from keras_betakd.mobilevlm.projectors import mlp_depth
-from keras_betakd.vision_language.tensor_loading import Target
+from keras_betakd.vision_language.tensor_loading import Target, target_of
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
 PROJECTOR = "model.mm_projector."
@@ -147,11 +146,4 @@ def _target(path, variable):
     if path.endswith("depthwise/kernel"):
         height, width, channels, _ = shape
         return Target(variable, (channels, 1, height, width), (2, 3, 0, 1))
-    if path.endswith(("kernel", "reverse_embeddings")):
-        # PyTorch has heads and head widths in one axis.
-        inputs = 2 if path.endswith("attention_output/kernel") else 1
-        sizes = math.prod(shape[inputs:]), math.prod(shape[:inputs])
-        return Target(variable, sizes, (1, 0))
-    if path.endswith("embeddings"):
-        return Target(variable, shape, (0, 1))
-    return Target(variable, (math.prod(shape),), (0,))
+    return target_of(variable)

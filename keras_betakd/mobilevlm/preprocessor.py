@@ -1,9 +1,6 @@
 """Turns records into inputs of `MobileVLMCausalLM`, as the released code does."""
 
-import functools
-
 import keras
-import keras_hub
 import numpy as np
 from keras import ops
 
@@ -14,11 +11,11 @@ from keras_betakd.mobilevlm.tokenizer import MobileVLMTokenizer
 from keras_betakd.preprocessing.image_inputs import check_marks
 from keras_betakd.preprocessing.record_images import images_by_record
 from keras_betakd.preprocessing.records import record_ids, turns_by_record
-from keras_betakd.vision_language.graphs import in_graph, outside_graph
+from keras_betakd.vision_language.preprocessor import ImageTextPreprocessor
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
-class MobileVLMCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
+class MobileVLMCausalLMPreprocessor(ImageTextPreprocessor):
     """Applies the prompt template to records, tokenizes them and weights the responses.
 
     Args:
@@ -88,17 +85,7 @@ class MobileVLMCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         self.max_images_per_prompt = max_images_per_prompt
         self.template = template
 
-    def build(self, input_shape):
-        self.built = True
-
-    def __call__(self, x, y=None, sample_weight=None, **kwargs):
-        # `keras.layers.Layer.__call__` would convert texts and images to tensors first.
-        return self.call(x, y=y, sample_weight=sample_weight, **kwargs)
-
-    def call(self, x, y=None, sample_weight=None, sequence_length=None):
-        if in_graph():
-            call = functools.partial(self.call, sequence_length=sequence_length)
-            return outside_graph(call, x, self._specs(sequence_length))
+    def _training(self, x, sequence_length):
         prompts, ids = self._prompts(x)
         # One token more: the labels are the same tokens, shifted by one.
         limit = sequence_length or self.sequence_length
@@ -110,9 +97,7 @@ class MobileVLMCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
             "padding_mask": padding_mask[:, :-1],
         }
         labels = np.where(trained, token_ids, self.tokenizer.pad_token_id)[:, 1:]
-        return keras.utils.pack_x_y_sample_weight(
-            x, labels, trained[:, 1:].astype("float32")
-        )
+        return x, labels, trained[:, 1:].astype("float32")
 
     def generate_preprocess(self, x, sequence_length=None):
         """The inputs of `generate_step`: the prompts alone.
@@ -186,15 +171,6 @@ class MobileVLMCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
             template.encode(turns, answers, self.tokenizer)
             for turns, answers in zip(prompts, responses, strict=True)
         ]
-
-    def generate_postprocess(self, x):
-        """The texts of the tokens under the mask, without image and special tokens."""
-        token_ids = ops.convert_to_numpy(x["token_ids"])
-        mask = ops.convert_to_numpy(x["padding_mask"]).astype("bool")
-        kept = mask & (token_ids != IMAGE_TOKEN_ID)
-        kept &= ~np.isin(token_ids, self.tokenizer.special_token_ids)
-        rows = zip(token_ids, kept, strict=True)
-        return self.tokenizer.detokenize([row[found].tolist() for row, found in rows])
 
     def _specs(self, sequence_length):
         """Shapes and dtypes of what a call returns, inside `tf.data`."""

@@ -221,17 +221,21 @@ class FormattedDataset(keras.utils.PyDataset):
             return None
         if not self.has_step(index):  # read ahead, never trained on
             return None if queued else next(reversed(self._newest.values()), None)
-        place = self._place(index)
         if queued:
-            return self._format(place)
+            return self._format(self._place(index))
+        batch = self._remembered(index)
+        # On TensorFlow Keras takes for fixed what its first looks at the data, at the
+        # batches 0 and 1, have in common.
+        return batch if self._begun or index != 1 else with_other_sizes(batch)
+
+    def _remembered(self, index):
+        """The batch of a step, formatted once where it is asked for again."""
+        place = self._place(index)
         if place not in self._newest:
             self._newest[place] = self._format(place, self._following(index))
             if len(self._newest) > _LOOKS:
                 del self._newest[next(iter(self._newest))]
-        batch = self._newest[place]
-        # On TensorFlow Keras takes for fixed what its first looks at the data, at the
-        # batches 0 and 1, have in common.
-        return batch if self._begun or index != 1 else with_other_sizes(batch)
+        return self._newest[place]
 
     def _place(self, step):
         """The pass and the number in it of the batch of a step."""
@@ -283,7 +287,7 @@ class FormattedDataset(keras.utils.PyDataset):
     def __iter__(self):
         index = 0
         while self.has_step(index):
-            yield self[index]
+            yield self._remembered(index)
             index += 1
 
 

@@ -11,6 +11,12 @@ import numpy as np
 
 from keras_betakd.data.images import IMAGE_MARK
 
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+"""The mean that CLIP's images are normalised with, of the three channels."""
+
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""The standard deviation likewise."""
+
 
 def drop_mark(prompt):
     """The prompt without image marks, each removed with a line break after it."""
@@ -204,6 +210,23 @@ def layer_settings(layer):
     return {
         k: v for k, v in layer.get_config().items() if k not in ("name", "trainable")
     }
+
+
+def normalised(image, mean, std):
+    """An image as float32 (x / 255 - mean) / std.
+
+    Args:
+        image: (H, W, 3) uint8.
+        mean, std: of the three channels, of values from 0 to 1.
+
+    Example:
+
+    >>> white = np.full((1, 1, 3), 255, "uint8")
+    >>> normalised(white, [0.5, 0, 0], [0.5, 1, 0.5]).tolist()
+    [[[1.0, 1.0, 2.0]]]
+    """
+    values = np.asarray(image, "float32") / np.float32(255)
+    return (values - np.asarray(mean, "float32")) / np.asarray(std, "float32")
 
 
 # The axes along which images of any size differ from batch to batch.

@@ -126,20 +126,3 @@ def resized(image, size):
         return image
     image = Image.fromarray(image)
     return np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC))
-
-
-def normalised(image, mean, std):
-    """An image as float32 (x / 255 - mean) / std.
-
-    Args:
-        image: (H, W, 3) uint8.
-        mean, std: of the three channels, of values from 0 to 1.
-
-    Example:
-
-    >>> white = np.full((1, 1, 3), 255, "uint8")
-    >>> normalised(white, [0.5, 0, 0], [0.5, 1, 0.5]).tolist()
-    [[[1.0, 1.0, 2.0]]]
-    """
-    values = np.asarray(image, "float32") / np.float32(255)
-    return (values - np.asarray(mean, "float32")) / np.asarray(std, "float32")

@@ -44,16 +44,6 @@ class QwenVLCausalLM(ImageTextCausalLM):
     backbone_cls = QwenVLBackbone
     preprocessor_cls = QwenVLCausalLMPreprocessor
 
-    def __init__(self, backbone, preprocessor=None, **kwargs):
-        # === Layers ===
-        self.backbone = backbone
-        self.preprocessor = preprocessor
-
-        # === Functional Model ===
-        inputs = backbone.input
-        outputs = backbone.token_embedding(backbone(inputs), reverse=True)
-        super().__init__(inputs=inputs, outputs=outputs, **kwargs)
-
     def call_with_cache(self, parts, cache, cache_update_index):
         backbone = self.backbone
         x, rotation = parts["embeddings"], (parts["cosine"], parts["sine"])
@@ -91,15 +81,6 @@ class QwenVLCausalLM(ImageTextCausalLM):
             parts["embeddings"], deepstack = backbone.embeddings(inputs)
         parts.update({f"deepstack_{i}": x for i, x in enumerate(deepstack)})
         return parts
-
-    def _empty_cache(self, batch_size, length):
-        backbone = self.backbone
-        heads, width = backbone.num_key_value_heads, backbone.head_dim
-        shape = (batch_size, 2, length, heads, width)
-        return tuple(
-            ops.zeros(shape, dtype=self.compute_dtype)
-            for _ in range(backbone.num_layers)
-        )
 
 
 def _cached_mask(count, length, index):

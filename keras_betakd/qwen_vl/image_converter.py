@@ -5,17 +5,13 @@ import keras_hub
 import numpy as np
 
 from keras_betakd.data.images import load_image
+from keras_betakd.preprocessing.image_inputs import CLIP_MEAN, CLIP_STD, normalised
 from keras_betakd.preprocessing.qwen_images import (
     check_limits,
-    normalised,
     patches_of,
     resized,
     smart_size,
 )
-
-# CLIP's, of the three channels.
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
@@ -69,8 +65,8 @@ class QwenVLImageConverter(keras_hub.layers.ImageConverter):
         spatial_merge_size=2,
         min_pixels=200704,
         max_pixels=1003520,
-        mean=MEAN,
-        std=STD,
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
         **kwargs,
     ):
         super().__init__(**kwargs)

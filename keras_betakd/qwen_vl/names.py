@@ -4,10 +4,9 @@ The canonical names are those that Qwen2-VL and Qwen2.5-VL are published with; Q
 and what trainers save have other prefixes.
 """
 
-import math
 import re
 
-from keras_betakd.vision_language.tensor_loading import Target
+from keras_betakd.vision_language.tensor_loading import Target, target_of
 
 VISION = "visual."
 TEXT = "model."
@@ -53,7 +52,7 @@ _VISION_BLOCK = {
     "attention/qkv": "attn.qkv",
     "attention/projection": "attn.proj",
 }
-_VISION_MLP = {
+VISION_MLP = {
     "qwen2_vl": {"mlp/fc1": "mlp.fc1", "mlp/fc2": "mlp.fc2"},
     "qwen2_5_vl": {
         "mlp/gate": "mlp.gate_proj",
@@ -63,7 +62,7 @@ _VISION_MLP = {
     "qwen3_vl": {"mlp/fc1": "mlp.linear_fc1", "mlp/fc2": "mlp.linear_fc2"},
 }
 _OLD_MERGER = {"norm": "ln_q", "dense_1": "mlp.0", "dense_2": "mlp.2"}
-_MERGER = {
+MERGER = {
     "qwen2_vl": _OLD_MERGER,
     "qwen2_5_vl": _OLD_MERGER,
     "qwen3_vl": {"norm": "norm", "dense_1": "linear_fc1", "dense_2": "linear_fc2"},
@@ -94,10 +93,10 @@ def _names(backbone):
     }
     for i in range(backbone.num_layers):
         layers |= _inside(f"transformer_layer_{i}", f"model.layers.{i}", _BLOCK)
-    block = _VISION_BLOCK | _VISION_MLP[backbone.family]
+    block = _VISION_BLOCK | VISION_MLP[backbone.family]
     for i in range(backbone.vision_num_layers):
         layers |= _inside(f"vision_encoder/block_{i}", f"visual.blocks.{i}", block)
-    merger = _MERGER[backbone.family]
+    merger = MERGER[backbone.family]
     layers |= _inside("projector", "visual.merger", merger)
     for k in range(len(backbone.deepstack_layers)):
         theirs = f"visual.deepstack_merger_list.{k}"
@@ -123,11 +122,4 @@ def _target(variable, backbone):
     if path.endswith("patch_embedding/kernel"):
         frames, side = backbone.temporal_patch_size, backbone.patch_size
         return Target(variable, (shape[-1], 3, frames, side, side), (1, 2, 3, 4, 0))
-    if path.endswith(("kernel", "reverse_embeddings")):
-        # PyTorch has heads and head widths in one axis.
-        inputs = 2 if path.endswith("attention_output/kernel") else 1
-        sizes = math.prod(shape[inputs:]), math.prod(shape[:inputs])
-        return Target(variable, sizes, (1, 0))
-    if path.endswith("embeddings"):
-        return Target(variable, shape, (0, 1))
-    return Target(variable, (math.prod(shape),), (0,))
+    return target_of(variable)

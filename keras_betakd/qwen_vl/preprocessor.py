@@ -1,10 +1,6 @@
 """Turns records into inputs of `QwenVLCausalLM`."""
 
-import functools
-
 import keras
-import keras_hub
-import numpy as np
 from keras import ops
 
 from keras_betakd.preprocessing.chat_templates import chat_template
@@ -20,11 +16,11 @@ from keras_betakd.preprocessing.record_checks import checked_records
 from keras_betakd.qwen_vl.backbone import QwenVLBackbone
 from keras_betakd.qwen_vl.image_converter import QwenVLImageConverter
 from keras_betakd.qwen_vl.tokenizer import QwenVLTokenizer
-from keras_betakd.vision_language.graphs import in_graph, outside_graph
+from keras_betakd.vision_language.preprocessor import ImageTextPreprocessor
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
-class QwenVLCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
+class QwenVLCausalLMPreprocessor(ImageTextPreprocessor):
     """Writes records in the chat template, tokenizes them and makes patches of images.
 
     Args:
@@ -93,22 +89,12 @@ class QwenVLCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
     def prompt_template(self):
         return remembered_template(self)
 
-    def build(self, input_shape):
-        self.built = True
-
-    def __call__(self, x, y=None, sample_weight=None, **kwargs):
-        # `keras.layers.Layer.__call__` would convert texts and images to tensors first.
-        return self.call(x, y=y, sample_weight=sample_weight, **kwargs)
-
-    def call(self, x, y=None, sample_weight=None, sequence_length=None):
-        if in_graph():
-            call = functools.partial(self.call, sequence_length=sequence_length)
-            return outside_graph(call, x, self._specs(sequence_length))
+    def _training(self, x, sequence_length):
         records = checked_records(x)
         inputs = model_inputs(self, records, self.prompt_template)
         x, y, weight = format_of(self).training(inputs, sequence_length)
         check_lengths(self, inputs, (x, weight), records.names, "model")
-        return keras.utils.pack_x_y_sample_weight(x, y, weight.astype("float32"))
+        return x, y, weight.astype("float32")
 
     def generate_preprocess(self, x, sequence_length=None):
         """The inputs of `generate_step`: the prompts alone.
@@ -135,14 +121,6 @@ class QwenVLCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
                 )
         found = family.packed_prompts(inputs, limit)
         return {key: ops.convert_to_tensor(value) for key, value in found.items()}
-
-    def generate_postprocess(self, x):
-        """The texts of the tokens under the mask, without special tokens."""
-        token_ids = ops.convert_to_numpy(x["token_ids"])
-        kept = ops.convert_to_numpy(x["padding_mask"]).astype("bool")
-        kept &= ~np.isin(token_ids, self.tokenizer.special_token_ids)
-        rows = zip(token_ids, kept, strict=True)
-        return self.tokenizer.detokenize([row[found].tolist() for row, found in rows])
 
     def _specs(self, sequence_length):
         """Shapes and dtypes of what a call returns, inside `tf.data`."""

@@ -1,7 +1,7 @@
 """The tensors that a configuration needs, known before a model is made."""
 
 from keras_betakd.qwen_vl.families import family_of
-from keras_betakd.qwen_vl.names import EMBEDDING, HEAD, TEXT, VISION
+from keras_betakd.qwen_vl.names import EMBEDDING, HEAD, MERGER, TEXT, VISION, VISION_MLP
 
 
 def tensor_shapes(arguments):
@@ -64,19 +64,10 @@ def _of_vision_block(arguments, kind):
         **_dense("attn.qkv", width, 3 * width),
         **_dense("attn.proj", width, width),
     }
-    if kind.vision_gated:
-        return {
-            **shapes,
-            **_dense("mlp.gate_proj", width, inner),
-            **_dense("mlp.up_proj", width, inner),
-            **_dense("mlp.down_proj", inner, width),
-        }
-    name = "linear_fc" if arguments["family"] == "qwen3_vl" else "fc"
-    return {
-        **shapes,
-        **_dense(f"mlp.{name}1", width, inner),
-        **_dense(f"mlp.{name}2", inner, width),
-    }
+    *into, out_of = VISION_MLP[arguments["family"]].values()
+    for name in into:
+        shapes |= _dense(name, width, inner)
+    return shapes | _dense(out_of, inner, width)
 
 
 def _of_vision(arguments, kind):
@@ -88,9 +79,7 @@ def _of_vision(arguments, kind):
         shapes["patch_embed.proj.bias"] = (width,)
     if kind.position_table:
         shapes["pos_embed.weight"] = (arguments["num_position_embeddings"], width)
-    norm, first, second = "ln_q", "mlp.0", "mlp.2"
-    if arguments["family"] == "qwen3_vl":
-        norm, first, second = "norm", "linear_fc1", "linear_fc2"
+    norm, first, second = MERGER[arguments["family"]].values()
     block = width * arguments["spatial_merge_size"] ** 2
     mergers = {"merger": width}
     for k in range(len(arguments.get("deepstack_layers", ()))):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 
 import keras
 import keras_hub
@@ -11,6 +10,7 @@ import numpy as np
 from keras_betakd.files import read_json
 from keras_betakd.preprocessing.qwen_tokens import byte_level_bpe
 from keras_betakd.qwen_vl.tokenizer_files import added_of, merges_of, vocabulary_of
+from keras_betakd.vision_language.graphs import in_graph
 
 _FILES = ("vocabulary.json", "merges.txt", "added_tokens.json")
 
@@ -159,7 +159,7 @@ class QwenVLTokenizer(keras_hub.tokenizers.Tokenizer):
     def tokenize(self, inputs):
         """The token ids of a string, or of each string of a list."""
         self._expect_vocabulary()
-        if _in_graph():
+        if in_graph():
             return self._tokenize_in_graph(inputs)
         texts = inputs.numpy() if hasattr(inputs, "numpy") else inputs
         texts = texts.tolist() if isinstance(texts, np.ndarray) else texts
@@ -244,8 +244,3 @@ class QwenVLTokenizer(keras_hub.tokenizers.Tokenizer):
     def load_assets(self, dir_path):
         vocabulary, merges, added = (os.path.join(dir_path, name) for name in _FILES)
         self._set(vocabulary, merges, read_json(added))
-
-
-def _in_graph():
-    tf = sys.modules.get("tensorflow")
-    return tf is not None and not tf.executing_eagerly()

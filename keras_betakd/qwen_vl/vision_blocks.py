@@ -18,7 +18,7 @@ def vision_norm(family, dtype, name):
     return keras.layers.LayerNormalization(epsilon=_EPSILON, dtype=dtype, name=name)
 
 
-def quick_gelu(x):
+def _quick_gelu(x):
     """x * sigmoid(1.702 x)."""
     return x * ops.sigmoid(1.702 * x)
 
@@ -27,7 +27,7 @@ def _gelu_tanh(x):
     return ops.gelu(x, approximate=True)
 
 
-_ACTIVATIONS = {"silu": ops.silu, "quick_gelu": quick_gelu, "gelu_tanh": _gelu_tanh}
+_ACTIVATIONS = {"silu": ops.silu, "quick_gelu": _quick_gelu, "gelu_tanh": _gelu_tanh}
 
 
 class VisionAttention(keras.layers.Layer):

@@ -7,9 +7,25 @@ from keras import ops
 class ImageTextCausalLM(keras_hub.models.CausalLM):
     """Text and images in, text out; a subclass says what a prompt is made of.
 
-    A subclass implements `_prompt`, `_empty_cache` and `call_with_cache`. Its backbone
-    has a `token_embedding`. Images are encoded once, with the prompt.
+    A subclass implements `_prompt` and `call_with_cache`. Its backbone has a
+    `token_embedding`, and `num_layers`, `num_key_value_heads` and `head_dim` of its
+    decoder. Images are encoded once, with the prompt.
+
+    Args:
+        backbone: the backbone.
+        preprocessor: its preprocessor, or `None`.
+        **kwargs: as for any `keras_hub.models.CausalLM`.
     """
+
+    def __init__(self, backbone, preprocessor=None, **kwargs):
+        # === Layers ===
+        self.backbone = backbone
+        self.preprocessor = preprocessor
+
+        # === Functional Model ===
+        inputs = backbone.input
+        outputs = backbone.token_embedding(backbone(inputs), reverse=True)
+        super().__init__(inputs=inputs, outputs=outputs, **kwargs)
 
     def call_with_cache(self, parts, cache, cache_update_index):
         """Runs the decoder on a part of the sequence; the cache holds what is before.
@@ -35,8 +51,17 @@ class ImageTextCausalLM(keras_hub.models.CausalLM):
         raise NotImplementedError
 
     def _empty_cache(self, batch_size, length):
-        """The cache of as many sequences of as many tokens, of which none was read."""
-        raise NotImplementedError
+        """Keys and values of as many sequences of as many tokens, none of them read.
+
+        A tuple of one (B, 2, T, heads, head width) for each decoder block.
+        """
+        backbone = self.backbone
+        heads, width = backbone.num_key_value_heads, backbone.head_dim
+        shape = (batch_size, 2, length, heads, width)
+        return tuple(
+            ops.zeros(shape, dtype=self.compute_dtype)
+            for _ in range(backbone.num_layers)
+        )
 
     def generate_step(self, inputs, stop_token_ids=None):
         """Decodes one batch; `generate` compiles this function.
@@ -117,11 +142,8 @@ def _position(values, index):
 
 def _repeated(values, times):
     """Each row of an array as often, one after another."""
-    return (
-        values
-        if isinstance(times, int) and times == 1
-        else ops.repeat(values, times, axis=0)
-    )
+    is_once = isinstance(times, int) and times == 1  # a tensor where it is not known
+    return values if is_once else ops.repeat(values, times, axis=0)
 
 
 def _up_to_stop(token_ids, is_prompt, stop_token_ids):

@@ -1,6 +1,7 @@
 """Compares the tensors of a checkpoint with those of a model, and loads them."""
 
 import dataclasses
+import math
 from typing import Any
 
 import ml_dtypes  # noqa: F401  (teaches NumPy what bfloat16 is)
@@ -36,6 +37,21 @@ class Target:
         values = np.transpose(array, self.axes).reshape(self.variable.shape)
         with np.errstate(over="ignore"):  # the caller looks for infinite values
             return values.astype(self.variable.dtype, copy=False)
+
+
+def target_of(variable):
+    """The `Target` of a dense kernel, an embedding or a vector in PyTorch's form.
+
+    Heads and head widths are one axis there, and kernels are (outputs, inputs).
+    """
+    path, shape = variable.path, tuple(variable.shape)
+    if path.endswith(("kernel", "reverse_embeddings")):
+        inputs = 2 if path.endswith("attention_output/kernel") else 1
+        sizes = math.prod(shape[inputs:]), math.prod(shape[:inputs])
+        return Target(variable, sizes, (1, 0))
+    if path.endswith("embeddings"):
+        return Target(variable, shape, (0, 1))
+    return Target(variable, (math.prod(shape),), (0,))
 
 
 def by_canonical_name(sources, canonical_name):
