@@ -18,7 +18,7 @@ from tiny_families import (
     VISION,
     support_table,
 )
-from tiny_models import IMAGE_SIZE, quantize, random_image
+from tiny_models import IMAGE_SIZE, random_image
 
 from keras_betakd import (
     AttentionEnergy,
@@ -406,7 +406,7 @@ def test_lora_student_and_quantised_teacher(name):
     teacher, student = model_of(name, 1, width=16), model_of(name, 0)
     rows = records(name)
     exact, weight, *_ = logits_at_rows(teacher, rows)
-    quantize(teacher, "int8", filters=QUANTIZED.get(name))
+    teacher.backbone.quantize("int8", filters=QUANTIZED.get(name))
     assert "int8" in {w.dtype for w in teacher.weights}
     rounded, *_ = logits_at_rows(teacher, rows)
     used = weight > 0

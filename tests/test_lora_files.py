@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from keras import ops
 from plain_models import linear_model, token_batch
-from tiny_models import quantize, tiny_gemma3, tiny_gemma_text, vqa_records
+from tiny_models import tiny_gemma3, tiny_gemma_text, vqa_records
 
 from keras_betakd import (
     BetaKDDistiller,
@@ -31,7 +31,7 @@ def student_of(kind):
     dtype = "mixed_bfloat16" if kind == "mixed" else None
     student = tiny_gemma_text(dtype=dtype)
     if kind in ("int8", "int4"):
-        quantize(student, kind)
+        student.backbone.quantize(kind)
     if kind == "head":  # the embedding is the LM head too
         student.backbone.enable_lora(2, ["token_embedding"])
     elif kind == "mlp":
@@ -303,9 +303,9 @@ def test_archive_of_quantised_models_with_vision(tmp_path, mode):
     """keras-hub builds the vision tower of such an archive unquantised."""
     keras.utils.set_random_seed(0)
     teacher, student = tiny_gemma3(width=16), tiny_gemma3()
-    quantize(teacher, mode)
+    teacher.backbone.quantize(mode)
     if mode == "int8":
-        quantize(student, mode)
+        student.backbone.quantize(mode)
         student.backbone.enable_lora(2)
     model = BetaKDDistiller(teacher, student, ForwardKLEnergy())
     model.compile(optimizer=keras.optimizers.SGD(0.1))

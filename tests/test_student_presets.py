@@ -7,7 +7,7 @@ import keras_hub
 import numpy as np
 import pytest
 from keras import ops
-from tiny_models import quantize, tiny_gemma3, tiny_gemma_text
+from tiny_models import tiny_gemma3, tiny_gemma_text
 
 from keras_betakd.models import save_preset
 
@@ -88,13 +88,13 @@ def test_a_quantised_model_loads_or_is_refused(tmp_path):
     """keras-hub writes an int8 vision tower that it then builds in float32."""
     text, vision = tiny_gemma_text(), tiny_gemma3()
     for model in text, vision:
-        quantize(model, "int8")
+        model.backbone.quantize("int8")
     save_preset(text, tmp_path / "text")
     np.testing.assert_array_equal(logits(load(tmp_path / "text")), logits(text))
     with pytest.raises(ValueError, match="cannot be saved as a preset"):
         save_preset(vision, tmp_path / "vision")
     packed = tiny_gemma_text()
-    quantize(packed, "int4")  # keras-hub would quantise its inputs, too
+    packed.backbone.quantize("int4")  # keras-hub would quantise its inputs, too
     with pytest.raises(ValueError, match="other layers or inputs"):
         save_preset(packed, tmp_path / "packed")
     assert os.listdir(tmp_path) == ["text"]
@@ -106,7 +106,7 @@ def test_an_older_preset_is_replaced_as_a_whole_or_not_at_all(tmp_path):
     (folder / "model_00007.weights.h5").write_text("")
     before = contents(folder)
     broken = tiny_gemma3()
-    quantize(broken, "int8")
+    broken.backbone.quantize("int8")
     with pytest.raises(ValueError, match="quantised"):
         save_preset(broken, folder)
     assert contents(folder) == before

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import pytest
 from test_families import model_of, records
-from tiny_models import quantize, random_image
+from tiny_models import random_image
 
 from keras_betakd import (
     AttentionEnergy,
@@ -171,7 +171,7 @@ def test_quantised_teacher(top_k, tmp_path):
     """Its head has no matrix to store, so the cache stores logits."""
     name = "Llama"
     data, teacher = rows_of(name, 4), model_of(name, 1, width=16)
-    quantize(teacher, "int8")
+    teacher.backbone.quantize("int8")
     energy = TopK(top_k) if top_k else ForwardKLEnergy()
     options = {"fused": False} if top_k else {}
     live = distiller_of(teacher, model_of(name, 0), *parts(energy), **options)

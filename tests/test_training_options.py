@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from tiny_models import quantize, tiny_gemma3, tiny_gemma_text, vqa_records
+from tiny_models import tiny_gemma3, tiny_gemma_text, vqa_records
 
 from keras_betakd import (
     BetaKDDistiller,
@@ -96,7 +96,7 @@ def test_adam_moves_lora_and_beta_in_half_precision(policy):
 def test_int4_teacher_with_lora_student():
     """`test_families.py` tests int8."""
     teacher = tiny_gemma3(width=16)
-    quantize(teacher, "int4")
+    teacher.backbone.quantize("int4")
     distiller = pair(teacher=teacher)
     distiller.student.backbone.enable_lora(2)
     assert any("int4" in str(layer.dtype_policy) for layer in all_layers(teacher))

@@ -5,7 +5,6 @@ as a checkpoint of seven billion parameters.
 """
 
 import functools
-import gc
 import io
 
 import keras_hub
@@ -160,13 +159,6 @@ def tiny_gemma_text(width=8, sequence_length=64, extra_word="zebra", heads=2, **
         tokenizer=tokenizer, sequence_length=sequence_length
     )
     return keras_hub.models.GemmaCausalLM(backbone=backbone, preprocessor=preprocessor)
-
-
-def quantize(model, mode, **kwargs):
-    """`model.backbone.quantize`, without its garbage collection for each layer."""
-    gc.freeze()
-    model.backbone.quantize(mode, **kwargs)
-    gc.unfreeze()
 
 
 def random_image(seed, height=IMAGE_SIZE, width=IMAGE_SIZE):
