@@ -265,7 +265,9 @@ def dense(loss, count, teacher, teacher_kernel, labels, weights):
             ops.convert_to_tensor(labels)[None],
         )
         rows = ops.convert_to_tensor(weights)[None]
-        weighting = Weighting(dict.fromkeys(("task", *energies), rows), log_beta)
+        weighting = Weighting(
+            dict.fromkeys(("answers", "task", *energies), rows), log_beta
+        )
         return dense_terms(answer, weighting, energies, task_loss).total
 
     return function

@@ -65,7 +65,9 @@ def plain():
     distiller = keras_betakd.BetaKDDistiller(
         linear_model(1), student, energies, betas, task_beta=True
     )
-    return distiller, Batches({"student": x, "teacher": theirs}, y, weight)
+    task_weight = rng.integers(0, 2, size=(11, 1)).astype("float32")
+    x = {"student": x, "teacher": theirs, "task_weight": task_weight}
+    return distiller, Batches(x, y, weight)
 
 
 def images():

@@ -18,8 +18,11 @@ from keras_betakd.distillation.freezing import computes_in_float16
 from keras_betakd.energies.base import Energy
 from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
 
-# Names of the distiller's own metrics, and of its weights of the cross-entropy.
-_REPORTED = ("loss", "objective", "accuracy", "task", "task_loss", "task_beta")
+# Names of what the distiller itself reports, and of its weights of rows.
+_REPORTED = (
+    *("loss", "objective", "accuracy", "task", "task_loss", "task_beta"),
+    *("answers", "answer_tokens", "answers_ended"),
+)
 
 
 def named_energies(energies):

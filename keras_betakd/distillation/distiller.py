@@ -23,7 +23,7 @@ from keras_betakd.distillation.freezing import (
     expect_apart,
     freeze_teacher,
 )
-from keras_betakd.distillation.metrics import Trackers
+from keras_betakd.distillation.metrics import Trackers, given_weights
 from keras_betakd.distillation.nonfinite import (
     NonFiniteCounts,
     finite_rows,
@@ -36,6 +36,8 @@ from keras_betakd.distillation.outputs import (
     as_rows,
     beta_inputs,
     label_weights,
+    mean_weights,
+    task_weights,
     tiled_uncertainty,
     without_gradient,
 )
@@ -332,7 +334,9 @@ class BetaKDDistiller(
         features = self.feature_comparison.compare(
             student.features, teacher.features, compared
         )
-        weights = {"task": row_weights(labels, self.reduction), **features.weights}
+        answers = row_weights(labels, self.reduction)
+        task = task_weights(inputs, answers)
+        weights = {"answers": answers, "task": task, **features.weights}
         read = beta_inputs(teacher, compared, self._uncertainty(teacher, compared))
         log_beta = {
             name: beta(weights[name], features=beta.features_of(read))
@@ -396,21 +400,20 @@ class BetaKDDistiller(
         terms = self._terms(x, y, y_pred, training)
         loss, whole = batch_loss(terms.total, y_pred, betas, lambda: self.losses)
         finite = self._note_nonfinite(whole, terms, x, y_pred)
-        self._trackers.update(whole, terms, y_pred, x.get("sample_weight"))
+        self._trackers.update(whole, terms, y_pred, x)
         if self._reports_accuracy:
-            self._trackers.update_accuracy(
-                terms.correct, x["sample_weight"], y_pred.weights["task"]
-            )
+            self._trackers.update_accuracy(terms.correct, y_pred.weights["task"], x)
         if training:
+            weights = mean_weights(y_pred)
             for name, beta in betas.items():
-                beta.update(terms.energies.get(name, terms.task), y_pred.weights[name])
+                beta.update(terms.energies.get(name, terms.task), weights[name])
             self._advance_schedules(terms.energies, y_pred.weights)
         # Reaches every gradient, so that the optimizer skips the step.
         loss = loss * ops.where(finite, 1.0, float("nan"))
         return self._watched(loss) if training else loss
 
     def _terms(self, x, y, y_pred, training):
-        labels = ops.reshape(y, ops.shape(y_pred.weights["task"]))
+        labels = ops.reshape(y, ops.shape(y_pred.weights["answers"]))
         return batch_terms(
             AnswerRows(y_pred.student, y_pred.teacher, labels),
             y_pred.feature_values,
@@ -441,9 +444,9 @@ class BetaKDDistiller(
         rows = [nonfinite_rows(value, weights[name]) for name, value in values.items()]
         lost = [any_row(ops.cast(found, "int32")) for found in rows]
         finite = ops.isfinite(total) & ~ops.any(ops.stack(lost))
-        task, ids = weights["task"], x.get("ids")
-        lost = unweighted_nonfinite(y_pred.student, task)
-        self.faults.update(y_pred.finite, rows, lost, finite, task, ids)
+        answers, ids = weights["answers"], x.get("ids")
+        lost = unweighted_nonfinite(y_pred.student, answers)
+        self.faults.update(y_pred.finite, rows, lost, finite, answers, ids)
         for name, weight in weights.items():
             weights[name] = ops.where(finite, weight, 0.0)
         return finite
@@ -467,7 +470,7 @@ class BetaKDDistiller(
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         weights = y_pred.weights["task"]
         y = ops.where(weights != 0, ops.reshape(y, ops.shape(weights)), 0)
-        counted = ops.reshape(x["sample_weight"], ops.shape(weights))
+        counted = given_weights(x, weights)["task"]
         return super().compute_metrics(x, y, y_pred.student, counted)
 
     def objective(self, values):

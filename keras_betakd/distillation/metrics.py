@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_betakd.distillation.outputs import mean_weights
 from keras_betakd.distribution.replicas import over_replicas, replica_count
 from keras_betakd.objective import best_term, weighted_mean
 
@@ -74,6 +75,8 @@ class Trackers:
         total = 0.0
         for name, metric in {"task": self.task_loss, **self.energies}.items():
             term = self._best(name, metric.result())
+            if name == "task":  # its mean is over the labels, its term over all answers
+                term = term * ops.divide_no_nan(metric.count, self.loss.count)
             total = total + ops.where(metric.count > 0, term, 0.0)
         return total
 
@@ -81,7 +84,7 @@ class Trackers:
         beta = self._betas.get(name)
         return value if beta is None else best_term(value, beta.dim, beta.bounds)
 
-    def update(self, total, terms, outputs, sample_weight=None):
+    def update(self, total, terms, outputs, x):
         """Adds a batch.
 
         Args:
@@ -89,41 +92,34 @@ class Trackers:
             terms: its `HeadLoss`.
             outputs: its `DistillationOutputs`, whose weights are zero where the batch
                 is not finite, so that it enters no mean.
-            sample_weight: (B, K), the weights of the labels, as they were given; ones
-                if `None`.
+            x: the batch, with its `"sample_weight"` and `"task_weight"` if it has them.
         """
-        task = ops.cast(outputs.weights["task"] != 0, "float32")
-        labels = task
-        if sample_weight is not None:
-            labels = task * ops.reshape(
-                ops.cast(sample_weight, "float32"), ops.shape(task)
-            )
+        given = given_weights(x, outputs.weights["answers"])
         compared = {*outputs.feature_values, *outputs.image_rows}
         counts = {
-            name: self._count(weights, labels, by_label=name not in compared)
+            name: self._count(weights, given, name, by_label=name not in compared)
             for name, weights in outputs.weights.items()
         }
-        count = counts["task"]
+        count = counts["answers"]
         self.loss.update_state(ops.where(count > 0, total, 0.0), count)
-        self._add(self.task_loss, terms.task, outputs.weights["task"], count)
+        means = mean_weights(outputs)
+        self._add(self.task_loss, terms.task, means["task"], counts["task"])
         for name, value in terms.energies.items():
-            self._add(self.energies[name], value, outputs.weights[name], counts[name])
+            self._add(self.energies[name], value, means[name], counts[name])
         for name, schedule in self._schedules.items():
             self.schedules[name].update_state(schedule.shown())
         for name, value in outputs.log_beta.items():
-            weights = outputs.weights[name]
-            self._add_beta(self.betas[name], ops.exp(value), weights, counts[name])
+            self._add_beta(self.betas[name], ops.exp(value), means[name], counts[name])
 
-    def update_accuracy(self, correct, sample_weight, weights):
+    def update_accuracy(self, correct, weights, x):
         """Adds the student's accuracy at the labels of a batch.
 
         Args:
             correct: (B, K), 1 where the label is the most probable class.
-            sample_weight: (B, K), what a label counts.
             weights: (B, K), 0 where a label is not counted.
+            x: as for `update`.
         """
-        counted = ops.reshape(sample_weight, ops.shape(weights))
-        counted = ops.where(weights != 0, counted, 0)
+        counted = given_weights(x, weights)["task"]
         total = over_replicas(ops.sum(counted))
         right = over_replicas(ops.sum(correct * counted))
         self.accuracy.update_state(ops.divide_no_nan(right, total), total)
@@ -141,7 +137,7 @@ class Trackers:
             ops.where(count > 0, count, ops.where(known, _LEAST, 0.0)),
         )
 
-    def _count(self, weights, labels, by_label):
+    def _count(self, weights, given, name, by_label):
         """What the rows of a term weigh in the global batch, before they add up to one.
 
         An epoch's mean is then that of all its examples, or tokens, by their weights,
@@ -149,17 +145,40 @@ class Trackers:
 
         Args:
             weights: the row weights of the term, (B, N).
-            labels: (B, K), the weights of the labels as they were given.
+            given: what `given_weights` returned.
+            name: the name of the term.
             by_label: whether the term's rows are those of the labels.
         """
+        labels = given.get(name, given["answers"])
         counted = ops.cast(weights != 0, "float32")
         if not by_label:
             counted = ops.max(counted, axis=1, keepdims=True)
         labels = labels * counted
         if self.reduction == "example":
-            tokens = ops.sum(ops.cast(labels != 0, "float32"), axis=1, keepdims=True)
+            rows = given["answers"] if name == "task" else labels
+            tokens = ops.sum(ops.cast(rows != 0, "float32"), axis=1, keepdims=True)
             labels = labels / ops.maximum(tokens, 1.0)
         return over_replicas(ops.sum(labels))
+
+
+def given_weights(x, weights):
+    """The weights of a batch's labels as they were given, where `weights` is not zero.
+
+    Args:
+        x: the batch, with its `"sample_weight"` and `"task_weight"` if it has them.
+        weights: (B, K) row weights.
+
+    Returns:
+        Dict of (B, K): `"answers"`, the sample weights, and `"task"`, these times the
+        task weights.
+    """
+    shape, found = ops.shape(weights), {}
+    given = ops.cast(weights != 0, "float32")
+    for name, key in (("answers", "sample_weight"), ("task", "task_weight")):
+        if x.get(key) is not None:
+            given = given * ops.reshape(ops.cast(x[key], "float32"), shape)
+        found[name] = given
+    return found
 
 
 class Objective(keras.metrics.Metric):

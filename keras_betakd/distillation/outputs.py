@@ -12,6 +12,7 @@ from keras_betakd.betas.teacher_features import (
 )
 from keras_betakd.head_loss.logit_statistics import logit_statistics
 from keras_betakd.head_loss.tiles import rows_per_tile
+from keras_betakd.objective import normalised
 
 
 class DistillationOutputs(NamedTuple):
@@ -25,8 +26,10 @@ class DistillationOutputs(NamedTuple):
         teacher: the same of the teacher.
         log_beta: dict of the log betas by the names of the energies, and `"task"` where
             the cross-entropy has a beta.
-        weights: dict of row weights (B, N) by `"task"` and the names of the energies;
-            all zero once the batch is found not to be finite.
+        weights: dict of row weights (B, N) by `"answers"`, `"task"` and the names of
+            the energies; all zero once the batch is found not to be finite. Those of
+            `"answers"` are the rows whose labels have a weight, and add up to one;
+            those of `"task"` are these times the task weight.
         finite: bool (B, K), where the teacher's output is finite.
         feature_values: dict of the values (B, N) of energies between features.
         image_rows: dict of the `ImageRows` of energies between logits at image tokens.
@@ -55,6 +58,31 @@ def label_weights(inputs, student):
         if factor is not None:
             weights = weights * ops.reshape(factor, shape)
     return weights
+
+
+def task_weights(inputs, answers):
+    """The row weights of the cross-entropy, (B, K): those of the answers times a.
+
+    They are not brought to a sum of one again: with a share s of the examples labelled,
+    the cross-entropy counts s times its mean, as in the mean over all examples.
+
+    Args:
+        inputs: the batch's `x`, with its `"task_weight"`, a, if it has one.
+        answers: (B, K), the row weights of the answers.
+    """
+    given = inputs.get("task_weight")
+    if given is None:
+        return answers
+    return answers * ops.reshape(ops.cast(given, "float32"), ops.shape(answers))
+
+
+def mean_weights(outputs):
+    """The row weights by which each term is averaged: `weights`, each adding up to one.
+
+    Args:
+        outputs: the `DistillationOutputs`.
+    """
+    return {**outputs.weights, "task": normalised(outputs.weights["task"])}
 
 
 def without_gradient(outputs):

@@ -27,6 +27,7 @@ def formatter_of(distiller, labelled=True):
         parts=batch_parts(distiller),
         logits_shape=logits_shape,
         labelled=labelled,
+        reads_labels=any(e.needs_labels for e in distiller.energies.values()),
     )
 
 

@@ -52,8 +52,9 @@ class Weighting:
     """How much each row counts in each term, and each term in the total.
 
     Attributes:
-        weights: dict of row weights (B, N) that add up to one, by `"task"` and the
-            names of the energies.
+        weights: dict of row weights (B, N), by `"answers"` (all supervised rows),
+            `"task"` (those of them with a label, times the task weight) and the names
+            of the energies.
         log_beta: dict of log betas, broadcastable to the weights, by the same names;
             without `"task"` where the cross-entropy has no beta.
     """
@@ -142,12 +143,12 @@ def dense_terms(answer, weighting, energies, task_loss):
     Returns:
         A `HeadLoss` with values (B, K).
     """
-    weights, log_beta = weighting.of("task")
-    student = select_supervised(answer.student, weights)
-    teacher = select_supervised(answer.teacher, weights)
+    answers = weighting.weights["answers"]
+    student = select_supervised(answer.student, answers)
+    teacher = select_supervised(answer.teacher, answers)
     # Ignored labels may be no class at all (-100): any class will do there. Elsewhere
     # some backends would take another class in silence.
-    classes, counts = student.shape[-1], weights != 0
+    classes, counts = student.shape[-1], answers != 0
     is_class = ops.logical_and(answer.labels >= 0, answer.labels < classes)
     labels = ops.where(
         ops.logical_and(counts, is_class), answer.labels, ops.zeros_like(answer.labels)
@@ -156,6 +157,7 @@ def dense_terms(answer, weighting, energies, task_loss):
     if isinstance(task_loss, keras.losses.Loss):
         task_loss = task_loss.call  # one value a label, not their mean
     task = ops.where(unknown, _NAN, task_loss(labels, ops.cast(student, "float32")))
+    weights, log_beta = weighting.of("task")
     total = weighted_energy(task, log_beta, weights)
     values = {
         name: energy.call(energy.target(teacher, labels), student)

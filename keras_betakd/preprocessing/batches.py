@@ -6,6 +6,9 @@ That is `(x, y, sample_weight)`: labels y (B, K), their weights (B, K), and a di
                         are among the student's only.
     sample_weight       (B, K): the weights again. Keras passes x alone to `call`, where
                         the betas leave out labels of weight 0.
+    task_weight         (B, K): a factor of the weights in the cross-entropy alone, not
+                        in the energies: 0 where the teacher is compared with the
+                        student and there is no label to learn. Only if it was given.
     student_positions,  (B, K): the positions in each model's sequence that predict the
     teacher_positions   labels. Absent where the labels are those of all positions.
     aligned             (B, K): 1 where teacher and student predict after the same text,
@@ -25,7 +28,11 @@ from keras_betakd.preprocessing.adapters import (
     weighted_records,
 )
 from keras_betakd.preprocessing.epochs import FormattedDataset, sets_its_order
-from keras_betakd.preprocessing.labels import checked_labels, expect_classes
+from keras_betakd.preprocessing.labels import (
+    checked_labels,
+    expect_classes,
+    expect_weights,
+)
 from keras_betakd.preprocessing.record_checks import expect_known_keys
 from keras_betakd.preprocessing.records import PlacedRecords, record_ids
 
@@ -59,6 +66,7 @@ class BatchFormatter:
         logits_shape: function of a batch's `x` that returns (B, ..., V), the shape of
             the student's logits at the labels, `None` where it is unknown.
         labelled: whether a batch without labels is an error.
+        reads_labels: whether labels are read where their task weight is 0, too.
     """
 
     def __init__(
@@ -68,12 +76,14 @@ class BatchFormatter:
         parts=1,
         logits_shape=None,
         labelled=True,
+        reads_labels=True,
     ):
         self.preprocessor = preprocessor
         self.batch_size = batch_size
         self.parts = parts
         self.logits_shape = logits_shape
         self.labelled = labelled
+        self.reads_labels = reads_labels
 
     def __call__(self, batch, places=None):
         """A batch `(x, y, sample_weight)`, or of raw records, in the distiller's form.
@@ -107,8 +117,12 @@ class BatchFormatter:
             sample_weight = x.get("sample_weight", np.ones(np.shape(y), "float32"))
         sample_weight = _per_label(sample_weight, y)
         names = names or _names(x, places, len(y))
-        y = expect_classes(y, sample_weight, shape[-1], names)
-        x = {**x, "sample_weight": sample_weight}
+        x, read = {**x, "sample_weight": sample_weight}, True
+        if x.get("task_weight") is not None:
+            task = x["task_weight"] = _per_label(x["task_weight"], y, "task_weight")
+            expect_weights("task_weight", task, names)
+            read = self.reads_labels | (task > 0)
+        y = expect_classes(y, sample_weight, shape[-1], names, read)
         return padded_to_parts(x, y, sample_weight, self.parts, self.batch_size)
 
     def _without_labels(self, x):
@@ -128,11 +142,13 @@ class BatchFormatter:
                 "distiller, or batches in the answer-position form. Received: "
                 f"keys={sorted(records)}"
             )
-        weight = records.get("sample_weight")
+        weight, task = records.get("sample_weight"), records.get("task_weight")
         x, y, sample_weight = self.preprocessor(records)  # which checks the records
         names = record_ids(records, len(records["prompts"]))
         if weight is not None:
             sample_weight = sample_weight * _per_label(weight, y)
+        if task is not None:
+            x["task_weight"] = _per_label(task, y, "task_weight")
         return x, y, sample_weight, names
 
 
@@ -204,9 +220,9 @@ def _described(x):
     return f"inputs of shape {np.shape(student)}"
 
 
-def _per_label(sample_weight, y):
+def _per_label(sample_weight, y, name="sample_weight"):
     """One weight per label; weights (B,) or (B, 1) are repeated for all K labels."""
-    weight = _real_numbers(sample_weight)
+    weight = _real_numbers(sample_weight, name)
     shape = np.shape(y)
     if weight.ndim < len(shape):
         weight = weight.reshape(weight.shape + (1,) * (len(shape) - weight.ndim))
@@ -214,13 +230,12 @@ def _per_label(sample_weight, y):
         return np.array(np.broadcast_to(weight, shape))
     except ValueError:
         raise ValueError(
-            "`sample_weight` must have one entry for each label, or one for each "
-            f"example. Received: sample_weight of shape {weight.shape}, labels of "
-            f"shape {shape}"
+            f"`{name}` must have one entry for each label, or one for each example. "
+            f"Received: {name} of shape {weight.shape}, labels of shape {shape}"
         ) from None
 
 
-def _real_numbers(sample_weight):
+def _real_numbers(sample_weight, name):
     """Weights as float32; texts, complex numbers and objects would become some."""
     weight = ops.convert_to_numpy(sample_weight)
     is_wrong = weight.dtype.kind in "SUcmM"
@@ -231,7 +246,7 @@ def _real_numbers(sample_weight):
         )
     if is_wrong:
         raise ValueError(
-            "`sample_weight` must hold numbers. Received: "
+            f"`{name}` must hold numbers. Received: "
             f"{repr(sample_weight)[:80]}, of type {weight.dtype}"
         )
     return weight.astype("float32")

@@ -67,7 +67,7 @@ def _shown(shape):
     return "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
 
 
-def expect_classes(y, sample_weight, classes, names):
+def expect_classes(y, sample_weight, classes, names, read=True):
     """Checks weights, and that every label that has a weight is a class.
 
     Args:
@@ -75,6 +75,7 @@ def expect_classes(y, sample_weight, classes, names):
         sample_weight: their weights, of the same shape.
         classes: V, the number of classes; `None` if unknown.
         names: B strings that name the records, or `None`.
+        read: bool, which of the labels with a weight are read; all by default.
 
     Returns:
         The labels as whole numbers, 0 where a float without weight is none.
@@ -83,20 +84,8 @@ def expect_classes(y, sample_weight, classes, names):
         ValueError: a weight that is negative or not finite, or weights whose sum is too
             large; a label with a weight that is no whole number from 0 to V - 1.
     """
-    bad = ~np.isfinite(sample_weight) | (sample_weight < 0)
-    if bad.any():
-        where = _first(bad)
-        raise ValueError(
-            f"`sample_weight` must be finite and not negative. Received: "
-            f"{sample_weight[where]} at {where}{_of_record(names, where)}"
-        )
-    total = np.sum(sample_weight, dtype="float64")
-    if total > _MOST_WEIGHT:
-        raise ValueError(
-            "The weights of a batch must add up to less than "
-            f"{_MOST_WEIGHT:g}, since float32 holds their sum. Received: {total:g}"
-        )
-    counts = sample_weight > 0
+    expect_weights("sample_weight", sample_weight, names)
+    counts = (sample_weight > 0) & read
     with np.errstate(invalid="ignore"):
         bad = (y < 0) | ~np.isfinite(y) | (y != np.floor(y))
         bad = bad if classes is None else bad | (y >= classes)
@@ -112,6 +101,30 @@ def expect_classes(y, sample_weight, classes, names):
     if y.dtype.kind != "f":
         return y
     return np.where(counts, y, 0).astype("int32")
+
+
+def expect_weights(name, weights, names):
+    """Raises a `ValueError` for weights that are negative, not finite, or too large.
+
+    Args:
+        name: what the weights are called, for the message.
+        weights: array (B, ...).
+        names: B strings that name the records, or `None`.
+    """
+    bad = ~np.isfinite(weights) | (weights < 0)
+    if bad.any():
+        where = _first(bad)
+        raise ValueError(
+            f"`{name}` must be finite and not negative. Received: "
+            f"{weights[where]} at {where}{_of_record(names, where)}"
+        )
+    total = np.sum(weights, dtype="float64")
+    if total > _MOST_WEIGHT:
+        raise ValueError(
+            "The weights of a batch must add up to less than "
+            f"{_MOST_WEIGHT:g}, since float32 holds their sum. Received: `{name}` "
+            f"with a sum of {total:g}"
+        )
 
 
 def _first(found):

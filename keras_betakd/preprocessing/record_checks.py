@@ -17,7 +17,10 @@ from keras_betakd.preprocessing.records import (
     turns_by_record,
 )
 
-RECORD_KEYS = ("prompts", "responses", "images", "ids", "sample_weight", "system")
+RECORD_KEYS = (
+    *("prompts", "responses", "images", "ids", "system"),
+    *("sample_weight", "task_weight"),
+)
 
 # What other libraries call the same, where it is not spelt alike.
 _OTHER_NAMES = {
@@ -26,6 +29,7 @@ _OTHER_NAMES = {
     "images": ("picture", "img", "pixel", "pixel_value", "image_path", "photo"),
     "ids": ("id", "name", "uid", "question_id"),
     "sample_weight": ("weight", "sample_weight"),
+    "task_weight": ("ce_weight", "label_weight", "task_weight"),
     "system": ("system_prompt", "system_message"),
 }
 
@@ -35,7 +39,7 @@ class CheckedRecords(dict):
 
     `"prompts"` and `"responses"` are lists of turns, `"images"` lists of uint8 arrays,
     `"ids"` strings or `None`, `"system"` strings with `None` for records without;
-    `"responses"`, `"sample_weight"` and `"system"` may be missing.
+    the other keys may be missing.
 
     Args:
         records: the dict.
@@ -98,8 +102,9 @@ def checked_records(records):
         _expect_full(checked["responses"], names)
     if "system" in entries:
         checked["system"] = _system_prompts(entries["system"], names)
-    if "sample_weight" in entries:
-        checked["sample_weight"] = entries["sample_weight"]
+    for key in ("sample_weight", "task_weight"):
+        if key in entries:
+            checked[key] = entries[key]
     checked["images"] = images_by_record(records.get("images"), size, names)
     expect_prompts(checked["prompts"], checked["images"], names)
     return CheckedRecords(checked, names)
