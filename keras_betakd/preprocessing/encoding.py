@@ -16,6 +16,7 @@ from keras_betakd.preprocessing.checks import (
 from keras_betakd.preprocessing.image_formats import format_of
 from keras_betakd.preprocessing.model_inputs import model_inputs, training_inputs
 from keras_betakd.preprocessing.records import to_numpy
+from keras_betakd.preprocessing.response_tokens import with_response_tokens
 
 
 @dataclasses.dataclass
@@ -117,9 +118,15 @@ class ModelEncoder(Encoder):
         preprocessor = built(self.preprocessor)
         x, y, weight = to_numpy(training_inputs(preprocessor, inputs))
         check_lengths(preprocessor, inputs, (x, weight), ids, self.role)
+        tokens = records.get("response_tokens") or [None] * len(ids)
+        if any(row is not None for row in tokens):
+            padding = self.tokenizer.pad_token_id or 0
+            batch = (x, y, weight), tokens, padding
+            x, y, weight = with_response_tokens(*batch, ids, self.role)
         positions, weights = _answer_slots(weight, max_response_length, ids)
         labels = np.where(weights > 0, np.take_along_axis(y, positions, 1), 0)
-        _expect_answers(labels, weights, self._end, ids)
+        is_text = np.array([row is None for row in tokens])
+        _expect_answers(labels, weights, self._end, ids, is_text)
         return Encoded(x, labels, positions, weights)
 
     @property
@@ -146,13 +153,14 @@ class ModelEncoder(Encoder):
         return format_of(self.preprocessor).image_form()
 
 
-def _expect_answers(labels, weights, end, ids):
+def _expect_answers(labels, weights, end, ids, is_text):
     """Raises a `ValueError` for an answer that has no token but its end mark.
 
     Tokenizers drop some characters, so that a text may be left without any.
     """
     counts = (weights > 0).sum(axis=1)
     empty = (counts == 0) | ((counts == 1) & (labels[:, 0] == end))
+    empty &= is_text  # a student may well have nothing to say
     if empty.any():
         raise ValueError(
             f"Record {ids[int(np.argmax(empty))]}: its response has no token of this "

@@ -11,14 +11,16 @@ from keras_betakd.data.images import is_array
 from keras_betakd.data.pixels import as_array
 from keras_betakd.preprocessing.record_images import images_by_record
 from keras_betakd.preprocessing.records import (
+    PLACEHOLDER,
     by_position,
     id_texts,
     record_ids,
+    tokens_by_record,
     turns_by_record,
 )
 
 RECORD_KEYS = (
-    *("prompts", "responses", "images", "ids", "system"),
+    *("prompts", "responses", "response_tokens", "images", "ids", "system"),
     *("sample_weight", "task_weight"),
 )
 
@@ -89,6 +91,7 @@ def checked_records(records):
     for key, values in entries.items():
         if len(values) != size:
             what = {"responses": "response", "ids": "id"}.get(key, key)
+            what = "entry, of token ids or `None`" if key == "response_tokens" else what
             what = "system prompt (`None` for none)" if key == "system" else what
             raise ValueError(
                 f"Every prompt needs one {what}. Received: {size} prompts, "
@@ -97,6 +100,11 @@ def checked_records(records):
     names = record_ids(records, size)
     checked = {"ids": id_texts(entries["ids"]) if "ids" in entries else None}
     checked["prompts"] = turns_by_record(entries["prompts"], names, "prompt")
+    if entries.get("response_tokens") is not None:
+        tokens = tokens_by_record(entries["response_tokens"], names)
+        checked["response_tokens"] = tokens
+        given = entries.get("responses", [None] * size)
+        entries["responses"] = _with_placeholders(given, tokens, checked["prompts"])
     if "responses" in entries:
         checked["responses"] = turns_by_record(entries["responses"], names, "response")
         _expect_full(checked["responses"], names)
@@ -144,6 +152,18 @@ def _nearest(key, known):
         if name in known and word in others:
             return name
     return next(iter(difflib.get_close_matches(key.lower(), known, 1, 0.5)), None)
+
+
+def _with_placeholders(responses, tokens, prompts):
+    """The responses, with a word in place of each that is given by its tokens."""
+    found = []
+    for text, ids, turns in zip(responses, tokens, prompts, strict=True):
+        if ids is not None:
+            is_text = text is None or isinstance(text, (str, bytes))
+            earlier = [] if is_text else list(text)
+            text = [*earlier[: len(turns) - 1], PLACEHOLDER]
+        found.append(text)
+    return found
 
 
 def _entries(key, values):

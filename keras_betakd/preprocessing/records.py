@@ -7,6 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 from keras import ops
 
+# What stands in a response that is given by its token ids. Any word does.
+PLACEHOLDER = "a"
+
 
 def to_numpy(batch):
     """`(x, y, sample_weight)`, with a flat dict x, as NumPy arrays."""
@@ -108,6 +111,32 @@ def turns_by_record(values, names, what):
                 f"Record {name}: its {what} {error}. Correct it, or leave the record "
                 "out."
             ) from error
+    return found
+
+
+def tokens_by_record(values, names):
+    """The token ids of records' answers, as lists of ints.
+
+    Args:
+        values: for each record a sequence of token ids, or `None`.
+        names: strings that name the records in errors.
+
+    Raises:
+        ValueError: an entry is neither, or it has no token. The message names the
+            record.
+    """
+    found = []
+    for value, name in zip(values, names, strict=True):
+        if value is not None:
+            ids = np.asarray(value)
+            if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
+                raise ValueError(
+                    f'Record {name}: its entry of "response_tokens" must be the token '
+                    "ids of its answer, a sequence of at least one integer, or `None` "
+                    f'for the text in "responses". Received: {value!r:.80}'
+                )
+            value = [int(i) for i in ids]
+        found.append(value)
     return found
 
 
