@@ -43,6 +43,7 @@ from keras_betakd.energies import (
     TotalVariationEnergy,
     ULDEnergy,
 )
+from keras_betakd.on_policy.student_answers import StudentAnswers
 from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
 from keras_betakd.preprocessing.process_share import ProcessShare
 from keras_betakd.released import released_energy, released_weighting
@@ -82,6 +83,7 @@ __all__ = [
     "ReverseKLEnergy",
     "SkewForwardKLEnergy",
     "SkewReverseKLEnergy",
+    "StudentAnswers",
     "TAIDEnergy",
     "TaskBeta",
     "TeacherOutputs",

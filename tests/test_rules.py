@@ -99,9 +99,11 @@ MAY_IMPORT = {
         *("files", "folders", "version", "data", "preprocessing", "models"),
         "fingerprints",
     ),
+    "on_policy": ("data", "preprocessing", "models"),
     "distillation": (
         *("backends", "files", "folders", "version", "distribution", "objective"),
         *("energies", "betas", "preprocessing", "mobilevlm", "models", "head_loss"),
+        "on_policy",
     ),
     "evaluate": ("interrupts", "evaluation"),
     "teacher_cache": (

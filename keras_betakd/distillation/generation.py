@@ -8,10 +8,9 @@ import numpy as np
 from keras_betakd.models.chat_generation import generated, stop_tokens
 from keras_betakd.models.uncached_decoding import token_decoder
 from keras_betakd.preprocessing.image_formats import format_of
-from keras_betakd.preprocessing.image_inputs import expect_no_mark_without_image
-from keras_betakd.preprocessing.model_inputs import model_inputs, without_last_answers
 from keras_betakd.preprocessing.prompt_templates import resolved_template
-from keras_betakd.preprocessing.record_checks import CheckedRecords, checked_records
+from keras_betakd.preprocessing.prompts import prompt_inputs
+from keras_betakd.preprocessing.record_checks import checked_records
 
 
 def as_records(inputs):
@@ -50,7 +49,7 @@ def student_answers(
     model = view.model
     family = format_of(model.preprocessor)
     template = resolved_template(prompt_template, family)
-    inputs = _inputs(family, records, template)
+    inputs = prompt_inputs(family, records, template)
     _expect_room(family, inputs, records, max_length)
     count = sum(map(len, records["images"]))
     if count and not family.decodes_cached:
@@ -65,21 +64,6 @@ def student_answers(
         return answers
     # keras-hub leaves the mark in, where its tokenizer does not call it special.
     return [text.removesuffix(template.end.strip()) for text in answers]
-
-
-def _inputs(family, records, template):
-    keys = ("prompts", "images", "ids", "system")
-    keys += () if template is None else ("responses",)
-    shown = {k: v for k, v in records.items() if k in keys}
-    shown = without_last_answers(CheckedRecords(shown, records.names))
-    inputs = model_inputs(family.preprocessor, shown, template)
-    if family.takes_turns and "responses" in records:
-        # Those to all turns but the last, which is asked.
-        pairs = zip(records["prompts"], records["responses"], strict=True)
-        inputs["responses"] = [found[: len(turns) - 1] for turns, found in pairs]
-    if getattr(family.preprocessor, "image_converter", None) is None:
-        expect_no_mark_without_image(inputs["prompts"], records.names)
-    return inputs
 
 
 def _expect_room(family, inputs, records, max_length):

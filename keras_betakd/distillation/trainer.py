@@ -39,6 +39,8 @@ from keras_betakd.distillation.training_data import (
 )
 from keras_betakd.distribution.devices import expect_on_devices
 from keras_betakd.distribution.replicas import expect_process_group, reduced_gradients
+from keras_betakd.on_policy.report import AnswerReport
+from keras_betakd.on_policy.student_answers import StudentAnswers
 from keras_betakd.preprocessing.adapters import (
     raw_records,
     split_records,
@@ -202,6 +204,9 @@ class DistillationTrainer:
             SkippedReport(self.preprocessor, at_epochs=True),
             BoundsReport(self.all_betas()),
         ]
+        if isinstance(x, StudentAnswers):
+            x.bind(self, batch_size, shuffle, steps_per_epoch, verbose)
+            ours.append(AnswerReport(x))
         x, sample_weight = weighted_records(x, sample_weight)
         records = raw_records(x) if validation_split else None
         if records is not None:

@@ -1,6 +1,5 @@
 """Greedy decoding of groups of prompts, with the same answers for every batch size."""
 
-import collections
 import contextlib
 import functools
 from collections.abc import Iterable, Iterator
@@ -9,15 +8,11 @@ import keras
 import numpy as np
 
 from keras_betakd.evaluation.answer_text import without_marks
-from keras_betakd.evaluation.prompts import Prompt
 from keras_betakd.models.chat_generation import generated
 from keras_betakd.models.uncached_decoding import uncached_decoder
+from keras_betakd.preprocessing.prompts import Prompt, grouped, stacked_inputs
 
 _LENGTH_STEP = 64
-
-# The number of batches whose prompts, with their images, are held in memory until
-# there is a full group of one length. Beyond it, groups are padded with repetitions.
-_MOST_WAITING = 64
 
 
 def answered_groups(
@@ -61,26 +56,11 @@ def answered_groups(
         decode = uncached_decoder(model, max_new_tokens)
         context = contextlib.nullcontext()
     with context:
-        for group, lacking in _groups(prompts, batch_size):
+        for group, lacking in grouped(prompts, batch_size):
             length = max_length or _total_length(group, max_new_tokens)
-            # Padded with repetitions, so that JAX need not compile another shape.
-            texts = decode(_batch(group + group[-1:] * lacking), length)
+            texts = decode(stacked_inputs(group, lacking), length)
             answers = map(without_marks, texts[: len(group)])
             yield list(zip(group, answers, strict=True))
-
-
-def _groups(prompts, batch_size):
-    """Yields prompts to decode together, and how many are missing to a full batch."""
-    waiting = collections.defaultdict(list)
-    for prompt in prompts:
-        batch_size = batch_size or prompt.batch_size
-        waiting[prompt.kind].append(prompt)
-        fullest = max(waiting.values(), key=len)
-        count = sum(map(len, waiting.values()))
-        if len(fullest) == batch_size or count == _MOST_WAITING * batch_size:
-            yield waiting.pop(fullest[0].kind), batch_size - len(fullest)
-    for group in waiting.values():
-        yield group, batch_size - len(group)
 
 
 def _total_length(group, max_new_tokens):
@@ -90,12 +70,6 @@ def _total_length(group, max_new_tokens):
         return limit
     needed = max(prompt.length for prompt in group) + max_new_tokens
     return min(limit, -(-needed // _LENGTH_STEP) * _LENGTH_STEP)
-
-
-def _batch(group):
-    inputs = {key: [p.inputs[key] for p in group] for key in group[0].inputs}
-    stacked = {k: np.stack(v) for k, v in inputs.items() if hasattr(v[0], "shape")}
-    return {**inputs, **stacked}
 
 
 def _decoded(model, inputs, length):

@@ -1,8 +1,8 @@
 """Tokenizes prompts for a model and raises for those that would be truncated."""
 
-import dataclasses
 from collections.abc import Iterable, Iterator
-from typing import Any
+
+from keras_betakd.preprocessing.prompts import Prompt
 
 
 class PromptTooLong(ValueError):
@@ -19,27 +19,6 @@ class PromptTooLong(ValueError):
     def __init__(self, fact: str, advice: str):
         super().__init__(f"{fact} {advice}")
         self.fact = fact
-
-
-@dataclasses.dataclass(frozen=True)
-class Prompt:
-    """One prompt as model inputs, images included.
-
-    Args:
-        id: The record's id.
-        inputs: The prompt's row of the inputs that `model_inputs` returned.
-        length: Tokens of the prompt.
-        room: Tokens that are left for its answer.
-        kind: Only prompts of one kind are decoded together.
-        batch_size: The size of the batch that it was in.
-    """
-
-    id: str
-    inputs: dict[str, Any]
-    length: int
-    room: int
-    kind: Any
-    batch_size: int
 
 
 class PromptReader:

@@ -16,7 +16,7 @@ from keras_betakd.data.images import IMAGE_MARK, check_image, load_image
 from keras_betakd.evaluation.benchmarks.base import Benchmark
 from keras_betakd.evaluation.decoding import answered_groups
 from keras_betakd.evaluation.journal import Answer
-from keras_betakd.evaluation.prompts import Prompt, PromptReader, PromptTooLong
+from keras_betakd.evaluation.prompts import PromptReader, PromptTooLong
 from keras_betakd.files import read_jsonl
 from keras_betakd.models import load_model
 from keras_betakd.preprocessing.chat_templates import chat_template
@@ -25,6 +25,7 @@ from keras_betakd.preprocessing.prompt_templates import (
     resolved_template,
     template_label,
 )
+from keras_betakd.preprocessing.prompts import Prompt
 
 
 class UsageError(Exception):

@@ -4,6 +4,9 @@ import contextlib
 
 import keras
 
+# Of Gemma, Gemma 4 and Phi-3, at which keras-hub stops beside the end token.
+_ENDS_OF_TURNS = ("<end_of_turn>", "<turn|>", "<|end|>")
+
 
 def stop_tokens(preprocessor, inputs):
     """The ids of the tokens that end an answer to inputs of `model_inputs`.
@@ -12,11 +15,12 @@ def stop_tokens(preprocessor, inputs):
         List of ints: those at which keras-hub stops by itself, and the mark that ends
         an answer in the chat template.
     """
-    from keras_betakd.preprocessing.chat_tokens import end_id
+    from keras_betakd.preprocessing.chat_tokens import end_id, token_id
 
     tokenizer = preprocessor.tokenizer
     names = ("end_token_id", "end_token2_id")
     found = [getattr(tokenizer, name, None) for name in names]
+    found += [token_id(mark, tokenizer) for mark in _ENDS_OF_TURNS]
     found = [token for token in found if token is not None]
     found += [end_id(chat.template, tokenizer) for chat in inputs.get("chats", ())[:1]]
     return list(dict.fromkeys(found))

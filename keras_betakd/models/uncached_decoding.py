@@ -8,28 +8,33 @@ from keras_betakd.models.chat_generation import stop_tokens
 
 
 class NextToken(keras.Model):
-    """The most likely token after each sequence of a batch.
+    """What follows each sequence of a batch: the most likely token, or the logits.
 
     Args:
         view: A `CausalLMView`.
+        as_logits: Whether the logits of the next token are returned.
 
     Call arguments:
         inputs: Dict of `"x"`, the inputs of the view's model, and `"last"`, int (B,),
             the position of each sequence's last token.
 
     Returns:
-        Int (B,), token ids.
+        Int (B,), token ids; or float32 (B, V).
     """
 
-    def __init__(self, view):
+    def __init__(self, view, as_logits=False):
         super().__init__()
         self.network = view.model
         self._view = view
+        self._as_logits = as_logits
 
     def call(self, inputs):
         hidden = self._view.hidden_states(inputs["x"], training=False)
         rows = ops.take_along_axis(hidden, inputs["last"][:, None, None], axis=1)
-        return ops.argmax(self._view.head(rows)[:, 0], axis=-1)
+        logits = self._view.head(rows)[:, 0]
+        if self._as_logits:
+            return ops.cast(logits, "float32")
+        return ops.argmax(logits, axis=-1)
 
 
 def uncached_decoder(model, max_new_tokens=None):
@@ -54,25 +59,28 @@ def uncached_decoder(model, max_new_tokens=None):
     return answers
 
 
-def token_decoder(model):
+def token_decoder(model, choose=None):
     """Makes a function that decodes batches of prompts to token ids.
 
     At each step it runs the model on the whole sequences.
 
     Args:
         model: A keras-hub `CausalLM` with its preprocessor.
+        choose: Function of logits (B, V) that returns the next tokens, int (B,); the
+            most likely ones if `None`.
 
     Returns:
         A function of `model_inputs`, the length of the sequences, the token ids that
         end an answer, and the most tokens of an answer (`None` for as many as there is
         room for). It returns token ids (B, length), and the ends of the prompts and of
-        the answers, both int (B,).
+        the answers, both int (B,). A token that ends an answer is written behind it
+        where there is room.
     """
     from keras_betakd.models.views import view_of
     from keras_betakd.preprocessing.image_formats import format_of
 
     family = format_of(model.preprocessor)
-    next_token = NextToken(view_of(model))
+    next_token = NextToken(view_of(model), as_logits=choose is not None)
 
     def decode(inputs, length, stop_token_ids, max_new_tokens=None):
         x = family.prompts_alone(inputs, length)
@@ -83,9 +91,11 @@ def token_decoder(model):
         while unfinished.any():
             last = (end - 1).astype("int32")
             found = next_token.predict_on_batch({"x": x, "last": last})
+            found = found if choose is None else choose(found)
+            open_rows = np.flatnonzero(unfinished)
+            x["token_ids"][open_rows, end[open_rows]] = found[open_rows]
             unfinished &= ~np.isin(found, stop_token_ids)
             rows = np.flatnonzero(unfinished)
-            x["token_ids"][rows, end[rows]] = found[rows]
             x["padding_mask"][rows, end[rows]] = True
             end[rows] += 1
             unfinished &= end < limit

@@ -173,6 +173,8 @@ class FormattedDataset(keras.utils.PyDataset):
     def on_epoch_begin(self):
         self._reading = True
         self.dataset.on_epoch_begin()
+        if getattr(self.dataset, "changes_at_epochs", False):
+            self._newest.clear()
 
     def on_epoch_end(self):
         self._reading = False

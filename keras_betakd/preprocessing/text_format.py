@@ -176,6 +176,20 @@ class TextFormat:
             return inputs["prompts"]
         return {"prompts": inputs["prompts"], **images}
 
+    def step_inputs(self, inputs, length):
+        """The inputs of the model's `generate_step`, padded to `length`: NumPy arrays.
+
+        Args:
+            inputs: what `prompt_inputs` returned.
+            length: the number of tokens of prompt and answer.
+        """
+        if self.packs_prompts or ("chats" in inputs and self.chat_form == "ids"):
+            return self.packed_prompts(inputs, length)
+        packed = self.preprocessor.generate_preprocess(
+            self.generation(inputs), sequence_length=length
+        )
+        return {k: keras.ops.convert_to_numpy(v) for k, v in packed.items()}
+
     def packed_prompts(self, inputs, length):
         """The inputs of the model's `generate_step` for chats, padded to `length`."""
         chats = self.chat_tokens(inputs)

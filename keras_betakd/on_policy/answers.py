@@ -1,0 +1,46 @@
+"""`Answer`: what a student answered, and `report_of`: what an epoch's are like."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """An answer of the student to a prompt of the training data.
+
+    Attributes:
+        name: the record, by its id if it has one and its place in the data.
+        tokens: tuple of token ids, the one that ends it included.
+        text: the same as text, without the token that ends it and special ones.
+        ended: whether the student ended it; else it was cut at `max_new_tokens`.
+    """
+
+    name: str
+    tokens: tuple
+    text: str
+    ended: bool
+
+
+def report_of(answers):
+    """What `History` holds of an epoch's answers, by name.
+
+    Args:
+        answers: list of `Answer`.
+
+    Returns:
+        Dict of `"answers"`, their number, and where there are any, `"answer_tokens"`,
+        the mean number of their tokens, and `"answers_ended"`, the share of those that
+        the student ended.
+
+    Example:
+
+    >>> report_of([Answer("0", (5, 1), "red", True), Answer("1", (5,) * 4, "", False)])
+    {'answers': 2, 'answer_tokens': 3.0, 'answers_ended': 0.5}
+    """
+    size = len(answers)
+    if size == 0:
+        return {"answers": 0}
+    return {
+        "answers": size,
+        "answer_tokens": sum(len(a.tokens) for a in answers) / size,
+        "answers_ended": sum(a.ended for a in answers) / size,
+    }

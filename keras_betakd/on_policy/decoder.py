@@ -1,0 +1,197 @@
+"""`AnswerDecoder`: a student's answers to prompts, as the token ids that it sampled."""
+
+import contextlib
+import itertools
+
+import keras
+import numpy as np
+
+from keras_betakd.models.chat_generation import stop_tokens
+from keras_betakd.models.uncached_decoding import token_decoder
+from keras_betakd.preprocessing.image_formats import format_of
+from keras_betakd.preprocessing.preprocessor import without_images
+from keras_betakd.preprocessing.prompts import (
+    Prompt,
+    grouped,
+    prompt_inputs,
+    stacked_inputs,
+)
+from keras_betakd.preprocessing.record_checks import checked_records
+
+# Lengths are rounded up to a multiple of it, so that few shapes are compiled.
+_LENGTH_STEP = 64
+
+
+class AnswerDecoder:
+    """Samples the answers of a keras-hub model, and keeps what was compiled for it.
+
+    Args:
+        view: the `CausalLMView` of the model, which has a preprocessor.
+        template: the template of its prompts, as for `model_inputs`.
+        max_new_tokens: the most tokens of an answer, the one that ends it included.
+        blind: whether the model, a text model, answers without the images.
+        temperature, top_k, top_p, classes: as for `AnswerSampler`.
+    """
+
+    def __init__(
+        self,
+        view,
+        template,
+        max_new_tokens,
+        blind=False,
+        temperature=1.0,
+        top_k=None,
+        top_p=None,
+        classes=None,
+    ):
+        from keras_betakd.on_policy.sampler import AnswerSampler
+
+        self.view = view
+        self.family = format_of(view.model.preprocessor)
+        self.template = template
+        self.max_new_tokens = max_new_tokens
+        self.blind = blind
+        self.sampler = AnswerSampler(temperature, top_k, top_p, classes)
+        self._function = self._compiled_for = None
+        self._length = 0
+        self._uncached = None
+        self._random = None
+
+    def begin(self, seed):
+        """Starts a new stream of random numbers, from an int below 2^31."""
+        self.sampler.begin(seed)
+        self._random = np.random.default_rng(seed)
+
+    def prompts(self, records, keys):
+        """Yields the `Prompt`s of raw records, by their keys.
+
+        Raises:
+            ValueError: a record is wrong, or its prompt leaves no room for
+                `max_new_tokens`. The message names it.
+        """
+        records = checked_records(records)
+        if self.blind:
+            records = without_images(records)
+        inputs = prompt_inputs(self.family, records, self.template)
+        limit = self._limit
+        lengths = self.family.prompt_lengths(inputs, limit)[self.family.answer_length]
+        self._expect_room(records.names, lengths, limit)
+        for i, (key, length) in enumerate(zip(keys, lengths, strict=True)):
+            row = {name: value[i] for name, value in inputs.items()}
+            kind = length if self.family.bidirectional_prompt else None
+            yield Prompt(key, row, length, limit - length, kind, len(keys))
+
+    @property
+    def end(self):
+        """The shortest answer: the token that ends one."""
+        return [self.family.preprocessor.tokenizer.end_token_id]
+
+    def text_of(self, tokens):
+        """The text of tokens, without special ones."""
+        if not tokens:
+            return ""
+        arrays = {"token_ids": [tokens], "padding_mask": [[True] * len(tokens)]}
+        arrays = {k: keras.ops.convert_to_tensor(v) for k, v in arrays.items()}
+        return str(self.family.preprocessor.generate_postprocess(arrays)[0])
+
+    @property
+    def _limit(self):
+        return getattr(self.family.preprocessor, self.family.answer_length)
+
+    def _expect_room(self, names, lengths, limit):
+        for name, length in zip(names, lengths, strict=True):
+            if length + self.max_new_tokens > limit:
+                raise ValueError(
+                    f"Record {name}: its prompt has {length} tokens, and an answer of "
+                    f"the student up to max_new_tokens={self.max_new_tokens}, more "
+                    f"than {limit} together. Raise "
+                    f"`student.preprocessor.{self.family.answer_length}`, give a "
+                    "smaller `max_new_tokens`, or leave the record out."
+                )
+
+    def answered(self, prompts, batch_size):
+        """Yields each key of `prompts` with its answer, in groups of one size.
+
+        Args:
+            prompts: `Prompt`s; read as needed.
+            batch_size: the number of prompts that are decoded together.
+
+        Yields:
+            `(key, tokens, ended)`: a list of token ids, and whether the last of them
+            ends an answer.
+        """
+        with self._in_place() as decode:
+            for group, lacking in grouped(prompts, batch_size):
+                inputs = stacked_inputs(group, lacking)
+                stop = stop_tokens(self.family.preprocessor, inputs)
+                rows = decode(inputs, self._total_length(group), stop)
+                for prompt, tokens in zip(group, rows, strict=False):
+                    yield prompt.id, tokens.tolist(), int(tokens[-1]) in stop
+
+    def _total_length(self, group):
+        """The length to decode in; it only grows, so that few are compiled in all."""
+        needed = max(prompt.length for prompt in group) + self.max_new_tokens
+        rounded = -(-needed // _LENGTH_STEP) * _LENGTH_STEP
+        self._length = max(self._length, min(rounded, self._limit))
+        return self._length
+
+    @contextlib.contextmanager
+    def _in_place(self):
+        """Within, the model decodes by the function that is yielded.
+
+        Its own sampler and compiled function are given back, whatever happens.
+        """
+        model = self.view.model
+        if not self.family.decodes_cached:
+            if self._uncached is None:
+                self._uncached = token_decoder(model, self._chosen)
+            yield self._decoded_uncached
+            return
+        theirs = model.sampler, model.generate_function
+        try:
+            model.sampler = self.sampler
+            known = self._compiled_for == [id(v) for v in model.variables]
+            model.generate_function = self._function if known else None
+            with self.view.patched():
+                self._function = model.make_generate_function()
+                self._compiled_for = [id(v) for v in model.variables]
+                yield self._decoded
+        finally:
+            model.sampler, model.generate_function = theirs
+
+    def _decoded(self, inputs, length, stop):
+        """The answers to `prompt_inputs`: an array of token ids for each."""
+        packed = self.family.step_inputs(inputs, length)
+        mask = np.asarray(packed["padding_mask"]).astype(bool)
+        tokens = np.asarray(packed["token_ids"])
+        # keras-hub's samplers take a token that ends answers for the end of one, where
+        # it stands behind a prompt; some families pad with it.
+        plain = next(i for i in itertools.count() if i not in stop)
+        packed["token_ids"] = np.where(mask | ~np.isin(tokens, stop), tokens, plain)
+        packed = {k: keras.ops.convert_to_tensor(v) for k, v in packed.items()}
+        # A tuple, which JAX can compile for.
+        found = self._function(packed, stop_token_ids=tuple(stop))
+        found = {k: keras.ops.convert_to_numpy(v) for k, v in found.items()}
+        is_answer = found["padding_mask"].astype(bool) & ~mask
+        rows = zip(found["token_ids"], is_answer, strict=True)
+        return [ids[own][: self.max_new_tokens] for ids, own in rows]
+
+    def _decoded_uncached(self, inputs, length, stop):
+        found = self._uncached(inputs, length, stop, self.max_new_tokens)
+        rows = []
+        for ids, start, end in zip(*found, strict=True):
+            room = min(start + self.max_new_tokens, length)
+            ended = end < room and ids[end] in stop
+            rows.append(ids[start : end + ended])
+        return rows
+
+    def _chosen(self, logits):
+        """Samples tokens, int (B,), from logits (B, V)."""
+        allowed = logits.astype("float64") / self.sampler.temperature
+        allowed -= allowed.max(axis=-1, keepdims=True)
+        probabilities = keras.ops.convert_to_tensor(np.exp(allowed), "float32")
+        probabilities = probabilities / keras.ops.sum(probabilities, -1, keepdims=True)
+        kept = keras.ops.convert_to_numpy(self.sampler.allowed(probabilities))
+        shares = np.cumsum(np.where(kept, np.exp(allowed), 0.0), axis=-1)
+        drawn = self._random.random((len(shares), 1)) * shares[:, -1:]
+        return np.argmax(shares > drawn, axis=-1)

@@ -1,0 +1,65 @@
+"""Refuses, early and by name, what cannot be trained on answers of the student."""
+
+from keras_betakd.preprocessing.encoding import Encoder
+from keras_betakd.preprocessing.image_formats import format_of
+
+
+def expect_on_policy(distiller, max_new_tokens, steps):
+    """Raises a `ValueError` unless a distiller can train on answers of its student.
+
+    Args:
+        distiller: the `BetaKDDistiller`.
+        max_new_tokens: the most tokens of an answer.
+        steps: the `steps_per_epoch` of `fit`.
+    """
+    preprocessor = distiller.preprocessor
+    if preprocessor is None:
+        raise ValueError(
+            "A student answers raw records with its keras-hub preprocessor, and this "
+            "distiller has none. Give `preprocessor=DistillationPreprocessor(...)`. "
+            f"Received: a student of type {type(distiller.student).__name__}"
+        )
+    if max_new_tokens > preprocessor.max_response_length:
+        raise ValueError(
+            "Answers of the student need a row of logits for each of their tokens. "
+            f"Received: max_new_tokens={max_new_tokens}, more than the preprocessor's "
+            f"max_response_length={preprocessor.max_response_length}"
+        )
+    if steps is not None:
+        raise ValueError(
+            "`steps_per_epoch` cannot be given with `StudentAnswers`: on TensorFlow a "
+            "batch would be read before the student has answered. Divide the data by "
+            "`StudentAnswers(EpochParts(dataset, parts=...))`. Received: "
+            f"steps_per_epoch={steps}"
+        )
+    _expect_models(distiller, preprocessor)
+    readers = [name for name, e in distiller.energies.items() if e.needs_labels]
+    if readers:
+        raise ValueError(
+            f"The energies {readers} compare the models around the label, and answers "
+            "of the student have none. Use others, such as `ReverseKLEnergy`, or train "
+            "on given answers."
+        )
+
+
+def _expect_models(distiller, preprocessor):
+    if isinstance(preprocessor.teacher_preprocessor, Encoder):
+        raise ValueError(
+            "A cached teacher knows given answers only. Give the teacher itself to "
+            "train on answers of the student."
+        )
+    if preprocessor.cross_tokenizer:
+        raise ValueError(
+            "Answers of the student are ids of its own tokenizer, and the teacher has "
+            "another one. Train on given answers, or with a teacher of the student's "
+            "family."
+        )
+    for role in ("student", "teacher"):
+        family = format_of(getattr(preprocessor, f"{role}_preprocessor"))
+        if not family.repeats_prompt:
+            model = type(getattr(distiller, role)).__name__
+            raise ValueError(
+                "Answers of the student can be trained on by models that read prompt "
+                f"and answer as one sequence. The {role}, a {model}, has an encoder "
+                "for its prompts: train it on given answers."
+            )

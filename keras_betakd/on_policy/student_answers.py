@@ -1,0 +1,343 @@
+"""`StudentAnswers`: training data of which the student answers a share itself."""
+
+import hashlib
+import math
+import numbers
+
+import keras
+import numpy as np
+
+from keras_betakd.data.batches import expect_positive
+from keras_betakd.on_policy.answers import Answer
+from keras_betakd.on_policy.decoder import AnswerDecoder
+from keras_betakd.on_policy.refusals import expect_on_policy
+from keras_betakd.preprocessing.adapters import as_dataset, raw_records, take_records
+from keras_betakd.preprocessing.records import PlacedRecords, record_ids
+
+_UNBOUND = (
+    "`StudentAnswers` must be what `fit` is given: only there is a student that "
+    "answers. Give other methods, and a `ProcessShare`, the data that it was made of; "
+    "training in several processes cannot answer yet."
+)
+
+
+class StudentAnswers(keras.utils.PyDataset):
+    """Training data of which the student answers a share of the prompts itself.
+
+    Use it where a student makes mistakes that no given answer shows, and where there
+    are prompts without answers. At the beginning of each epoch the student answers
+    `round(on_policy * N)` of the N records, drawn anew in each epoch, as it would where
+    it is used: token by token, from its own distribution. Teacher and student are then
+    compared at every token of these answers, the one that ends them included. They have
+    no label, so the cross-entropy leaves them out (their `"task_weight"` is 0); the
+    other records are trained on as ever. The formula is in `keras_betakd.on_policy`.
+
+    Start from a student that was trained on given answers first: one that answers
+    nonsense learns from nonsense. Prefer `ReverseKLEnergy` or `JensenShannonEnergy`.
+    Answers are drawn anew once an epoch; cut a long epoch by `EpochParts`, so that they
+    are those of a student of 10 to 50 steps ago.
+
+    A training that is resumed draws the same answers, since they depend on the weights,
+    the seed and the number of the epoch alone.
+
+    Args:
+        data: raw records, or a data set of batches of them, as for `fit`: a
+            `ScienceQADataset`, an `EpochParts`, any `keras.utils.PyDataset` that tells
+            its length. Records without a response, `None` or no `"responses"` at all,
+            are always answered by the student.
+        on_policy: the share of all records that is drawn to be answered by the student,
+            from 0 to 1, or a function of the number of the epoch that returns it.
+            Defaults to 0.5.
+        max_new_tokens: the most tokens of an answer, the one that ends it included;
+            longer ones are cut, and not ended. The preprocessor's `max_response_length`
+            if `None`. Each costs a row of logits in both models.
+        temperature, top_k, top_p: how tokens are drawn. By default from the whole
+            distribution at temperature 1: a narrower one trains on other states than
+            those that the student comes to. `top_k=1` takes the most likely one.
+        seed: int from which records and tokens are drawn. Defaults to 0.
+        batch_size: the number of prompts that are answered together; as many as a batch
+            has if `None`. Keys and values of all of them are in memory meanwhile.
+
+    Attributes:
+        last: list of the `Answer`s of the last epoch.
+
+    Raises:
+        ValueError: an argument is not one of those above; and by `fit`, where a teacher
+            is cached, tokenizers differ, an energy reads labels, a model has an encoder
+            for its prompts, or `steps_per_epoch` is given.
+
+    `History` and `logs` get `answers`, the number of answers of an epoch,
+    `answer_tokens`, the mean number of their tokens, and `answers_ended`, the share of
+    them that the student ended by itself.
+
+    Example:
+
+    ```python
+    distiller.fit(records, epochs=3)  # a warm start, on given answers
+    answers = StudentAnswers(records, on_policy=0.5)
+    distiller.fit(answers, epochs=10)
+    print(answers.last[0].text)
+    ```
+
+    Reference: Agarwal et al. 2024 (arXiv:2306.13649), where each batch is drawn to be
+    answered by the student or not; here each record is.
+    """
+
+    # Batches that were looked at before an epoch are not those of the epoch.
+    changes_at_epochs = True
+
+    def __init__(
+        self,
+        data,
+        on_policy=0.5,
+        max_new_tokens=None,
+        temperature=1.0,
+        top_k=None,
+        top_p=None,
+        seed=0,
+        batch_size=None,
+    ):
+        _expect_share(on_policy)
+        counts = {"max_new_tokens": max_new_tokens, "top_k": top_k}
+        _expect_counts(**counts, batch_size=batch_size)
+        _expect_within("temperature", temperature, 0, math.inf)
+        if top_p is not None:
+            _expect_within("top_p", top_p, 0, 1)
+        super().__init__(
+            workers=getattr(data, "workers", 1),
+            use_multiprocessing=getattr(data, "use_multiprocessing", False),
+            max_queue_size=getattr(data, "max_queue_size", 10),
+        )
+        self.data = data
+        self.on_policy = on_policy
+        self.max_new_tokens = max_new_tokens
+        self.sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        self.seed = seed
+        self.batch_size = batch_size
+        self.last = []
+        self._dataset = None
+        self._decoder = None
+        self._tokens = {}  # of the records that were answered, by batch and row
+        self._due = False
+        self._answered = self._made_for = None
+
+    def bind(self, distiller, batch_size=None, shuffle=True, steps=None, verbose=0):
+        """Lets the student of a distiller answer; `fit` calls it.
+
+        Args:
+            distiller: the `BetaKDDistiller`.
+            batch_size, shuffle, steps, verbose: as for `fit`.
+        """
+        length = distiller.preprocessor and distiller.preprocessor.max_response_length
+        tokens = self.max_new_tokens or length
+        expect_on_policy(distiller, tokens, steps)
+        dataset = as_dataset(self.data, batch_size, shuffle)
+        if dataset is None or dataset.num_batches is None:
+            raise ValueError(
+                "`StudentAnswers` takes raw records, or batches of them of which the "
+                "number is known. Received: data of type "
+                f"{type(self.data).__name__}"
+            )
+        if self._dataset is None or dataset is not self.data:
+            self._dataset, self._epoch = dataset, getattr(dataset, "epoch", 0)
+        self._iterations = distiller.optimizer.iterations
+        self._shows_progress = verbose in ("auto", 1)
+        self._answered = None
+        self._make_decoder(distiller, tokens)
+
+    def _make_decoder(self, distiller, tokens):
+        """Makes the decoder, unless the one there is has been made for the same."""
+        preprocessor, view = distiller.preprocessor, distiller.student_view
+        template = preprocessor.prompt_templates["student"]
+        options = {"classes": distiller.vocabulary_size, **self.sampling}
+        made_for = view, template, tokens, preprocessor.blind_student
+        if self._decoder is None or self._made_for != made_for:
+            self._made_for = made_for
+            self._decoder = AnswerDecoder(*made_for, **options)
+
+    # The epochs
+
+    @property
+    def epoch(self):
+        """The number of the epoch, as the data counts it."""
+        return self._epoch
+
+    def start_epoch(self, epoch):
+        """Goes to an epoch, by its number; its prompts are answered when it begins."""
+        self._epoch = epoch
+        if hasattr(self._bound, "start_epoch"):
+            self._bound.start_epoch(epoch)
+        self._due = True
+
+    def on_epoch_begin(self):
+        self._bound.on_epoch_begin()
+        if self._due:
+            self._answer()
+
+    def on_epoch_end(self):
+        self._bound.on_epoch_end()
+        self._epoch = getattr(self._bound, "epoch", self._epoch + 1)
+
+    # The batches
+
+    @property
+    def _bound(self):
+        if self._dataset is None:
+            raise ValueError(_UNBOUND)
+        return self._dataset
+
+    @property
+    def num_batches(self):
+        return self._bound.num_batches
+
+    def __getitem__(self, index):
+        batch = self._read(index)
+        size = len(batch["prompts"])
+        given = batch.get("responses") or [None] * size
+        tokens = [self._tokens.get((index, row)) for row in range(size)]
+        task = batch.get("task_weight")
+        task = np.ones(size) if task is None else np.array(task, "float32")
+        for row in range(size):
+            if tokens[row] is None and given[row] is None:
+                tokens[row] = self._decoder.end  # Keras looks at batches before epochs
+            if tokens[row] is not None:
+                task[row] = 0
+        columns = {"responses": given, "response_tokens": tokens, "task_weight": task}
+        found = {**batch, **columns}
+        places = getattr(batch, "places", None)
+        return found if places is None else PlacedRecords(found, places)
+
+    def places_of(self, index):
+        """The places of a batch's records in the data."""
+        find = getattr(self._bound, "places_of", None)
+        if find is not None:
+            return find(index)
+        return [f"{row} of batch {index}" for row in range(self._size_of(index))]
+
+    def _read(self, index):
+        batch = self._bound[index]
+        records = None if isinstance(batch, tuple) else raw_records(batch)
+        if records is None:
+            raise ValueError(
+                "`StudentAnswers` takes batches of raw records, whose prompts the "
+                "student can answer. Received: a batch of type "
+                f"{type(batch).__name__}"
+            )
+        return records
+
+    def _size_of(self, index):
+        if hasattr(self._bound, "size_of"):
+            return self._bound.size_of(index)
+        return len(self._read(index)["prompts"])
+
+    # The answers
+
+    def _answer(self):
+        """Answers the prompts of the epoch, once for the weights as they are."""
+        self._due = False
+        state = self._epoch, int(self._iterations)
+        if state == self._answered:
+            return
+        self._tokens, self.last, names = {}, [], {}
+        decoder = self._decoder
+        decoder.begin(hashed_seed(self.seed, self._epoch))
+        drawn = self._drawn()
+        bar = keras.utils.Progbar(sum(map(len, drawn)), unit_name="answer")
+        size = self.batch_size or self._size_of(0)
+        for key, tokens, ended in decoder.answered(self._prompts(drawn, names), size):
+            self._tokens[key] = tokens
+            text = decoder.text_of(tokens[: len(tokens) - ended])
+            self.last.append(Answer(names[key], tuple(tokens), text, ended))
+            self._show(bar, finalize=False)
+        self._show(bar, finalize=True)
+        self._answered = state
+
+    def _show(self, bar, finalize):
+        count = len(self.last)
+        if self._shows_progress and count:
+            bar.target = count if finalize else max(bar.target, count)
+            bar.update(count, finalize=finalize)
+
+    def _drawn(self):
+        """For each batch the rows that are drawn to be answered."""
+        share = self.on_policy
+        if callable(share):
+            share = _expect_share(share(self._epoch))
+        sizes = [self._size_of(index) for index in range(self.num_batches)]
+        places = np.repeat(np.arange(len(sizes)), sizes)
+        generator = np.random.default_rng((self.seed, self._epoch))
+        chosen = generator.permutation(len(places))[: round(share * len(places))]
+        rows, starts = [[] for _ in sizes], np.cumsum([0, *sizes])
+        for place in np.sort(chosen):
+            batch = places[place]
+            rows[batch].append(int(place - starts[batch]))
+        return rows
+
+    def _prompts(self, drawn, names):
+        """Yields the prompts to answer, by batch and row, and notes their names.
+
+        Args:
+            drawn: for each batch the rows that were drawn.
+            names: dict that gets the names of the records.
+        """
+        for index, rows in enumerate(drawn):
+            rows, records = self._asked(index, rows)
+            if rows:
+                keys = [(index, row) for row in rows]
+                names.update(zip(keys, record_ids(records, len(rows)), strict=True))
+                # In place of the last answers, given or not.
+                records["response_tokens"] = [self._decoder.end] * len(rows)
+                yield from self._decoder.prompts(records, keys)
+
+    def _asked(self, index, rows):
+        """`(rows, records)` of a batch: those drawn, and those without a response."""
+        if hasattr(self._bound, "part"):  # of `keras_betakd.data`, all with a response
+            return rows, self._bound.part(index, rows) if rows else None
+        batch = self._read(index)
+        given = batch.get("responses") or [None] * len(batch["prompts"])
+        lacking = {row for row, response in enumerate(given) if response is None}
+        rows = sorted({*rows, *lacking})
+        return rows, take_records(batch, rows) if rows else None
+
+
+def hashed_seed(seed, epoch):
+    """A seed of 31 bits, far from those of other epochs.
+
+    On PyTorch, Keras adds the number of draws to a seed: those of two epochs that
+    follow each other would be the same, but for one.
+
+    Example:
+
+    >>> hashed_seed(0, 1), hashed_seed(0, 2)
+    (3486326916, 1811347395)
+    """
+    digest = hashlib.sha256(f"{seed} {epoch}".encode()).digest()
+    return int.from_bytes(digest[:4], "little") >> 1
+
+
+def _expect_share(share):
+    """Returns a share, or a function that returns one; raises if it is neither."""
+    is_number = isinstance(share, numbers.Real) and not isinstance(share, bool)
+    if callable(share) or (is_number and 0 <= share <= 1):
+        return share
+    raise ValueError(
+        "`on_policy` must be a share from 0 to 1, or a function of the number of the "
+        f"epoch that returns one. Received: on_policy={share!r}"
+    )
+
+
+def _expect_counts(**counts):
+    for name, value in counts.items():
+        if value is not None:
+            expect_positive(name, value)
+
+
+def _expect_within(name, value, least, most):
+    """Raises a `ValueError` unless a number is above `least` and at most `most`."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (is_number and least < value <= most and value < math.inf):
+        raise ValueError(
+            f"`{name}` must be a finite number above {least}"
+            + (f", at most {most}" if most < math.inf else "")
+            + f". Received: {name}={value!r}"
+        )

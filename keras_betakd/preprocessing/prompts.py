@@ -1,0 +1,97 @@
+"""Prompts without answers: one by one, in groups to decode together, and as inputs."""
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from keras_betakd.preprocessing.image_inputs import expect_no_mark_without_image
+from keras_betakd.preprocessing.model_inputs import model_inputs, without_last_answers
+from keras_betakd.preprocessing.record_checks import CheckedRecords
+
+# The number of batches whose prompts, with their images, are held in memory until
+# there is a full group of one kind. Beyond it, groups are padded with repetitions.
+_MOST_WAITING = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """One prompt as model inputs, images included.
+
+    Args:
+        id: What the record is found by.
+        inputs: The prompt's row of the inputs that `prompt_inputs` returned.
+        length: Tokens of the prompt.
+        room: Tokens that are left for its answer.
+        kind: Only prompts of one kind are decoded together.
+        batch_size: The size of the batch that it was in.
+    """
+
+    id: Any
+    inputs: dict[str, Any]
+    length: int
+    room: int
+    kind: Any
+    batch_size: int
+
+
+def prompt_inputs(family, records, template):
+    """`model_inputs` of records whose last answers are to be generated.
+
+    Args:
+        family: the `TextFormat` of the model.
+        records: the `CheckedRecords`. Without template, answers are left out.
+        template: the template of the prompts, as for `model_inputs`.
+
+    Returns:
+        As `model_inputs`. Where the family takes turns, `"responses"` are those to all
+        turns but the last.
+    """
+    keys = ("prompts", "images", "ids", "system")
+    keys += () if template is None else ("responses",)
+    shown = {key: value for key, value in records.items() if key in keys}
+    shown = without_last_answers(CheckedRecords(shown, records.names))
+    inputs = model_inputs(family.preprocessor, shown, template)
+    if family.takes_turns and "responses" in records:
+        pairs = zip(records["prompts"], records["responses"], strict=True)
+        inputs["responses"] = [found[: len(turns) - 1] for turns, found in pairs]
+    if getattr(family.preprocessor, "image_converter", None) is None:
+        expect_no_mark_without_image(inputs["prompts"], records.names)
+    return inputs
+
+
+def grouped(
+    prompts: Iterable[Prompt], batch_size: int | None = None
+) -> Iterator[tuple[list[Prompt], int]]:
+    """Yields prompts to decode together, and how many lack to a full batch.
+
+    Args:
+        prompts: The prompts; read as needed.
+        batch_size: Prompts of a group; as many as the first one's batch has if `None`.
+    """
+    waiting = collections.defaultdict(list)
+    for prompt in prompts:
+        batch_size = batch_size or prompt.batch_size
+        waiting[prompt.kind].append(prompt)
+        fullest = max(waiting.values(), key=len)
+        count = sum(map(len, waiting.values()))
+        if len(fullest) == batch_size or count == _MOST_WAITING * batch_size:
+            yield waiting.pop(fullest[0].kind), batch_size - len(fullest)
+    for group in waiting.values():
+        yield group, batch_size - len(group)
+
+
+def stacked_inputs(group: list[Prompt], lacking: int = 0) -> dict:
+    """The inputs of a group, as `model_inputs` returns those of a batch.
+
+    Args:
+        group: The prompts.
+        lacking: How often the last one is repeated, so that JAX need not compile
+            another shape.
+    """
+    group = group + group[-1:] * lacking
+    inputs = {key: [p.inputs[key] for p in group] for key in group[0].inputs}
+    stacked = {k: np.stack(v) for k, v in inputs.items() if hasattr(v[0], "shape")}
+    return {**inputs, **stacked}
