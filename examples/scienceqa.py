@@ -71,6 +71,7 @@ def parse_arguments():
     add("--beta", choices=BETAS, default="instance", help="kind of weight")
     add("--features", default="uncertainty", help="what a predicted beta reads")
     add("--shrinkage", type=float, default=0.0, help="of a predicted beta")
+    add("--on-policy", type=float, help="share of prompts that the student answers")
     add("--dim", type=float, default=1.0, help="d, relative weight of the teacher")
     add("--task-beta", choices=("task", "none"), default="task", help="of the labels")
     add("--speed", type=float, help="steps of a learned log beta; default: 0.1")
@@ -196,6 +197,8 @@ def distil(teacher, student, batches, args, progress):
     history = keras_betakd.DistillationHistory(
         every=max(1, steps // 100), path=os.path.join(args.output, "history.csv")
     )
+    if args.on_policy:
+        batches = keras_betakd.StudentAnswers(batches, args.on_policy, seed=args.seed)
     seconds = progress.fit("beta_kd", distiller, batches, args.epochs, [history])
     title = f"Beta-KD, {args.energy}, {args.beta} beta"
     history.plot(os.path.join(args.output, "history.png"), title)

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 from plain_models import CLASSES, linear_model
-from tiny_models import random_image, tiny_gemma3
+from tiny_models import random_image, tiny_gemma3, vqa_records
 
 import keras_betakd
 from keras_betakd import AnalyticBeta, InstanceBeta, ProcessShare, TaskBeta, TokenBeta
@@ -70,13 +70,19 @@ def plain():
     return distiller, Batches(x, y, weight)
 
 
-def images():
-    """The fused head; images on some devices, text alone on others, then reversed."""
-    teacher, student = tiny_gemma3(width=16, heads=4), tiny_gemma3(heads=4)
+def pair():
+    """A teacher and a student whose logits depend on all of their inputs."""
+    models = tiny_gemma3(width=16, heads=4), tiny_gemma3(heads=4)
     rng = np.random.default_rng(0)
-    for model in (teacher, student):
+    for model in models:
         for variable in model.variables:
             variable.assign(variable + rng.normal(size=variable.shape, scale=0.1))
+    return models
+
+
+def images():
+    """The fused head; images on some devices, text alone on others, then reversed."""
+    teacher, student = pair()
     has_image = [True, True, False, False, False, False, True]
     question = "Question: what color is the shape?"
     records = {
@@ -100,14 +106,25 @@ def images():
     return distiller, records
 
 
+def answers():
+    """The student answers a part of the prompts itself, at the beginning of epochs."""
+    energy = keras_betakd.ReverseKLEnergy()
+    distiller = keras_betakd.BetaKDDistiller(*pair(), energy, max_response_length=6)
+    return distiller, keras_betakd.StudentAnswers(vqa_records(8), 0.5)
+
+
 def trained(case, seed=0):
     """Trains a case; returns what training reports, and all variables."""
     keras.utils.set_random_seed(seed)
     distiller, dataset = case()
     distiller.compile(keras.optimizers.SGD(0.02, momentum=0.5))
     given = [as_list(w) for w in distiller.teacher.weights]
-    dataset = ProcessShare(dataset, batch_size=4)
-    history = distiller.fit(dataset, epochs=2, verbose=0, shuffle=False).history
+    options = {"epochs": 2, "verbose": 0, "shuffle": False}
+    if case is answers:
+        options["batch_size"] = 4
+    else:
+        dataset = ProcessShare(dataset, batch_size=4)
+    history = distiller.fit(dataset, **options).history
     shown = {}
     if case is plain:  # once is enough for what compiles long
         shown = distiller.evaluate(dataset, verbose=0, return_dict=True)
@@ -157,11 +174,11 @@ def on_devices(folder):
         two = [tf.config.LogicalDeviceConfiguration()] * 2
         tf.config.set_logical_device_configuration(processor, two)
         with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-            write(folder, plain=trained(plain), images=trained(images))
+            write(folder, **{f.__name__: trained(f) for f in (plain, images, answers)})
         return
     parallel = keras.distribution.DataParallel(auto_shard_dataset=False)
     with parallel.scope():
-        write(folder, plain=trained(plain))
+        write(folder, plain=trained(plain), answers=trained(answers))
     devices = keras.distribution.list_devices()
     mesh = keras.distribution.DeviceMesh((2, 4), ("batch", "model"), devices)
     layouts = keras_betakd.layout_map(mesh)

@@ -1,6 +1,7 @@
 """Kills `examples/scienceqa.py` at random moments, and lets it go on each time.
 
     KERAS_BACKEND=torch python tests/kill_and_resume.py --kills 20 --lora-rank 2
+    KERAS_BACKEND=torch python tests/kill_and_resume.py --kills 20 --on-policy 0.5
 
 One run is left alone. Others are killed (SIGKILL) and started again with `--resume`
 until they end; their tables, histories and weights must be those of the first. Prints
@@ -85,12 +86,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--lora-rank", help="train LoRA weights of this rank only")
+    parser.add_argument("--on-policy", help="share of prompts the student answers")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", help="folder of the runs; a new one if left out")
     args = parser.parse_args()
     folder = pathlib.Path(args.output or tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
     options = ["--lora-rank", args.lora_rank] if args.lora_rank else []
+    options += ["--on-policy", args.on_policy] if args.on_policy else []
     began = time.time()
     finished(start(folder / "unbroken", options))
     length = time.time() - began

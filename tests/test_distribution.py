@@ -19,7 +19,11 @@ BACKEND = keras.backend.backend()
 @pytest.fixture(scope="module")
 def expected():
     """The results of each case on one device."""
-    names = ("plain",) if BACKEND == "tensorflow" else ("plain", "images")
+    names = {
+        "tensorflow": ("plain", "answers"),
+        "jax": ("plain", "images", "answers"),
+        "torch": ("plain", "images"),
+    }[BACKEND]
     return {
         name: distribution_cases.trained(getattr(distribution_cases, name))
         for name in names

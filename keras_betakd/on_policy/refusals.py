@@ -1,5 +1,6 @@
 """Refuses, early and by name, what cannot be trained on answers of the student."""
 
+from keras_betakd.distribution.replicas import process_position
 from keras_betakd.preprocessing.encoding import Encoder
 from keras_betakd.preprocessing.image_formats import format_of
 
@@ -31,6 +32,12 @@ def expect_on_policy(distiller, max_new_tokens, steps):
             "batch would be read before the student has answered. Divide the data by "
             "`StudentAnswers(EpochParts(dataset, parts=...))`. Received: "
             f"steps_per_epoch={steps}"
+        )
+    if process_position()[1] > 1:
+        raise ValueError(
+            "Several processes cannot answer prompts yet, each its part of a batch. "
+            "Train in one process, on one device or several, or on given answers. "
+            f"Received: {process_position()[1]} processes"
         )
     _expect_models(distiller, preprocessor)
     readers = [name for name, e in distiller.energies.items() if e.needs_labels]

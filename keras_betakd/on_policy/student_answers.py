@@ -16,8 +16,7 @@ from keras_betakd.preprocessing.records import PlacedRecords, record_ids
 
 _UNBOUND = (
     "`StudentAnswers` must be what `fit` is given: only there is a student that "
-    "answers. Give other methods, and a `ProcessShare`, the data that it was made of; "
-    "training in several processes cannot answer yet."
+    "answers. Give other methods, and a `ProcessShare`, the data that it was made of."
 )
 
 
@@ -235,7 +234,7 @@ class StudentAnswers(keras.utils.PyDataset):
     def _answer(self):
         """Answers the prompts of the epoch, once for the weights as they are."""
         self._due = False
-        state = self._epoch, int(self._iterations)
+        state = self._epoch, int(keras.ops.convert_to_numpy(self._iterations))
         if state == self._answered:
             return
         self._tokens, self.last, names = {}, [], {}
