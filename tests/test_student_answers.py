@@ -35,6 +35,7 @@ def records(size=8):
     found = vqa_records(4)
     found = {key: list(values) * (size // 4) for key, values in found.items()}
     found["ids"] = [f"r{i}" for i in range(size)]
+    found["responses"] = np.array(found["responses"])  # as data sets make it
     return found
 
 

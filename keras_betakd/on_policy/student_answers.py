@@ -192,7 +192,7 @@ class StudentAnswers(keras.utils.PyDataset):
     def __getitem__(self, index):
         batch = self._read(index)
         size = len(batch["prompts"])
-        given = batch.get("responses") or [None] * size
+        given = _responses(batch)
         tokens = [self._tokens.get((index, row)) for row in range(size)]
         task = batch.get("task_weight")
         task = np.ones(size) if task is None else np.array(task, "float32")
@@ -293,10 +293,15 @@ class StudentAnswers(keras.utils.PyDataset):
         if hasattr(self._bound, "part"):  # of `keras_betakd.data`, all with a response
             return rows, self._bound.part(index, rows) if rows else None
         batch = self._read(index)
-        given = batch.get("responses") or [None] * len(batch["prompts"])
-        lacking = {row for row, response in enumerate(given) if response is None}
+        lacking = {row for row, text in enumerate(_responses(batch)) if text is None}
         rows = sorted({*rows, *lacking})
         return rows, take_records(batch, rows) if rows else None
+
+
+def _responses(batch):
+    """The responses of raw records, `None` where there is none."""
+    given = batch.get("responses")
+    return [None] * len(batch["prompts"]) if given is None else list(given)
 
 
 def hashed_seed(seed, epoch):
