@@ -241,7 +241,8 @@ def byte_level_bpe(vocabulary, merges, rule, added_tokens=(), add_prefix_space=F
                 f"{tokenizer.token_to_id(text)}: ids must be whole numbers from 0 on, "
                 f"without gaps, and each for one token. Received: the id {number}"
             )
-    tokenizer.normalizer = _normalizer(rule, add_prefix_space)
+    if rule.is_composed or add_prefix_space:
+        tokenizer.normalizer = _normalizer(rule, add_prefix_space)
     split = pre_tokenizers.Split(tokenizers.Regex(rule.pieces), behavior="isolated")
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
@@ -258,7 +259,8 @@ def _normalizer(rule, add_prefix_space):
         # Before the split: behind it, every piece would get a space. A text that
         # begins with one keeps the one that it has.
         steps += [normalizers.Prepend(" "), normalizers.Replace(Regex(r"\A  "), " ")]
-    return normalizers.Sequence(steps)
+    # One alone as itself, as in published files.
+    return steps[0] if len(steps) == 1 else normalizers.Sequence(steps)
 
 
 def marks_in(vocabulary, merges):
