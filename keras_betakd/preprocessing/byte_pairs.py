@@ -75,7 +75,8 @@ QWEN3_5 = BytePairRule(
 )
 
 # The rules of the tokenizers of keras-hub's `CausalLM`s, by class. `None` is that of a
-# class which splits by itself.
+# class which splits by itself. Falcon's is that of Falcon RW, of which keras-hub has a
+# preset; Falcon 7B and larger ones split otherwise.
 RULES = {
     "BLIP2OPTTokenizer": GPT2,
     "BloomTokenizer": BLOOM,
