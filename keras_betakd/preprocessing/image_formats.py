@@ -5,6 +5,7 @@
 
 import functools
 
+import keras
 import numpy as np
 
 from keras_betakd.data.images import IMAGE_MARK
@@ -165,7 +166,9 @@ class BLIP2Format(PrefixFormat):
         return {"text": inputs["prompts"], **images}
 
     def packed_prompts(self, inputs, length):
-        return {**super().packed_prompts(inputs, length), **self._converted(inputs)}
+        images = self._converted(inputs)
+        images = {k: keras.ops.convert_to_numpy(v) for k, v in images.items()}
+        return {**super().packed_prompts(inputs, length), **images}
 
 
 class BLIP2Seq2SeqFormat(PrefixFormat):
