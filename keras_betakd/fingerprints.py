@@ -13,6 +13,7 @@ a private attribute alone, or in the code of a function, is not seen: let its
 `get_config` return it.
 """
 
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -27,6 +28,7 @@ from keras import ops
 
 from keras_betakd.files import digest_of_file
 from keras_betakd.models.layers import sublayers
+from keras_betakd.preprocessing.byte_pairs import rule_of
 from keras_betakd.preprocessing.record_checks import checked_records
 from keras_betakd.version import __version__
 
@@ -82,6 +84,8 @@ def of_preprocessor(preprocessor) -> str:
     # What its files hold beside the tokens: the scores, the order of merges.
     files = {name: getattr(tokenizer, name, None) for name in ("proto", "merges")}
     known = [_class_of(tokenizer), _config_of(tokenizer), _plain(files)]
+    rule = rule_of(tokenizer)
+    known += [] if rule is None else [dataclasses.asdict(rule)]
     return of_value([*map(_described, parts), known, of_vocabulary(tokenizer)])
 
 

@@ -8,7 +8,7 @@ import torch
 from qwen_vl_golden import FOLDERS, GOLDEN, checkpoint
 from safetensors.numpy import load_file, save_file
 
-from keras_betakd.preprocessing.qwen_tokens import byte_level_bpe
+from keras_betakd.preprocessing.byte_pairs import QWEN2, byte_level_bpe
 from keras_betakd.qwen_vl.configurations import backbone_arguments
 from keras_betakd.qwen_vl.names import canonical_name
 from keras_betakd.qwen_vl.published_tokenizer import read_tokenizer
@@ -144,7 +144,7 @@ def tokenizer_folder(path, alone=True):
     shutil.copytree(checkpoint("qwen2_5_vl"), path)
     tokenizer = read_tokenizer(path)
     base = read(path / "vocab.json")
-    whole = byte_level_bpe(base, tokenizer.merges, tokenizer.added_tokens)
+    whole = byte_level_bpe(base, tokenizer.merges, QWEN2, tokenizer.added_tokens)
     (path / "tokenizer.json").write_text(whole.to_str(), encoding="utf-8")
     if alone:
         (path / "vocab.json").unlink()

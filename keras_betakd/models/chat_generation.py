@@ -1,4 +1,4 @@
-"""keras-hub's `generate` for prompts in a chat template, which are token ids."""
+"""keras-hub's `generate` for prompts that are token ids, tokenized by their format."""
 
 import contextlib
 
@@ -56,8 +56,10 @@ def generated(model, inputs, max_length=None, stop_token_ids="auto", strip_promp
     length = max_length or model.preprocessor.sequence_length
     packed = family.packed_prompts(inputs, length)
     with _without_preprocessor(model) as preprocessor:
-        # A tuple, which JAX can compile for.
-        found = model.generate(dict(packed), stop_token_ids=tuple(stop_token_ids or ()))
+        # A tuple, which JAX can compile for; keras-hub takes none without an id.
+        found = model.generate(
+            dict(packed), stop_token_ids=tuple(stop_token_ids or ()) or None
+        )
     found = {key: keras.ops.convert_to_numpy(value) for key, value in found.items()}
     if strip_prompt:
         found["padding_mask"] = found["padding_mask"] & ~packed["padding_mask"]

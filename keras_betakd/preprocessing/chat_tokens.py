@@ -5,7 +5,7 @@ import functools
 import re
 import weakref
 
-import numpy as np
+from keras_betakd.preprocessing.byte_pairs import encode
 
 # SentencePiece writes a space so.
 _SPACE = "\u2581"
@@ -42,14 +42,14 @@ def chat_tokens(chat, tokenizer, tokenize=None):
     Args:
         chat: the `Chat`.
         tokenizer: a keras-hub tokenizer.
-        tokenize: function of a text to its token ids, a list; the tokenizer if `None`.
+        tokenize: function of a text to its token ids, a list; `encode` if `None`.
 
     Raises:
         ValueError: the tokenizer lacks a mark of the template.
     """
     marks = mark_ids(chat.template, tokenizer)
     puts_space = _puts_space(tokenizer)
-    tokenize = tokenize or functools.partial(_ids, tokenizer)
+    tokenize = tokenize or functools.partial(encode, tokenizer)
     ids, trained = [], []
     for text, is_trained in _kept(chat.segments):
         start = len(ids)
@@ -129,15 +129,11 @@ def end_id(template, tokenizer):
     return mark_ids(template, tokenizer)[template.end.strip()]
 
 
-def _ids(tokenizer, text):
-    return np.asarray(tokenizer(text)).tolist()
-
-
 def _puts_space(tokenizer):
     """Whether the tokenizer puts a space in front of every text."""
 
     def found():
-        first = _ids(tokenizer, "a")[:1]
+        first = encode(tokenizer, "a")[:1]
         return any(str(tokenizer.id_to_token(i)).startswith(_SPACE) for i in first)
 
     return _once(tokenizer, "puts_space", found)

@@ -5,6 +5,7 @@
 
 import functools
 
+import keras
 import numpy as np
 
 from keras_betakd.data.images import IMAGE_MARK
@@ -146,9 +147,12 @@ class BLIP2Format(PrefixFormat):
 
     bidirectional_prompt = False
 
+    @property
+    def packs_prompts(self):
+        return self._splits
+
     def training(self, inputs, sequence_length=None):
-        tokenizer = self.preprocessor.tokenizer
-        pair = tokenizer(inputs["prompts"]), tokenizer(inputs["responses"])
+        pair = self._pair(inputs)
         x, y, weight = packed(self.preprocessor, *pair, sequence_length)
         return {**x, **self._converted(inputs)}, y, weight
 
@@ -160,6 +164,11 @@ class BLIP2Format(PrefixFormat):
     def generation(self, inputs):
         images = {"images": inputs["images"]} if "images" in inputs else {}
         return {"text": inputs["prompts"], **images}
+
+    def packed_prompts(self, inputs, length):
+        images = self._converted(inputs)
+        images = {k: keras.ops.convert_to_numpy(v) for k, v in images.items()}
+        return {**super().packed_prompts(inputs, length), **images}
 
 
 class BLIP2Seq2SeqFormat(PrefixFormat):

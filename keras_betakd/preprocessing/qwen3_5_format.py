@@ -3,22 +3,14 @@
 What keras-hub 0.32 makes of a record differs from what the published model was trained
 on: its image converter puts patches in rows over the whole image, where its own
 vision encoder and the published model want those of an image token together; it rounds
-sizes otherwise, and resizes without Pillow. Its tokenizer does not split a text into
-words, so that merges reach over spaces and line breaks.
+sizes otherwise, and resizes without Pillow. How it is tokenized is in `byte_pairs`.
 """
-
-import weakref
 
 import numpy as np
 
 from keras_betakd.preprocessing.image_inputs import layer_settings, scaled
 from keras_betakd.preprocessing.qwen_format import QwenFormat
 from keras_betakd.preprocessing.qwen_images import patches_of, resized, smart_size
-from keras_betakd.preprocessing.qwen_tokens import (
-    QWEN3_5_PIECES,
-    byte_level_bpe,
-    marks_in,
-)
 
 # The settings of a converter that decide what it makes of a image.
 _USED = {
@@ -31,8 +23,6 @@ _UNUSED = {
     *("dtype", "interpolation", "antialias", "image_size", "crop_to_aspect_ratio"),
     *("pad_to_aspect_ratio", "bounding_box_format", "data_format"),
 }
-
-_ENCODERS = weakref.WeakKeyDictionary()
 
 
 class Qwen3_5Format(QwenFormat):
@@ -63,9 +53,6 @@ class Qwen3_5Format(QwenFormat):
         size = smart_size(*image.shape[:2], side * self._merge, *limits)
         return 1, size[0] // side, size[1] // side
 
-    def _encode(self, text):
-        return _encoder(self.preprocessor.tokenizer).encode(text).ids
-
 
 def _known(converter):
     """The converter; raises if what it does cannot be done in its place."""
@@ -82,17 +69,3 @@ def _known(converter):
             + (f" with the settings {sorted(more)}" if more else "")
         )
     return converter
-
-
-def _encoder(tokenizer):
-    """The published way to tokenize with the vocabulary of a keras-hub tokenizer."""
-    size = tokenizer.vocabulary_size()
-    if tokenizer not in _ENCODERS or _ENCODERS[tokenizer][0] != size:
-        vocabulary = dict(tokenizer.vocabulary)
-        merges = [m for m in tokenizer.merges if not m.startswith("#version")]
-        added = {*marks_in(vocabulary, merges), *tokenizer.special_tokens}
-        added |= {*(getattr(tokenizer, "unsplittable_tokens", None) or ())}
-        added = [(text, vocabulary[text], True) for text in added & vocabulary.keys()]
-        encoder = byte_level_bpe(vocabulary, merges, added, QWEN3_5_PIECES)
-        _ENCODERS[tokenizer] = size, encoder
-    return _ENCODERS[tokenizer][1]

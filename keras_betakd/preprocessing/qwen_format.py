@@ -6,9 +6,10 @@ import numpy as np
 
 from keras_betakd.data.images import IMAGE_MARK
 from keras_betakd.preprocessing import image_inputs
+from keras_betakd.preprocessing.byte_pairs import encode
 from keras_betakd.preprocessing.chat_packing import packed_chats
 from keras_betakd.preprocessing.chat_tokens import chat_tokens
-from keras_betakd.preprocessing.text_format import TextFormat, packed
+from keras_betakd.preprocessing.text_format import TextFormat, packed, start_ids
 
 
 class QwenFormat(TextFormat):
@@ -46,10 +47,6 @@ class QwenFormat(TextFormat):
         """The grid of `_converted` alone."""
         return self._converted(image)[1]
 
-    def _encode(self, text):
-        """The token ids of a text, special tokens included, one for each image."""
-        return np.asarray(self.preprocessor.tokenizer(text)).tolist()
-
     def _bucket(self, number, least=1):
         """What a number of patches or images is padded to: `least` doubled enough."""
         size = least
@@ -64,7 +61,7 @@ class QwenFormat(TextFormat):
         rows = zip(inputs["prompts"], images, strict=True)
         grids = [(p, [self._tokens(self._grid(i)) for i in r]) for p, r in rows]
         ids = [self._tokenized(p, row) for p, row in grids]
-        start = int(self.preprocessor.add_start_token)
+        start = len(start_ids(self.preprocessor))
         return {self.answer_length: [len(row) + start for row in ids]}
 
     @property
@@ -162,9 +159,10 @@ class QwenFormat(TextFormat):
 
     def _with_images(self, text, counts):
         """`_tokenized` with the numbers of tokens of the images, an iterator."""
-        image = getattr(self.preprocessor.tokenizer, "image_token_id", None)
+        tokenizer = self.preprocessor.tokenizer
+        image = getattr(tokenizer, "image_token_id", None)
         ids = []
-        for token in self._encode(text):
+        for token in encode(tokenizer, text):
             ids += [token] * (next(counts, 1) if token == image else 1)
         return ids
 

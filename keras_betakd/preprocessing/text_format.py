@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_betakd.data.images import IMAGE_MARK
 from keras_betakd.preprocessing import image_inputs
+from keras_betakd.preprocessing.byte_pairs import encode, encode_all, rule_of
 from keras_betakd.preprocessing.changed_preprocessor import changed_preprocessor
 from keras_betakd.preprocessing.chat_packing import (
     expect_marks_in_text,
@@ -36,7 +37,8 @@ class TextFormat:
         decodes_cached: whether keras-hub's `generate`, which caches keys and values,
             is correct for the family.
         packs_prompts: whether `generate` is given prompts as arrays even without a chat
-            template, since the preprocessor would write its own.
+            template, since the preprocessor would write its own, or tokenize them
+            otherwise than they are trained.
         takes_turns: whether a record may be a conversation of several turns.
         repeats_prompt: whether what `generate` decodes begins with the prompt.
     """
@@ -46,7 +48,6 @@ class TextFormat:
     bidirectional_prompt = False
     answer_length = "sequence_length"
     decodes_cached = True
-    packs_prompts = False
     takes_turns = False
     repeats_prompt = True
 
@@ -68,6 +69,15 @@ class TextFormat:
         return "ids" if type(self.preprocessor).call is base.call else "text"
 
     @property
+    def packs_prompts(self):
+        return self.chat_form == "ids" and self._splits
+
+    @property
+    def _splits(self):
+        """Whether texts are split by a published rule that keras-hub does not apply."""
+        return rule_of(self.preprocessor.tokenizer) is not None
+
+    @property
     def marks_of_images(self):
         """All texts that mark an image in the prompt of a record."""
         takes_images = getattr(self.preprocessor, "image_converter", None) is not None
@@ -75,7 +85,7 @@ class TextFormat:
 
     def token_ids(self, text):
         """The token ids of a text, special tokens included: a list of ints."""
-        return np.asarray(self.preprocessor.tokenizer(text)).tolist()
+        return encode(self.preprocessor.tokenizer, text)
 
     def prepared(self, prompts, images, ids):
         """The records as the family's keras-hub preprocessor takes them.
@@ -139,9 +149,12 @@ class TextFormat:
         if self.chat_form != "ids":
             return self._packed_by_hub(inputs, sequence_length)
         # keras-hub's text families take one text and give all of it weight.
+        return packed(self.preprocessor, *self._pair(inputs), sequence_length)
+
+    def _pair(self, inputs):
+        """The token ids of prompts and responses: two lists of lists."""
         tokenizer = self.preprocessor.tokenizer
-        pair = tokenizer(inputs["prompts"]), tokenizer(inputs["responses"])
-        return packed(self.preprocessor, *pair, sequence_length)
+        return [encode_all(tokenizer, inputs[k]) for k in ("prompts", "responses")]
 
     def _chat_training(self, inputs, sequence_length):
         """`training` of chats, which end by their own mark instead of an end token."""
@@ -191,15 +204,22 @@ class TextFormat:
         return {k: keras.ops.convert_to_numpy(v) for k, v in packed.items()}
 
     def packed_prompts(self, inputs, length):
-        """The inputs of the model's `generate_step` for chats, padded to `length`."""
-        chats = self.chat_tokens(inputs)
+        """The inputs of the model's `generate_step`, prompts padded to `length`."""
+        prompts = self._prompt_ids(inputs)
         padding = self.preprocessor.tokenizer.pad_token_id
-        ids = np.full((len(chats), length), padding, "int32")
+        ids = np.full((len(prompts), length), padding, "int32")
         mask = np.zeros(ids.shape, bool)
-        for i, chat in enumerate(chats):
-            ids[i, : len(chat.ids)] = chat.ids
-            mask[i, : len(chat.ids)] = True
+        for i, prompt in enumerate(prompts):
+            ids[i, : len(prompt)] = prompt
+            mask[i, : len(prompt)] = True
         return {"token_ids": ids, "padding_mask": mask}
+
+    def _prompt_ids(self, inputs):
+        """The token ids of each prompt, as it is trained: a list of lists."""
+        if "chats" in inputs:
+            return [chat.ids for chat in self.chat_tokens(inputs)]
+        start = start_ids(self.preprocessor)
+        return [start + self.token_ids(prompt) for prompt in inputs["prompts"]]
 
     def prompt_lengths(self, inputs, limit):
         """The number of tokens of each prompt.
@@ -210,8 +230,8 @@ class TextFormat:
         Returns:
             Dict of the preprocessor's attribute that limits the number to B ints.
         """
-        if "chats" in inputs and self.chat_form == "ids":
-            return {self.answer_length: [len(c.ids) for c in self.chat_tokens(inputs)]}
+        if self.packs_prompts or ("chats" in inputs and self.chat_form == "ids"):
+            return {self.answer_length: [len(p) for p in self._prompt_ids(inputs)]}
         length = limit + 1
         while True:
             packed = self.preprocessor.generate_preprocess(
@@ -237,6 +257,16 @@ class TextFormat:
         return {"sequence_length": (end * (weight > 0).any(axis=1), weight.shape[1])}
 
 
+def start_ids(preprocessor):
+    """The token ids that a row begins with: one, or none.
+
+    Some families, such as Qwen, have no start token, although keras-hub's preprocessors
+    are set to add it.
+    """
+    start = preprocessor.tokenizer.start_token_id
+    return [start] if preprocessor.add_start_token and start is not None else []
+
+
 def packed(preprocessor, prompts, responses, sequence_length=None):
     """Packs prompts and responses to `(x, y, sample_weight)`, y shifted by one.
 
@@ -246,17 +276,14 @@ def packed(preprocessor, prompts, responses, sequence_length=None):
         sequence_length: length of the sequences; the preprocessor's if `None`.
     """
     tokenizer = preprocessor.tokenizer
-    start = tokenizer.start_token_id
     packer = SegmentPacker(
         (sequence_length or preprocessor.sequence_length) + 1,
-        # Some families have no start token, and then do not add it either.
-        start_value=[tokenizer.end_token_id if start is None else start],
+        start_value=start_ids(preprocessor),
         end_value=[tokenizer.end_token_id],
         pad_value=tokenizer.pad_token_id,
     )
     token_ids, segment_ids = packer(
         (prompts, responses),
-        add_start_value=preprocessor.add_start_token,
         add_end_value=preprocessor.add_end_token,
     )
     is_response = segment_ids == 1

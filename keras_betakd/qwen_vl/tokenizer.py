@@ -8,7 +8,7 @@ import keras_hub
 import numpy as np
 
 from keras_betakd.files import read_json
-from keras_betakd.preprocessing.qwen_tokens import byte_level_bpe
+from keras_betakd.preprocessing.byte_pairs import QWEN2, byte_level_bpe
 from keras_betakd.qwen_vl.tokenizer_files import added_of, merges_of, vocabulary_of
 from keras_betakd.vision_language.graphs import in_graph
 
@@ -89,7 +89,7 @@ class QwenVLTokenizer(keras_hub.tokenizers.Tokenizer):
         ids = vocabulary_of(vocabulary)
         added = added_of(added_tokens, ids)
         merges = merges_of(merges)
-        self._encoder = byte_level_bpe(ids, merges, added)
+        self._encoder = byte_level_bpe(ids, merges, QWEN2, added)
         self.vocabulary = {**ids, **{text: number for text, number, _ in added}}
         self.merges, self.added_tokens = merges, added
         self._expect_whole()
