@@ -10,6 +10,7 @@ from tiny_models import random_image, tiny_gemma3, tiny_gemma_text, tiny_pali_ge
 from keras_betakd.data import ScienceQADataset, load_scienceqa
 from keras_betakd.evaluation import clean_answer, decoding, generate_answers
 from keras_betakd.evaluation.prompts import PromptReader
+from keras_betakd.preprocessing import prompts as grouping
 
 WORDS = "one two three four five six seven eight nine ten".split()
 
@@ -88,7 +89,7 @@ def test_prompts_of_many_lengths_do_not_all_wait(monkeypatch):
     model = random_weights(MODELS["pali_gemma"]())
     options = {"batch_size": 2, "max_new_tokens": 6}
     expected = generate_answers(model, batches("pali_gemma"), progress=False, **options)
-    monkeypatch.setattr(decoding, "_MOST_WAITING", 1)
+    monkeypatch.setattr(grouping, "_MOST_WAITING", 1)
     reader = PromptReader(model.preprocessor)
     groups = decoding.answered_groups(
         model, reader.read(batches("pali_gemma")), **options
