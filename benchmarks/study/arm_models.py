@@ -58,6 +58,7 @@ def energies_and_beta(name):
     kind, *options = beta.split(", ")
     options = dict(option.split("=") for option in options)
     options.pop("clip", None)  # the optimizer's
+    options.pop("on_policy", None)  # the data's
     of_energy = {k: float(options.pop(k)) for k in ("temperature",) if k in options}
     energies = {e: ENERGIES[e](**of_energy) for e in energies.split(" + ")}
     reduction = options.pop("reduction", "example")

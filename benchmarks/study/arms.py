@@ -3,8 +3,9 @@
 A name is `ce`, or `energy / beta` with options, such as `cosine-probs / instance` or
 `cosine-probs / instance, dim=4`. Options are arguments of the beta; the energy's
 `temperature`; the distiller's `reduction`; `task_loss=weighted`, which gives the
-cross-entropy a beta, too (`task_loss=task`: one for all examples); or `clip=off`, which
-leaves gradients unclipped. `peers` are
+cross-entropy a beta, too (`task_loss=task`: one for all examples); `clip=off`, which
+leaves gradients unclipped; or `on_policy`, the share of answers that the student writes
+itself. `peers` are
 `keras.distillation` and the weightings of the code released with the paper.
 """
 
@@ -19,7 +20,12 @@ LEARNED = ("instance", "task", "analytic")
 
 def program_of(arm):
     """Arms with the same differ in the values of variables alone."""
-    return arm.split(", value=")[0]
+    return arm.split(", value=")[0].split(", on_policy=")[0] + ", own" * on_policy(arm)
+
+
+def on_policy(arm):
+    """Whether a share of the answers are the student's own."""
+    return ", on_policy=" in arm
 
 
 def _named(energies, betas):
@@ -123,6 +129,15 @@ OF_SENTENCES = [
 ]
 
 
+# The same, a share of the answers being the student's own.
+SHARES = (0.25, 0.5, 1)
+OF_OWN = _named(["reverse-kl", "forward-kl"], ["task", "instance, task_loss=task"])
+OWN_ANSWERS = [
+    *OF_OWN,
+    *(f"{arm}, on_policy={share:g}" for arm in OF_OWN for share in SHARES),
+]
+
+
 # Far from the teacher, where d / (2 energy) is small: a larger d.
 OF_TUNING = [
     *CONFIRMED,
@@ -133,5 +148,6 @@ OF_TUNING = [
 
 def arms_of(experiment):
     """The arms that run in an experiment beside that of the study itself."""
-    special = {"sentences": OF_SENTENCES, "fine-tuning": OF_TUNING}
+    everything = list(dict.fromkeys([*OF_SENTENCES, *OWN_ANSWERS]))
+    special = {"sentences": everything, "fine-tuning": OF_TUNING}
     return special.get(experiment, CONFIRMED)

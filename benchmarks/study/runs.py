@@ -14,7 +14,9 @@ import keras
 import keras_hub
 import numpy as np
 from arm_models import energies_and_beta
+from arms import on_policy
 from measures import of_betas, rounded
+from own_answers import OwnAnswers
 from settings import BATCH, EXPERIMENTS, PARTS
 from students import cross_entropy, keras_distiller, make_student
 from teachers import make_optimizer
@@ -80,8 +82,17 @@ class Trainer:
         )
         train, read = train_program(model), read_program(model, student)
         data = training_data(jobs[0][0], self.tasks.values())
-        curves = [[] for _ in jobs]
-        for part in np.split(self._rows(jobs), PARTS, axis=1):
+        curves, own = [[] for _ in jobs], None
+        parts = np.split(self._rows(jobs), PARTS, axis=1)
+        if on_policy(jobs[0][0]):
+            firsts = [self._firsts[setting] for _, setting, _ in jobs]
+            rows = parts[0][0].size
+            own = OwnAnswers(jobs, tasks, firsts, data, rows, student)
+            data = own.data
+        for number, part in enumerate(parts):
+            if own is not None:
+                weights_of = student_weights(model, student, states)
+                part = own.replaced(number, part, weights_of)
             states = train(states, data, part)
             found = read(states, [task.validation for task in tasks])
             for i, (curve, task) in enumerate(zip(curves, tasks, strict=True)):
@@ -163,11 +174,7 @@ def train_program(model):
 
 def read_program(model, student):
     """`(states, splits) -> found`: what each run's split reads of its student."""
-    everything = model.trainable_variables
-    mine = [
-        next(i for i, v in enumerate(everything) if v is variable)
-        for variable in student.trainable_variables
-    ]
+    mine = places_of(student, model)
 
     @functools.partial(jax.jit, static_argnums=0)
     def found(read, trainable, inputs):
@@ -182,6 +189,21 @@ def read_program(model, student):
             yield {name: np.asarray(value) for name, value in outputs.items()}
 
     return lambda states, splits: list(of_all(states, splits))
+
+
+def places_of(student, model):
+    """Where the student's trainable variables are among the model's."""
+    everything = model.trainable_variables
+    return [
+        next(i for i, v in enumerate(everything) if v is variable)
+        for variable in student.trainable_variables
+    ]
+
+
+def student_weights(model, student, states):
+    """A function of the number of a run to its student's weights."""
+    mine = places_of(student, model)
+    return lambda i: [states[0][place][i] for place in mine]
 
 
 def _variables(model):

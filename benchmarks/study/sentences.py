@@ -8,6 +8,7 @@ tower's output and writes the description word by word.
 
 import dataclasses
 import os
+from collections.abc import Callable
 
 import keras
 import keras_hub
@@ -48,6 +49,8 @@ class Sentences:
         right: (N, K) token ids of the right description.
         teacher_logits: (N, K, V), at the words of the right description.
         biased: (N, K) whether the teacher was taught another word there.
+        teacher_at: function of the words before each word, (M, K), and of images
+            (M, P, F) that returns the teacher's logits (M, K, V).
     """
 
     student: dict
@@ -56,6 +59,7 @@ class Sentences:
     right: np.ndarray
     teacher_logits: np.ndarray
     biased: np.ndarray
+    teacher_at: Callable
 
     answer_length = LONGEST
 
@@ -220,7 +224,19 @@ def make_split(teacher, setting, part, scenes, images):
         right=right,
         teacher_logits=logits_at(right) if wrong else at_labels,
         biased=biased & (setting.teacher == "biased"),
+        teacher_at=reader_of(teacher),
     )
+
+
+def reader_of(teacher):
+    """The teacher as a function of words and of what its tower made of images."""
+    inputs = [teacher.input["tokens"], tower_of(teacher).output]
+    reader = keras.Model(inputs, teacher.output)
+
+    def logits(tokens, images):
+        return reader.predict([tokens, images], 512, 0)
+
+    return logits
 
 
 def _stored():

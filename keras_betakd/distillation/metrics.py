@@ -172,11 +172,11 @@ def given_weights(x, weights):
         Dict of (B, K): `"answers"`, the sample weights, and `"task"`, these times the
         task weights.
     """
-    shape, found = ops.shape(weights), {}
+    size, found = ops.shape(weights)[0], {}
     given = ops.cast(weights != 0, "float32")
     for name, key in (("answers", "sample_weight"), ("task", "task_weight")):
         if x.get(key) is not None:
-            given = given * ops.reshape(ops.cast(x[key], "float32"), shape)
+            given = given * ops.reshape(ops.cast(x[key], "float32"), (size, -1))
         found[name] = given
     return found
 

@@ -73,7 +73,9 @@ def task_weights(inputs, answers):
     given = inputs.get("task_weight")
     if given is None:
         return answers
-    return answers * ops.reshape(ops.cast(given, "float32"), ops.shape(answers))
+    # (B, K), or one for each example.
+    given = ops.reshape(ops.cast(given, "float32"), (ops.shape(answers)[0], -1))
+    return answers * given
 
 
 def mean_weights(outputs):
