@@ -6,7 +6,7 @@ import pytest
 from test_families import model_of
 from test_families import records as family_records
 from tiny_families import FAMILIES, VISION
-from tiny_models import tiny_gemma3, vqa_records
+from tiny_models import tiny_gemma3, tiny_gemma_text, vqa_records
 
 from keras_betakd import (
     BetaKDDistiller,
@@ -235,6 +235,25 @@ def test_prompts_without_answers_are_answered_by_the_student():
     answers = StudentAnswers(some, 0.0)
     fitted(distiller(), answers, epochs=1)
     assert [name.split("'")[1] for name, _ in tokens_of(answers)] == ["r0"]
+
+
+def test_classes_that_pad_the_vocabulary_are_never_drawn():
+    """They are no tokens: nothing can be read of them, and the teacher has others."""
+    keras.utils.set_random_seed(0)
+    models = tiny_gemma_text(width=16), tiny_gemma_text()
+    made = BetaKDDistiller(*models, ReverseKLEnergy(), max_response_length=K)
+    made.compile()
+    size = models[1].preprocessor.tokenizer.vocabulary_size()
+    data = {"prompts": ["what color"] * 4, "responses": ["red"] * 4}
+    answers = StudentAnswers(data, 1.0)
+    fitted(made, answers, epochs=1)
+    assert answers._decoder.sampler.classes == size
+    fewer = BetaKDDistiller(
+        *models, ReverseKLEnergy(), max_response_length=K, vocabulary_size=size - 3
+    )
+    fewer.compile()
+    fitted(fewer, answers, epochs=1)
+    assert all(token < size - 3 for a in answers.last for token in a.tokens)
 
 
 def test_the_students_own_sampler_is_given_back():

@@ -19,8 +19,9 @@ class AnswerSampler(keras_hub.samplers.Sampler):
             all.
         top_p: float, the probability that the tokens drawn from have together, the
             most likely ones first; `None` for all.
-        classes: int, the number of tokens that teacher and student have in common; the
-            others are never drawn. `None` for all.
+        classes: int, the number of classes, from the first, that are tokens of teacher
+            and student; the others pad a vocabulary, and are never drawn. `None` for
+            all.
     """
 
     def __init__(self, temperature=1.0, top_k=None, top_p=None, classes=None):

@@ -148,7 +148,10 @@ class StudentAnswers(keras.utils.PyDataset):
         """Makes the decoder, unless the one there is has been made for the same."""
         preprocessor, view = distiller.preprocessor, distiller.student_view
         template = preprocessor.prompt_templates["student"]
-        options = {"classes": distiller.vocabulary_size, **self.sampling}
+        # Classes that pad a vocabulary are no tokens.
+        sizes = [preprocessor.student_preprocessor.tokenizer.vocabulary_size()]
+        sizes += [distiller.vocabulary_size] if distiller.vocabulary_size else []
+        options = {"classes": min(sizes), **self.sampling}
         made_for = view, template, tokens, preprocessor.blind_student
         if self._decoder is None or self._made_for != made_for:
             self._made_for = made_for
@@ -313,7 +316,7 @@ def hashed_seed(seed, epoch):
     Example:
 
     >>> hashed_seed(0, 1), hashed_seed(0, 2)
-    (3486326916, 1811347395)
+    (718496174, 617328042)
     """
     digest = hashlib.sha256(f"{seed} {epoch}".encode()).digest()
     return int.from_bytes(digest[:4], "little") >> 1
