@@ -108,12 +108,10 @@ def of_records(records) -> list[str]:
         List of hexadecimal strings.
     """
     records = checked_records(records)
-    keys = ("prompts", "responses", "images")
-    systems = records.get("system") or [None] * len(records["prompts"])
-    return [
-        _of_record(*record)
-        for record in zip(*(records[key] for key in keys), systems, strict=True)
-    ]
+    keys, nothing = ("prompts", "responses", "images"), [None] * len(records["prompts"])
+    columns = [records[key] for key in keys]
+    columns += [records.get(key) or nothing for key in ("system", "response_tokens")]
+    return [_of_record(*record) for record in zip(*columns, strict=True)]
 
 
 def of_arrays(arrays, text) -> str:
@@ -287,11 +285,12 @@ def _as_array(value):
     return np.asarray(value)
 
 
-def _of_record(prompt, response, images, system):
+def _of_record(prompt, response, images, system, tokens):
     digest = _new("")
-    # A record without system prompt has the digest that it had before there were any.
-    for texts in (prompt, response, *([] if system is None else [[system]])):
-        _add(digest, json.dumps(texts).encode())
+    # A record without these has the digest that it had before there were any.
+    more = [[value] for value in (system, tokens) if value is not None]
+    for values in (prompt, response, *more):
+        _add(digest, json.dumps(values).encode())
     for image in images:
         _add_array(digest, image)
     return digest.hexdigest()

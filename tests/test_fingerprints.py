@@ -159,3 +159,13 @@ def test_files_count_by_their_bytes_not_by_size_and_date(tmp_path):
     assert fingerprints.of_folder(tmp_path) != before
     (tmp_path / "assets" / "loop").symlink_to(tmp_path)
     assert list(fingerprints.of_folder(tmp_path)) == ["assets/weights"]
+
+
+def test_answers_by_their_tokens_are_told_apart():
+    """All of them have the same word in the place of their text."""
+    rows = {"prompts": ["what?"] * 3, "responses": ["red", None, None]}
+    rows["response_tokens"] = [None, [4, 1], [5, 1]]
+    digests = fingerprints.of_records(rows)
+    assert len({*digests}) == 3
+    alone = {"prompts": ["what?"], "responses": ["red"]}
+    assert fingerprints.of_records(alone) == digests[:1]

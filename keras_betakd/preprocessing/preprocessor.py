@@ -85,10 +85,13 @@ class DistillationPreprocessor:
             that take images, `"images"`: an array (B, H, W, 3), or for each record
             whatever `keras_betakd.data.load_image` reads, a list of that, or `None`. A
             prompt marks each image with `<image>` or with the model's own mark.
-            Optional `"ids"` are named in errors and warnings; `"sample_weight"` is read
-            by the distiller; `"system"` holds system prompts, `None` where there is
-            none. With a chat template, prompts and responses may be lists of turns.
-            Other keys are refused.
+            Optional `"ids"` are named in errors and warnings; `"sample_weight"` and
+            `"task_weight"` (a factor of the cross-entropy's weight alone) are read by
+            the distiller; `"system"` holds system prompts, `None` where there is none;
+            `"response_tokens"` holds answers as token ids of both models, the end mark
+            included, or `None` for those whose `"responses"` are texts. With a chat
+            template, prompts and responses may be lists of turns. Other keys are
+            refused.
 
     Returns:
         `(x, y, sample_weight)` as NumPy arrays. `x` is a dict of the inputs of both
