@@ -15,6 +15,7 @@ from tiny_models import tiny_gemma3
 EXAMPLES = os.path.join(os.path.dirname(os.path.dirname(__file__)), "examples")
 sys.path.insert(0, EXAMPLES)
 
+import on_policy  # noqa: E402
 import schedules  # noqa: E402
 import scienceqa  # noqa: E402
 import three_losses  # noqa: E402
@@ -95,6 +96,8 @@ def test_studies_leave_their_plots(monkeypatch, tmp_path, capsys):
     small = {
         schedules: ["--steps", "2"],
         three_losses: ["--epochs", "2", "--seeds", "1", "--questions", "8"],
+        on_policy: "--records 16 --teacher-records 64 --test-records 4".split()
+        + "--warm-start 1 --epochs 1".split(),
     }
     for module, arguments in small.items():
         command = [module.__name__, "--output", str(tmp_path), *arguments]
