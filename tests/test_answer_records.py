@@ -24,6 +24,7 @@ from keras_betakd import (
     CachedTeacher,
     ForwardKLEnergy,
     StudentAnswers,
+    TaskBeta,
     answer_records,
     cache_teacher,
     fingerprints,
@@ -170,7 +171,7 @@ def test_another_record_is_refused(change, tmp_path):
 def test_records_may_be_more_but_not_fewer(tmp_path):
     model = teacher()
     first = answered(tmp_path, model)
-    more = answered(tmp_path, model, {**many(12), "prompts": records(12)["prompts"]})
+    more = answered(tmp_path, model, records(12))
     assert more["responses"][:8] == first["responses"]
     with pytest.raises(ValueError, match="answers to 4 records .* such as 'r8'"):
         answered(tmp_path, model)
@@ -225,7 +226,7 @@ def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(top_k, pali, tmp_pat
 @pytest.mark.parametrize("make", [tiny_gemma3, tiny_pali_gemma])
 def test_a_part_of_a_group_and_half_a_line(make, tmp_path):
     """What a full disk or a loss of power leaves of a group that was drawn together."""
-    model, options = teacher(make), {"top_k": None, "data": many(9)}
+    model, options = teacher(make), {"top_k": None, "data": many(8)}
     answered(tmp_path, model, **options)
     whole = lines_of(tmp_path)
     assert len({line["text"] for line in read_jsonl(tmp_path / "answers.jsonl")}) > 4
@@ -439,8 +440,9 @@ def test_a_cache_of_a_teacher_holds_its_answers(tmp_path):
     expected = fitted(model, found)
     fresh = distiller(ForwardKLEnergy())
     cache_teacher(fresh, found, tmp_path / "cache", verbose=0)
-    teacher = CachedTeacher(tmp_path / "cache")
-    cached = BetaKDDistiller(teacher, fresh.student, fresh.energies, fresh.beta)
+    cached = BetaKDDistiller(
+        CachedTeacher(tmp_path / "cache"), fresh.student, ForwardKLEnergy(), TaskBeta()
+    )
     cached.compile(optimizer=keras.optimizers.SGD(0.05))
     for key, values in fitted(cached, found).items():
         np.testing.assert_allclose(values, expected[key], rtol=1e-4, err_msg=key)
@@ -451,7 +453,7 @@ def test_a_cache_of_a_teacher_holds_its_answers(tmp_path):
 
 def test_two_tokenizers_take_texts(tmp_path):
     model = of_other_tokenizers()
-    found = answered(tmp_path, model.teacher)
+    found = answered(tmp_path, model.teacher, max_new_tokens=3)
     with pytest.raises(ValueError, match="ids of one tokenizer"):
         fitted(model, found)
     texts = {k: v for k, v in found.items() if k != "response_tokens"}
