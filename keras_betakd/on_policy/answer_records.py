@@ -166,8 +166,10 @@ def _decoder(model, family, prompt_template, max_new_tokens, sampling):
     from keras_betakd.models.views import view_of
 
     template = resolved_template(prompt_template, family)
+    # Classes that pad a vocabulary are no tokens.
+    options = {"classes": model.preprocessor.tokenizer.vocabulary_size(), **sampling}
     return AnswerDecoder(
-        view_of(model), template, max_new_tokens, role="model", **sampling
+        view_of(model), template, max_new_tokens, role="model", **options
     )
 
 
