@@ -43,6 +43,7 @@ from keras_betakd.energies import (
     TotalVariationEnergy,
     ULDEnergy,
 )
+from keras_betakd.on_policy.answer_records import answer_records
 from keras_betakd.on_policy.student_answers import StudentAnswers
 from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
 from keras_betakd.preprocessing.process_share import ProcessShare
@@ -92,6 +93,7 @@ __all__ = [
     "TrainingBackup",
     "ULDEnergy",
     "__version__",
+    "answer_records",
     "cache_teacher",
     "layout_map",
     "load_student_weights",

@@ -34,7 +34,7 @@ import traceback
 
 import keras
 
-from keras_betakd import interrupts
+from keras_betakd import fingerprints, interrupts
 from keras_betakd.evaluation import run
 from keras_betakd.evaluation.benchmarks.registry import BENCHMARKS
 from keras_betakd.evaluation.journal import Journal
@@ -224,7 +224,7 @@ def _generate(args, benchmark, questions, journal):
     model = run.load_generator(args, benchmark, questions)
     interrupts.raise_if_noted()
     with usage_errors():
-        journal.expect_maker(run.maker_of(model, args.prompt_template))
+        journal.expect_maker(fingerprints.maker_of(model, args.prompt_template))
     bar = keras.utils.Progbar(len(questions), unit_name="question")
     bar.update(0)  # the first answers may take a minute
     for lines in answer_lines(

@@ -29,6 +29,11 @@ from keras import ops
 from keras_betakd.files import digest_of_file
 from keras_betakd.models.layers import sublayers
 from keras_betakd.preprocessing.byte_pairs import rule_of
+from keras_betakd.preprocessing.image_formats import format_of
+from keras_betakd.preprocessing.prompt_templates import (
+    resolved_template,
+    template_label,
+)
 from keras_betakd.preprocessing.record_checks import checked_records
 from keras_betakd.version import __version__
 
@@ -197,6 +202,26 @@ def versions() -> dict[str, str]:
         "keras": keras.__version__,
         "keras_betakd": __version__,
         "keras_hub": importlib.metadata.version("keras-hub"),
+    }
+
+
+def maker_of(model, prompt_template="auto") -> dict[str, str]:
+    """What answers: the model's digest, its preprocessor's, template and versions.
+
+    Args:
+        model: A keras-hub model with its preprocessor.
+        prompt_template: As for `generate_answers`.
+
+    Returns:
+        Dict of values of JSON. Without template, it names none.
+    """
+    template = resolved_template(prompt_template, format_of(model.preprocessor))
+    label = template_label(template)
+    return {
+        **({} if label is None else {"prompt_template": label}),
+        **versions(),
+        "model": of_model(model),
+        "preprocessor": of_preprocessor(model.preprocessor),
     }
 
 

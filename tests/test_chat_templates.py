@@ -32,7 +32,7 @@ from keras_betakd import (
 )
 from keras_betakd.data import neutralize_image_marks
 from keras_betakd.evaluation import generate_answers
-from keras_betakd.evaluation.run import maker_of
+from keras_betakd.fingerprints import maker_of
 from keras_betakd.models import load_model, save_preset
 from keras_betakd.preprocessing import chat_template, format_of, model_inputs
 from keras_betakd.preprocessing.chat_templates import TEMPLATES, template_of_preset

@@ -95,18 +95,21 @@ MAY_IMPORT = {
         *("mobilevlm", "qwen_vl"),
     ),
     "fingerprints": ("files", "version", "preprocessing", "models"),
+    "journal": ("files", "folders", "fingerprints"),
     "head_loss": ("backends", "distribution", "objective", "energies", "models"),
     "evaluation": (
         *("files", "folders", "version", "data", "preprocessing", "models"),
-        "fingerprints",
+        *("fingerprints", "journal"),
     ),
-    "on_policy": ("distribution", "data", "preprocessing", "models"),
+    "on_policy": (
+        *("distribution", "data", "preprocessing", "models", "fingerprints", "journal"),
+    ),
     "distillation": (
         *("backends", "files", "folders", "version", "distribution", "objective"),
         *("energies", "betas", "preprocessing", "mobilevlm", "models", "head_loss"),
         "on_policy",
     ),
-    "evaluate": ("interrupts", "evaluation"),
+    "evaluate": ("interrupts", "fingerprints", "evaluation"),
     "teacher_cache": (
         *("backends", "files", "folders", "betas", "preprocessing", "models"),
         *("fingerprints", "distillation"),

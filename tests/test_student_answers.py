@@ -190,6 +190,9 @@ def test_the_sampler_cuts_only_if_asked_to():
         found = keras.ops.convert_to_numpy(allowed).astype(int)
         found = np.broadcast_to(found, shares.shape)
         np.testing.assert_array_equal(found, expected, err_msg=name)
+    even = keras.ops.array([[0.2, 0.4, 0.4], [0.5, 0.0, 0.5]], "float32")
+    first = keras.ops.convert_to_numpy(AnswerSampler(top_k=1).allowed(even))
+    np.testing.assert_array_equal(first, [[0, 1, 0], [1, 0, 0]])  # the mode is one
     sampler = AnswerSampler()
     many = keras.ops.array(np.repeat(shares, 4000, axis=0))
     drawn = keras.ops.convert_to_numpy(sampler.get_next_token(many))

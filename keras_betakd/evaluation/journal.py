@@ -1,22 +1,13 @@
-"""The folder of a run: its settings, the answers so far, and at the end the report.
+"""The folder of a run of the command: an `AnswerJournal`, and at the end the report.
 
-run.json        what the answers depend on; answers that do not are not mixed with these
-answers.jsonl   one answer a line, in LLaVA's format; sorted when the run is complete
-report.json     the scores
+answers.jsonl is in LLaVA's format; report.json holds the scores.
 """
 
-import json
-import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from keras_betakd import fingerprints
-from keras_betakd.files import atomic_write, read_json, read_jsonl
-from keras_betakd.folders import FolderOwner, inside
-
-# Keys of run.json, and of the metadata of a line.
-_MAKER, _RUN = "made_by", "run"
+from keras_betakd.journal import AnswerJournal
 
 
 class Answer(NamedTuple):
@@ -31,218 +22,23 @@ class Answer(NamedTuple):
     room: int
 
 
-class Journal:
-    """The answers of a run, written to disk as soon as they are generated.
-
-    A `Journal` of the same folder and settings continues a run that was killed. A last
-    line that was only half written is cut off. Until it is closed, no other process can
-    write in the folder.
-
-    Args:
-        folder: The folder to write to; created if it does not exist.
-        settings: What the answers depend on, as values of JSON.
-
-    Attributes:
-        lines: The answers so far.
-        cut: Whether a half-written line was cut off.
-        settings: What the answers depend on, as run.json has it.
-
-    Raises:
-        ValueError: The folder holds the answers of another run, or damaged files.
-        FolderInUseError: Another process writes in the folder.
-        OSError: It cannot be written.
+class Journal(AnswerJournal):
+    """The answers of the command, as of `AnswerJournal`, and its report.
 
     Example:
 
     ```python
     with Journal("output/gqa", {"model": "my_student", "benchmark": "gqa"}) as journal:
         journal.expect_maker({"model": of_model(model)})
-        journal.append([{"question_id": "201", "text": "no"}])
+        journal.append([{"answer_id": "201", "text": "no"}])
+        journal.write_report({"scores": {}})
     ```
     """
 
-    def __init__(self, folder: str | os.PathLike, settings: Mapping):
-        self.folder = pathlib.Path(folder)
-        self._owner = self._owned_folder()
-        try:
-            # Not a link to a file elsewhere, which would be written to.
-            self.path = inside(self.folder, "answers.jsonl")
-            self.settings = self._claim(settings)
-            self.cut = self.path.exists() and _cut_half_line(self.path)
-            self.lines = read_jsonl(self.path) if self.path.exists() else []
-            self._expect_lines_of_run()
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.close()
-
-    def close(self) -> None:
-        """Lets other processes write in the folder."""
-        self._owner.release()
-
-    def _owned_folder(self):
-        try:
-            return FolderOwner(self.folder, "keras_betakd.evaluate")
-        except (FileExistsError, NotADirectoryError) as error:
-            raise ValueError(
-                "--output must be a folder, or the path of one to be made. Received: "
-                f"'{self.folder}' ({error})"
-            ) from error
-
-    def _claim(self, settings):
-        """Writes the settings, or compares them with those of the answers there."""
-        path = self.folder / "run.json"
-        if not self.path.exists() or not self.path.stat().st_size:
-            _write(path, settings)
-            return dict(settings)
-        if not path.exists():
-            raise ValueError(
-                f"'{self.path}' is there, but no run.json that says whose answers it "
-                "holds. Give another --output, or move it away."
-            )
-        known = read_json(path)
-        if not isinstance(known, dict):
-            raise self._other_run(known, settings)
-        if _without_maker(known) != settings:
-            raise self._other_run(_without_maker(known), settings)
-        return known
-
-    def expect_maker(self, maker: Mapping) -> None:
-        """Checks that the next answers come from where the ones on disk come from.
-
-        It is called before the first answer is appended. Answers that are complete can
-        be scored without it, by a later version for example.
-
-        Args:
-            maker: What answers: versions, and the model's digest; values of JSON.
-
-        Raises:
-            ValueError: The answers on disk have another maker.
-        """
-        settings = {**_without_maker(self.settings), _MAKER: dict(maker)}
-        if self.lines and self.settings != settings:
-            raise self._other_run(self.settings, settings)
-        self._owner.expect()
-        _write(self.folder / "run.json", settings)
-        self.settings = settings
-
-    def _other_run(self, known, settings):
-        return ValueError(
-            f"'{self.folder}' holds answers of another run: "
-            f"{_differences(known, settings)}. Give another --output to keep them, or "
-            "delete the folder to start anew."
-        )
-
-    def _expect_lines_of_run(self):
-        digest = fingerprints.of_value(self.settings)
-        for number, line in enumerate(self.lines, 1):
-            metadata = line.get("metadata")
-            is_ours = isinstance(metadata, dict) and "max_new_tokens" in metadata
-            if is_ours and metadata.get(_RUN) != digest:
-                raise ValueError(
-                    f"Line {number} of '{self.path}' was not answered under the "
-                    "settings in run.json: one of the two files was changed, or comes "
-                    "from another run. Give another --output to ask anew."
-                )
-
-    def append(self, lines: Sequence[Mapping]) -> None:
-        """Appends answers; returns once they are on disk and would survive a crash.
-
-        Each gets the digest of the run's settings into its `metadata`.
-        """
-        self._owner.expect()
-        run = {_RUN: fingerprints.of_value(self.settings)}
-        lines = [
-            {**line, "metadata": {**line.get("metadata", {}), **run}} for line in lines
-        ]
-        _write_through(self.path, "a", _jsonl(lines))
-        self.lines += lines
-
-    def sort(self, ids: Sequence[str]) -> None:
-        """Sorts the answers in the order of these ids, those of the questions.
-
-        Answers are generated in another order where a family can only decode prompts
-        of one length together, or where a run was extended; but the published scorers
-        of POPE and MME match answers and questions by their order.
-
-        Args:
-            ids: The ids of at least all questions that are answered.
-        """
-        places = {name: place for place, name in enumerate(ids)}
-        lines = sorted(self.lines, key=lambda line: places[line["answer_id"]])
-        if lines != self.lines:
-            self._owner.expect()
-            _replace(self.path, _jsonl(lines))
-            self.lines = lines
+    user = "keras_betakd.evaluate"
+    argument = "--output"
+    again = "the same command"
 
     def write_report(self, report: Mapping) -> pathlib.Path:
         """Writes the report, and returns its path."""
-        self._owner.expect()
-        path = self.folder / "report.json"
-        _write(path, report)
-        return path
-
-
-def _jsonl(lines):
-    return "".join(json.dumps(line) + "\n" for line in lines)
-
-
-def _write(path, value):
-    _replace(path, json.dumps(value, indent=1) + "\n")
-
-
-def _replace(path, text):
-    with atomic_write(path) as draft:
-        draft.write_text(text, encoding="utf-8")
-
-
-def _write_through(path, mode, text):
-    """Writes the text; returns once it is on disk and would survive a crash."""
-    try:
-        with open(path, mode, encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"'{path}' cannot be written: {error}. Make room, or the folder writable; "
-            "the same command goes on from there.",
-        ) from error
-
-
-def _cut_half_line(path):
-    """Cuts off what follows the last line break; returns whether there was anything."""
-    data = path.read_bytes()
-    end = data.rfind(b"\n") + 1
-    os.truncate(path, end)
-    return end < len(data)
-
-
-def _without_maker(settings):
-    return {name: value for name, value in settings.items() if name != _MAKER}
-
-
-def _differences(known, settings):
-    """What differs, as text; of dicts, the entries that do."""
-    if not isinstance(known, Mapping):
-        return f"its run.json is {known!r}"
-    found = []
-    for name in {**known, **settings}:
-        before, now = known.get(name), settings.get(name)
-        if before == now:
-            continue
-        if isinstance(before, Mapping) and isinstance(now, Mapping):
-            entries = [k for k in {**before, **now} if before.get(k) != now.get(k)]
-            found += [
-                f"{name}: {k} was {before.get(k)!r} and is now {now.get(k)!r}"
-                for k in entries
-            ]
-        else:
-            found.append(f"{name} was {before!r} and is now {now!r}")
-    return ", ".join(found)
+        return self.write("report.json", report)

@@ -20,11 +20,6 @@ from keras_betakd.evaluation.prompts import PromptReader, PromptTooLong
 from keras_betakd.files import read_jsonl
 from keras_betakd.models import load_model
 from keras_betakd.preprocessing.chat_templates import chat_template
-from keras_betakd.preprocessing.image_formats import format_of
-from keras_betakd.preprocessing.prompt_templates import (
-    resolved_template,
-    template_label,
-)
 from keras_betakd.preprocessing.prompts import Prompt
 
 
@@ -219,18 +214,6 @@ def template_option(name: str) -> str | None:
     if name == "none":
         return None
     return name if name == "auto" else chat_template(name).name
-
-
-def maker_of(model, prompt_template="auto") -> dict[str, str]:
-    """What answers: the model's digest, its preprocessor's, template and versions."""
-    template = resolved_template(prompt_template, format_of(model.preprocessor))
-    label = template_label(template)
-    return {
-        **({} if label is None else {"prompt_template": label}),
-        **fingerprints.versions(),
-        "model": fingerprints.of_model(model),
-        "preprocessor": fingerprints.of_preprocessor(model.preprocessor),
-    }
 
 
 def teacher_answers(

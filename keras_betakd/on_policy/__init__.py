@@ -12,11 +12,22 @@ flows through the student's distribution at each of its tokens, as in GKD.
 with w the weights of the rows, which add up to one over all of them, and a the task
 weight: 1 where the answer was given, 0 where the student made it up.
 
+`answer_records` lets a teacher answer instead, once and ahead of training, and makes
+labels of its answers (sequence-level distillation).
+
 Reference: generalised knowledge distillation (GKD), Agarwal et al. 2024
 (arXiv:2306.13649).
 """
 
+from keras_betakd.on_policy.answer_records import answer_records
+from keras_betakd.on_policy.answered import AnsweredDataset, AnsweredRecords
 from keras_betakd.on_policy.answers import Answer
 from keras_betakd.on_policy.student_answers import StudentAnswers
 
-__all__ = ["Answer", "StudentAnswers"]
+__all__ = [
+    "Answer",
+    "AnsweredDataset",
+    "AnsweredRecords",
+    "StudentAnswers",
+    "answer_records",
+]

@@ -1,17 +1,17 @@
-"""`Answer`: what a student answered, and `report_of`: what an epoch's are like."""
+"""`Answer`: what a model answered, and `report_of`: what an epoch's are like."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """An answer of the student to a prompt of the training data.
+    """An answer of a model to a prompt of the training data.
 
     Attributes:
         name: the record, by its id if it has one and its place in the data.
-        tokens: tuple of token ids, the one that ends it included.
+        tokens: sequence of token ids, the one that ends it included.
         text: the same as text, without the token that ends it and special ones.
-        ended: whether the student ended it; else it was cut at `max_new_tokens`.
+        ended: whether the model ended it; else it was cut at `max_new_tokens`.
     """
 
     name: str

@@ -1,6 +1,7 @@
 """`AnswerDecoder`: a student's answers to prompts, as the token ids that it sampled."""
 
 import contextlib
+import hashlib
 import itertools
 
 import keras
@@ -22,6 +23,22 @@ from keras_betakd.preprocessing.record_checks import checked_records
 _LENGTH_STEP = 64
 
 
+def hashed_seed(*parts):
+    """A seed of 31 bits, far from those of other parts, such as other epochs.
+
+    On PyTorch, Keras adds the number of draws to a seed: those of two epochs that
+    follow each other would be the same, but for one.
+
+    Example:
+
+    >>> hashed_seed(0, 1), hashed_seed(0, 2)
+    (718496174, 617328042)
+    """
+    text = " ".join(map(str, parts))
+    digest = hashlib.sha256(text.encode()).digest()
+    return int.from_bytes(digest[:4], "little") >> 1
+
+
 class AnswerDecoder:
     """Samples the answers of a keras-hub model, and keeps what was compiled for it.
 
@@ -30,6 +47,7 @@ class AnswerDecoder:
         template: the template of its prompts, as for `model_inputs`.
         max_new_tokens: the most tokens of an answer, the one that ends it included.
         blind: whether the model, a text model, answers without the images.
+        role: what the model is called in errors.
         temperature, top_k, top_p, classes: as for `AnswerSampler`.
     """
 
@@ -43,6 +61,7 @@ class AnswerDecoder:
         top_k=None,
         top_p=None,
         classes=None,
+        role="student",
     ):
         from keras_betakd.on_policy.sampler import AnswerSampler
 
@@ -51,6 +70,7 @@ class AnswerDecoder:
         self.template = template
         self.max_new_tokens = max_new_tokens
         self.blind = blind
+        self.role = role
         self.sampler = AnswerSampler(temperature, top_k, top_p, classes)
         self._function = self._compiled_for = None
         self._length = 0
@@ -58,9 +78,16 @@ class AnswerDecoder:
         self._random = None
 
     def begin(self, seed):
-        """Starts a new stream of random numbers, from an int below 2^31."""
+        """Starts anew, as if nothing had been decoded before.
+
+        Answers then depend on nothing but this seed, the weights and the prompts.
+
+        Args:
+            seed: int below 2^31, from which a stream of random numbers begins.
+        """
         self.sampler.begin(seed)
         self._random = np.random.default_rng(seed)
+        self._length = 0
 
     def prompts(self, records, keys):
         """Yields the `Prompt`s of raw records, by their keys.
@@ -103,9 +130,9 @@ class AnswerDecoder:
             if length + self.max_new_tokens > limit:
                 raise ValueError(
                     f"Record {name}: its prompt has {length} tokens, and an answer of "
-                    f"the student up to max_new_tokens={self.max_new_tokens}, more "
+                    f"the {self.role} up to max_new_tokens={self.max_new_tokens}, more "
                     f"than {limit} together. Raise "
-                    f"`student.preprocessor.{self.family.answer_length}`, give a "
+                    f"`{self.role}.preprocessor.{self.family.answer_length}`, give a "
                     "smaller `max_new_tokens`, or leave the record out."
                 )
 
@@ -120,16 +147,32 @@ class AnswerDecoder:
             `(key, tokens, ended)`: a list of token ids, and whether the last of them
             ends an answer.
         """
+        for group in self.answered_groups(grouped(prompts, batch_size)):
+            yield from group
+
+    def answered_groups(self, groups):
+        """Yields the answers to prompts that are in groups already, group by group.
+
+        Args:
+            groups: pairs of a list of `Prompt`s and how many of them lack to the size
+                of the others, as `grouped` yields them. A group is decoded before the
+                next one is read.
+
+        Yields:
+            For each group the list of what `answered` yields.
+        """
         with self._in_place() as decode:
-            for group, lacking in grouped(prompts, batch_size):
+            for group, lacking in groups:
                 inputs = stacked_inputs(group, lacking)
                 stop = stop_tokens(self.family.preprocessor, inputs)
                 rows = decode(inputs, self._total_length(group), stop)
-                for prompt, tokens in zip(group, rows, strict=False):
-                    yield prompt.id, tokens.tolist(), int(tokens[-1]) in stop
+                yield [
+                    (prompt.id, tokens.tolist(), int(tokens[-1]) in stop)
+                    for prompt, tokens in zip(group, rows, strict=False)
+                ]
 
     def _total_length(self, group):
-        """The length to decode in; it only grows, so that few are compiled in all."""
+        """The length to decode in; it grows until `begin`, so that few are compiled."""
         needed = max(prompt.length for prompt in group) + self.max_new_tokens
         rounded = -(-needed // _LENGTH_STEP) * _LENGTH_STEP
         self._length = max(self._length, min(rounded, self._limit))

@@ -70,3 +70,20 @@ def _expect_models(distiller, preprocessor):
                 f"and answer as one sequence. The {role}, a {model}, has an encoder "
                 "for its prompts: train it on given answers."
             )
+
+
+def expect_answers_as_tokens(model, family):
+    """Raises a `ValueError` unless answers of a model can be trained on by their ids.
+
+    Args:
+        model: the keras-hub model that answers.
+        family: its `TextFormat`.
+    """
+    if not family.repeats_prompt:
+        raise ValueError(
+            "Answers are kept as token ids, which can be trained on by models that "
+            "read prompt and answer as one sequence. This one has an encoder for its "
+            "prompts: train on its texts, "
+            '`{**records, "responses": list(generate_answers(...).values())}`. '
+            f"Received: {type(model).__name__}"
+        )

@@ -15,8 +15,9 @@ class AnswerSampler(keras_hub.samplers.Sampler):
 
     Args:
         temperature: float, by which logits are divided.
-        top_k: int, the number of most likely tokens that are drawn from; `None` for
-            all.
+        top_k: int, the number of most likely tokens that are drawn from, and those
+            that are as likely as the last of them; 1 for the first of the most likely
+            ones, `None` for all.
         top_p: float, the probability that the tokens drawn from have together, the
             most likely ones first; `None` for all.
         classes: int, the number of classes, from the first, that are tokens of teacher
@@ -53,6 +54,8 @@ class AnswerSampler(keras_hub.samplers.Sampler):
         numbers = ops.arange(ops.shape(probabilities)[-1], dtype="int32")
         allowed = numbers[None] < (self.classes or ops.shape(probabilities)[-1])
         kept = ops.where(allowed, probabilities, 0.0)
+        if self.top_k == 1:  # one token, also where several are equally likely
+            return numbers[None] == ops.argmax(kept, axis=-1)[:, None]
         if self.top_k is not None:
             least = ops.top_k(kept, self.top_k)[0][:, -1:]
             allowed = ops.logical_and(allowed, kept >= least)

@@ -1,18 +1,22 @@
 """`StudentAnswers`: training data of which the student answers a share itself."""
 
-import hashlib
-import math
 import numbers
 
 import keras
 import numpy as np
 
-from keras_betakd.data.batches import expect_positive
 from keras_betakd.on_policy.answers import Answer
-from keras_betakd.on_policy.decoder import AnswerDecoder
+from keras_betakd.on_policy.arguments import expect_counts, expect_sampling
+from keras_betakd.on_policy.batches import (
+    column_of,
+    read_batch,
+    size_of,
+    with_columns,
+)
+from keras_betakd.on_policy.decoder import AnswerDecoder, hashed_seed
 from keras_betakd.on_policy.refusals import expect_on_policy
-from keras_betakd.preprocessing.adapters import as_dataset, raw_records, take_records
-from keras_betakd.preprocessing.records import PlacedRecords, record_ids
+from keras_betakd.preprocessing.adapters import as_dataset, take_records
+from keras_betakd.preprocessing.records import record_ids
 
 _UNBOUND = (
     "`StudentAnswers` must be what `fit` is given: only there is a student that "
@@ -97,11 +101,8 @@ class StudentAnswers(keras.utils.PyDataset):
         batch_size=None,
     ):
         _expect_share(on_policy)
-        counts = {"max_new_tokens": max_new_tokens, "top_k": top_k}
-        _expect_counts(**counts, batch_size=batch_size)
-        _expect_within("temperature", temperature, 0, math.inf)
-        if top_p is not None:
-            _expect_within("top_p", top_p, 0, 1)
+        expect_counts(max_new_tokens=max_new_tokens, batch_size=batch_size)
+        expect_sampling(temperature, top_k, top_p)
         super().__init__(
             workers=getattr(data, "workers", 1),
             use_multiprocessing=getattr(data, "use_multiprocessing", False),
@@ -193,44 +194,26 @@ class StudentAnswers(keras.utils.PyDataset):
         return self._bound.num_batches
 
     def __getitem__(self, index):
-        batch = self._read(index)
-        size = len(batch["prompts"])
-        given = _responses(batch)
-        tokens = [self._tokens.get((index, row)) for row in range(size)]
+        batch = read_batch(self._bound, index)
+        given, tokens = column_of(batch, "responses"), _tokens(batch)
+        size = len(given)
         task = batch.get("task_weight")
         task = np.ones(size) if task is None else np.array(task, "float32")
         for row in range(size):
-            if tokens[row] is None and given[row] is None:
-                tokens[row] = self._decoder.end  # Keras looks at batches before epochs
-            if tokens[row] is not None:
-                task[row] = 0
+            own = self._tokens.get((index, row))
+            if own is None and given[row] is None and tokens[row] is None:
+                own = self._decoder.end  # Keras looks at batches before epochs
+            if own is not None:
+                tokens[row], task[row] = own, 0
         columns = {"responses": given, "response_tokens": tokens, "task_weight": task}
-        found = {**batch, **columns}
-        places = getattr(batch, "places", None)
-        return found if places is None else PlacedRecords(found, places)
+        return with_columns(batch, columns)
 
     def places_of(self, index):
         """The places of a batch's records in the data."""
         find = getattr(self._bound, "places_of", None)
         if find is not None:
             return find(index)
-        return [f"{row} of batch {index}" for row in range(self._size_of(index))]
-
-    def _read(self, index):
-        batch = self._bound[index]
-        records = None if isinstance(batch, tuple) else raw_records(batch)
-        if records is None:
-            raise ValueError(
-                "`StudentAnswers` takes batches of raw records, whose prompts the "
-                "student can answer. Received: a batch of type "
-                f"{type(batch).__name__}"
-            )
-        return records
-
-    def _size_of(self, index):
-        if hasattr(self._bound, "size_of"):
-            return self._bound.size_of(index)
-        return len(self._read(index)["prompts"])
+        return [f"{row} of batch {index}" for row in range(size_of(self._bound, index))]
 
     # The answers
 
@@ -245,7 +228,7 @@ class StudentAnswers(keras.utils.PyDataset):
         decoder.begin(hashed_seed(self.seed, self._epoch))
         drawn = self._drawn()
         bar = keras.utils.Progbar(sum(map(len, drawn)), unit_name="answer")
-        size = self.batch_size or self._size_of(0)
+        size = self.batch_size or size_of(self._bound, 0)
         for key, tokens, ended in decoder.answered(self._prompts(drawn, names), size):
             self._tokens[key] = tokens
             text = decoder.text_of(tokens[: len(tokens) - ended])
@@ -265,7 +248,7 @@ class StudentAnswers(keras.utils.PyDataset):
         share = self.on_policy
         if callable(share):
             share = _expect_share(share(self._epoch))
-        sizes = [self._size_of(index) for index in range(self.num_batches)]
+        sizes = [size_of(self._bound, index) for index in range(self.num_batches)]
         places = np.repeat(np.arange(len(sizes)), sizes)
         generator = np.random.default_rng((self.seed, self._epoch))
         chosen = generator.permutation(len(places))[: round(share * len(places))]
@@ -295,31 +278,16 @@ class StudentAnswers(keras.utils.PyDataset):
         """`(rows, records)` of a batch: those drawn, and those without a response."""
         if hasattr(self._bound, "part"):  # of `keras_betakd.data`, all with a response
             return rows, self._bound.part(index, rows) if rows else None
-        batch = self._read(index)
-        lacking = {row for row, text in enumerate(_responses(batch)) if text is None}
-        rows = sorted({*rows, *lacking})
+        batch = read_batch(self._bound, index)
+        given = zip(column_of(batch, "responses"), _tokens(batch), strict=True)
+        lacking = [text is None and ids is None for text, ids in given]
+        rows = sorted({*rows, *np.flatnonzero(lacking).tolist()})
         return rows, take_records(batch, rows) if rows else None
 
 
-def _responses(batch):
-    """The responses of raw records, `None` where there is none."""
-    given = batch.get("responses")
-    return [None] * len(batch["prompts"]) if given is None else list(given)
-
-
-def hashed_seed(seed, epoch):
-    """A seed of 31 bits, far from those of other epochs.
-
-    On PyTorch, Keras adds the number of draws to a seed: those of two epochs that
-    follow each other would be the same, but for one.
-
-    Example:
-
-    >>> hashed_seed(0, 1), hashed_seed(0, 2)
-    (718496174, 617328042)
-    """
-    digest = hashlib.sha256(f"{seed} {epoch}".encode()).digest()
-    return int.from_bytes(digest[:4], "little") >> 1
+def _tokens(batch):
+    """The answers of raw records that are given by their ids; `None` for others."""
+    return column_of(batch, "response_tokens")
 
 
 def _expect_share(share):
@@ -331,20 +299,3 @@ def _expect_share(share):
         "`on_policy` must be a share from 0 to 1, or a function of the number of the "
         f"epoch that returns one. Received: on_policy={share!r}"
     )
-
-
-def _expect_counts(**counts):
-    for name, value in counts.items():
-        if value is not None:
-            expect_positive(name, value)
-
-
-def _expect_within(name, value, least, most):
-    """Raises a `ValueError` unless a number is above `least` and at most `most`."""
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (is_number and least < value <= most and value < math.inf):
-        raise ValueError(
-            f"`{name}` must be a finite number above {least}"
-            + (f", at most {most}" if most < math.inf else "")
-            + f". Received: {name}={value!r}"
-        )

@@ -212,7 +212,9 @@ class DistillationPreprocessor:
 
     def __call__(self, records):
         records = _with_responses(records)
-        if not self.cross_tokenizer:
+        if self.cross_tokenizer:
+            _expect_texts(records)
+        else:
             self._check_vocabularies()
         ids = records.names
         shares_images = self._shares_images()
@@ -387,6 +389,19 @@ def _with_responses(records):
                 "response(s): every turn of a conversation needs its answer."
             )
     return records
+
+
+def _expect_texts(records):
+    """Raises for answers by token ids, which two tokenizers do not have in common."""
+    given = zip(records.get("response_tokens") or (), records.names, strict=False)
+    for tokens, name in given:
+        if tokens is not None:
+            raise ValueError(
+                f'Record {name} has "response_tokens", ids of one tokenizer, but '
+                "teacher and student have two. Leave them out: the answers as texts, "
+                'in "responses", are tokenized for each. '
+                f"Received: response_tokens={tokens!r:.80}"
+            )
 
 
 def without_images(records):

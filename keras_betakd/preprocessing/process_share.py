@@ -98,11 +98,11 @@ class ProcessShare(keras.utils.PyDataset):
     def __getitem__(self, index):
         if isinstance(self.dataset, (EpochDataset, EpochParts)):
             rows, real = self._rows(self.dataset.size_of(index))
-            return _weighted(self.dataset.part(index, rows), real)
+            return weighted(self.dataset.part(index, rows), real)
         batch = self.dataset[index]
         if isinstance(batch, dict):
             rows, real = self._rows(len(batch["prompts"]))
-            return _weighted(take_records(batch, rows), real)
+            return weighted(take_records(batch, rows), real)
         rows, real = self._rows(len(tree.flatten(batch)[0]))
         taken = tree.map_structure(lambda value: np.asarray(value)[rows], batch)
         x, y, weight = (*taken, None, None)[:3]
@@ -125,8 +125,13 @@ class ProcessShare(keras.utils.PyDataset):
         self.dataset.on_epoch_end()
 
 
-def _weighted(records, real):
-    """Raw records with their sample weights, 0 where `real` is false."""
+def weighted(records, real):
+    """Raw records with their sample weights, 0 where `real` is false.
+
+    Args:
+        records: dict of raw records.
+        real: bool array, one for each record.
+    """
     weight = records.get("sample_weight")
     weight = np.ones(len(real)) if weight is None else weight
     weighted = copy.copy(records)  # with the places of the records
