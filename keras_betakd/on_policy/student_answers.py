@@ -1,5 +1,6 @@
 """`StudentAnswers`: training data of which the student answers a share itself."""
 
+import contextlib
 import numbers
 
 import keras
@@ -229,11 +230,14 @@ class StudentAnswers(keras.utils.PyDataset):
         drawn = self._drawn()
         bar = keras.utils.Progbar(sum(map(len, drawn)), unit_name="answer")
         size = self.batch_size or size_of(self._bound, 0)
-        for key, tokens, ended in decoder.answered(self._prompts(drawn, names), size):
-            self._tokens[key] = tokens
-            text = decoder.text_of(tokens[: len(tokens) - ended])
-            self.last.append(Answer(names[key], tuple(tokens), text, ended))
-            self._show(bar, finalize=False)
+        found = decoder.answered(self._prompts(drawn, names), size)
+        # Closed at once where this ends early: the student's sampler is given back.
+        with contextlib.closing(found):
+            for key, tokens, ended in found:
+                self._tokens[key] = tokens
+                text = decoder.text_of(tokens[: len(tokens) - ended])
+                self.last.append(Answer(names[key], tuple(tokens), text, ended))
+                self._show(bar, finalize=False)
         self._show(bar, finalize=True)
         self._answered = state
 
