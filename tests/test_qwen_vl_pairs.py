@@ -226,13 +226,17 @@ def test_a_qwen2_vl_learns_from_a_qwen2_5_vl(tmp_path):
 
 
 @pytest.mark.backends
-def test_batches_after_the_first_have_images_of_other_sizes():
-    """On TensorFlow, a third batch of another shape once ended the training."""
+@pytest.mark.parametrize("several", [6, 0])
+def test_batches_after_the_first_have_images_of_other_sizes(several):
+    """On TensorFlow, a third batch of another shape once ended the training.
+
+    So did a second one with one image fewer than the first.
+    """
     rows = records("Qwen2_5VL", (1,) * 8)
     sizes = [(16, 16)] * 4 + [(30, 30), (8, 8), (16, 40), (24, 40)]
     rows["images"] = [[random_image(i, *size)] for i, size in enumerate(sizes)]
-    rows["images"][6].append(random_image(9, 16, 16))
-    rows["prompts"][6] = "<image>" + rows["prompts"][6]
+    rows["images"][several].append(random_image(9, 16, 16))
+    rows["prompts"][several] = "<image>" + rows["prompts"][several]
     distiller = pair_of("Qwen2_5VL", beta=TaskBeta())
     options = {"batch_size": 2, "verbose": 0}
     history = distiller.fit(

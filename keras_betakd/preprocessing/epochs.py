@@ -225,10 +225,12 @@ class FormattedDataset(keras.utils.PyDataset):
             return None if queued else next(reversed(self._newest.values()), None)
         if queued:
             return self._format(self._place(index))
-        batch = self._remembered(index)
+        if self._begun or index != 1:
+            return self._remembered(index)
         # On TensorFlow Keras takes for fixed what its first looks at the data, at the
         # batches 0 and 1, have in common.
-        return batch if self._begun or index != 1 else with_other_sizes(batch)
+        first = self._remembered(0)
+        return with_other_sizes(self._remembered(1), first)
 
     def _remembered(self, index):
         """The batch of a step, formatted once where it is asked for again."""

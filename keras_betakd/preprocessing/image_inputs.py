@@ -233,27 +233,34 @@ def normalised(image, mean, std):
 _OPEN_AXES = {"pixel_values": (1, 2), "image_grid_thw": (1,)}
 
 
-def with_other_sizes(batch):
+def with_other_sizes(batch, first):
     """A batch of no use but for its shapes: images of any size have other sizes.
 
     Args:
         batch: `(x, y, sample_weight)`, of which x holds the inputs of both models.
+        first: another such batch, whose sizes differ from those returned.
 
     Returns:
-        The batch with one more image, and one more patch, in the inputs of models whose
+        The batch with more images, and more patches, in the inputs of models whose
         images have any size; itself if there are none.
     """
     if not isinstance(batch, tuple) or not isinstance(batch[0], dict):
         return batch
-    x, *rest = batch
-    return ({key: _with_other_sizes(value) for key, value in x.items()}, *rest)
+    (x, *rest), others = batch, first[0]
+    found = {key: _with_other_sizes(value, others.get(key)) for key, value in x.items()}
+    return (found, *rest)
 
 
-def _with_other_sizes(inputs):
+def _with_other_sizes(inputs, others):
     if not isinstance(inputs, dict) or "image_grid_thw" not in inputs:
         return inputs
-    return {**inputs, **{k: _longer(inputs[k], axes) for k, axes in _OPEN_AXES.items()}}
+    longer = {k: _longer(inputs[k], others[k], axes) for k, axes in _OPEN_AXES.items()}
+    return {**inputs, **longer}
 
 
-def _longer(array, axes):
-    return np.pad(array, [(0, int(axis in axes)) for axis in range(array.ndim)])
+def _longer(array, other, axes):
+    """An array with zeros behind, so that along these axes its size is another one."""
+    more = [0] * array.ndim
+    for axis in axes:
+        more[axis] = 1 + (array.shape[axis] + 1 == other.shape[axis])
+    return np.pad(array, [(0, count) for count in more])
