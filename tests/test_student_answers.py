@@ -24,7 +24,9 @@ from keras_betakd.data import EpochDataset, EpochParts
 from keras_betakd.evaluation import generate_answers
 from keras_betakd.models import view_of
 from keras_betakd.models.chat_generation import stop_tokens
+from keras_betakd.on_policy.batches import unanswered
 from keras_betakd.on_policy.decoder import AnswerDecoder
+from keras_betakd.on_policy.drawing import drawn_rows
 from keras_betakd.on_policy.student_answers import hashed_seed
 from keras_betakd.preprocessing.prompts import grouped
 
@@ -115,6 +117,7 @@ def test_without_a_share_it_is_training_on_the_data():
     found.student.generate_step = None  # a call would fail
     logs = fitted(found, StudentAnswers(records(), 0.0))
     assert logs.pop("answers") == [0, 0]
+    assert np.isnan([logs.pop("answer_tokens"), logs.pop("answers_ended")]).all()
     assert logs == history
     for ours, theirs in zip(weights_of(found), weights_of(expected), strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -207,6 +210,9 @@ def test_rows_of_an_answer_that_ended_and_of_one_that_was_cut():
     fitted(model, records(), epochs=15)  # some answers end then
     answers = StudentAnswers(records(), 0.75)
     fitted(model, answers, epochs=1, shuffle=False)
+    tokens = answers._tokens
+    answers.bind(model, 4, False)  # to read its batches again
+    answers._tokens = tokens
     assert {a.ended for a in answers.last} == {True, False}
     by_name = {answer.name.split("'")[1]: answer for answer in answers.last}
     ends = stop_tokens(model.student.preprocessor, {})
@@ -421,6 +427,7 @@ def test_what_cannot_be_on_policy_is_refused(make, options, fit, message, tmp_pa
         ("top_k", 0),
         ("max_new_tokens", 2.5),
         ("batch_size", 0),
+        ("seed", None),
     ],
 )
 def test_wrong_arguments_are_refused(name, value):
@@ -430,10 +437,108 @@ def test_wrong_arguments_are_refused(name, value):
 
 def test_data_that_cannot_be_answered_is_refused():
     model = distiller()
-    with pytest.raises(ValueError, match="takes raw records, or batches of them"):
+    with pytest.raises(
+        ValueError, match="takes raw records, or a `keras"
+    ):
         fitted(model, StudentAnswers(iter([records()])))
-    with pytest.raises(ValueError, match="must be what `fit` is given"):
+    with pytest.raises(ValueError, match="data that `fit` is given"):
         model.evaluate(StudentAnswers(records()), verbose=0)
     long = {**records(), "prompts": ["<image> what" + " red" * 200] * 8}
     with pytest.raises(ValueError, match=r"'r\d' .*its prompt has \d+ tokens, and an"):
         fitted(model, StudentAnswers(long, 1.0))
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches of four, which may be read by several workers."""
+
+    def __init__(self, data, **kwargs):
+        super().__init__(**kwargs)
+        self.data = data
+
+    @property
+    def num_batches(self):
+        return len(self.data["prompts"]) // 4
+
+    def __getitem__(self, index):
+        return {k: v[4 * index : 4 * index + 4] for k, v in self.data.items()}
+
+
+@pytest.mark.backends
+def test_data_of_several_workers_is_read_after_the_answers():
+    """Their queue was filled before: the given answers were trained, in silence."""
+    data = Batches(records(16), workers=2, max_queue_size=4)
+    logs = fitted(distiller(), StudentAnswers(data, 1.0))
+    assert logs["answers"] == [16, 16]
+    assert logs["task_loss"] == [0, 0]
+
+
+def test_answers_by_their_tokens_are_given_answers():
+    """Without texts beside them, they were replaced by the student's own."""
+    data = {k: v for k, v in records().items() if k != "responses"}
+    data["response_tokens"] = [[30, 1]] * 8
+    model = distiller()
+    logs = fitted(model, StudentAnswers(data, 0.0), epochs=1)
+    assert logs["answers"] == [0]
+    assert np.isnan(logs["answers_ended"]).all()
+    assert logs["task_loss"][0] > 0
+
+
+def test_it_is_for_the_training_of_fit_alone():
+    """After a `fit` it was taken elsewhere, with the answers of its last epoch."""
+    model, answers = distiller(), StudentAnswers(records(), 1.0)
+    with pytest.raises(ValueError, match="`validation_data` cannot be"):
+        fitted(model, answers, validation_data=answers)
+    fitted(model, answers, epochs=1)
+    for use in (model.evaluate, model.predict, model.check_records):
+        with pytest.raises(ValueError, match="training data that `fit` is given"):
+            use(answers)
+
+
+def test_prompts_that_are_too_long_are_left_out_where_others_are():
+    data = records()
+    data["prompts"] = ["<image> what" + " red" * 200, *data["prompts"][1:]]
+    data["responses"] = [None] * 8
+    model = distiller(on_too_long="skip")
+    answers = StudentAnswers(data, 0.0)
+    with pytest.warns(RuntimeWarning, match="r0"):
+        logs = fitted(model, answers, shuffle=False)
+    assert logs["answers"] == [7, 7]
+    assert np.isfinite(logs["loss"]).all()
+
+
+def test_a_small_share_of_a_small_epoch_is_not_always_none():
+    """Rounded, a quarter of two records was none in every part of the data."""
+    counts = [sum(map(len, drawn_rows(0.25, [2], 0, epoch))) for epoch in range(200)]
+    assert set(counts) == {0, 1}
+    assert np.mean(counts) == pytest.approx(0.5, abs=0.1)
+    assert {len(drawn_rows(0.1, [30], 0, e)[0]) for e in range(20)} == {3}
+
+
+def test_a_conversation_without_its_last_answer_is_answered():
+    batch = {
+        "prompts": [["a?", "b?"], ["a?", "b?"], ["a?", "b?"], "a?", ["a?"]],
+        "responses": [["x"], ["x", None], ["x", "y"], "x", [None]],
+    }
+    assert unanswered(batch) == [True, True, False, False, True]
+
+
+def test_tokens_that_a_model_takes_for_images_are_never_drawn():
+    """Gemma 3n: one in an answer gave gradients that were not finite."""
+    model = model_of("Gemma3n")
+    (token,) = view_of(model).placeholder_ids
+    decoder = AnswerDecoder(view_of(model), None, 4)
+    uniform = keras.ops.full((1, token + 2), 0.1)
+    allowed = keras.ops.convert_to_numpy(decoder.sampler.allowed(uniform))[0]
+    assert allowed.tolist() == [i != token for i in range(token + 2)]
+
+
+def test_monitored_answers_have_a_direction():
+    stop = keras.callbacks.EarlyStopping("answers_ended", patience=5)
+    fitted(distiller(), StudentAnswers(records(), 0.5), epochs=1, callbacks=[stop])
+    assert stop.mode == "max"
+
+
+def test_a_response_that_is_none_keeps_its_message():
+    data = {**records(), "responses": [float("nan")] * 8}
+    with pytest.raises(ValueError, match=r"'r\d' .*its response must be text"):
+        fitted(distiller(), StudentAnswers(data, 1.0), epochs=1)

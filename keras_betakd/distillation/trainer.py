@@ -39,8 +39,10 @@ from keras_betakd.distillation.training_data import (
 )
 from keras_betakd.distribution.devices import expect_on_devices
 from keras_betakd.distribution.replicas import expect_process_group, reduced_gradients
+from keras_betakd.on_policy.answers import DIRECTIONS
+from keras_betakd.on_policy.refusals import expect_other_validation
 from keras_betakd.on_policy.report import AnswerReport
-from keras_betakd.on_policy.student_answers import StudentAnswers
+from keras_betakd.on_policy.student_answers import StudentAnswers, released
 from keras_betakd.preprocessing.adapters import (
     raw_records,
     split_records,
@@ -204,9 +206,11 @@ class DistillationTrainer:
             SkippedReport(self.preprocessor, at_epochs=True),
             BoundsReport(self.all_betas()),
         ]
-        if isinstance(x, StudentAnswers):
-            x.bind(self, batch_size, shuffle, steps_per_epoch, verbose)
-            ours.append(AnswerReport(x))
+        answers = x if isinstance(x, StudentAnswers) else None
+        if answers is not None:
+            expect_other_validation(validation_data)
+            answers.bind(self, batch_size, shuffle, steps_per_epoch, verbose)
+            ours.append(AnswerReport(answers))
         x, sample_weight = weighted_records(x, sample_weight)
         records = raw_records(x) if validation_split else None
         if records is not None:
@@ -240,9 +244,16 @@ class DistillationTrainer:
         ours.append(EpochOrder(x if batched else None, validation))
         callbacks = with_callbacks(callbacks, *ours)
         betas = self.all_betas().values()
-        direct_monitors(callbacks, self._trackers.directions(), betas)
+        directions = self._trackers.directions()
+        directions |= {} if answers is None else DIRECTIONS
+        direct_monitors(callbacks, directions, betas)
         announce_compiling(self, verbose, self.train_function)
-        with closed(x, validation), unwrapped_errors(x, validation), values_kept(self):
+        with (
+            released(answers),
+            closed(x, validation),
+            unwrapped_errors(x, validation),
+            values_kept(self),
+        ):
             return super().fit(
                 x,
                 y,

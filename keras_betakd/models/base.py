@@ -24,6 +24,8 @@ class ModelView:
 
     Attributes:
         sees_hidden_states: whether `hidden_states` and `head` exist.
+        placeholder_ids: ids of tokens that the model takes for parts of an image
+            wherever they stand, also in an answer.
         head: an `LMHead`, hidden states (B, K, H) to logits (B, K, V), soft cap
             included; `None` where the head is not accessible.
         images_vary: whether images have tokens by their size, and `image_grids` says
@@ -32,6 +34,7 @@ class ModelView:
 
     sees_hidden_states = False
     images_vary = False
+    placeholder_ids = ()
     head = None
     _classes = None
     _known_shape = None

@@ -115,6 +115,10 @@ class Gemma3nView(_GemmaView):
         return self.head(self.hidden_states(inputs, training))
 
     @property
+    def placeholder_ids(self):
+        return () if not self.is_patched else (self.backbone.image_token_id,)
+
+    @property
     def tokens_per_image(self):
         return self.backbone.vision_soft_tokens_per_image
 

@@ -10,7 +10,11 @@ from keras_betakd.on_policy.answered import (
     AnsweredRecords,
     expect_ids,
 )
-from keras_betakd.on_policy.arguments import expect_counts, expect_sampling
+from keras_betakd.on_policy.arguments import (
+    expect_counts,
+    expect_sampling,
+    expect_seed,
+)
 from keras_betakd.on_policy.decoder import AnswerDecoder
 from keras_betakd.on_policy.refusals import expect_answers_as_tokens
 from keras_betakd.preprocessing.adapters import (
@@ -132,8 +136,7 @@ def _expect_arguments(max_new_tokens, seed, batch_size, cut):
         if value is None:
             raise ValueError(f"`{name}` must be a positive integer. Received: None")
     expect_counts(max_new_tokens=max_new_tokens, batch_size=batch_size)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ValueError(f"`seed` must be an integer. Received: seed={seed!r}")
+    expect_seed(seed)
     if cut not in ("keep", "drop"):
         raise ValueError(f'`cut` must be "keep" or "drop". Received: cut={cut!r}')
 

@@ -2,6 +2,10 @@
 
 import dataclasses
 
+_NAN = float("nan")
+# Which values are better, for callbacks that monitor them.
+DIRECTIONS = {"answers": None, "answer_tokens": None, "answers_ended": "max"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
@@ -27,9 +31,9 @@ def report_of(answers):
         answers: list of `Answer`.
 
     Returns:
-        Dict of `"answers"`, their number, and where there are any, `"answer_tokens"`,
-        the mean number of their tokens, and `"answers_ended"`, the share of those that
-        the student ended.
+        Dict of `"answers"`, their number, `"answer_tokens"`, the mean number of their
+        tokens, and `"answers_ended"`, the share of those that the student ended; the
+        two are NaN where there are none.
 
     Example:
 
@@ -38,7 +42,7 @@ def report_of(answers):
     """
     size = len(answers)
     if size == 0:
-        return {"answers": 0}
+        return {"answers": 0, "answer_tokens": _NAN, "answers_ended": _NAN}
     return {
         "answers": size,
         "answer_tokens": sum(len(a.tokens) for a in answers) / size,

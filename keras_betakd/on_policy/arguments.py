@@ -19,6 +19,17 @@ def expect_sampling(temperature, top_k, top_p):
         _expect_within("top_p", top_p, 0, 1)
 
 
+def expect_seed(seed):
+    """Raises a `ValueError` unless a seed is an integer.
+
+    Example:
+
+    >>> expect_seed(0)
+    """
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+        raise ValueError(f"`seed` must be an integer. Received: seed={seed!r}")
+
+
 def expect_counts(**counts):
     """Raises a `ValueError` for a count that is no positive integer and not `None`."""
     for name, value in counts.items():

@@ -1,5 +1,7 @@
 """Batches of raw records of which the answers are made here, not given."""
 
+import numpy as np
+
 from keras_betakd.data.batches import EpochDataset, EpochParts
 from keras_betakd.preprocessing.adapters import raw_records, take_records
 from keras_betakd.preprocessing.records import PlacedRecords
@@ -43,6 +45,28 @@ def column_of(batch, key):
     """A column of raw records as a list, of `None` where there is no such column."""
     values = batch.get(key)
     return [None] * len(batch["prompts"]) if values is None else list(values)
+
+
+def unanswered(batch):
+    """Which of a batch's records have no answer to their last turn: list of bools.
+
+    A conversation lacks it where it has one response fewer than prompts, or `None` for
+    the last one.
+    """
+    columns = (column_of(batch, key) for key in ("responses", "response_tokens"))
+    rows = zip(batch["prompts"], *columns, strict=True)
+    return [ids is None and _lacks_answer(*row) for *row, ids in rows]
+
+
+def _lacks_answer(prompt, response):
+    if response is None or isinstance(response, (str, bytes)):
+        return response is None
+    if not isinstance(response, (list, tuple, np.ndarray)) or not np.size(response):
+        return False  # what is no response is refused where it is trained
+    answers = list(response)
+    several = isinstance(prompt, (list, tuple, np.ndarray))
+    count = len(prompt) if several else 1
+    return len(answers) == count - 1 or (len(answers) == count and answers[-1] is None)
 
 
 def record_parts(dataset, batch_size):

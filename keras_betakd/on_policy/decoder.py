@@ -71,7 +71,8 @@ class AnswerDecoder:
         self.max_new_tokens = max_new_tokens
         self.blind = blind
         self.role = role
-        self.sampler = AnswerSampler(temperature, top_k, top_p, classes)
+        excluded = view.placeholder_ids
+        self.sampler = AnswerSampler(temperature, top_k, top_p, classes, excluded)
         self._function = self._compiled_for = None
         self._length = 0
         self._uncached = None
@@ -89,12 +90,19 @@ class AnswerDecoder:
         self._random = np.random.default_rng(seed)
         self._length = 0
 
-    def prompts(self, records, keys):
+    def prompts(self, records, keys, skipped=None):
         """Yields the `Prompt`s of raw records, by their keys.
 
+        Args:
+            records: dict of raw records.
+            keys: what each of them is found by.
+            skipped: dict that gets the names of prompts that leave no room for
+                `max_new_tokens`, with the reasons; they are left out. An error if
+                `None`.
+
         Raises:
-            ValueError: a record is wrong, or its prompt leaves no room for
-                `max_new_tokens`. The message names it.
+            ValueError: a record is wrong, or its prompt leaves no room. The message
+                names it.
         """
         records = checked_records(records)
         if self.blind:
@@ -102,8 +110,13 @@ class AnswerDecoder:
         inputs = prompt_inputs(self.family, records, self.template)
         limit = self._limit
         lengths = self.family.prompt_lengths(inputs, limit)[self.family.answer_length]
-        self._expect_room(records.names, lengths, limit)
+        reasons = self._without_room(records.names, lengths, limit)
+        if reasons and skipped is None:
+            raise ValueError(next(iter(reasons.values())))
         for i, (key, length) in enumerate(zip(keys, lengths, strict=True)):
+            if records.names[i] in reasons:
+                skipped[records.names[i]] = reasons[records.names[i]]
+                continue
             row = {name: value[i] for name, value in inputs.items()}
             kind = length if self.family.bidirectional_prompt else None
             yield Prompt(key, row, length, limit - length, kind, len(keys))
@@ -125,16 +138,18 @@ class AnswerDecoder:
     def _limit(self):
         return getattr(self.family.preprocessor, self.family.answer_length)
 
-    def _expect_room(self, names, lengths, limit):
-        for name, length in zip(names, lengths, strict=True):
-            if length + self.max_new_tokens > limit:
-                raise ValueError(
-                    f"Record {name}: its prompt has {length} tokens, and an answer of "
-                    f"the {self.role} up to max_new_tokens={self.max_new_tokens}, more "
-                    f"than {limit} together. Raise "
-                    f"`{self.role}.preprocessor.{self.family.answer_length}`, give a "
-                    "smaller `max_new_tokens`, or leave the record out."
-                )
+    def _without_room(self, names, lengths, limit):
+        """The records whose prompts leave no room, with the reasons."""
+        return {
+            name: f"Record {name}: its prompt has {length} tokens, and an answer of "
+            f"the {self.role} up to max_new_tokens={self.max_new_tokens}, more than "
+            f"{limit} together. Raise "
+            f"`{self.role}.preprocessor.{self.family.answer_length}`, give a smaller "
+            "`max_new_tokens`, or leave the record out "
+            '(`on_too_long="skip"` of the preprocessor does).'
+            for name, length in zip(names, lengths, strict=True)
+            if length + self.max_new_tokens > limit
+        }
 
     def answered(self, prompts, batch_size):
         """Yields each key of `prompts` with its answer, in groups of one size.

@@ -3,6 +3,35 @@
 from keras_betakd.distribution.replicas import process_position
 from keras_betakd.preprocessing.encoding import Encoder
 from keras_betakd.preprocessing.image_formats import format_of
+from keras_betakd.preprocessing.iterables import IterableBatches, StreamBatches
+
+
+def expect_readable_anew(dataset, data):
+    """Raises a `ValueError` unless a data set tells its length and is read anew.
+
+    Args:
+        dataset: the `PyDataset` that was made of it; `None` for arrays.
+        data: what was given.
+    """
+    once = dataset is None or dataset.num_batches is None
+    if once or isinstance(dataset, (IterableBatches, StreamBatches)):
+        raise ValueError(
+            "`StudentAnswers` takes raw records, or a `keras.utils.PyDataset` of "
+            "batches of them that tells their number: each epoch is read twice, to be "
+            "answered and to be trained on. Received: data of type "
+            f"{type(data).__name__}"
+        )
+
+
+def expect_other_validation(validation_data):
+    """Raises a `ValueError` where a student would be validated on its own answers."""
+    first = validation_data[:1] if isinstance(validation_data, tuple) else ()
+    if any(getattr(x, "changes_at_epochs", False) for x in (validation_data, *first)):
+        raise ValueError(
+            "`validation_data` cannot be `StudentAnswers`: the student would be "
+            "validated on answers that it made itself, without labels. Give the data "
+            "that it was made of."
+        )
 
 
 def expect_on_policy(distiller, max_new_tokens, steps):

@@ -27,7 +27,7 @@ class AnswerReport(keras.callbacks.Callback):
         if logs is not None:
             logs.update(found)
         self._epochs += 1
-        ended = found.get("answers_ended", 1.0)
+        ended = found["answers_ended"]
         if self._epochs > 1 and ended < _FEWEST_ENDED and not self._warned:
             self._warned = True
             warnings.warn(

@@ -23,10 +23,23 @@ class AnswerSampler(keras_hub.samplers.Sampler):
         classes: int, the number of classes, from the first, that are tokens of teacher
             and student; the others pad a vocabulary, and are never drawn. `None` for
             all.
+        excluded: ids that are never drawn: those that stand for images in a prompt, and
+            that a model would take for one in an answer, too.
+
+    Raises:
+        ValueError: `top_k` is more than `classes`.
     """
 
-    def __init__(self, temperature=1.0, top_k=None, top_p=None, classes=None):
+    def __init__(
+        self, temperature=1.0, top_k=None, top_p=None, classes=None, excluded=()
+    ):
         super().__init__(temperature=temperature)
+        if top_k is not None and classes is not None and top_k > classes:
+            raise ValueError(
+                "`top_k` cannot be more than the number of tokens. Received: "
+                f"top_k={top_k}, tokens: {classes}"
+            )
+        self.excluded = tuple(excluded)
         self.top_k = top_k
         self.top_p = top_p
         self.classes = classes
@@ -53,6 +66,8 @@ class AnswerSampler(keras_hub.samplers.Sampler):
         """The tokens that may be drawn: bool (B, V)."""
         numbers = ops.arange(ops.shape(probabilities)[-1], dtype="int32")
         allowed = numbers[None] < (self.classes or ops.shape(probabilities)[-1])
+        for token in self.excluded:
+            allowed = ops.logical_and(allowed, numbers[None] != token)
         kept = ops.where(allowed, probabilities, 0.0)
         if self.top_k == 1:  # one token, also where several are equally likely
             return numbers[None] == ops.argmax(kept, axis=-1)[:, None]
@@ -75,4 +90,5 @@ class AnswerSampler(keras_hub.samplers.Sampler):
             "top_k": self.top_k,
             "top_p": self.top_p,
             "classes": self.classes,
+            "excluded": self.excluded,
         }

@@ -1,27 +1,33 @@
 """`StudentAnswers`: training data of which the student answers a share itself."""
 
 import contextlib
-import numbers
 
 import keras
 import numpy as np
 
 from keras_betakd.on_policy.answers import Answer
-from keras_betakd.on_policy.arguments import expect_counts, expect_sampling
+from keras_betakd.on_policy.arguments import (
+    expect_counts,
+    expect_sampling,
+    expect_seed,
+)
 from keras_betakd.on_policy.batches import (
     column_of,
     read_batch,
     size_of,
+    unanswered,
     with_columns,
 )
 from keras_betakd.on_policy.decoder import AnswerDecoder, hashed_seed
-from keras_betakd.on_policy.refusals import expect_on_policy
+from keras_betakd.on_policy.drawing import drawn_rows, expect_share
+from keras_betakd.on_policy.refusals import expect_on_policy, expect_readable_anew
 from keras_betakd.preprocessing.adapters import as_dataset, take_records
 from keras_betakd.preprocessing.records import record_ids
 
 _UNBOUND = (
-    "`StudentAnswers` must be what `fit` is given: only there is a student that "
-    "answers. Give other methods, and a `ProcessShare`, the data that it was made of."
+    "`StudentAnswers` must be the training data that `fit` is given: only there is a "
+    "student that answers. Give other methods, `validation_data` and a `ProcessShare` "
+    "the data that it was made of."
 )
 
 
@@ -30,25 +36,29 @@ class StudentAnswers(keras.utils.PyDataset):
 
     Use it where a student makes mistakes that no given answer shows, and where there
     are prompts without answers. At the beginning of each epoch the student answers
-    `round(on_policy * N)` of the N records, drawn anew in each epoch, as it would where
-    it is used: token by token, from its own distribution. Teacher and student are then
+    `on_policy * N` of the N records, drawn anew in each epoch, as it would where it is
+    used: token by token, from its own distribution. Teacher and student are then
     compared at every token of these answers, the one that ends them included. They have
     no label, so the cross-entropy leaves them out (their `"task_weight"` is 0); the
-    other records are trained on as ever. The formula is in `keras_betakd.on_policy`.
+    other records are trained on as ever. Of a conversation the last turn is answered,
+    after the given answers to the others, which are not trained on in that epoch. The
+    formula is in `keras_betakd.on_policy`.
 
     Start from a student that was trained on given answers first: one that answers
     nonsense learns from nonsense. Prefer `ReverseKLEnergy` or `JensenShannonEnergy`.
     Answers are drawn anew once an epoch; cut a long epoch by `EpochParts`, so that they
     are those of a student of 10 to 50 steps ago.
 
-    A training that is resumed draws the same answers, since they depend on the weights,
-    the seed and the number of the epoch alone.
+    A training that is resumed draws the same answers: they depend on the weights, the
+    seed, the number of the epoch, the order of the data and `batch_size` alone.
 
     Args:
         data: raw records, or a data set of batches of them, as for `fit`: a
             `ScienceQADataset`, an `EpochParts`, any `keras.utils.PyDataset` that tells
-            its length. Records without a response, `None` or no `"responses"` at all,
-            are always answered by the student.
+            its length and can be read again. It is read in the thread of the training,
+            whatever its `workers`: the answers must be there before. Records without a
+            response, `None` or no `"responses"` at all, are always answered by the
+            student.
         on_policy: the share of all records that is drawn to be answered by the student,
             from 0 to 1, or a function of the number of the epoch that returns it.
             Defaults to 0.5.
@@ -101,14 +111,12 @@ class StudentAnswers(keras.utils.PyDataset):
         seed=0,
         batch_size=None,
     ):
-        _expect_share(on_policy)
+        expect_share(on_policy)
+        expect_seed(seed)
         expect_counts(max_new_tokens=max_new_tokens, batch_size=batch_size)
         expect_sampling(temperature, top_k, top_p)
-        super().__init__(
-            workers=getattr(data, "workers", 1),
-            use_multiprocessing=getattr(data, "use_multiprocessing", False),
-            max_queue_size=getattr(data, "max_queue_size", 10),
-        )
+        # One worker: the queue of several would be filled before the epoch's answers.
+        super().__init__(workers=1, use_multiprocessing=False)
         self.data = data
         self.on_policy = on_policy
         self.max_new_tokens = max_new_tokens
@@ -116,11 +124,12 @@ class StudentAnswers(keras.utils.PyDataset):
         self.seed = seed
         self.batch_size = batch_size
         self.last = []
-        self._dataset = None
-        self._decoder = None
+        self._dataset = self._decoder = None
+        self._epoch = 0
+        self._is_bound = False
         self._tokens = {}  # of the records that were answered, by batch and row
         self._due = False
-        self._answered = self._made_for = None
+        self._answered = self._made_for = self._made_of = None
 
     def bind(self, distiller, batch_size=None, shuffle=True, steps=None, verbose=0):
         """Lets the student of a distiller answer; `fit` calls it.
@@ -132,19 +141,24 @@ class StudentAnswers(keras.utils.PyDataset):
         length = distiller.preprocessor and distiller.preprocessor.max_response_length
         tokens = self.max_new_tokens or length
         expect_on_policy(distiller, tokens, steps)
-        dataset = as_dataset(self.data, batch_size, shuffle)
-        if dataset is None or dataset.num_batches is None:
-            raise ValueError(
-                "`StudentAnswers` takes raw records, or batches of them of which the "
-                "number is known. Received: data of type "
-                f"{type(self.data).__name__}"
-            )
-        if self._dataset is None or dataset is not self.data:
-            self._dataset, self._epoch = dataset, getattr(dataset, "epoch", 0)
+        # Records that were shuffled before go on with their next epoch.
+        if self._dataset is None or self._made_of != (batch_size, shuffle):
+            dataset = as_dataset(self.data, batch_size, shuffle)
+            expect_readable_anew(dataset, self.data)
+            self._dataset, self._epoch = dataset, 0
+            self._made_of = batch_size, shuffle
+        self._epoch = getattr(self._dataset, "epoch", self._epoch)
         self._iterations = distiller.optimizer.iterations
         self._shows_progress = verbose in ("auto", 1)
-        self._answered = None
+        self._answered, self._tokens = None, {}
+        skips = distiller.preprocessor.on_too_long == "skip"
+        self._skipped = distiller.preprocessor.skipped if skips else None
         self._make_decoder(distiller, tokens)
+        self._is_bound = True
+
+    def release(self):
+        """Ends what `bind` began; `fit` calls it. `last` stays."""
+        self._is_bound = False
 
     def _make_decoder(self, distiller, tokens):
         """Makes the decoder, unless the one there is has been made for the same."""
@@ -186,7 +200,7 @@ class StudentAnswers(keras.utils.PyDataset):
 
     @property
     def _bound(self):
-        if self._dataset is None:
+        if not self._is_bound:
             raise ValueError(_UNBOUND)
         return self._dataset
 
@@ -196,17 +210,18 @@ class StudentAnswers(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         batch = read_batch(self._bound, index)
-        given, tokens = column_of(batch, "responses"), _tokens(batch)
-        size = len(given)
-        task = batch.get("task_weight")
-        task = np.ones(size) if task is None else np.array(task, "float32")
-        for row in range(size):
+        tokens, lacking = column_of(batch, "response_tokens"), unanswered(batch)
+        keys = "sample_weight", "task_weight"
+        weights = {key: _weights(batch, key) for key in keys}
+        for row in range(len(tokens)):
             own = self._tokens.get((index, row))
-            if own is None and given[row] is None and tokens[row] is None:
-                own = self._decoder.end  # Keras looks at batches before epochs
+            if own is None and lacking[row]:
+                # Keras looks at batches before epochs; a prompt may have been skipped.
+                own, weights["sample_weight"][row] = self._decoder.end, 0
             if own is not None:
-                tokens[row], task[row] = own, 0
-        columns = {"responses": given, "response_tokens": tokens, "task_weight": task}
+                tokens[row], weights["task_weight"][row] = own, 0
+        responses = column_of(batch, "responses")
+        columns = {"responses": responses, "response_tokens": tokens, **weights}
         return with_columns(batch, columns)
 
     def places_of(self, index):
@@ -251,16 +266,9 @@ class StudentAnswers(keras.utils.PyDataset):
         """For each batch the rows that are drawn to be answered."""
         share = self.on_policy
         if callable(share):
-            share = _expect_share(share(self._epoch))
+            share = expect_share(share(self._epoch), self._epoch)
         sizes = [size_of(self._bound, index) for index in range(self.num_batches)]
-        places = np.repeat(np.arange(len(sizes)), sizes)
-        generator = np.random.default_rng((self.seed, self._epoch))
-        chosen = generator.permutation(len(places))[: round(share * len(places))]
-        rows, starts = [[] for _ in sizes], np.cumsum([0, *sizes])
-        for place in np.sort(chosen):
-            batch = places[place]
-            rows[batch].append(int(place - starts[batch]))
-        return rows
+        return drawn_rows(share, sizes, self.seed, self._epoch)
 
     def _prompts(self, drawn, names):
         """Yields the prompts to answer, by batch and row, and notes their names.
@@ -276,30 +284,30 @@ class StudentAnswers(keras.utils.PyDataset):
                 names.update(zip(keys, record_ids(records, len(rows)), strict=True))
                 # In place of the last answers, given or not.
                 records["response_tokens"] = [self._decoder.end] * len(rows)
-                yield from self._decoder.prompts(records, keys)
+                yield from self._decoder.prompts(records, keys, self._skipped)
 
     def _asked(self, index, rows):
         """`(rows, records)` of a batch: those drawn, and those without a response."""
         if hasattr(self._bound, "part"):  # of `keras_betakd.data`, all with a response
             return rows, self._bound.part(index, rows) if rows else None
         batch = read_batch(self._bound, index)
-        given = zip(column_of(batch, "responses"), _tokens(batch), strict=True)
-        lacking = [text is None and ids is None for text, ids in given]
-        rows = sorted({*rows, *np.flatnonzero(lacking).tolist()})
+        rows = sorted({*rows, *np.flatnonzero(unanswered(batch)).tolist()})
         return rows, take_records(batch, rows) if rows else None
 
 
-def _tokens(batch):
-    """The answers of raw records that are given by their ids; `None` for others."""
-    return column_of(batch, "response_tokens")
+def _weights(batch, key):
+    """A column of weights as an array that may be changed, of ones if there is none."""
+    given = batch.get(key)
+    if given is None:
+        return np.ones(len(batch["prompts"]), "float32")
+    return np.array(given)
 
 
-def _expect_share(share):
-    """Returns a share, or a function that returns one; raises if it is neither."""
-    is_number = isinstance(share, numbers.Real) and not isinstance(share, bool)
-    if callable(share) or (is_number and 0 <= share <= 1):
-        return share
-    raise ValueError(
-        "`on_policy` must be a share from 0 to 1, or a function of the number of the "
-        f"epoch that returns one. Received: on_policy={share!r}"
-    )
+@contextlib.contextmanager
+def released(answers):
+    """Within, a `StudentAnswers` is bound, or `None`; it is released in the end."""
+    try:
+        yield
+    finally:
+        if answers is not None:
+            answers.release()

@@ -158,9 +158,9 @@ def _with_placeholders(responses, tokens, prompts):
     """The responses, with a word in place of each that is given by its tokens."""
     found = []
     for text, ids, turns in zip(responses, tokens, prompts, strict=True):
-        if ids is not None:
-            is_text = text is None or isinstance(text, (str, bytes))
-            earlier = [] if is_text else list(text)
+        is_list = isinstance(text, (list, tuple)) or getattr(text, "ndim", 0) == 1
+        if ids is not None and (is_list or text is None or isinstance(text, str)):
+            earlier = list(text) if is_list else []
             text = [*earlier[: len(turns) - 1], PLACEHOLDER]
         found.append(text)
     return found
