@@ -437,9 +437,7 @@ def test_wrong_arguments_are_refused(name, value):
 
 def test_data_that_cannot_be_answered_is_refused():
     model = distiller()
-    with pytest.raises(
-        ValueError, match="takes raw records, or a `keras"
-    ):
+    with pytest.raises(ValueError, match="takes raw records, or a `keras"):
         fitted(model, StudentAnswers(iter([records()])))
     with pytest.raises(ValueError, match="data that `fit` is given"):
         model.evaluate(StudentAnswers(records()), verbose=0)

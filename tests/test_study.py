@@ -280,3 +280,48 @@ def test_runs_side_by_side_are_those_of_fit(tmp_path):
     expected = split.measured(ours)["log_likelihood"]
     assert np.isclose(run["test"]["log_likelihood"], expected, atol=1e-3)
     assert run["beta"].keys() >= {"mean", "energy", "auc_biased", "auc_unsure"}
+
+
+@pytest.mark.backends
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="the study runs on JAX")
+def test_own_answers_stand_behind_the_given_rows():
+    """They have no label, and the teacher's logits are those at their own words."""
+    import types
+
+    from own_answers import WARM_START, OwnAnswers
+
+    classes = len(WORDS)
+    images, tokens = keras.Input((2, 3), name="images"), keras.Input((LONGEST,))
+    logits = keras.layers.Dense(classes)(keras.layers.Embedding(classes, 4)(tokens))
+    student = keras.Model({"images": images, "tokens": tokens}, logits)
+
+    def teacher_at(before, images):
+        return np.repeat(before[..., None], classes, axis=-1).astype("float32")
+
+    inputs = {
+        "images": np.random.default_rng(0).normal(size=(4, 2, 3)).astype("float32"),
+        "tokens": np.ones((4, LONGEST), "int32"),
+    }
+    train = types.SimpleNamespace(student=inputs, teacher_at=teacher_at)
+    labels = np.ones((4, LONGEST), "int32")
+    weight = np.ones(labels.shape, "float32")
+    x = {"student": inputs, "teacher": {"teacher_logits": np.ones((4, 22, classes))}}
+    x["sample_weight"] = weight
+    jobs = [(f"reverse-kl / task, on_policy={share}", "s", 0) for share in (0.5, 1)]
+    tasks = [types.SimpleNamespace(train=train)] * 2
+    own = OwnAnswers(jobs, tasks, [0, 0], (x, labels, weight), 8, student)
+    part = np.arange(16).reshape(2, 2, 4) % 4
+    weights_of = lambda i: [v.value for v in student.trainable_variables]  # noqa: E731
+    np.testing.assert_array_equal(own.replaced(0, part, weights_of), part)
+    rows = own.replaced(WARM_START, part, weights_of)
+    assert [(run >= 4).sum() for run in rows] == [4, 8]
+    x, labels, weight = own.data
+    assert (x["task_weight"][:4] == 1).all() and (x["task_weight"][4:] == 0).all()
+    np.testing.assert_array_equal(x["student"]["tokens"][4:, 1:], labels[4:, :-1])
+    theirs = x["teacher"]["teacher_logits"][4:, :, 0]
+    np.testing.assert_array_equal(theirs, x["student"]["tokens"][4:])
+    np.testing.assert_array_equal(weight[4:], labels[4:] > 0)
+    chosen = rows[1].reshape(-1)
+    scenes = part[1].reshape(-1)
+    ours = x["student"]["images"][chosen]
+    np.testing.assert_array_equal(ours, inputs["images"][scenes])

@@ -133,6 +133,7 @@ class Report:
                 settings,
             )
             for arm in arms_of(name)
+            if self.results.has(arm, *settings)
         ]
         return table(["", *self._titles(settings)], rows)
 
