@@ -14,7 +14,14 @@ import pytest
 from PIL import Image
 from test_families import model_of
 from test_families import records as family_records
-from test_student_answers import Fixed, distiller, fitted, of_other_tokenizers, records
+from test_student_answers import (
+    Fixed,
+    Read,
+    distiller,
+    fitted,
+    of_other_tokenizers,
+    records,
+)
 from test_student_answers import K as TOKENS
 from tiny_families import FAMILIES
 from tiny_models import random_image, tiny_gemma3, tiny_pali_gemma
@@ -423,14 +430,14 @@ def test_a_student_answers_a_share_of_them(tmp_path):
     model = distiller(ForwardKLEnergy())
     found = answered(tmp_path, model.teacher)
     data = StudentAnswers(found, 0.5)
-    fitted(model, data, epochs=1, shuffle=False)
-    for index in range(2):
-        batch = data[index]
+    read = Read(data)
+    fitted(model, data, epochs=1, shuffle=False, callbacks=[read])
+    for batch in read.batches:
         for row, key in enumerate(batch["ids"]):
             if batch["task_weight"][row]:
                 ids = batch["response_tokens"][row]
                 np.testing.assert_array_equal(ids, found.answers[key].tokens)
-    assert sum(sum(data[i]["task_weight"]) for i in range(2)) == 4
+    assert sum(sum(batch["task_weight"]) for batch in read.batches) == 4
 
 
 def test_a_cache_of_a_teacher_holds_its_answers(tmp_path):
