@@ -229,8 +229,8 @@ class FormattedDataset(keras.utils.PyDataset):
             return self._remembered(index)
         # On TensorFlow Keras takes for fixed what its first looks at the data, at the
         # batches 0 and 1, have in common.
-        first = self._remembered(0)
-        return with_other_sizes(self._remembered(1), first)
+        first, batch = self._newest.get(self._place(0)), self._remembered(1)
+        return with_other_sizes(batch, batch if first is None else first)
 
     def _remembered(self, index):
         """The batch of a step, formatted once where it is asked for again."""
