@@ -10,9 +10,12 @@ import numpy as np
 from keras_betakd.evaluation.answer_text import without_marks
 from keras_betakd.models.chat_generation import generated
 from keras_betakd.models.uncached_decoding import uncached_decoder
-from keras_betakd.preprocessing.prompts import Prompt, grouped, stacked_inputs
-
-_LENGTH_STEP = 64
+from keras_betakd.preprocessing.prompts import (
+    Prompt,
+    grouped,
+    rounded_length,
+    stacked_inputs,
+)
 
 
 def answered_groups(
@@ -69,7 +72,7 @@ def _total_length(group, max_new_tokens):
     if max_new_tokens is None:
         return limit
     needed = max(prompt.length for prompt in group) + max_new_tokens
-    return min(limit, -(-needed // _LENGTH_STEP) * _LENGTH_STEP)
+    return rounded_length(needed, limit)
 
 
 def _decoded(model, inputs, length):

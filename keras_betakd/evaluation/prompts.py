@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from keras_betakd.preprocessing.prompts import Prompt
+from keras_betakd.preprocessing.prompts import Prompt, as_prompts
 
 
 class PromptTooLong(ValueError):
@@ -84,15 +84,12 @@ class PromptReader:
             start = len(self.ids)
             batch["ids"] = range(start, start + len(batch.get("prompts", ())))
         records = checked_records(batch)
-        ids, size = records["ids"], len(records["ids"])
+        ids = records["ids"]
         self._expect_new(ids)
         records = without_last_answers(records)
         inputs = model_inputs(self.preprocessor, records, self._template)
         lengths = self._lengths(inputs, ids)
-        for i, (name, length) in enumerate(zip(ids, lengths, strict=True)):
-            row = {key: value[i] for key, value in inputs.items()}
-            kind = length if self._format.bidirectional_prompt else None
-            yield Prompt(name, row, length, self.limit - length, kind, size)
+        yield from as_prompts(self._format, inputs, lengths, self.limit, ids)
 
     def _expect_new(self, ids):
         for name in ids:

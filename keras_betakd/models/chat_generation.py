@@ -42,8 +42,7 @@ def generated(model, inputs, max_length=None, stop_token_ids="auto", strip_promp
 
     family = format_of(model.preprocessor)
     options = {"max_length": max_length}
-    as_ids = "chats" in inputs and family.chat_form == "ids"
-    if not (as_ids or family.packs_prompts):
+    if not family.gives_ids(inputs):
         if "chats" in inputs and isinstance(stop_token_ids, str):  # "auto"
             stop_token_ids = stop_tokens(model.preprocessor, inputs)
         if not isinstance(stop_token_ids, str):

@@ -169,10 +169,8 @@ def _decoder(model, family, prompt_template, max_new_tokens, sampling):
     from keras_betakd.models.views import view_of
 
     template = resolved_template(prompt_template, family)
-    # Classes that pad a vocabulary are no tokens.
-    options = {"classes": model.preprocessor.tokenizer.vocabulary_size(), **sampling}
     return AnswerDecoder(
-        view_of(model), template, max_new_tokens, role="model", **options
+        view_of(model), template, max_new_tokens, role="model", **sampling
     )
 
 

@@ -12,15 +12,13 @@ from keras_betakd.models.uncached_decoding import token_decoder
 from keras_betakd.preprocessing.image_formats import format_of
 from keras_betakd.preprocessing.preprocessor import without_images
 from keras_betakd.preprocessing.prompts import (
-    Prompt,
+    as_prompts,
     grouped,
     prompt_inputs,
+    rounded_length,
     stacked_inputs,
 )
 from keras_betakd.preprocessing.record_checks import checked_records
-
-# Lengths are rounded up to a multiple of it, so that few shapes are compiled.
-_LENGTH_STEP = 64
 
 
 def hashed_seed(*parts):
@@ -71,12 +69,14 @@ class AnswerDecoder:
         self.max_new_tokens = max_new_tokens
         self.blind = blind
         self.role = role
+        # Classes that pad a vocabulary are no tokens.
+        size = view.model.preprocessor.tokenizer.vocabulary_size()
+        classes = size if classes is None else min(classes, size)
         excluded = view.placeholder_ids
         self.sampler = AnswerSampler(temperature, top_k, top_p, classes, excluded)
         self._function = self._compiled_for = None
         self._length = 0
         self._uncached = None
-        self._random = None
 
     def begin(self, seed):
         """Starts anew, as if nothing had been decoded before.
@@ -87,7 +87,6 @@ class AnswerDecoder:
             seed: int below 2^31, from which a stream of random numbers begins.
         """
         self.sampler.begin(seed)
-        self._random = np.random.default_rng(seed)
         self._length = 0
 
     def prompts(self, records, keys, skipped=None):
@@ -113,13 +112,12 @@ class AnswerDecoder:
         reasons = self._without_room(records.names, lengths, limit)
         if reasons and skipped is None:
             raise ValueError(next(iter(reasons.values())))
-        for i, (key, length) in enumerate(zip(keys, lengths, strict=True)):
-            if records.names[i] in reasons:
-                skipped[records.names[i]] = reasons[records.names[i]]
-                continue
-            row = {name: value[i] for name, value in inputs.items()}
-            kind = length if self.family.bidirectional_prompt else None
-            yield Prompt(key, row, length, limit - length, kind, len(keys))
+        found = as_prompts(self.family, inputs, lengths, limit, keys)
+        for name, prompt in zip(records.names, found, strict=True):
+            if name in reasons:
+                skipped[name] = reasons[name]
+            else:
+                yield prompt
 
     @property
     def end(self):
@@ -189,8 +187,7 @@ class AnswerDecoder:
     def _total_length(self, group):
         """The length to decode in; it grows until `begin`, so that few are compiled."""
         needed = max(prompt.length for prompt in group) + self.max_new_tokens
-        rounded = -(-needed // _LENGTH_STEP) * _LENGTH_STEP
-        self._length = max(self._length, min(rounded, self._limit))
+        self._length = max(self._length, rounded_length(needed, self._limit))
         return self._length
 
     @contextlib.contextmanager
@@ -245,11 +242,5 @@ class AnswerDecoder:
 
     def _chosen(self, logits):
         """Samples tokens, int (B,), from logits (B, V)."""
-        allowed = logits.astype("float64") / self.sampler.temperature
-        allowed -= allowed.max(axis=-1, keepdims=True)
-        probabilities = keras.ops.convert_to_tensor(np.exp(allowed), "float32")
-        probabilities = probabilities / keras.ops.sum(probabilities, -1, keepdims=True)
-        kept = keras.ops.convert_to_numpy(self.sampler.allowed(probabilities))
-        shares = np.cumsum(np.where(kept, np.exp(allowed), 0.0), axis=-1)
-        drawn = self._random.random((len(shares), 1)) * shares[:, -1:]
-        return np.argmax(shares > drawn, axis=-1)
+        probabilities = self.sampler.compute_probabilities(logits)
+        return keras.ops.convert_to_numpy(self.sampler.get_next_token(probabilities))

@@ -164,10 +164,7 @@ class StudentAnswers(keras.utils.PyDataset):
         """Makes the decoder, unless the one there is has been made for the same."""
         preprocessor, view = distiller.preprocessor, distiller.student_view
         template = preprocessor.prompt_templates["student"]
-        # Classes that pad a vocabulary are no tokens.
-        sizes = [preprocessor.student_preprocessor.tokenizer.vocabulary_size()]
-        sizes += [distiller.vocabulary_size] if distiller.vocabulary_size else []
-        options = {"classes": min(sizes), **self.sampling}
+        options = {"classes": distiller.vocabulary_size, **self.sampling}
         made_for = view, template, tokens, preprocessor.blind_student
         if self._decoder is None or self._made_for != made_for:
             self._made_for = made_for

@@ -15,6 +15,9 @@ from keras_betakd.preprocessing.record_checks import CheckedRecords
 # there is a full group of one kind. Beyond it, groups are padded with repetitions.
 _MOST_WAITING = 64
 
+# Lengths are rounded up to a multiple of it, so that few shapes are compiled.
+_LENGTH_STEP = 64
+
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
@@ -60,6 +63,33 @@ def prompt_inputs(family, records, template):
     if getattr(family.preprocessor, "image_converter", None) is None:
         expect_no_mark_without_image(inputs["prompts"], records.names)
     return inputs
+
+
+def as_prompts(family, inputs, lengths, limit, keys) -> Iterator[Prompt]:
+    """Yields the `Prompt`s of a batch.
+
+    Args:
+        family: The `TextFormat` of the model.
+        inputs: What `prompt_inputs` or `model_inputs` returned.
+        lengths: Tokens of each prompt.
+        limit: Tokens of prompt and answer together.
+        keys: What each record is found by.
+    """
+    for i, (key, length) in enumerate(zip(keys, lengths, strict=True)):
+        row = {name: value[i] for name, value in inputs.items()}
+        kind = length if family.bidirectional_prompt else None
+        yield Prompt(key, row, length, limit - length, kind, len(keys))
+
+
+def rounded_length(needed: int, limit: int) -> int:
+    """A length to decode in, rounded up so that few shapes are compiled.
+
+    Example:
+
+    >>> rounded_length(70, 512), rounded_length(70, 100)
+    (128, 100)
+    """
+    return min(limit, -(-needed // _LENGTH_STEP) * _LENGTH_STEP)
 
 
 def grouped(

@@ -159,7 +159,8 @@ def _with_placeholders(responses, tokens, prompts):
     found = []
     for text, ids, turns in zip(responses, tokens, prompts, strict=True):
         is_list = isinstance(text, (list, tuple)) or getattr(text, "ndim", 0) == 1
-        if ids is not None and (is_list or text is None or isinstance(text, str)):
+        is_text = text is None or isinstance(text, (str, bytes))
+        if ids is not None and (is_list or is_text):
             earlier = list(text) if is_list else []
             text = [*earlier[: len(turns) - 1], PLACEHOLDER]
         found.append(text)

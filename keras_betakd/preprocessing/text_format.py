@@ -189,6 +189,10 @@ class TextFormat:
             return inputs["prompts"]
         return {"prompts": inputs["prompts"], **images}
 
+    def gives_ids(self, inputs):
+        """Whether `generate` is given token ids of these inputs, not their texts."""
+        return self.packs_prompts or ("chats" in inputs and self.chat_form == "ids")
+
     def step_inputs(self, inputs, length):
         """The inputs of the model's `generate_step`, padded to `length`: NumPy arrays.
 
@@ -196,7 +200,7 @@ class TextFormat:
             inputs: what `prompt_inputs` returned.
             length: the number of tokens of prompt and answer.
         """
-        if self.packs_prompts or ("chats" in inputs and self.chat_form == "ids"):
+        if self.gives_ids(inputs):
             return self.packed_prompts(inputs, length)
         packed = self.preprocessor.generate_preprocess(
             self.generation(inputs), sequence_length=length
@@ -230,7 +234,7 @@ class TextFormat:
         Returns:
             Dict of the preprocessor's attribute that limits the number to B ints.
         """
-        if self.packs_prompts or ("chats" in inputs and self.chat_form == "ids"):
+        if self.gives_ids(inputs):
             return {self.answer_length: [len(p) for p in self._prompt_ids(inputs)]}
         length = limit + 1
         while True:
