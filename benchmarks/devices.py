@@ -1,6 +1,6 @@
 """Estimates memory and speed of a pair on several devices; nothing is run.
 
-    python benchmarks/devices.py --plot benchmarks/devices.png
+    python benchmarks/devices.py --plot docs/pictures/devices.png
 
 Prints the memory of each device for the pairs below, and simulates a step of data
 parallel training: compute shared out, then the gradient's all-reduce, part of which

@@ -1,6 +1,6 @@
 """Measures how time and memory of head and loss grow, fused and with full logits.
 
-    python benchmarks/scaling.py --backend jax --plot benchmarks/scaling.png
+    python benchmarks/scaling.py --backend jax --plot docs/pictures/scaling.png
 
 Varies one of vocabulary V, answers K, positions T (K of them supervised), batch B and
 number of energies E; the others stay at V=16,384, K=T=128, B=1, E=1, with hidden widths

@@ -140,7 +140,7 @@ def make_distiller(args):
         student,
         energies=ENERGIES[args.energy](),
         beta=BETAS[args.beta](),
-        task_beta=True,  # wrong labels then cost less: see benchmarks/STUDY.md
+        task_beta=True,  # wrong labels then cost less: see docs/study.md
         freeze=FREEZE[args.freeze],
         vocabulary_size=args.vocabulary_size,
         preprocessor=keras_betakd.DistillationPreprocessor(

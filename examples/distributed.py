@@ -1,4 +1,4 @@
-"""Distils on several devices or in several processes; launch commands: distributed.md.
+"""Distils on several devices or in several processes; launch commands: docs/devices.md.
 
 Without arguments it distils the shipped easy-VQA teacher into an untrained student, on
 all devices; `--data`, `--teacher` and `--student` are those of `scienceqa.py`.

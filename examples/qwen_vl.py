@@ -210,7 +210,7 @@ def make_distiller(teacher, student, args):
         student,
         energies=energies,
         beta=BETAS[args.beta](),
-        task_beta=True,  # wrong labels then cost less: see benchmarks/STUDY.md
+        task_beta=True,  # wrong labels then cost less: see docs/study.md
         freeze=FREEZE[args.freeze],
         vocabulary_size=common_classes(teacher, student),
         preprocessor=keras_betakd.DistillationPreprocessor(

@@ -531,7 +531,7 @@ QUANTIZED = {"Gemma4": _LANGUAGE, "Qwen3_5": _LANGUAGE}
 
 
 def support_table():
-    """The table of the README."""
+    """The table of docs/models.md."""
     lines = ["| family | " + " | ".join(SUPPORT) + " |"]
     lines.append("|---" * (len(SUPPORT) + 1) + "|")
     for name in FAMILIES:

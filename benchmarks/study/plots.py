@@ -1,4 +1,4 @@
-"""The plots of STUDY.md."""
+"""The plots of docs/study.md."""
 
 import os
 

@@ -4,7 +4,7 @@
     python benchmarks/study/study.py run       # all runs; goes on where it was stopped
     python benchmarks/study/study.py confirm   # what was found, with other seeds
     python benchmarks/study/study.py others    # the same where more than beta differs
-    python benchmarks/study/study.py report    # writes STUDY.md and its plots
+    python benchmarks/study/study.py report    # writes docs/study.md and its plots
     python benchmarks/study/study.py teachers  # trains the teachers anew
 
 `cell` trains the students of one arm in one setting anew, and prints their accuracy
@@ -137,7 +137,8 @@ def teachers(args):
 def report(args):
     from tables import write_study
 
-    write_study(args.runs, os.path.join(os.path.dirname(HERE), "STUDY.md"), HERE)
+    docs = os.path.join(os.path.dirname(os.path.dirname(HERE)), "docs")
+    write_study(args.runs, docs)
 
 
 COMMANDS = {

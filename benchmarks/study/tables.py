@@ -1,4 +1,4 @@
-"""Writes STUDY.md from the runs: fills in the tables and numbers of its template.
+"""Writes docs/study.md from the runs: fills in the tables and numbers of its template.
 
 The fields of `study_template.md` are `{{expression}}`, evaluated on the functions of
 this module, so that every number of the report comes from the runs.
@@ -8,17 +8,29 @@ import json
 import os
 import re
 
-from arms import COMPARED, GROUPS, HIDDEN, LEARNED, MAIN_ENERGIES, arms_of
+from arms import (
+    COMPARED,
+    GROUPS,
+    HIDDEN,
+    LEARNED,
+    MAIN_ENERGIES,
+    OF_OWN,
+    SHARES,
+    arms_of,
+    on_policy,
+)
 from plots import draw
 from results import Results, accuracy, fixed_arms
 from settings import BATCH, EXPERIMENTS, FRESH_SEEDS, SEEDS, SETTINGS, title_of
 
 
-def write_study(runs, path, folder):
-    """Writes the report, and its plots to `folder`."""
+def write_study(runs, folder):
+    """Writes the report, study.md, to a folder, and its plots to study/ in it."""
     results, fresh = Results(runs, SEEDS), Results(runs, FRESH_SEEDS)
-    draw(results, folder)
-    with open(os.path.join(folder, "study_template.md")) as file:
+    path = os.path.join(folder, "study.md")
+    draw(results, os.path.join(folder, "study"))
+    here = os.path.dirname(os.path.abspath(__file__))
+    with open(os.path.join(here, "study_template.md")) as file:
         template = file.read()
     with open(path, "w") as file:
         file.write(filled_in(template, Report(results, fresh)))
@@ -133,9 +145,27 @@ class Report:
                 settings,
             )
             for arm in arms_of(name)
-            if self.results.has(arm, *settings)
+            if self.results.has(arm, *settings) and not on_policy(arm)
         ]
         return table(["", *self._titles(settings)], rows)
+
+    def own_answers_table(self):
+        """Accuracy by the share of the student's own answers, and what it changes."""
+        settings = EXPERIMENTS["sentences"].settings
+        rows = []
+        for given in OF_OWN:
+            rows.append([*self._accuracies(name_of(given), given, [], settings), ""])
+            for share in SHARES:
+                arm = f"{given}, on_policy={share:g}"
+                cells = self._accuracies(f"{share:.0%} own answers", arm, [], settings)
+                rows.append([*cells, self.versus(arm, given, settings)])
+        heads = ["", *self._titles(settings), "above given answers alone"]
+        return table(heads, rows)
+
+    def own_in(self, arm, share, *settings):
+        """What a share of own answers changes in some settings, all if none."""
+        settings = settings or EXPERIMENTS["sentences"].settings
+        return self.versus(f"{arm}, on_policy={share:g}", arm, settings)
 
     def versus_in(self, experiment, arm, other, read=accuracy):
         """A paired difference over the settings of an experiment."""

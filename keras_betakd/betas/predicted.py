@@ -202,7 +202,7 @@ def expect_shrinkage(shrinkage, features):
             'A beta predicted from `features="hidden_states"` without `shrinkage` '
             "gives most of the gradient to questions that the student has learnt "
             "already, and does worse than one `TaskBeta` in our study "
-            "(benchmarks/STUDY.md). Use `shrinkage=4.0`, or the default features.",
+            "(docs/study.md). Use `shrinkage=4.0`, or the default features.",
             stacklevel=4,
         )
     return float(shrinkage)

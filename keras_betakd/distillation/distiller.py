@@ -93,7 +93,7 @@ class BetaKDDistiller(
         task_beta: the beta of CE, if it has one of its own too (Kendall and Gal 2018):
             a beta layer, or `True` for a `TaskBeta()`. `None` (default) leaves CE as it
             is, as in the paper. A beta helps where labels may be wrong: they keep CE
-            large, and so its beta small (`benchmarks/STUDY.md`).
+            large, and so its beta small (`docs/study.md`).
         reduction: `"example"` (default) averages over the tokens of an example, then
             over examples; `"token"` over all tokens. With gradient accumulation these
             are the means of each batch, which are then averaged with equal weight:
