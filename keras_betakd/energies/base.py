@@ -81,7 +81,7 @@ class Energy(keras.losses.Loss):
 
     # Which output a distiller compares in place of the logits at the answer, for
     # example "image_features"; `None` for those logits.
-    features = None
+    features: str | None = None
 
     # Whether the student's features pass through a learned linear projection where
     # their width differs from the teacher's.

@@ -1,6 +1,7 @@
 """Generates greedy answers of a keras-hub model, the same for every batch size."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import keras
 
@@ -10,7 +11,7 @@ from keras_betakd.evaluation.prompts import PromptReader
 
 def generate_answers(
     model,
-    batches: Iterable[dict],
+    batches: Iterable[dict] | dict,
     batch_size: int | None = None,
     max_length: int | None = None,
     max_new_tokens: int | None = None,
@@ -88,7 +89,7 @@ def generate_answers(
     groups = answered_groups(model, prompts, batch_size, max_length, max_new_tokens)
     answers: dict[str, str] = {}
     bar = keras.utils.Progbar(total, unit_name="prompt") if progress else None
-    if total:
+    if bar and total:
         bar.update(0)  # the first answers may take a minute
     for group in groups:
         answers.update((prompt.id, text) for prompt, text in group)
@@ -100,7 +101,7 @@ def generate_answers(
     return {name: answers[name] for name in reader.ids}
 
 
-def count_prompts(batches: Iterable[dict]) -> int | None:
+def count_prompts(batches: Any) -> int | None:
     """The number of prompts in batches; `None` where nothing tells it.
 
     A data set that tells the number of its batches alone is taken to have as many

@@ -18,7 +18,7 @@ _ATTRIBUTE = "_betakd_prompt_template"
 # Marks that end answers: a tokenizer with one of them may be that of a chat model.
 _ENDS = ("<end_of_turn>", "<turn|>", "<|im_end|>", "<|eot_id|>", "<|end|>", "[/INST]")
 _LOGGER = logging.getLogger("keras_betakd")
-_SAID = set()
+_SAID: set[str] = set()
 
 
 def remember_template(preprocessor, template):

@@ -107,17 +107,17 @@ def load_textvqa(
     questions = []
     lines = read_questions(question_file, image_folder)
     for number, (image_id, text, image, _) in enumerate(lines, 1):
-        text, mark, ocr = text.partition(_OCR)
+        text, mark, tokens = text.partition(_OCR)
         where = f"{os.fspath(question_file)!r}, question {number}"
         question = take(waiting, (image_id, _as_prompted(text)), where)
-        ocr = ocr if mark else None
+        ocr = tokens if mark else None
         questions.append(
             dataclasses.replace(question, question=text, ocr=ocr, image=image)
         )
     return questions
 
 
-def _annotated(path):
+def _annotated(path: str | os.PathLike) -> list[TextVQAQuestion]:
     entries = read_json(path)
     entries = entries.get("data") if isinstance(entries, Mapping) else None
     if not isinstance(entries, list):
