@@ -7,16 +7,17 @@ import keras
 
 from keras_betakd.evaluation.decoding import answered_groups
 from keras_betakd.evaluation.prompts import PromptReader
+from keras_betakd.preprocessing.prompt_templates import PromptTemplate
 
 
 def generate_answers(
-    model,
+    model: keras.Model,
     batches: Iterable[dict] | dict,
     batch_size: int | None = None,
     max_length: int | None = None,
     max_new_tokens: int | None = None,
     progress: bool = True,
-    prompt_template="auto",
+    prompt_template: PromptTemplate = "auto",
 ) -> dict[str, str]:
     """Generates the greedy answer of a keras-hub model to every prompt.
 

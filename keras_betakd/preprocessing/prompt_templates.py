@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 
 import keras
 
@@ -11,6 +12,9 @@ from keras_betakd.data.images import IMAGE_MARK
 from keras_betakd.preprocessing.chat_template import ChatTemplate
 from keras_betakd.preprocessing.chat_templates import chat_template
 from keras_betakd.preprocessing.chat_tokens import token_id
+
+PromptTemplate = str | ChatTemplate | Callable | None
+"""What `prompt_template` may be; `resolved_template` says what it means."""
 
 # Where a preprocessor keeps the template that its model was tuned with. Private, since
 # digests of preprocessors have a template of their own.

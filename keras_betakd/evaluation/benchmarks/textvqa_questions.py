@@ -50,7 +50,7 @@ class TextVQAQuestion(VQAQuestion):
     """
 
     image_id: str
-    answers: tuple[str, ...]
+    answers: Sequence[str]
     ocr: str | None = None
     image: Any = None
 
@@ -129,14 +129,14 @@ def _annotated(path: str | os.PathLike) -> list[TextVQAQuestion]:
     questions: dict[str, TextVQAQuestion] = {}
     for number, entry in enumerate(entries, 1):
         where = f"{os.fspath(path)!r}, entry {number}"
-        texts = require_texts(entry, keys, where)
-        if texts[0] in questions:
+        name, text, image_id = require_texts(entry, keys, where)
+        if name in questions:
             raise ValueError(
-                f"{where}: the question_id {texts[0]!r} has an entry above already. "
+                f"{where}: the question_id {name!r} has an entry above already. "
                 "Keep one entry of each."
             )
         with naming_file(path):
-            question = TextVQAQuestion(*texts, answers=entry.get("answers"))
+            question = TextVQAQuestion(name, text, image_id, entry.get("answers"))
         questions[question.id] = question
     return list(questions.values())
 
