@@ -43,7 +43,7 @@ class DistillationHistory(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, every=10, path=None):
+    def __init__(self, every: int = 10, path: str | os.PathLike | None = None):
         super().__init__()
         if not isinstance(every, int) or every < 1:
             raise ValueError(
@@ -51,9 +51,9 @@ class DistillationHistory(keras.callbacks.Callback):
             )
         self.every = every
         self.path = path
-        self.rows = []
+        self.rows: list[dict] = []
         self._step = 0
-        self._terms = {}
+        self._terms: dict[str, tuple] = {}
 
     def on_train_begin(self, logs=None):
         self._expect_own_file()
@@ -117,7 +117,7 @@ class DistillationHistory(keras.callbacks.Callback):
         self.rows.append({"step": self._step, **means})
         self._done, self._sums = done, sums
 
-    def write_csv(self, path):
+    def write_csv(self, path: str | os.PathLike) -> None:
         """Writes the rows to a CSV file, one line a window."""
         self._expect_rows()
         names = dict.fromkeys(name for row in self.rows for name in row)
@@ -126,7 +126,7 @@ class DistillationHistory(keras.callbacks.Callback):
             writer.writeheader()
             writer.writerows(self.rows)
 
-    def plot(self, path, title=None):
+    def plot(self, path: str | os.PathLike, title: str | None = None) -> None:
         """Plots what the rows hold over the steps (needs matplotlib).
 
         Cross-entropy and accuracy of training and validation, the total, the energies,

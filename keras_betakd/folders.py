@@ -6,8 +6,10 @@ import os
 import pathlib
 import secrets
 import socket
+import types
 import warnings
 
+fcntl: types.ModuleType | None
 try:
     import fcntl
 except ImportError:  # Windows
@@ -18,7 +20,7 @@ _ADVICE = "Wait until it ends, end it, or give another folder."
 
 # (real path, process) -> (file descriptor, token of the owner). The lock belongs to the
 # process, so of two owners within it the tokens say which one is newer.
-_held = {}
+_held: dict[tuple[str, int], tuple[int, str]] = {}
 
 
 class FolderInUseError(OSError):

@@ -152,11 +152,11 @@ class AnswerJournal:
         """
         self._owner.expect()
         run = {_RUN: fingerprints.of_value(self.settings)}
-        lines = [
+        ours = [
             {**line, "metadata": {**line.get("metadata", {}), **run}} for line in lines
         ]
-        _append(self.path, _jsonl(lines), self.again)
-        self.lines += lines
+        _append(self.path, _jsonl(ours), self.again)
+        self.lines += ours
 
     def sort(self, ids: Sequence[str]) -> None:
         """Sorts the answers in the order of these ids.

@@ -8,14 +8,14 @@ than the name says, the list of `released_energy` says what differs.
 import math
 
 from keras_betakd import energies
-from keras_betakd.betas import FixedBeta, InstanceBeta, TaskBeta
+from keras_betakd.betas import Beta, FixedBeta, InstanceBeta, TaskBeta
 from keras_betakd.betas.base import DEFAULT_SPEED
 
 _CROSS_ENTROPY = {"form": "cross_entropy"}
 # The temperature's parameter starts at -2 there.
 _CTKD_START = 1.0 + 4.0 / (1.0 + math.exp(2.0))
 
-_ENERGIES = {
+_ENERGIES: dict[str, tuple[type[energies.Energy], dict]] = {
     "fkl": (energies.ForwardKLEnergy, _CROSS_ENTROPY),
     "rkl": (energies.ReverseKLEnergy, {}),
     "js": (energies.JensenShannonEnergy, {"teacher_weight": 0.1}),
@@ -55,7 +55,7 @@ _ENERGIES = {
 }
 
 
-def released_energy(name, **options):
+def released_energy(name: str, **options) -> energies.Energy:
     """The energy that a loss name of the released code stands for.
 
     What follows the semicolon compares the released code with this library.
@@ -127,7 +127,9 @@ def released_energy(name, **options):
     return cls(**{**released, **options})
 
 
-def released_weighting(name, speed=DEFAULT_SPEED):
+def released_weighting(
+    name: str, speed: float = DEFAULT_SPEED
+) -> dict[str, Beta | None]:
     """The weighting of losses that a name of the released code stands for.
 
     With L each of the cross-entropy and the energies, and s the negative logarithm of

@@ -1,6 +1,7 @@
 """`TrainingBackup`: saves the state of a training, so that a killed run can resume."""
 
 import contextlib
+import os
 import pathlib
 import re
 
@@ -54,18 +55,18 @@ class TrainingBackup(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, directory):
+    def __init__(self, directory: str | os.PathLike):
         super().__init__()
         self.directory = pathlib.Path(directory)
         self._owner = None
-        self._ours = set()  # the files that this backup may remove
+        self._ours: set[str] = set()  # the files that this backup may remove
         self._checked = False
         probe = self.directory / "can_be_written"
         with atomic_write(probe) as draft:
             draft.touch()
         probe.unlink(missing_ok=True)
 
-    def restore(self, model):
+    def restore(self, model: keras.Model) -> int:
         """Loads the last state into a compiled model, if there is one.
 
         Args:

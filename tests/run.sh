@@ -16,6 +16,7 @@ python=.venv-test/bin/python
 printf '== installed after %s s ==\n' "$SECONDS"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
+"$python" -m mypy
 
 # Three processes at a time: much of a run is waiting for one core to compile. PyTorch's
 # threads would wait for each other by spinning, and starve the rest.

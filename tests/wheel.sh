@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the wheel, checks what it holds, and trains two steps with it in a clean
-# environment per backend.
+# Builds the source distribution and, out of it, the wheel; checks what both hold; and
+# trains with the wheel in a clean environment per backend.
 #
 #   bash tests/wheel.sh                  # the three backends
 #   bash tests/wheel.sh jax              # one of them
@@ -9,15 +9,19 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 # From a clean copy: setuptools would take up what an earlier build left behind.
-cp -r "$root/keras_betakd" "$root"/{pyproject.toml,README.md,LICENSE} "$work"
+cp -r "$root"/{keras_betakd,docs,tests} "$work"
+cp "$root"/{pyproject.toml,MANIFEST.in,README.md,LICENSE} "$work"
+cp "$root"/{CHANGELOG.md,CITATION.cff,CONTRIBUTING.md} "$work"
 cd "$work"
 
 python3 -m venv build-env
-build-env/bin/pip install --quiet build
-build-env/bin/python -m build --wheel --outdir dist . >build.log
+build-env/bin/pip install --quiet build twine
+build-env/bin/python -m build --outdir dist . >build.log
+build-env/bin/python -m twine check --strict dist/*
 wheel=$(echo dist/*.whl)
-build-env/bin/python - "$wheel" <<'PYTHON'
+build-env/bin/python - "$wheel" dist/*.tar.gz <<'PYTHON'
 import sys
+import tarfile
 import zipfile
 
 names = zipfile.ZipFile(sys.argv[1]).namelist()
@@ -25,6 +29,12 @@ tops = {name.split("/")[0] for name in names}
 assert len(tops) == 2 and "keras_betakd" in tops, f"more than the package: {tops}"
 assert all(t == "keras_betakd" or t.endswith(".dist-info") for t in tops), tops
 assert "keras_betakd/py.typed" in names, "the wheel is not typed"
+
+sources = {name.partition("/")[2] for name in tarfile.open(sys.argv[2]).getnames()}
+needed = {"CHANGELOG.md", "CITATION.cff", "LICENSE", "docs/compatibility.md"}
+needed |= {"tests/conftest.py", "tests/golden/energies.npz", "keras_betakd/py.typed"}
+assert needed <= sources, f"not in the source distribution: {needed - sources}"
+assert not any("__pycache__" in name for name in sources), "compiled files"
 PYTHON
 
 # Exact: the newest torch pulls a CUDA build of several gigabytes.

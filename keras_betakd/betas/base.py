@@ -55,7 +55,7 @@ class Beta(keras.layers.Layer):
     reads_logits = False  # whether `features_of` needs the teacher's logits
     reads_uncertainty = False  # whether it needs what `uncertainty_of` makes of them
 
-    def __init__(self, dim=1.0, name=None, **kwargs):
+    def __init__(self, dim: float = 1.0, name: str | None = None, **kwargs):
         # Always float32, since in bfloat16 1 + 1e-4 is 1.
         kwargs.pop("dtype", None)
         super().__init__(name=name, dtype="float32", **kwargs)

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Callable
 
 import keras
 from keras import ops
@@ -76,16 +77,16 @@ class InstanceBeta(LearnedBeta):
 
     def __init__(
         self,
-        dim=1.0,
-        initial_value=1.0,
-        min_value=0.01,
-        max_value=100.0,
-        hidden_units=64,
-        features="uncertainty",
-        shrinkage=0.0,
-        speed=DEFAULT_SPEED,
-        multiplier=None,
-        name=None,
+        dim: float = 1.0,
+        initial_value: float = 1.0,
+        min_value: float = 0.01,
+        max_value: float = 100.0,
+        hidden_units: int = 64,
+        features: str | Callable = "uncertainty",
+        shrinkage: float = 0.0,
+        speed: float = DEFAULT_SPEED,
+        multiplier: float | None = None,
+        name: str | None = None,
         **kwargs,
     ):
         super().__init__(

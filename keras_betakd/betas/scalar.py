@@ -30,7 +30,9 @@ class FixedBeta(Beta):
     0.6931
     """
 
-    def __init__(self, value=1.0, dim=1.0, name=None, **kwargs):
+    def __init__(
+        self, value: float = 1.0, dim: float = 1.0, name: str | None = None, **kwargs
+    ):
         super().__init__(dim=dim, name=name, **kwargs)
         self.value = positive("value", value)
         self.built = True
@@ -131,12 +133,12 @@ class AnalyticBeta(RangedBeta):
 
     def __init__(
         self,
-        dim=1.0,
-        initial_value=1.0,
-        min_value=0.01,
-        max_value=100.0,
-        momentum=0.99,
-        name=None,
+        dim: float = 1.0,
+        initial_value: float = 1.0,
+        min_value: float = 0.01,
+        max_value: float = 100.0,
+        momentum: float = 0.99,
+        name: str | None = None,
         **kwargs,
     ):
         super().__init__(

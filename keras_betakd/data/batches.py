@@ -32,8 +32,8 @@ class Records(Sequence):
     (('a',), ())
     """
 
-    records: tuple
-    skipped: tuple[tuple[str, str], ...] = ()
+    records: Sequence
+    skipped: Sequence[tuple[str, str]] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "records", tuple(self.records))
@@ -47,7 +47,7 @@ class Records(Sequence):
     def __add__(self, other):
         if not isinstance(other, Records):
             return NotImplemented
-        return Records(self.records + other.records, self.skipped + other.skipped)
+        return Records((*self.records, *other.records), (*self.skipped, *other.skipped))
 
     def __len__(self):
         return len(self.records)

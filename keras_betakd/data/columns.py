@@ -77,8 +77,8 @@ def as_llava_record(record: Any) -> LlavaRecord:
     """
     if isinstance(record, ScienceQARecord):
         images = [] if record.image is None else [record.image]
-        texts = [scienceqa_prompt(record)], [scienceqa_response(record)]
-        return LlavaRecord(record.id, *texts, images)
+        prompt, response = scienceqa_prompt(record), scienceqa_response(record)
+        return LlavaRecord(record.id, [prompt], [response], images)
     if not isinstance(record, LlavaRecord):
         raise ValueError(
             "Records must be those of one of the loaders of `keras_betakd.data`. "

@@ -24,7 +24,7 @@ def with_unique_ids(items: Iterable, key: str | None) -> Iterator[tuple[str, Any
     >>> [name for name, _ in with_unique_ids([{"id": 7}, {}, {"id": "7"}], "id")]
     ['7', '1', '7#2']
     """
-    counts = {}
+    counts: dict[str, int] = {}
     for index, item in enumerate(items):
         is_mapping = isinstance(item, Mapping)
         own_id = item.get(key) if is_mapping and key is not None else None

@@ -7,6 +7,7 @@ users through `neutralize_image_marks`.
 import io
 import os
 import re
+from typing import Any
 
 import numpy as np
 
@@ -106,7 +107,7 @@ def expect_no_mark(name: str, text: str | None) -> None:
         )
 
 
-def load_image(source, published: bool = False) -> np.ndarray:
+def load_image(source: Any, published: bool = False) -> np.ndarray:
     """Reads one image as a `(height, width, 3)` uint8 array in RGB.
 
     Every Pillow mode is accepted (black and white, grey, palette, RGB, RGBA,

@@ -144,4 +144,4 @@ def _check_records(records):
 
 
 def _length(record):
-    return sum(map(len, record.prompts + record.responses))
+    return sum(map(len, (*record.prompts, *record.responses)))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import reprlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -41,9 +42,9 @@ class LlavaRecord:
     """
 
     id: str
-    prompts: tuple[str, ...]
-    responses: tuple[str, ...]
-    images: tuple = ()
+    prompts: Sequence[str]
+    responses: Sequence[str]
+    images: Sequence = ()
     system: str | None = None
 
     def __post_init__(self):

@@ -4,7 +4,7 @@ import os
 import reprlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 from keras_betakd.data.batches import Records, record_error, usable_records
 from keras_betakd.data.chat_shapes import Chat
@@ -48,7 +48,7 @@ class RecordMaker:
         expect_folder(image_folder)
         self.image_folder = image_folder
         self.is_strict = False
-        self._blind = []
+        self._blind: list[str] = []
         self._sees = False
 
     def record(self, record_id: str, chat: Chat) -> LlavaRecord:
@@ -100,6 +100,28 @@ class RecordMaker:
             "'image' and 'images', or from `image_column`. If the marks are meant as "
             "text, pass the texts through `keras_betakd.data.neutralize_image_marks`."
         )
+
+
+@overload
+def loaded(
+    source: list,
+    maker: RecordMaker,
+    read: Callable[[str, Any], LlavaRecord],
+    on_error: str,
+    id_column: str | None,
+) -> Records: ...
+
+
+@overload
+def loaded(
+    source: Any,
+    maker: RecordMaker,
+    read: Callable[[str, Any], LlavaRecord],
+    on_error: str,
+    id_column: str | None,
+    needed: Sequence[str] = ...,
+    optional: Sequence[str] = ...,
+) -> Records | RecordStream: ...
 
 
 def loaded(

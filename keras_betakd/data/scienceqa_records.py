@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ class ScienceQARecord:
 
     id: str
     question: str
-    choices: tuple[str, ...]
+    choices: Sequence[str]
     answer: int
     hint: str = ""
     image: Any = None

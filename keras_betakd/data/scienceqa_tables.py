@@ -53,7 +53,7 @@ def scienceqa_rows(source: Any, split: str | None, on_error: str) -> Iterable:
         TypeError: `source` has no rows in memory.
     """
     own_split = str(getattr(source, "split", None) or "")
-    wanted = _SPLITS.get(split, split)
+    wanted = split if split is None else _SPLITS.get(split, split)
     if is_table(source) and split and own_split and own_split != wanted:
         raise ValueError(
             f"This table is the split {own_split!r}, not the one that was asked for. "

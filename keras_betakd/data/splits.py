@@ -25,7 +25,7 @@ def expect_one_split(where: Any, files: Sequence[str]) -> None:
 
     >>> expect_one_split("data", ["data/train-0.parquet", "data/train-1.parquet"])
     """
-    found = {}
+    found: dict[str, str] = {}
     for file in files:
         words = re.split(r"[^a-z]+", os.path.basename(file).lower())
         split = next((_SPLITS[word] for word in words if word in _SPLITS), None)

@@ -62,7 +62,7 @@ class RecordStream:
         self.buffer_size = 1
         self.seed = 0
         self.num_skipped = 0
-        self.skipped = []
+        self.skipped: list[tuple[str, str]] = []
 
     def shuffled(self, buffer_size: int, seed: int = 0) -> "RecordStream":
         """Returns the stream in a random order, each pass in one of its own.

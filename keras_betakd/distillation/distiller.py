@@ -2,10 +2,12 @@
 
 import math
 import sys
+from collections.abc import Mapping, Sequence
 
 import keras
 from keras import ops
 
+from keras_betakd.betas import Beta
 from keras_betakd.distillation.arguments import (
     check_vocabularies,
     expect_fused,
@@ -49,6 +51,7 @@ from keras_betakd.distillation.summary import LINE_LENGTH, parameter_table, part
 from keras_betakd.distillation.trainer import DistillationTrainer
 from keras_betakd.distillation.training_data import as_batch
 from keras_betakd.distribution.devices import expect_on_devices
+from keras_betakd.energies import Energy
 from keras_betakd.energies.masking import attached_mask
 from keras_betakd.head_loss.logit_statistics import fits_one_tile
 from keras_betakd.head_loss.terms import AnswerRows, Heads, Weighting, batch_terms
@@ -57,6 +60,8 @@ from keras_betakd.models.views import view_of
 from keras_betakd.objective import REDUCTIONS, any_row, row_weights, weighted_mean
 from keras_betakd.preprocessing.adapters import is_raw_records
 from keras_betakd.preprocessing.batches import by_model
+from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
+from keras_betakd.preprocessing.prompt_templates import PromptTemplate
 
 ROLES = ("student", "teacher")
 
@@ -167,20 +172,20 @@ class BetaKDDistiller(
 
     def __init__(
         self,
-        teacher,
-        student,
-        energies,
-        beta=None,
-        task_beta=None,
-        reduction="example",
-        freeze="vision_tower",
-        preprocessor=None,
-        fused="auto",
-        vocabulary_size=None,
-        max_response_length=None,
-        on_too_long=None,
-        prompt_template="auto",
-        name=None,
+        teacher: keras.Model,
+        student: keras.Model,
+        energies: Energy | Sequence[Energy] | Mapping[str, Energy],
+        beta: Beta | Sequence[Beta] | Mapping[str, Beta] | None = None,
+        task_beta: Beta | bool | None = None,
+        reduction: str = "example",
+        freeze: str | None = "vision_tower",
+        preprocessor: DistillationPreprocessor | None = None,
+        fused: bool | str = "auto",
+        vocabulary_size: int | None = None,
+        max_response_length: int | None = None,
+        on_too_long: str | None = None,
+        prompt_template: PromptTemplate | dict[str, PromptTemplate] = "auto",
+        name: str | None = None,
         **kwargs,
     ):
         super().__init__(name=name, **{**kwargs, "dtype": "float32"})

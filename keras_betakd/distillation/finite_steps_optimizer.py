@@ -1,5 +1,7 @@
 """`FiniteStepsOptimizer`: an optimizer that skips steps with non-finite gradients."""
 
+from collections.abc import Sequence
+
 import keras
 from keras import ops
 
@@ -39,10 +41,16 @@ class FiniteStepsOptimizer(keras.optimizers.Optimizer):
     ([0.5, 1.5], 1)
     """
 
-    def __init__(self, inner_optimizer, betas=(), name=None):
+    def __init__(
+        self,
+        inner_optimizer: keras.optimizers.Optimizer,
+        betas: Sequence = (),
+        name: str | None = None,
+    ):
         super().__init__(learning_rate=0.0, name=name)
         self.inner_optimizer = inner_optimizer
-        self.beta_optimizer, self._learned = None, []
+        self.beta_optimizer: BetaOptimizer | None = None
+        self._learned: list[int] = []
         if betas:
             every = innermost(inner_optimizer).gradient_accumulation_steps
             self.beta_optimizer = BetaOptimizer(betas, every)

@@ -1,6 +1,7 @@
 """`load_student_weights`: the student out of a distiller's file, without teacher."""
 
 import functools
+import os
 
 import keras
 
@@ -12,7 +13,7 @@ from keras_betakd.distillation.weights_files import (
 )
 
 
-def load_student_weights(student, path):
+def load_student_weights(student: keras.Model, path: str | os.PathLike) -> None:
     """Loads the student out of a distiller's file, without teacher and distiller.
 
     Layers whose LoRA factors are in the file get LoRA of that rank, if they have none
@@ -39,7 +40,8 @@ def load_student_weights(student, path):
     """
     names = names_in(path)
     holder = _StudentOnly(student, lists_layers(path, names))
-    load, lacking = functools.partial(holder.load_weights, path), []
+    load = functools.partial(holder.load_weights, path)
+    lacking: list[tuple] = []
     with unmerged(student, lacking=lacking):
         check_weights(load, path, names, student=student)
     for layer, rank, alpha in lacking:

@@ -22,7 +22,11 @@ _RULES = (
 )
 
 
-def layout_map(device_mesh, model_axis="model", batch_axis=None):
+def layout_map(
+    device_mesh: keras.distribution.DeviceMesh,
+    model_axis: str = "model",
+    batch_axis: str | None = None,
+) -> keras.distribution.LayoutMap:
     """The layout of a teacher and a student for `keras.distribution.ModelParallel`.
 
     Spreads the large weights of keras-hub's language models over the model axis: the

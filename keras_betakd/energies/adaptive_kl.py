@@ -88,7 +88,7 @@ class AdaptiveKLEnergy(ProbabilityEnergy):
     distillation for large language models" (arXiv:2404.02657), section 4.
     """
 
-    def __init__(self, head_mass=0.5, head_rule="nucleus", **kwargs):
+    def __init__(self, head_mass: float = 0.5, head_rule: str = "nucleus", **kwargs):
         super().__init__(**kwargs)
         self.head_mass = checked_number("head_mass", head_mass, high=1.0)
         if head_rule not in HEAD_RULES:

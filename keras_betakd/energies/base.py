@@ -17,6 +17,7 @@ import inspect
 import math
 import numbers
 import re
+from typing import Any
 
 import keras
 from keras import ops
@@ -81,7 +82,7 @@ class Energy(keras.losses.Loss):
 
     # Which output a distiller compares in place of the logits at the answer, for
     # example "image_features"; `None` for those logits.
-    features = None
+    features: str | None = None
 
     # Whether the student's features pass through a learned linear projection where
     # their width differs from the teacher's.
@@ -95,17 +96,22 @@ class Energy(keras.losses.Loss):
     crosses_vocabularies = False
 
     # The `EnergySchedule` of an energy that changes during training, or `None`.
-    schedule = None
+    schedule: Any = None
 
     # A scalar variable that the energy learns, or `None`. An energy that has one
     # implements `value_and_gradients`.
-    parameter = None
+    parameter: Any = None
 
     # Whether the fused head can compute the energy. It cannot where the energy learns
     # other variables than `parameter` or compares different vocabularies.
     fuses = True
 
-    def __init__(self, name=None, reduction="mean_with_sample_weight", dtype=None):
+    def __init__(
+        self,
+        name: str | None = None,
+        reduction: str = "mean_with_sample_weight",
+        dtype: str | None = None,
+    ):
         if dtype is None:
             dtype = _float32_or_wider(keras.config.floatx())
         super().__init__(

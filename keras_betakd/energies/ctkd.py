@@ -15,6 +15,7 @@ Reference: Curriculum Temperature for Knowledge Distillation, Li et al., AAAI 20
 """
 
 import math
+from collections.abc import Sequence
 
 import keras
 from keras import ops
@@ -133,13 +134,13 @@ class CTKDEnergy(_TemperatureEnergy):
 
     def __init__(
         self,
-        total_steps,
-        initial_temperature=2.0,
-        min_temperature=1.0,
-        max_temperature=21.0,
-        power=2.0,
-        form="divergence",
-        multiplier=500.0,
+        total_steps: int,
+        initial_temperature: float = 2.0,
+        min_temperature: float = 1.0,
+        max_temperature: float = 21.0,
+        power: float = 2.0,
+        form: str = "divergence",
+        multiplier: float = 500.0,
         **kwargs,
     ):
         super().__init__(
@@ -231,13 +232,13 @@ class CTKDMLPEnergy(_TemperatureEnergy):
 
     def __init__(
         self,
-        total_steps,
-        classes,
-        units=(64,),
-        min_temperature=1.0,
-        max_temperature=21.0,
-        power=2.0,
-        form="divergence",
+        total_steps: int,
+        classes: int,
+        units: Sequence[int] = (64,),
+        min_temperature: float = 1.0,
+        max_temperature: float = 21.0,
+        power: float = 2.0,
+        form: str = "divergence",
         **kwargs,
     ):
         super().__init__(

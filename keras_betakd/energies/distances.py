@@ -200,7 +200,7 @@ class MSEProbsEnergy(ProbabilityEnergy):
     (which takes the mean).
     """
 
-    def __init__(self, mean_over_vocabulary=False, **kwargs):
+    def __init__(self, mean_over_vocabulary: bool = False, **kwargs):
         super().__init__(**kwargs)
         self.mean_over_vocabulary = mean_over_vocabulary
 
@@ -328,7 +328,9 @@ class MSELogitsEnergy(_LogitEnergy):
     al. 2024 (arXiv:2403.01427); Beta-KD 2026 (arXiv:2603.21426), energy "mse".
     """
 
-    def __init__(self, standardize=True, ddof=1, epsilon=1e-3, **kwargs):
+    def __init__(
+        self, standardize: bool = True, ddof: int = 1, epsilon: float = 1e-3, **kwargs
+    ):
         super().__init__(standardize=standardize, epsilon=epsilon, **kwargs)
         if ddof not in (0, 1):
             raise ValueError(f"`ddof` must be 0 or 1. Received: ddof={ddof}")

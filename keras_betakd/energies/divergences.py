@@ -188,7 +188,7 @@ class JensenShannonEnergy(ProbabilityEnergy):
     GKD, Agarwal et al. 2024 (arXiv:2306.13649), section 2.
     """
 
-    def __init__(self, teacher_weight=0.5, **kwargs):
+    def __init__(self, teacher_weight: float = 0.5, **kwargs):
         super().__init__(**kwargs)
         self.teacher_weight = checked_number(
             "teacher_weight",

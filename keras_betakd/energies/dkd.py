@@ -110,7 +110,7 @@ class DKDEnergy(ProbabilityEnergy):
 
     needs_labels = True
 
-    def __init__(self, alpha=1.0, beta=8.0, **kwargs):
+    def __init__(self, alpha: float = 1.0, beta: float = 8.0, **kwargs):
         super().__init__(**kwargs)
         self.alpha = checked_number("alpha", alpha)
         self.beta = checked_number("beta", beta)

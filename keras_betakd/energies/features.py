@@ -12,6 +12,8 @@ the student, saved with the distiller's weights, and not part of the student.
 `FeatureRelationEnergy` compares similarities of tokens and needs no projection.
 """
 
+from collections.abc import Sequence
+
 import keras
 from keras import ops
 
@@ -67,13 +69,13 @@ class FeatureEnergy(Energy):
 
     def __init__(
         self,
-        features="image_features",
-        align="resize",
-        top_tokens=None,
-        widths=None,
-        name=None,
-        reduction="mean_with_sample_weight",
-        dtype=None,
+        features: str = "image_features",
+        align: str = "resize",
+        top_tokens: int | None = None,
+        widths: Sequence[int] | None = None,
+        name: str | None = None,
+        reduction: str = "mean_with_sample_weight",
+        dtype: str | None = None,
     ):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         _expect_one_of("features", features, FEATURES)
@@ -250,7 +252,9 @@ class FeatureRelationEnergy(FeatureEnergy):
 
     projects = False
 
-    def __init__(self, features="image_hidden_states", name=None, **kwargs):
+    def __init__(
+        self, features: str = "image_hidden_states", name: str | None = None, **kwargs
+    ):
         super().__init__(features=features, name=name, **kwargs)
         if self.features == "hidden_states" or self.align == "pool" or self.top_tokens:
             raise ValueError(

@@ -91,7 +91,11 @@ class ImageTokenEnergy(Energy):
     features = "image_logits"
 
     def __init__(
-        self, energy, name=None, reduction="mean_with_sample_weight", dtype=None
+        self,
+        energy: Energy,
+        name: str | None = None,
+        reduction: str = "mean_with_sample_weight",
+        dtype: str | None = None,
     ):
         if not isinstance(energy, Energy) or energy.features:
             raise ValueError(

@@ -58,12 +58,12 @@ class ProbabilityEnergy(Energy):
 
     def __init__(
         self,
-        temperature=1.0,
-        scale_by_t2=False,
-        from_logits=True,
-        name=None,
-        reduction="mean_with_sample_weight",
-        dtype=None,
+        temperature: float = 1.0,
+        scale_by_t2: bool = False,
+        from_logits: bool = True,
+        name: str | None = None,
+        reduction: str = "mean_with_sample_weight",
+        dtype: str | None = None,
     ):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         self.temperature = checked_number("temperature", temperature)

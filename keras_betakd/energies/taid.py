@@ -148,11 +148,11 @@ class TAIDEnergy(ForwardDivergenceEnergy):
 
     def __init__(
         self,
-        total_steps,
-        start=0.4,
-        end=1.0,
-        rate=5e-4,
-        momentum=0.99,
+        total_steps: int,
+        start: float = 0.4,
+        end: float = 1.0,
+        rate: float = 5e-4,
+        momentum: float = 0.99,
         **kwargs,
     ):
         super().__init__(**kwargs)

@@ -203,15 +203,15 @@ def beta_and_errors(
     >>> found.auc, found.median_wrong, found.median_right
     (0.875, 0.3, 1.25)
     """
-    betas = np.asarray(betas, "float64")
+    values = np.asarray(betas, "float64")
     flags = np.asarray(teacher_is_wrong, bool)
-    if betas.ndim != 1 or betas.shape != flags.shape or not np.isfinite(betas).all():
+    if values.ndim != 1 or values.shape != flags.shape or not np.isfinite(values).all():
         raise ValueError(
             "There must be one finite beta for each example, and one flag. Received: "
-            f"betas of shape {betas.shape}, flags of shape {flags.shape}, "
-            f"{np.isfinite(betas).sum()} finite betas"
+            f"betas of shape {values.shape}, flags of shape {flags.shape}, "
+            f"{np.isfinite(values).sum()} finite betas"
         )
-    wrong, right = betas[flags], np.sort(betas[~flags])
+    wrong, right = values[flags], np.sort(values[~flags])
     if not len(wrong) or not len(right):
         raise ValueError(
             "There must be examples that the teacher gets wrong, and others. Received: "

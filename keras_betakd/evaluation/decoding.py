@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 
 import keras
 import numpy as np
@@ -54,7 +55,8 @@ def answered_groups(
     """
     from keras_betakd.preprocessing.image_formats import format_of
 
-    decode, context = functools.partial(_decoded, model), _greedy(model, max_new_tokens)
+    decode = functools.partial(_decoded, model)
+    context: AbstractContextManager = _greedy(model, max_new_tokens)
     if not format_of(model.preprocessor).decodes_cached:
         decode = uncached_decoder(model, max_new_tokens)
         context = contextlib.nullcontext()

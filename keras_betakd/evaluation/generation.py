@@ -1,21 +1,23 @@
 """Generates greedy answers of a keras-hub model, the same for every batch size."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import keras
 
 from keras_betakd.evaluation.decoding import answered_groups
 from keras_betakd.evaluation.prompts import PromptReader
+from keras_betakd.preprocessing.prompt_templates import PromptTemplate
 
 
 def generate_answers(
-    model,
-    batches: Iterable[dict],
+    model: keras.Model,
+    batches: Iterable[dict] | dict,
     batch_size: int | None = None,
     max_length: int | None = None,
     max_new_tokens: int | None = None,
     progress: bool = True,
-    prompt_template="auto",
+    prompt_template: PromptTemplate = "auto",
 ) -> dict[str, str]:
     """Generates the greedy answer of a keras-hub model to every prompt.
 
@@ -88,7 +90,7 @@ def generate_answers(
     groups = answered_groups(model, prompts, batch_size, max_length, max_new_tokens)
     answers: dict[str, str] = {}
     bar = keras.utils.Progbar(total, unit_name="prompt") if progress else None
-    if total:
+    if bar and total:
         bar.update(0)  # the first answers may take a minute
     for group in groups:
         answers.update((prompt.id, text) for prompt, text in group)
@@ -100,7 +102,7 @@ def generate_answers(
     return {name: answers[name] for name in reader.ids}
 
 
-def count_prompts(batches: Iterable[dict]) -> int | None:
+def count_prompts(batches: Any) -> int | None:
     """The number of prompts in batches; `None` where nothing tells it.
 
     A data set that tells the number of its batches alone is taken to have as many

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from keras_betakd.data.batches import naming
 from keras_betakd.data.images import IMAGE_MARK, neutralize_image_marks
@@ -55,6 +56,9 @@ class VQAQuestion:
                 f"Received: question={self.question!r}"
             )
         object.__setattr__(self, "id", str(self.id))
+
+
+_Question = TypeVar("_Question", bound=VQAQuestion)
 
 
 def read_questions(
@@ -219,7 +223,7 @@ def llava_answers(lines: Iterable[Mapping], unique: bool = False) -> dict[str, s
 
 
 def queues(
-    questions: Iterable[VQAQuestion], key: Callable[[VQAQuestion], Hashable]
+    questions: Iterable[_Question], key: Callable[[_Question], Hashable]
 ) -> dict[Hashable, collections.deque]:
     """Queues of questions by a key that several may share, in order; see `take`."""
     waiting: dict[Hashable, collections.deque] = {}

@@ -153,7 +153,7 @@ def agreement_entries(found: Agreement) -> dict:
 def table(report: Mapping) -> str:
     """The report as a text table, without a line break at the end."""
     title = f"{report['title']}: {report['model']}"
-    rows = [_COLUMNS]
+    rows: list[tuple[str, ...]] = [_COLUMNS]
     for name, numbers in report["scores"].items():
         mark = " *" if name == report["official"] else ""
         rows.append(_row(name + mark, numbers))

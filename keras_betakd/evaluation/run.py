@@ -9,6 +9,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from keras_betakd import fingerprints
 from keras_betakd.data.batches import naming
@@ -278,7 +279,7 @@ def load_generator(args, benchmark: Benchmark, questions: Sequence):
     for name in ("sequence_length", "encoder_sequence_length"):
         if args.sequence_length and hasattr(preprocessor, name):
             setattr(preprocessor, name, args.sequence_length)
-    converter = getattr(preprocessor, "image_converter", None)
+    converter: Any = getattr(preprocessor, "image_converter", None)
     is_mobilevlm = getattr(converter, "aspect_ratio", None) == "pad"
     if args.pixels == "published" and benchmark.mobilevlm_crops and is_mobilevlm:
         converter.aspect_ratio = "crop"

@@ -1,6 +1,8 @@
 """`load_mobilevlm`: loads models from the public checkpoints, as published."""
 
+import os
 import pathlib
+from typing import Any
 
 from keras_betakd.mobilevlm.backbone import MobileVLMBackbone
 from keras_betakd.mobilevlm.causal_lm import MobileVLMCausalLM
@@ -27,7 +29,13 @@ from keras_betakd.vision_language.tensor_loading import (
 _TOKENIZER = "tokenizer.model"
 
 
-def load_mobilevlm(folder, vision_tower=None, new_projector=None, dtype=None, **kwargs):
+def load_mobilevlm(
+    folder: str | os.PathLike,
+    vision_tower: str | os.PathLike | None = None,
+    new_projector: bool | None = None,
+    dtype: Any = None,
+    **kwargs,
+) -> MobileVLMCausalLM:
     """Loads MobileVLM V2 or LLaVA-1.5 from a folder with a public checkpoint.
 
     It reads the layouts of `mtgv/MobileVLM_V2-1.7B` and `-7B`, of

@@ -1,6 +1,7 @@
 """`load_model`: loads a generative model of any task class from a preset."""
 
 import math
+import os
 import pathlib
 import re
 
@@ -26,7 +27,7 @@ _MOBILEVLM_TYPES = ("mobilevlm", "llava", "llava_llama")
 _QWEN_VL_TYPES = re.compile(r"qwen[\d_]+(vl|omni)\w*")
 
 
-def load_model(preset, **kwargs):
+def load_model(preset: str | os.PathLike, **kwargs) -> keras.Model:
     """Loads a generative model of keras-hub from a preset, with its preprocessor.
 
     `keras_hub.models.CausalLM.from_preset` loads decoder-only models alone; this loads

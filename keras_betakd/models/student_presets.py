@@ -7,6 +7,8 @@ import pathlib
 import re
 import shutil
 
+import keras
+
 from keras_betakd.files import atomic_write
 from keras_betakd.folders import FolderOwner
 from keras_betakd.models.layers import sublayers
@@ -20,7 +22,7 @@ _OF_PRESETS = re.compile(
 )
 
 
-def save_preset(model, folder):
+def save_preset(model: keras.Model, folder: str | os.PathLike) -> None:
     """Saves a model as a preset that `from_preset(folder)` of keras-hub loads.
 
     As `model.save_to_preset(folder)`, with LoRA factors added to their kernels, but:

@@ -20,7 +20,7 @@ from keras_betakd.models.qwen_vl import QwenVLView
 # a multimodal model, whose layout of positions cannot be guessed.
 TEXT_INPUTS = {"token_ids", "padding_mask", "segment_ids", "position_ids"}
 
-_VIEWS = {
+_VIEWS: dict[str, type[ModelView]] = {
     "BLIP2CausalLM": BLIP2View,
     "BLIP2Seq2SeqLM": BLIP2Seq2SeqView,
     "Gemma3CausalLM": Gemma3View,
@@ -34,7 +34,7 @@ _VIEWS = {
 }
 
 
-def register_view(class_name, view):
+def register_view(class_name: str, view: type[ModelView]) -> None:
     """Uses `view` for models whose class (or a base of it) is named `class_name`.
 
     Args:
@@ -58,7 +58,7 @@ def register_view(class_name, view):
     _VIEWS[class_name] = view
 
 
-def view_of(model):
+def view_of(model: keras.Model) -> ModelView:
     """The view of a model.
 
     Args:

@@ -1,6 +1,10 @@
 """`answer_records`: a teacher answers the prompts that a student is trained on."""
 
+import os
 import warnings
+from typing import Any
+
+import keras
 
 from keras_betakd import fingerprints
 from keras_betakd.data.batches import EpochDataset, EpochParts
@@ -23,23 +27,26 @@ from keras_betakd.preprocessing.adapters import (
     raw_records,
 )
 from keras_betakd.preprocessing.image_formats import format_of
-from keras_betakd.preprocessing.prompt_templates import resolved_template
+from keras_betakd.preprocessing.prompt_templates import (
+    PromptTemplate,
+    resolved_template,
+)
 
 
 def answer_records(
-    model,
-    data,
-    path,
-    max_new_tokens=64,
-    temperature=1.0,
-    top_k=1,
-    top_p=None,
-    seed=0,
-    batch_size=8,
-    prompt_template="auto",
-    cut="keep",
-    progress=True,
-):
+    model: keras.Model,
+    data: Any,
+    path: str | os.PathLike,
+    max_new_tokens: int = 64,
+    temperature: float = 1.0,
+    top_k: int | None = 1,
+    top_p: float | None = None,
+    seed: int = 0,
+    batch_size: int = 8,
+    prompt_template: PromptTemplate = "auto",
+    cut: str = "keep",
+    progress: bool = True,
+) -> AnsweredRecords | AnsweredDataset:
     """Lets a teacher answer the prompts of records, which a student is then trained on.
 
     This is sequence-level knowledge distillation: the teacher's own answers become the

@@ -1,8 +1,12 @@
 """Training data with the answers of a teacher: `AnsweredRecords`, `AnsweredDataset`."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import keras
 import numpy as np
 
+from keras_betakd.on_policy.answers import Answer
 from keras_betakd.on_policy.batches import column_of, read_batch, with_columns
 from keras_betakd.preprocessing.adapters import take_records
 from keras_betakd.preprocessing.process_share import weighted
@@ -27,7 +31,12 @@ class AnsweredRecords(PlacedRecords):
         ValueError: no answer is left.
     """
 
-    def __init__(self, records, answers, drops_cut=False):
+    def __init__(
+        self,
+        records: Mapping[str, Any],
+        answers: Mapping[str, Answer],
+        drops_cut: bool = False,
+    ):
         names = id_texts(records["ids"])
         places = [f"number {row} of the data" for row in range(len(names))]
         found = PlacedRecords(with_answers(records, answers), places)
@@ -57,7 +66,12 @@ class AnsweredDataset(keras.utils.PyDataset):
         ValueError: when a batch is read, a record without id or without answer.
     """
 
-    def __init__(self, data, answers, drops_cut=False):
+    def __init__(
+        self,
+        data: keras.utils.PyDataset,
+        answers: Mapping[str, Answer],
+        drops_cut: bool = False,
+    ):
         super().__init__(
             workers=data.workers,
             use_multiprocessing=data.use_multiprocessing,

@@ -1,6 +1,8 @@
 """`StudentAnswers`: training data of which the student answers a share itself."""
 
 import contextlib
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -102,14 +104,14 @@ class StudentAnswers(keras.utils.PyDataset):
 
     def __init__(
         self,
-        data,
-        on_policy=0.5,
-        max_new_tokens=None,
-        temperature=1.0,
-        top_k=None,
-        top_p=None,
-        seed=0,
-        batch_size=None,
+        data: Any,
+        on_policy: float | Callable[[int], float] = 0.5,
+        max_new_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        batch_size: int | None = None,
     ):
         expect_share(on_policy)
         expect_seed(seed)
@@ -123,11 +125,12 @@ class StudentAnswers(keras.utils.PyDataset):
         self.sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         self.seed = seed
         self.batch_size = batch_size
-        self.last = []
+        self.last: list[Answer] = []
         self._dataset = self._decoder = None
         self._epoch = 0
         self._is_bound = False
-        self._tokens = {}  # of the records that were answered, by batch and row
+        # Of the records that were answered, by batch and row.
+        self._tokens: dict[tuple[int, int], Any] = {}
         self._due = False
         self._answered = self._made_for = self._made_of = None
 

@@ -16,8 +16,8 @@ import numpy as np
 _MARK = re.compile(r"<[^<>\s]+>")
 
 # What was made of each tokenizer, and the classes that a warning has named.
-_ENCODERS = weakref.WeakKeyDictionary()
-_WARNED = weakref.WeakSet()
+_ENCODERS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_WARNED: weakref.WeakSet = weakref.WeakSet()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import keras
 
 from keras_betakd.preprocessing.segment_packer import SegmentPacker
 
-_KNOWN = weakref.WeakKeyDictionary()
+_KNOWN: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 _LOCK = threading.RLock()
 
 

@@ -11,7 +11,7 @@ from keras_betakd.preprocessing.byte_pairs import encode
 _SPACE = "\u2581"
 
 # What was found out about each tokenizer.
-_KNOWN = weakref.WeakKeyDictionary()
+_KNOWN: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 @dataclasses.dataclass(frozen=True)

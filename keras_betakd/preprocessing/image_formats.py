@@ -19,7 +19,7 @@ from keras_betakd.preprocessing.text_format import TextFormat, packed
 class MarkedFormat(TextFormat):
     """Several images per record, each at its mark in the prompt: Gemma 3 and 3n."""
 
-    image_keys = ("images",)
+    image_keys: tuple[str, ...] = ("images",)
 
     @property
     def mark(self):

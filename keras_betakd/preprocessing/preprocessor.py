@@ -9,6 +9,7 @@ mark the response, so nothing is shifted here.
 
 import copy
 import numbers
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from keras_betakd.preprocessing.encoding import Encoder, ModelEncoder
 from keras_betakd.preprocessing.image_formats import format_of
 from keras_betakd.preprocessing.image_inputs import drop_mark
 from keras_betakd.preprocessing.prompt_templates import (
+    PromptTemplate,
     by_role,
     remember_template,
     resolved_template,
@@ -127,16 +129,16 @@ class DistillationPreprocessor:
 
     def __init__(
         self,
-        teacher_preprocessor,
-        student_preprocessor,
-        max_response_length=64,
-        blind_student=False,
-        cross_tokenizer=False,
-        on_too_long="raise",
-        workers=None,
-        max_queue_size=None,
-        prompt_template="auto",
-        trained_turns="all",
+        teacher_preprocessor: Any,
+        student_preprocessor: Any,
+        max_response_length: int = 64,
+        blind_student: bool = False,
+        cross_tokenizer: bool = False,
+        on_too_long: str = "raise",
+        workers: int | None = None,
+        max_queue_size: int | None = None,
+        prompt_template: PromptTemplate | dict[str, PromptTemplate] = "auto",
+        trained_turns: str = "all",
     ):
         if on_too_long not in ("raise", "skip"):
             raise ValueError(
@@ -167,7 +169,7 @@ class DistillationPreprocessor:
         self.max_queue_size = max_queue_size or self.workers + 1
         self.trained_turns = trained_turns
         self.prompt_templates = self._resolved_templates(prompt_template)
-        self.skipped = {}
+        self.skipped: dict[str, str] = {}
         self._filler = None
         self._vocabularies_checked = False
         if cross_tokenizer and self._teacher.tokenizer is None:

@@ -1,6 +1,7 @@
 """`ProcessShare`: one process's share of each batch."""
 
 import copy
+from typing import Any
 
 import keras
 import numpy as np
@@ -49,13 +50,19 @@ class ProcessShare(keras.utils.PyDataset):
     (['c', 'c'], [1.0, 0.0])
     """
 
-    def __init__(self, dataset, batch_size=None, index=None, count=None):
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int | None = None,
+        index: int | None = None,
+        count: int | None = None,
+    ):
         if (index is None) != (count is None):
             raise ValueError(
                 "`index` and `count` go together. Received: "
                 f"index={index}, count={count}"
             )
-        if index is None:
+        if index is None or count is None:
             index, count = process_position()
         if not 0 <= index < count:
             raise ValueError(

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 
 import keras
 
@@ -12,13 +13,16 @@ from keras_betakd.preprocessing.chat_template import ChatTemplate
 from keras_betakd.preprocessing.chat_templates import chat_template
 from keras_betakd.preprocessing.chat_tokens import token_id
 
+PromptTemplate = str | ChatTemplate | Callable | None
+"""What `prompt_template` may be; `resolved_template` says what it means."""
+
 # Where a preprocessor keeps the template that its model was tuned with. Private, since
 # digests of preprocessors have a template of their own.
 _ATTRIBUTE = "_betakd_prompt_template"
 # Marks that end answers: a tokenizer with one of them may be that of a chat model.
 _ENDS = ("<end_of_turn>", "<turn|>", "<|im_end|>", "<|eot_id|>", "<|end|>", "[/INST]")
 _LOGGER = logging.getLogger("keras_betakd")
-_SAID = set()
+_SAID: set[str] = set()
 
 
 def remember_template(preprocessor, template):

@@ -101,16 +101,17 @@ def grouped(
         prompts: The prompts; read as needed.
         batch_size: Prompts of a group; as many as the first one's batch has if `None`.
     """
+    size = batch_size or 0
     waiting = collections.defaultdict(list)
     for prompt in prompts:
-        batch_size = batch_size or prompt.batch_size
+        size = size or prompt.batch_size
         waiting[prompt.kind].append(prompt)
         fullest = max(waiting.values(), key=len)
         count = sum(map(len, waiting.values()))
-        if len(fullest) == batch_size or count == _MOST_WAITING * batch_size:
-            yield waiting.pop(fullest[0].kind), batch_size - len(fullest)
+        if len(fullest) == size or count == _MOST_WAITING * size:
+            yield waiting.pop(fullest[0].kind), size - len(fullest)
     for group in waiting.values():
-        yield group, batch_size - len(group)
+        yield group, size - len(group)
 
 
 def stacked_inputs(group: list[Prompt], lacking: int = 0) -> dict:

@@ -28,7 +28,7 @@ class QwenFormat(TextFormat):
     image_keys = ("pixel_values", "image_grid_thw")
     decodes_cached = False
     chat_form = "ids"
-    axes = (0, 1, 2)
+    axes: tuple[int, ...] = (0, 1, 2)
 
     @property
     def _patch_shape(self):

@@ -14,7 +14,7 @@ _NAME = re.compile(r"(image|vision|video|audio|multimodal)\w*(token|placeholder)
 # Characters that tokenizers may drop, so that a mark with one of them is the mark.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
-_FOUND = weakref.WeakKeyDictionary()
+_FOUND: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,8 +43,8 @@ class TextFormat:
         repeats_prompt: whether what `generate` decodes begins with the prompt.
     """
 
-    image_keys = ()
-    own_marks = ()
+    image_keys: tuple[str, ...] = ()
+    own_marks: tuple[str, ...] = ()
     bidirectional_prompt = False
     answer_length = "sequence_length"
     decodes_cached = True

@@ -1,6 +1,8 @@
 """`load_qwen_vl`: loads models from the public checkpoints, as published."""
 
+import os
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -32,13 +34,13 @@ _ROWS = 4096
 
 
 def load_qwen_vl(
-    folder,
-    dtype=None,
-    min_pixels=None,
-    max_pixels=None,
-    sequence_length=2048,
+    folder: str | os.PathLike,
+    dtype: Any = None,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    sequence_length: int = 2048,
     **kwargs,
-):
+) -> QwenVLCausalLM:
     """Loads Qwen2-VL, Qwen2.5-VL or dense Qwen3-VL from a folder with its checkpoint.
 
     It reads the layouts of `Qwen/Qwen2-VL-2B-Instruct`,

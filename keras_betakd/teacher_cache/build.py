@@ -1,6 +1,8 @@
 """`cache_teacher`: runs a teacher once over a data set and stores its outputs."""
 
 import dataclasses
+import os
+from typing import Any
 
 import keras
 import numpy as np
@@ -9,6 +11,7 @@ from keras_betakd import fingerprints
 from keras_betakd.folders import FolderOwner
 from keras_betakd.preprocessing.adapters import as_dataset
 from keras_betakd.preprocessing.iterables import begin, has_batch, is_endless
+from keras_betakd.preprocessing.prompt_templates import PromptTemplate
 from keras_betakd.preprocessing.record_checks import checked_records
 from keras_betakd.teacher_cache.files import HEAD, CachedRecord, CacheFolder
 from keras_betakd.teacher_cache.finite import FiniteTokens, expect_finite_head
@@ -22,15 +25,15 @@ FILE_BYTES = 2**28
 
 
 def cache_teacher(
-    distiller_or_teacher,
-    dataset,
-    directory,
-    top_k=None,
-    batch_size=32,
-    max_response_length=64,
-    verbose=1,
-    prompt_template="auto",
-):
+    distiller_or_teacher: keras.Model,
+    dataset: Any,
+    directory: str | os.PathLike,
+    top_k: int | None = None,
+    batch_size: int = 32,
+    max_response_length: int = 64,
+    verbose: int = 1,
+    prompt_template: PromptTemplate = "auto",
+) -> CachedTeacher:
     """Runs a teacher once over a data set and writes its outputs to disk.
 
     By default the last hidden state of each answer token is stored, and once the

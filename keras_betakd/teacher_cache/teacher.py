@@ -1,6 +1,7 @@
 """`CachedTeacher`: replaces a teacher whose outputs are on disk."""
 
 import math
+import os
 
 import keras
 from keras import ops
@@ -45,7 +46,9 @@ class CachedTeacher(keras.Model):
     ```
     """
 
-    def __init__(self, directory, name="cached_teacher", **kwargs):
+    def __init__(
+        self, directory: str | os.PathLike, name: str = "cached_teacher", **kwargs
+    ):
         super().__init__(name=name, **kwargs)
         self.directory = str(directory)
         self.preprocessor = CachedOutputs(directory)

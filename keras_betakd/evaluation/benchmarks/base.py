@@ -35,7 +35,7 @@ class Benchmark:
     prompt_format = "picture, question, instruction"
     max_new_tokens = 128
     note = ""
-    forms = ()
+    forms: tuple[str, ...] = ()
     mobilevlm_crops = False
 
     def in_form(self, form: str) -> "Benchmark":

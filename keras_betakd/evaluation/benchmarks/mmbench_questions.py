@@ -159,7 +159,7 @@ class MMBenchQuestion(VQAQuestion):
         """
         asked = []
         for text in self.options:
-            if _is_nothing(text):
+            if text is None or _is_nothing(text):
                 break
             asked.append(text)
         return asked
@@ -178,7 +178,7 @@ class MMBenchQuestion(VQAQuestion):
 
 
 def _is_nothing(text):
-    return text is None or text.lower() in ("nan", "none")
+    return text.lower() in ("nan", "none")
 
 
 def load_mmbench(path: str | os.PathLike) -> list[MMBenchQuestion]:
@@ -251,12 +251,13 @@ def mmbench_prompt(question: MMBenchQuestion) -> str:
     B. dog
     Answer with the option's letter from the given choices directly.
     """
-    hint = [] if _is_nothing(question.hint) else [question.hint]
+    hint = question.hint
+    hints = [] if hint is None or _is_nothing(hint) else [hint]
     lines = [
         f"{letter}. {text}"
         for letter, text in zip(OPTION_LETTERS, question.asked_options, strict=False)
     ]
-    body = "\n".join([*hint, question.question, *lines])
+    body = "\n".join([*hints, question.question, *lines])
     instruction = INSTRUCTIONS[question.language]
     return f"{IMAGE_MARK}\n{neutralize_image_marks(body)}{instruction}"
 

@@ -50,7 +50,7 @@ class TextVQAQuestion(VQAQuestion):
     """
 
     image_id: str
-    answers: tuple[str, ...]
+    answers: Sequence[str]
     ocr: str | None = None
     image: Any = None
 
@@ -107,17 +107,17 @@ def load_textvqa(
     questions = []
     lines = read_questions(question_file, image_folder)
     for number, (image_id, text, image, _) in enumerate(lines, 1):
-        text, mark, ocr = text.partition(_OCR)
+        text, mark, tokens = text.partition(_OCR)
         where = f"{os.fspath(question_file)!r}, question {number}"
         question = take(waiting, (image_id, _as_prompted(text)), where)
-        ocr = ocr if mark else None
+        ocr = tokens if mark else None
         questions.append(
             dataclasses.replace(question, question=text, ocr=ocr, image=image)
         )
     return questions
 
 
-def _annotated(path):
+def _annotated(path: str | os.PathLike) -> list[TextVQAQuestion]:
     entries = read_json(path)
     entries = entries.get("data") if isinstance(entries, Mapping) else None
     if not isinstance(entries, list):
@@ -129,14 +129,14 @@ def _annotated(path):
     questions: dict[str, TextVQAQuestion] = {}
     for number, entry in enumerate(entries, 1):
         where = f"{os.fspath(path)!r}, entry {number}"
-        texts = require_texts(entry, keys, where)
-        if texts[0] in questions:
+        name, text, image_id = require_texts(entry, keys, where)
+        if name in questions:
             raise ValueError(
-                f"{where}: the question_id {texts[0]!r} has an entry above already. "
+                f"{where}: the question_id {name!r} has an entry above already. "
                 "Keep one entry of each."
             )
         with naming_file(path):
-            question = TextVQAQuestion(*texts, answers=entry.get("answers"))
+            question = TextVQAQuestion(name, text, image_id, entry.get("answers"))
         questions[question.id] = question
     return list(questions.values())
 
