@@ -65,31 +65,49 @@ def canonical_path(loader, identifier):
 
 
 def constructor_arguments(cls):
-    """The parameters of `cls(...)`, or `None` if its constructor is unknown.
+    """The parameters of `cls(...)`, or `None` if its constructor is unknown."""
+    known = [c.members.get("__init__") for c in [cls, *cls.mro()]]
+    known = [member for member in known if member is not None and member.is_function]
+    return griffe.Parameters(*handed_on(known)) if known else None
 
-    Where a constructor takes `**kwargs`, the next one of the bases is given them.
-    """
-    known = [c.members["__init__"] for c in [cls, *cls.mro()] if "__init__" in c.members]
-    known = [function for function in known if function.is_function]
-    if not known:
-        return None
+
+def handed_on(constructors):
+    """The parameters of the first; its `*args, **kwargs` are given to the next one."""
+    first, *bases = constructors
+    own = [resolved(p, first) for p in first.parameters]
     variadic = griffe.ParameterKind.var_keyword
-    given = []
-    for function in known:
-        names = {p.name for p in given}
-        new = [p for p in function.parameters if p.name not in names]
-        rest = [p for p in new if p.kind is variadic]
-        new = [p for p in new if p.kind is not variadic]
-        given += new if function is known[0] else [by_keyword(p) for p in new]
-        if not rest:
-            break
-    return griffe.Parameters(*given, *rest)
+    if not bases or all(p.kind is not variadic for p in own):
+        return own
+    inherited = handed_on(bases)
+    positional = [p for p in own if p.kind is griffe.ParameterKind.var_positional]
+    own = [p for p in own if p not in positional and p.kind is not variadic]
+    names = {p.name for p in own}
+    inherited = [p for p in inherited if p.name not in names]
+    rest = [p for p in inherited if p.kind is variadic]
+    inherited = [p for p in inherited if p.kind is not variadic]
+    if positional:  # those of the base come first, and its own by name
+        start = [p for p in own if p.name == "self"]
+        own = [by_keyword(p) for p in own if p.name != "self"]
+        return [*start, *inherited, *own, *rest]
+    return [*own, *map(by_keyword, inherited), *rest]
 
 
 def by_keyword(parameter):
-    """The parameter of a base, which is reached by its name alone."""
+    """The parameter, to be given by its name alone."""
     parameter = copy.copy(parameter)
     parameter.kind = griffe.ParameterKind.keyword_only
+    return parameter
+
+
+def resolved(parameter, function):
+    """The parameter, with a constant's value in place of its name as default."""
+    name = str(parameter.default)
+    if name.isidentifier() and name in function.module.members:
+        constant = function.module.members[name]
+        constant = constant.final_target if constant.is_alias else constant
+        if constant.is_attribute:
+            parameter = copy.copy(parameter)
+            parameter.default = constant.value
     return parameter
 
 
@@ -103,6 +121,8 @@ def constructor(cls, arguments):
 
 def rendered(text, links, own):
     """The docstring with code blocks, single entries and links."""
+    # Another name for it would be an admonition, whose entries run together.
+    text = text.replace("\nCall arguments:\n", "\nOther args: Call arguments:\n")
     lines = fenced(single_entries(text).split("\n"))
     return "\n".join(linked(lines, links, own))
 
