@@ -46,9 +46,9 @@ value, where their gradients differ in sign, it comes to rest. So a `TaskBeta` t
 about |log(beta* / initial_value)| / speed steps. The network of an `InstanceBeta` has a
 rate at which log beta of a typical example begins about as fast; it then learns what
 distinguishes examples. The student's learning rate may be 2e-5 or 1e-2: choose `speed`
-by the number of steps alone, larger for a training of less than a few hundred. In the
-study (640 steps) 0.01 cost up to a point of accuracy, 0.05 a third of one, and 0.2 was
-as good as 0.1; but there beta goes up to twice its best value at first.
+by the number of steps alone, larger for a training of less than a few hundred. Too
+small a speed leaves beta short of its best value for much of the training; too large a
+one carries it beyond that value at first.
 With gradient accumulation, a step is one of the optimizer.
 
 **Choosing d.** At beta* the student receives (d / 2) * grad log l of an energy, so

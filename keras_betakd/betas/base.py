@@ -46,6 +46,17 @@ class Beta(keras.layers.Layer):
 
     Raises:
         ValueError: at construction, if `dim` is not positive and finite.
+
+    Example:
+
+    >>> class HalvingBeta(Beta):
+    ...     def log_beta(self, features):
+    ...         return -ops.log(2.0)
+    >>> beta = HalvingBeta(dim=2.0)
+    >>> round(float(beta(weights=ops.array([[0.5, 0.5]]))), 4)
+    -0.6931
+    >>> round(float(beta.losses[0]), 4)  # -(d / 2) * log beta
+    0.6931
     """
 
     # The least and the greatest beta; without limits as far as float32 can tell.
@@ -62,11 +73,19 @@ class Beta(keras.layers.Layer):
         self.dim = positive("dim", dim)
 
     def features_of(self, teacher):
-        """The features for `call`, from a `TeacherOutputs`; `None` if unused."""
+        """The features for `call`; `None` if it uses none.
+
+        Args:
+            teacher: a `TeacherOutputs`.
+        """
         return None
 
     def features_width(self, teacher_view):
-        """The width of the features of a teacher; `None` if only a batch tells it."""
+        """The width of the features; `None` if only a batch tells it.
+
+        Args:
+            teacher_view: the teacher's `keras_betakd.models.ModelView`.
+        """
         return None
 
     def call(self, weights, features=None):
@@ -78,11 +97,20 @@ class Beta(keras.layers.Layer):
         return log_beta_penalty(log_beta, weights, self.dim)
 
     def log_beta(self, features):
-        """log beta, float32, broadcastable to (B, K); implemented by subclasses."""
+        """log beta, float32, broadcastable to (B, K); implemented by subclasses.
+
+        Args:
+            features: as for a call.
+        """
         raise NotImplementedError
 
     def update(self, energy, weights):
-        """Called once per training step with the energy (B, K) of its batch."""
+        """Called once per training step, after the energy of its batch is known.
+
+        Args:
+            energy: (B, K), without gradient.
+            weights: (B, K), the row weights of the call.
+        """
 
     def get_config(self):
         config = super().get_config()

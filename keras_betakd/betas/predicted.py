@@ -66,6 +66,19 @@ class InstanceBeta(LearnedBeta):
         ValueError: as `TaskBeta`, for unknown `features`, and for a `shrinkage` below
             0.
 
+    A `UserWarning` advises against `features="hidden_states"` without `shrinkage`.
+
+    Example:
+
+    >>> from keras import ops
+    >>> from keras_betakd import InstanceBeta
+    >>> beta = InstanceBeta(initial_value=2.0)
+    >>> weights = ops.array([[0.5, 0.0], [0.25, 0.25]])  # (B, K), two examples
+    >>> uncertainty = ops.array([[0.1, 0.9, 0.8], [1.0, 0.4, 0.1]])  # (B, F)
+    >>> log_beta = beta(weights, uncertainty)  # (B, 1), before any training
+    >>> [[round(float(x), 4) for x in row] for row in ops.exp(log_beta)]
+    [[2.0], [2.0]]
+
     Reference: Beta-KD, arXiv 2603.21426 (CVPR 2026), instance level. The starved
     examples: Seitzer et al., On the Pitfalls of Heteroscedastic Uncertainty Estimation,
     ICLR 2022.
@@ -185,7 +198,18 @@ class TokenBeta(InstanceBeta):
     uncertainty at that row. A callable must return (B, K, F). Rows that are not
     supervised add neither an energy nor a log beta to the loss.
 
-    Args: as for `InstanceBeta`.
+    Arguments and errors are those of `InstanceBeta`.
+
+    Example:
+
+    ```python
+    distiller = BetaKDDistiller(
+        teacher, student, energies=ForwardKLEnergy(), beta=TokenBeta(dim=1.0)
+    )
+    ```
+
+    Reference: Beta-KD, arXiv 2603.21426 (CVPR 2026), whose instance level this applies
+    to tokens.
     """
 
     per_token = True

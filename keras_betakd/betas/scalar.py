@@ -28,6 +28,9 @@ class FixedBeta(Beta):
     >>> from keras_betakd import FixedBeta
     >>> round(float(FixedBeta(2.0).log_beta(None)), 4)
     0.6931
+
+    Reference: with `task_beta=None`, the fixed weight of Hinton et al. 2015
+    (arXiv:1503.02531).
     """
 
     def __init__(
@@ -58,10 +61,11 @@ class TaskBeta(LearnedBeta):
         dim: d. At beta* the student receives (d / 2) * grad log l, so d is the weight
             of the teacher relative to the cross-entropy. Defaults to 1.
         initial_value: initial beta, strictly between the bounds. Defaults to 1.
-        min_value, max_value: bounds of beta. As l goes to 0, beta* goes to infinity;
-            `max_value` stops it. The variable itself is clipped to the bounds after
+        min_value: the lower bound of beta. Defaults to 0.01.
+        max_value: the upper bound. As l goes to 0, beta* goes to infinity; this stops
+            it. Defaults to 100. The variable itself is clipped to the bounds after
             each step, so that beta leaves a bound at once when its gradient changes
-            sign. Default to 0.01 and 100.
+            sign.
         speed: how much log beta changes per step, see `keras_betakd.betas`. Defaults
             to 0.1: by a factor e in ten steps, whatever the student's optimizer.
         multiplier: the unit of the variable: log beta = log(initial_value) +
@@ -122,13 +126,25 @@ class AnalyticBeta(RangedBeta):
     Args:
         dim: d, see `TaskBeta`.
         initial_value: beta before the first energy. Defaults to 1.
-        min_value, max_value: bounds of beta, which it can reach. Default to 0.01 and
-            100.
+        min_value: the lower bound of beta, which it can reach. Defaults to 0.01.
+        max_value: the upper bound, likewise. Defaults to 100.
         momentum: weight of the past in the running mean, at least 0 and below 1.
             Defaults to 0.99.
 
     Raises:
         ValueError: as `TaskBeta`, and for an invalid `momentum`.
+
+    Example:
+
+    >>> from keras import ops
+    >>> from keras_betakd import AnalyticBeta
+    >>> beta, weights = AnalyticBeta(), ops.array([[0.5, 0.5]])
+    >>> _ = beta(weights)
+    >>> beta.update(ops.array([[0.1, 0.3]]), weights)  # a mean energy of 0.2
+    >>> round(float(ops.exp(beta(weights))), 4)  # 1 / (2 * 0.2)
+    2.5
+
+    Reference: the optimum of Beta-KD's task level, arXiv 2603.21426 (CVPR 2026).
     """
 
     def __init__(

@@ -482,7 +482,11 @@ class BetaKDDistiller(
         """The loss at the best betas, from means by the names of their metrics.
 
         Args:
-            values: dict of `"task_loss"` and the energies.
+            values: dict of `"task_loss"` and the energies, in nats per token or in the
+                unit of the energy.
+
+        Returns:
+            A scalar: CE + sum_k min over beta of [ beta * l_k - (d_k / 2) * log beta ].
         """
         return self._trackers.objective_of(values)
 

@@ -103,6 +103,11 @@ class DistillerSaving:
     def save(self, filepath, overwrite=True, **kwargs):
         """Saves everything, the teacher too; a file is replaced once complete.
 
+        Args:
+            filepath: the file, which ends in ".keras".
+            overwrite: whether to replace a file without asking. Defaults to `True`.
+            **kwargs: as for `keras.Model.save`.
+
         Raises:
             ValueError: the name does not end in ".keras": Keras' older formats could
                 not be loaded again.
@@ -124,6 +129,11 @@ class DistillerSaving:
 
         A file is replaced only once the new one is complete, and ends in a digest of
         its bytes.
+
+        Args:
+            filepath: the file, which ends in ".weights.h5".
+            overwrite: whether to replace a file without asking. Defaults to `True`.
+            **kwargs: as for `keras.Model.save_weights`.
         """
         save = functools.partial(super().save_weights, overwrite=overwrite, **kwargs)
         with self._in_weights_file():

@@ -180,10 +180,9 @@ class DistillationTrainer:
         validation_batch_size=None,
         validation_freq=1,
     ):
-        """Trains the student and the betas; arguments as for `keras.Model.fit`.
+        """Trains the student and the betas, as `keras.Model.fit` trains a model.
 
-        `x` may be raw records too (see the class). `class_weight` is not supported:
-        put it into `sample_weight`. The order of data sets and records depends on the
+        The order of data sets and records depends on the
         seed and the epoch's number alone, so a training that is resumed at
         `initial_epoch` (see `TrainingBackup`) sees the same batches as one that was
         never interrupted. For raw records that seed is drawn from NumPy's global
@@ -195,6 +194,41 @@ class DistillationTrainer:
         the next epoch goes on where the last one ended, and the last one of a pass is
         shorter if need be. Data of unknown size is read as it comes; data that never
         ends needs `steps_per_epoch`.
+
+        Args:
+            x: raw records, batches of them, or what Keras takes, see the class.
+            y: labels, where `x` is arrays.
+            batch_size: records in a batch of records or arrays, 32 if `None`.
+            epochs: the number of the last epoch.
+            validation_split: the share of records or arrays, the last ones, that is
+                left out of training to validate on.
+            validation_data: what the student is validated on after an epoch, in any
+                form that `x` has, or a tuple `(x, y, sample_weight)`.
+            class_weight: not supported; put it into `sample_weight`.
+            sample_weight: a weight of each record, or of each of its labels. Of raw
+                records it may be the key `"sample_weight"`, too.
+            initial_epoch: the number of epochs that are done, of a training that is
+                resumed.
+            steps_per_epoch: the batches of an epoch, see above.
+            verbose, callbacks, shuffle: as for `keras.Model.fit`.
+            validation_steps, validation_batch_size: as for `keras.Model.fit`.
+            validation_freq: as for `keras.Model.fit`.
+
+        Returns:
+            A `keras.callbacks.History`, whose `history` is a dict of lists with one
+            number for each epoch: the metrics that the class lists, and those of the
+            validation under `val_` and their names.
+
+        Raises:
+            ValueError: the distiller is not compiled, nothing of the student trains, or
+                a record cannot be used; the message names it.
+            NonFiniteError: see `on_nonfinite` of `compile`.
+
+        Example:
+
+        ```python
+        distiller.fit(records, batch_size=8, epochs=3, validation_data=held_out)
+        ```
         """
         expect_no_class_weight(class_weight)
         expect_compiled(self, "fit")
@@ -284,7 +318,29 @@ class DistillationTrainer:
         return_dict=False,
         **kwargs,
     ):
-        """The losses, energies and betas on other data; as `keras.Model.evaluate`."""
+        """Computes losses, energies and betas on other data, without training.
+
+        Args:
+            x, y, sample_weight: the data, as for `fit`.
+            batch_size: records in a batch of records or arrays, 32 if `None`.
+            steps: the batches that are read; all if `None`.
+            return_dict: whether to return a dict of the metrics by name.
+            verbose, callbacks: as for `keras.Model.evaluate`.
+            **kwargs: as for `keras.Model.evaluate`.
+
+        Returns:
+            The metrics, losses in nats per token: a dict with `return_dict=True`, else
+            a list in the order of `metrics_names`.
+
+        Raises:
+            ValueError: the distiller is not compiled, or a record cannot be used.
+
+        Example:
+
+        ```python
+        distiller.evaluate(held_out, return_dict=True)["task_loss"]
+        ```
+        """
         expect_compiled(self, "evaluate")
         self._check_tower()
         x, y, sample_weight = as_training_data(
@@ -340,7 +396,19 @@ class DistillationTrainer:
     def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
         """The student's logits at the answer rows: (N, K, V).
 
-        Those of a plain model have the shape that its own `predict` gives them.
+        Those of a plain model have the shape that its own `predict` gives them. For
+        texts, use `generate`.
+
+        Args:
+            x: the data, as for `fit`; records need their responses, whose positions
+                are predicted.
+            batch_size: records in a batch of records or arrays, 32 if `None`.
+            steps: the batches that are read; all if `None`.
+            verbose, callbacks: as for `keras.Model.predict`.
+
+        Returns:
+            A NumPy array: the logits of N records, at up to K answer tokens of each,
+            for V classes.
         """
         x, _, _ = as_training_data(
             *(self, x, None, None),
@@ -368,7 +436,16 @@ class DistillationTrainer:
     def train_on_batch(
         self, x, y=None, sample_weight=None, class_weight=None, return_dict=False
     ):
-        """One training step on a batch; as `keras.Model.train_on_batch`."""
+        """One training step on a batch.
+
+        Args:
+            x, y, sample_weight: a batch, in any form that `fit` takes.
+            class_weight: not supported; put it into `sample_weight`.
+            return_dict: whether to return a dict of the metrics by name.
+
+        Returns:
+            The metrics of all steps since `reset_metrics`, as a list or a dict.
+        """
         expect_no_class_weight(class_weight)
         expect_compiled(self, "train_on_batch")
         self._check_tower()
@@ -377,7 +454,15 @@ class DistillationTrainer:
             return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
 
     def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
-        """The losses of a batch; as `keras.Model.test_on_batch`."""
+        """The losses of a batch, without training.
+
+        Args:
+            x, y, sample_weight: a batch, in any form that `fit` takes.
+            return_dict: whether to return a dict of the metrics by name.
+
+        Returns:
+            The metrics of all batches since `reset_metrics`, as a list or a dict.
+        """
         expect_compiled(self, "test_on_batch")
         self._check_tower()
         x, y, sample_weight = as_batch(self, x, y, sample_weight)
@@ -385,7 +470,14 @@ class DistillationTrainer:
             return super().test_on_batch(x, y, sample_weight, return_dict)
 
     def predict_on_batch(self, x):
-        """The student's logits at the answer rows of a batch; as `predict`."""
+        """The student's logits at the answer rows of a batch: (B, K, V).
+
+        Args:
+            x: a batch, in any form that `predict` takes.
+
+        Returns:
+            A NumPy array, as `predict` returns it.
+        """
         with self._student_alone():
             x, _, _ = as_batch(self, x, labelled=False)
             report_skipped(self.preprocessor, "this batch; their rows say nothing")

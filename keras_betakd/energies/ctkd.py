@@ -105,8 +105,9 @@ class CTKDEnergy(_TemperatureEnergy):
         total_steps: positive integer, optimizer steps until the reversal has its full
             strength; in the paper, those of 10 epochs of 240.
         initial_temperature: T at the start, strictly between the bounds. Defaults to 2.
-        min_temperature, max_temperature: bounds of T, which it never reaches. Default
-            to 1 and 21, as in the paper.
+        min_temperature: the lower bound of T, which it never reaches. Defaults to 1, as
+            in the paper.
+        max_temperature: the upper bound, likewise. Defaults to 21.
         power: the exponent of T. Defaults to 2, which keeps the size of the gradient
             while T changes.
         form: `"divergence"` (default), or `"cross_entropy"` to add the teacher's

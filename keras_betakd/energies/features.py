@@ -63,6 +63,17 @@ class FeatureEnergy(Energy):
     Raises:
         ValueError: for an invalid argument, for features of different shape, or for
             features of different widths that are not those of `widths`.
+
+    Example:
+
+    >>> class LargestDifference(FeatureEnergy):
+    ...     def pointwise(self, teacher, student):
+    ...         return ops.max(ops.abs(teacher - student), axis=-1)
+    >>> float(LargestDifference()(ops.array([[1.0, 2.0]]), ops.array([[1.0, 5.0]])))
+    3.0
+
+    Reference: the projection is that of FitNets, Romero et al., ICLR 2015
+    (arXiv:1412.6550), equation 3.
     """
 
     projects = True
@@ -104,7 +115,8 @@ class FeatureEnergy(Energy):
         """Creates the projection if the widths differ; called by the distiller.
 
         Args:
-            student, teacher: D_s and D_t.
+            student: D_s, the width of the student's features.
+            teacher: D_t, that of the teacher's.
 
         Raises:
             ValueError: if the energy has other widths already.
@@ -209,6 +221,9 @@ class FeatureCosineEnergy(FeatureEnergy):
     >>> student = ops.array([[3.0, 0.0], [1.0, 0.0]])
     >>> [round(float(x), 4) for x in FeatureCosineEnergy().call(teacher, student)]
     [0.0, 1.0]
+
+    Reference: the angle between hidden states is a distillation loss in DistilBERT,
+    Sanh et al. 2019 (arXiv:1910.01108), section 2.
     """
 
     def pointwise(self, teacher, student):

@@ -50,6 +50,8 @@ class ProbabilityEnergy(Energy):
     >>> energy = SquaredHellinger(from_logits=False)
     >>> float(energy(ops.array([[1.0, 0.0]]), ops.array([[0.0, 1.0]])))
     1.0
+
+    Reference: the temperature is that of Hinton et al. 2015 (arXiv:1503.02531).
     """
 
     # A method that takes `ProbabilityRows` and returns value and gradient, as the

@@ -37,7 +37,8 @@ class ULDEnergy(GapEnergy):
 
     Args:
         temperature: Positive number T. Defaults to 1.
-        **kwargs: See `ProbabilityEnergy` and `Energy`.
+        scale_by_t2, from_logits: See `ProbabilityEnergy`.
+        name, reduction, dtype: See `Energy`.
 
     Raises:
         ValueError: for an invalid argument, or if the leading axes differ.

@@ -15,7 +15,7 @@ from keras_betakd.evaluation.intervals import Z_95, Accuracy
 class Outcome(NamedTuple):
     """The answer to one question, and whether it is right.
 
-    Args:
+    Attributes:
         answer: The answer as the scorer reads it (a choice, "yes", a normalized text),
             so that equal values are the same answer; `None` if it could not be read.
         right: Whether it counts as right.

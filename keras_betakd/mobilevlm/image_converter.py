@@ -14,9 +14,9 @@ class MobileVLMImageConverter(keras_hub.layers.ImageConverter):
     """Resizes images as Pillow does, and normalises them as CLIP does.
 
     Pillow's bicubic resizing smooths before it shrinks and rounds to whole values; that
-    of `keras.layers.Resizing` differs from it by up to 41 of 255 without `antialias`
-    and by up to 4 with it. The values then become (x / 255 - mean) / std, with CLIP's
-    mean and standard deviation of each channel.
+    of `keras.layers.Resizing` gives other values, even with `antialias`. The values
+    then become (x / 255 - mean) / std, with CLIP's mean and standard deviation of each
+    channel.
 
     Args:
         image_size: pair of equal ints, S. Defaults to `(336, 336)`.

@@ -15,9 +15,8 @@ _SPECIAL = re.compile(r"(<s>|</s>|<unk>)")
 class MobileVLMTokenizer(keras_hub.models.LlamaTokenizer):
     """Llama's SentencePiece tokenizer, which MobileVLM V2 and LLaVA-1.5 share.
 
-    Args:
-        proto: path of a SentencePiece file (`tokenizer.model`), or its bytes.
-        **kwargs: as for any `keras_hub.models.LlamaTokenizer`.
+    Its arguments are those of `keras_hub.models.LlamaTokenizer`: `proto`, the path of a
+    SentencePiece file (`tokenizer.model`) or its bytes, and more.
 
     Example:
 

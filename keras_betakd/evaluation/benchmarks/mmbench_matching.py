@@ -23,7 +23,7 @@ _LETTERS_WITH_E = "ABCDE"
 
 
 def match_vlmevalkit(text: str, choices: Mapping[str, str]) -> str | None:
-    """Matches an answer by the rules of today's toolkit, VLMEvalKit ("exact matching").
+    """Matches an answer by the rules of VLMEvalKit ("exact matching").
 
     The rules, in this order: the only option's letter that is one of the words, with
     punctuation replaced by spaces, if it first occurs among the last four words; a

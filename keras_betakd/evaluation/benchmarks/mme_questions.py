@@ -36,12 +36,15 @@ MME_PERCEPTION = (
     "artwork",
     "OCR",
 )
+"""The ten tasks of the number that papers report, "MME-P"."""
+
 MME_COGNITION = (
     "commonsense_reasoning",
     "numerical_calculation",
     "text_translation",
     "code_reasoning",
 )
+"""The four tasks of MME's other sum."""
 
 _ENDING = "Please answer yes or no."
 

@@ -19,6 +19,7 @@ from keras_betakd.evaluation.llava_protocol import (
 from keras_betakd.files import read_jsonl
 
 POPE_CATEGORIES = ("adversarial", "popular", "random")
+"""How the absent objects of a question were chosen; papers report all three."""
 
 _USE_VERSION = "Use the label files of AoiDragon/POPE at its commit e3e39262."
 
