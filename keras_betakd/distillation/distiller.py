@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
 from keras import ops
@@ -178,7 +178,7 @@ class BetaKDDistiller(
         beta: Beta | Sequence[Beta] | Mapping[str, Beta] | None = None,
         task_beta: Beta | bool | None = None,
         reduction: str = "example",
-        freeze: str | None = "vision_tower",
+        freeze: str | Callable[[keras.layers.Layer], bool] | None = "vision_tower",
         preprocessor: DistillationPreprocessor | None = None,
         fused: bool | str = "auto",
         vocabulary_size: int | None = None,
