@@ -9,7 +9,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 # From a clean copy: setuptools would take up what an earlier build left behind.
-cp -r "$root"/{keras_betakd,docs,tests} "$work"
+cp -r "$root"/{keras_betakd,benchmarks,docs,examples,tests} "$work"
 cp "$root"/{pyproject.toml,MANIFEST.in,README.md,LICENSE} "$work"
 cp "$root"/{CHANGELOG.md,CITATION.cff,CONTRIBUTING.md} "$work"
 cd "$work"
@@ -33,6 +33,7 @@ assert "keras_betakd/py.typed" in names, "the wheel is not typed"
 sources = {name.partition("/")[2] for name in tarfile.open(sys.argv[2]).getnames()}
 needed = {"CHANGELOG.md", "CITATION.cff", "LICENSE", "docs/compatibility.md"}
 needed |= {"tests/conftest.py", "tests/golden/energies.npz", "keras_betakd/py.typed"}
+needed |= {"examples/scienceqa.py", "benchmarks/study/runs.jsonl"}
 assert needed <= sources, f"not in the source distribution: {needed - sources}"
 assert not any("__pycache__" in name for name in sources), "compiled files"
 PYTHON
