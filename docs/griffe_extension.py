@@ -123,6 +123,8 @@ def rendered(text, links, own):
     """The docstring with code blocks, single entries and links."""
     # Another name for it would be an admonition, whose entries run together.
     text = text.replace("\nCall arguments:\n", "\nOther args: Call arguments:\n")
+    # A colon in what is returned would end its type, which is not written there.
+    text = text.replace("\nReturns:\n    ", "\nReturns:\n    : ")
     lines = fenced(single_entries(text).split("\n"))
     return "\n".join(linked(lines, links, own))
 
