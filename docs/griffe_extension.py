@@ -14,6 +14,8 @@ import griffe
 
 PAGES = pathlib.Path(__file__).parent / "reference"
 _ENTRY = re.compile(r" {4}(\*{0,2}\w+(?:,\s+\*{0,2}\w+)+):(.*)", re.DOTALL)
+# Not left to griffe, which takes what stands before a colon for a type.
+_RETURNS = re.compile(r"^Returns:\n((?: {4}.*(?:\n|$)|\n(?= {4}))+)", re.MULTILINE)
 _CODE = re.compile(r"(?<![`\w\[])`([A-Za-z_][\w.]*)`(?![`\w\]])")
 
 
@@ -123,6 +125,7 @@ def rendered(text, links, own):
     """The docstring with code blocks, single entries and links."""
     # Another name for it would be an admonition, whose entries run together.
     text = text.replace("\nCall arguments:\n", "\nOther args: Call arguments:\n")
+    text = _RETURNS.sub(lambda match: f"**Returns:**\n\n- {match[1].strip()}\n\n", text)
     lines = fenced(single_entries(text).split("\n"))
     return "\n".join(linked(lines, links, own))
 

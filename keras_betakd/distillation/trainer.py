@@ -91,12 +91,13 @@ class DistillationTrainer:
             loss: the task loss; `"auto"` for the sparse cross-entropy from logits.
                 Another must be a `keras.losses.Loss` or a function that takes labels
                 (B, K) and logits (B, K, V) and returns one value for each label.
-            metrics, weighted_metrics: metrics of the student at the supervised rows,
-                in the forms that Keras takes. Both are weighted, with the weights of
-                the labels: at slots without an answer token a metric means nothing.
-                `"accuracy"` is the distiller's own, which `"auto"` (default) stands
-                for. Others are given labels (B, K) and logits (B, K, V), which rules
-                out the fused head.
+            metrics: metrics of the student at the supervised rows, in the forms that
+                Keras takes. They are weighted with the weights of the labels: at slots
+                without an answer token a metric means nothing. `"accuracy"` is the
+                distiller's own. Others are given labels (B, K) and logits (B, K, V),
+                which rules out the fused head.
+            weighted_metrics: more of them, which are treated alike; `"auto"` (default)
+                for the distiller's own accuracy.
             loss_weights: not supported; the betas weight the terms.
             auto_scale_loss: whether to scale the loss when the student computes in
                 float16.

@@ -55,9 +55,9 @@ def load_qwen_vl(
         folder: path of the folder, downloaded beforehand.
         dtype: the dtype policy of the model, for example `"bfloat16"`; the global one
             if `None`.
-        min_pixels, max_pixels: the fewest and the most pixels of a resized image, which
-            has a token for each 28 x 28 of them (32 x 32 in Qwen3-VL). By default 256
-            and 1280 tokens, as Qwen's example suggests, 200704 and 1003520 pixels: the
+        min_pixels: the fewest pixels of a resized image, which has a token for each
+            28 x 28 of them (32 x 32 in Qwen3-VL). 256 tokens by default.
+        max_pixels: the most. 1280 tokens by default, as Qwen's example suggests: the
             published files allow 4 to 16384 tokens, which few can train with. A folder
             that allows 1280 tokens or fewer is taken at its word.
         sequence_length: int, tokens of a sequence, those of its images included.
