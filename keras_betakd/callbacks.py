@@ -6,7 +6,7 @@ import os
 import keras
 
 from keras_betakd.files import atomic_write
-from keras_betakd.history_plot import plot_history
+from keras_betakd.history_plot import history_figure, write_figure
 
 
 class DistillationHistory(keras.callbacks.Callback):
@@ -128,7 +128,7 @@ class DistillationHistory(keras.callbacks.Callback):
             writer.writeheader()
             writer.writerows(self.rows)
 
-    def plot(self, path, title=None):
+    def plot(self, path=None, title=None):
         """Plots what the rows hold over the steps (needs matplotlib).
 
         The first panel shows cross-entropy and accuracy of training (solid) and
@@ -140,10 +140,17 @@ class DistillationHistory(keras.callbacks.Callback):
 
         Args:
             path: image file to write, e.g. `"history.png"`; its folder is created.
+                `None` (default) writes none.
             title: title of the figure.
+
+        Returns:
+            The `matplotlib.figure.Figure`, which a notebook shows.
         """
         self._expect_rows()
-        plot_history(path, self.rows, self._terms, title)
+        figure = history_figure(self.rows, self._terms, title)
+        if path is not None:
+            write_figure(figure, path)
+        return figure
 
     def _expect_rows(self):
         # A resumed training may have had no epochs left to run.

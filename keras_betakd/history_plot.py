@@ -22,15 +22,14 @@ _COLORS = {
 _ENERGY_COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#A6761D", "#5D3A9B")
 
 
-def plot_history(path, rows, terms, title=None):
-    """Writes a figure of the rows of a `DistillationHistory`.
+def history_figure(rows, terms, title=None):
+    """A matplotlib figure of the rows of a `DistillationHistory`.
 
     The first panel shows whether the student learns: cross-entropy and accuracy, in
     training and validation, and which of them to monitor. The loss stands apart, since
     it falls by a learned beta too.
 
     Args:
-        path: image file to write; its ending is its format, PNG if it has none.
         rows: list of dicts of `"step"` and the metrics, of which rows may lack some;
             those of the validation begin with `"val_"`.
         terms: dict of `(dim, bounds)` of the betas, by the names of the betas' metrics;
@@ -55,6 +54,11 @@ def plot_history(path, rows, terms, title=None):
         _finish(axis, rows)
     if title:
         figure.suptitle(title, fontsize=14)
+    return figure
+
+
+def write_figure(figure, path):
+    """Writes a figure to a file; its ending is its format, PNG if it has none."""
     ending = str(path).rpartition("/")[2].rpartition(".")
     with atomic_write(path) as draft, open(draft, "wb") as file:
         figure.savefig(file, format=ending[2] if ending[0] else "png", dpi=120)
@@ -74,7 +78,7 @@ class _Panels:
     """What is drawn of a history.
 
     Args:
-        rows, terms: as for `plot_history`.
+        rows, terms: as for `history_figure`.
 
     Attributes:
         found: list of functions that draw a panel, given its axis, in their order.
@@ -115,7 +119,7 @@ class _Panels:
         """Which numbers to monitor, in words."""
         names = [n for n in (loss, *MONITORED) if VALIDATION + n in self.series]
         if not names:
-            names = "val_task_loss, val_accuracy or val_objective"
+            names = "val_task_loss, val_accuracy or val_objective, never val_loss"
             return f"No validation: pass validation_data to fit, and monitor {names}."
         *first, last = dict.fromkeys(VALIDATION + name for name in names)
         advice = f"Monitor {', '.join(first)} or {last}" if first else f"Monitor {last}"
