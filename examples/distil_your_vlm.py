@@ -21,7 +21,12 @@ import matplotlib.pyplot as plt
 import small_gemma
 from easy_vqa_data import make_problem
 
-from keras_betakd import BetaKDDistiller, DistillationHistory, InstanceBeta
+from keras_betakd import (
+    BetaKDDistiller,
+    CosineProbsEnergy,
+    DistillationHistory,
+    InstanceBeta,
+)
 from keras_betakd.data import ScienceQADataset, load_image, load_scienceqa
 from keras_betakd.evaluation import generate_answers, score_scienceqa
 from keras_betakd.models import load_model, save_preset
@@ -133,7 +138,8 @@ print(f"It answers {scores['labels alone']:.1f} % rightly.")
 # %% [markdown]
 # ## A student that sees the teacher, too
 #
-# The same student starts from the same weights. `InstanceBeta()` weighs the teacher in
+# The same student starts from the same weights. The energy is the distance between the
+# answers of the two, as one minus a cosine. `InstanceBeta()` weighs the teacher in
 # each example, by how sure the teacher is there; `task_beta=True` learns a weight of
 # the labels.
 
@@ -141,7 +147,12 @@ print(f"It answers {scores['labels alone']:.1f} % rightly.")
 keras.utils.set_random_seed(0)
 student = small_gemma.make_student(teacher)
 distiller = BetaKDDistiller(
-    teacher, student, beta=InstanceBeta(), task_beta=True, max_response_length=3
+    teacher,
+    student,
+    energies=CosineProbsEnergy(),
+    beta=InstanceBeta(),
+    task_beta=True,
+    max_response_length=3,
 )
 distiller.compile(optimizer())
 history = DistillationHistory(every=4)
