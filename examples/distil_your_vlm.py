@@ -34,6 +34,7 @@ from keras_betakd.models import load_model, save_preset
 # A quick look at the notebook takes EPOCHS=1 QUESTIONS=64, and learns nothing.
 EPOCHS = int(os.environ.get("EPOCHS", 18))
 QUESTIONS = int(os.environ.get("QUESTIONS", 1000))
+OUTPUT = os.path.join("output", "distil_your_vlm")
 
 started = time.time()
 keras.utils.set_random_seed(0)
@@ -140,7 +141,7 @@ print(f"It answers {scores['labels alone']:.1f} % rightly.")
 #
 # The same student starts from the same weights. The energy is the distance between the
 # answers of the two, as one minus a cosine. `InstanceBeta()` weighs the teacher in
-# each example, by how sure the teacher is there; `task_beta=True` learns a weight of
+# each example by how sure the teacher is there; `task_beta=True` learns a weight of
 # the labels.
 
 # %%
@@ -163,7 +164,8 @@ distiller.fit(
     callbacks=[history],
     verbose=0,
 )
-history.plot(title="Beta-KD on easy-VQA, 30 % of the labels wrong")
+title = "Beta-KD on easy-VQA, 30 % of the labels wrong"
+history.plot(os.path.join(OUTPUT, "history.png"), title)
 
 # %% [markdown]
 # The accuracy in validation (dashed) is above that in training (solid), as the labels
@@ -201,7 +203,7 @@ print(f"{prompt}\nThe student answers: {answer}")
 # `save_preset` writes a folder that plain keras-hub loads. The teacher is not in it.
 
 # %%
-folder = os.path.join("output", "distil_your_vlm", "student")
+folder = os.path.join(OUTPUT, "student")
 save_preset(student, folder)
 shipped = load_model(folder)
 before, after = (
