@@ -13,6 +13,7 @@ import os
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import random
+import textwrap
 import time
 
 import easy_vqa
@@ -75,10 +76,10 @@ held_out = easy_vqa.get_test_questions(), easy_vqa.get_test_image_paths()
 held_out = load_questions(*held_out, QUESTIONS)
 validation, test = held_out[: QUESTIONS // 4], held_out[QUESTIONS // 4 :]
 
-figure, axes = plt.subplots(1, 4, figsize=(11, 3.2), layout="constrained")
+figure, axes = plt.subplots(1, 4, figsize=(11, 3.6), layout="constrained")
 for axis, record in zip(axes, test, strict=False):
     axis.imshow(load_image(record.image))
-    axis.set_title(record.question, fontsize=10)
+    axis.set_title(textwrap.fill(record.question, 24), fontsize=11)
     right = record.choices[record.answer]
     axis.set_xlabel(" / ".join(record.choices) + f"\nanswer: {right}")
     axis.set(xticks=[], yticks=[])
@@ -177,9 +178,10 @@ history.plot(os.path.join(OUTPUT, "history.png"), title)
 # %%
 scores["labels and teacher"] = accuracy(student)
 figure, axis = plt.subplots(figsize=(7, 2.2), layout="constrained")
-bars = axis.barh(list(scores), list(scores.values()), color="#0072B2")
+colors = ["#A0A0A0", "#56B4E9", "#0072B2"]
+bars = axis.barh(list(scores), list(scores.values()), color=colors)
 axis.bar_label(bars, fmt="%.1f %%", padding=3)
-axis.set(xlim=(0, 110), xlabel=f"right answers to {len(test)} new questions, %")
+axis.set(xlim=(0, 115), xlabel=f"right answers to {len(test)} new questions, %")
 axis.invert_yaxis()
 
 # %% [markdown]
