@@ -2,11 +2,12 @@
 
 import csv
 import os
+from typing import Any
 
 import keras
 
 from keras_betakd.files import atomic_write
-from keras_betakd.history_plot import plot_history
+from keras_betakd.history_plot import history_figure, write_figure
 
 
 class DistillationHistory(keras.callbacks.Callback):
@@ -27,7 +28,9 @@ class DistillationHistory(keras.callbacks.Callback):
     Attributes:
         rows: list of dicts: `"step"` (counted over all epochs, at the end of the
             window), then every metric of the distiller by name. The last row of an
-            epoch has those of its validation too, with `val_` in front.
+            epoch has what Keras knows of the epoch alone, too: the metrics of its
+            validation, with `val_` in front, and numbers of other callbacks, such as
+            `answer_tokens` of `StudentAnswers`.
 
     Raises:
         ValueError: `every` is not a positive integer; `path` is a file that is no
@@ -99,8 +102,8 @@ class DistillationHistory(keras.callbacks.Callback):
         whole, (done, logs) = logs, self._last
         if done > self._done:
             self._close_window(done, logs)
-        validation = {n: float(v) for n, v in (whole or {}).items() if n[:4] == "val_"}
-        self.rows[-1].update(validation)
+        row = self.rows[-1]
+        row.update({n: float(v) for n, v in (whole or {}).items() if n not in row})
         if self.path:
             self.write_csv(self.path)
 
@@ -126,19 +129,31 @@ class DistillationHistory(keras.callbacks.Callback):
             writer.writeheader()
             writer.writerows(self.rows)
 
-    def plot(self, path: str | os.PathLike, title: str | None = None) -> None:
+    def plot(
+        self, path: str | os.PathLike | None = None, title: str | None = None
+    ) -> Any:
         """Plots what the rows hold over the steps (needs matplotlib).
 
-        Cross-entropy and accuracy of training and validation, the total, the energies,
-        and the betas with their bounds and with d / (2 energy), where each of them
-        tends to. A history that only read its file knows no bounds and no d.
+        The first panel shows cross-entropy and accuracy of training (solid) and
+        validation (dashed), and says which number to monitor. Then come the loss and
+        the objective, the energies, the betas with their bounds and with d / (2 energy)
+        (dotted), where each of them tends to, the student's own answers if it gave any,
+        and every other metric. A history that only read its file knows no bounds and
+        no d.
 
         Args:
             path: image file to write, e.g. `"history.png"`; its folder is created.
+                `None` (default) writes none.
             title: title of the figure.
+
+        Returns:
+            The `matplotlib.figure.Figure`, which a notebook shows.
         """
         self._expect_rows()
-        plot_history(path, self.rows, self._terms, title)
+        figure = history_figure(self.rows, self._terms, title)
+        if path is not None:
+            write_figure(figure, path)
+        return figure
 
     def _expect_rows(self):
         # A resumed training may have had no epochs left to run.

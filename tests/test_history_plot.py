@@ -5,8 +5,17 @@ import pytest
 from matplotlib.figure import Figure
 from plain_models import ConstantEnergy
 from test_callbacks import fitted
+from test_student_answers import distiller as answering
+from test_student_answers import records
 
-from keras_betakd import DistillationHistory, FixedBeta, ForwardKLEnergy, TaskBeta
+from keras_betakd import (
+    DistillationHistory,
+    FixedBeta,
+    ForwardKLEnergy,
+    StudentAnswers,
+    TaskBeta,
+)
+from keras_betakd.history_plot import history_figure
 
 
 @pytest.fixture
@@ -28,35 +37,115 @@ def panels(figure):
 
 
 def curves(axis):
-    return {line.get_label(): line for line in axis.get_lines()}
+    """The curves of a panel by name, those of its right-hand axis too."""
+    twins = axis.get_shared_x_axes().get_siblings(axis)
+    lines = [line for twin in [axis, *twins] for line in twin.get_lines()]
+    return {line.get_label(): line for line in lines}
 
 
-def test_the_first_panels_show_whether_the_student_learns(tmp_path, drawn):
+def note(axis):
+    (text,) = (text.get_text() for text in axis.texts)
+    return text
+
+
+def test_the_first_panel_shows_whether_the_student_learns(tmp_path, drawn):
     """`loss` stood first, which falls with beta; accuracy and validation nowhere."""
     history = DistillationHistory(every=1)
     logs = fitted(history, beta=TaskBeta(dim=2.0), epochs=2, validation=True)
     history.plot(tmp_path / "new" / "history.png", title="A run")
     found = panels(drawn[0])
-    assert list(found)[:3] == [
-        "cross-entropy (nats per token)",
-        "accuracy",
-        "total (falls with beta)",
+    assert list(found) == [
+        *("Does the student learn?", "Loss", "Energies", "Betas", "perplexity")
     ]
-    for label, name in zip(list(found)[:2], ("task_loss", "accuracy"), strict=True):
-        lines = curves(found[label])
-        steps, values = lines["training"].get_data()
+    first = found["Does the student learn?"]
+    assert note(first) == (
+        "Monitor val_task_loss, val_accuracy or val_objective; never val_loss, which "
+        "falls by a learned beta alone."
+    )
+    lines = curves(first)
+    for name in ("task_loss", "accuracy"):
+        steps, values = lines[name].get_data()
         assert list(steps) == list(range(1, 11))
         assert values == pytest.approx([row[name] for row in history.rows])
-        steps, values = lines["validation"].get_data()
+        steps, values = lines[f"val_{name}"].get_data()
         assert list(steps) == [5, 10]
         assert values == pytest.approx(logs[f"val_{name}"])
-    assert {"total", "at the best betas"} <= set(curves(found["total (falls with be"
-                                                               "ta)"]))  # fmt: skip
-    lines = curves(found["betas"])
+    assert set(curves(found["Loss"])) == {
+        *("loss", "val_loss", "objective", "val_objective")
+    }
+
+
+def test_a_quantity_has_one_colour(tmp_path, drawn):
+    """Training solid, validation dashed, and an energy and its beta alike."""
+    history = DistillationHistory(every=1)
+    energies = {"kl": ForwardKLEnergy(), "none": ConstantEnergy(0.1)}
+    fitted(history, energies, TaskBeta(), epochs=2, validation=True, task_beta=True)
+    figure = history.plot()
+    found = panels(figure)
+    learning, betas = (curves(found[n]) for n in ("Does the student learn?", "Betas"))
+    for name, line in {**learning, **curves(found["Energies"])}.items():
+        if name.startswith("val_"):
+            assert line.get_linestyle() == "--", name
+    colors = {
+        "kl": [curves(found["Energies"])[n] for n in ("kl", "val_kl")] + [betas["kl"]],
+        "none": [curves(found["Energies"])["none"], betas["none"]],
+        "task": [learning["task_loss"], learning["val_task_loss"], betas["task"]],
+        "accuracy": [learning["accuracy"], learning["val_accuracy"]],
+    }
+    own = {n: {line.get_color() for line in lines} for n, lines in colors.items()}
+    assert [len(found) for found in own.values()] == [1] * 4, own
+    assert len(set.union(*own.values())) == 4, own
+
+
+def test_betas_stand_beside_their_best_values_and_bounds(tmp_path, drawn):
+    history = DistillationHistory(every=1)
+    fitted(history, beta=TaskBeta(dim=2.0, max_value=5.0), epochs=2)
+    axis = panels(history.plot())["Betas"]
     energies = np.array([row["forward_kl"] for row in history.rows])
-    np.testing.assert_allclose(lines["d / (2 energy)"].get_ydata(), 1 / energies)
-    bounds = [line.get_ydata()[0] for line in found["betas"].get_lines()[-2:]]
-    assert bounds == [0.01, 100.0]
+    dotted = [line for line in axis.get_lines() if line.get_linestyle() == ":"]
+    np.testing.assert_allclose(dotted[0].get_ydata(), np.minimum(1 / energies, 5.0))
+    flat = [line.get_ydata() for line in axis.get_lines() if len(line.get_xdata()) == 2]
+    assert {values[0] for values in flat} == {0.01, 5.0}
+    assert axis.get_yscale() == "log"
+    assert {"best value, d / (2 energy)", "bounds"} <= set(curves(axis))
+
+
+def test_legends_hide_no_curve():
+    """They stood on the curves where these filled their panel."""
+    rows = [
+        {
+            "step": i,
+            "task_loss": 1 / i,
+            "accuracy": i / 9,
+            "loss": 1.0,
+            "objective": 1.0,
+        }
+        | {f"energy_{k}": k / i for k in (1, 2, 3)}
+        | {f"energy_{k}_beta": i / k for k in (1, 2, 3)}
+        for i in range(1, 9)
+    ]
+    figure = history_figure(rows, {}, "Three energies")
+    figure.draw_without_rendering()
+    inside = [axis.get_window_extent() for axis in figure.axes]
+    for axis in panels(figure).values():
+        legend = axis.get_legend().get_window_extent()
+        assert not any(box.overlaps(legend) for box in inside), axis.get_title()
+        assert figure.bbox.containsx(legend.x0) and figure.bbox.containsx(legend.x1)
+
+
+def test_the_students_own_answers_are_drawn():
+    """`History` had them, the plot and the rows had not."""
+    history = DistillationHistory(every=1)
+    data = StudentAnswers(records(), lambda epoch: (1 + epoch) / 4)
+    options = {"epochs": 2, "batch_size": 4, "verbose": 0}
+    logs = answering().fit(data, callbacks=[history], **options).history
+    axis = panels(history.plot())["The student's own answers"]
+    assert note(axis) == "2 to 4 prompts an epoch"
+    lines = curves(axis)
+    for name in ("answer_tokens", "answers_ended"):
+        steps, values = lines[name].get_data()
+        assert list(steps) == [2, 4]
+        assert list(values) == logs[name]
 
 
 def test_steps_are_whole_and_scales_fit(tmp_path, drawn):
@@ -68,8 +157,8 @@ def test_steps_are_whole_and_scales_fit(tmp_path, drawn):
     for axis in panels(drawn[0]).values():
         ticks = axis.get_xticks()
         assert np.array_equal(ticks, np.round(ticks))
-    assert panels(drawn[0])["energies"].get_yscale() == "linear"
-    assert len(curves(panels(drawn[0])["betas"])["kl"].get_xdata()) == 3
+    assert panels(drawn[0])["Energies"].get_yscale() == "linear"
+    assert len(curves(panels(drawn[0])["Betas"])["kl"].get_xdata()) == 3
 
 
 def test_a_resumed_training_keeps_its_validation(tmp_path, drawn):
@@ -79,8 +168,8 @@ def test_a_resumed_training_keeps_its_validation(tmp_path, drawn):
     resumed.rows = resumed._kept_rows()
     assert [("val_loss" in row) for row in resumed.rows] == [False, False, True] * 2
     DistillationHistory(path=path).plot(tmp_path / "history.pdf")
-    lines = curves(panels(drawn[0])["accuracy"])
-    assert list(lines["validation"].get_xdata()) == [5, 10]
+    lines = curves(panels(drawn[0])["Does the student learn?"])
+    assert list(lines["val_accuracy"].get_xdata()) == [5, 10]
     assert (tmp_path / "history.pdf").read_bytes().startswith(b"%PDF")
 
 
@@ -103,11 +192,19 @@ def test_the_file_is_replaced_once_it_is_complete(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["history.png"]
 
 
-def test_a_run_without_validation_or_accuracy(tmp_path, drawn):
-    history = DistillationHistory(every=1)
-    history.rows = [{"step": 1, "loss": 1.0, "task_loss": 1.0}]
-    history.plot(tmp_path / "history.png")
-    assert set(panels(drawn[0])) == {
-        "cross-entropy (nats per token)",
-        "total (falls with beta)",
-    }
+def test_a_run_without_validation_is_told_of_it():
+    rows = [{"step": 1, "loss": 1.0, "task_loss": 1.0}]
+    found = panels(history_figure(rows, {}))
+    assert set(found) == {"Does the student learn?", "Loss"}
+    assert note(found["Does the student learn?"]) == (
+        "No validation: pass validation_data to fit, and monitor val_task_loss, "
+        "val_accuracy or val_objective, never val_loss."
+    )
+
+
+def test_a_plain_model_has_its_loss_in_the_first_panel():
+    """Without betas there is nothing wrong with `val_loss`."""
+    rows = [{"step": i, "loss": 1 / i, "val_loss": 2 / i} for i in (1, 2)]
+    ((title, axis),) = panels(history_figure(rows, {})).items()
+    assert set(curves(axis)) == {"loss", "val_loss"}
+    assert note(axis) == "Monitor val_loss."
