@@ -277,9 +277,11 @@ def test_the_other_gelu_and_the_other_axes_move_the_golden_numbers(monkeypatch):
 
 def test_windows_have_room_for_images_of_every_shape():
     """The number of windows is bounded by the patches, whatever the shape."""
+    grids = np.array([(1, h, w) for h in range(2, 42, 2) for w in range(2, 42, 2)])
+    # Each number of patches is compiled anew on JAX: a few, of which some are those of
+    # long and of square grids.
     for side in (2, 4, 8):
-        grids = np.array([(1, h, w) for h in range(2, 42, 2) for w in range(2, 42, 2)])
-        for patches in np.unique(grids.prod(axis=-1)):
+        for patches in (4, 36, 80, 144, 240, 400, 720):
             some = grids[grids.prod(axis=-1) == patches]
             windows = PatchGrid(some, int(patches), 2).windows(side)
             targets = ops.convert_to_numpy(windows.targets)
