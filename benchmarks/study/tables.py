@@ -157,14 +157,17 @@ class Report:
             rows.append([*self._accuracies(name_of(given), given, [], settings), ""])
             for share in SHARES:
                 arm = f"{given}, on_policy={share:g}"
-                cells = self._accuracies(f"{share:.0%} own answers", arm, [], settings)
-                rows.append([*cells, self.versus(arm, given, settings)])
+                had = [s for s in settings if self.results.has(arm, s)]
+                cells = [
+                    self._accuracies_in(arm, s) if s in had else "" for s in settings
+                ]
+                difference = self.versus(arm, given, had) if had else ""
+                rows.append([f"{share:.0%} own answers", *cells, difference])
         heads = ["", *self._titles(settings), "above given answers alone"]
         return table(heads, rows)
 
     def own_in(self, arm, share, *settings):
-        """What a share of own answers changes in some settings, all if none."""
-        settings = settings or EXPERIMENTS["sentences"].settings
+        """What a share of own answers changes in some settings."""
         return self.versus(f"{arm}, on_policy={share:g}", arm, settings)
 
     def versus_in(self, experiment, arm, other, read=accuracy):
