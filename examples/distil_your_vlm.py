@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Distil a vision-language model
 #
-# A *teacher* that answers questions about pictures trains a *student* with a quarter of
+# A *teacher* that answers questions about images trains a *student* with a quarter of
 # its parameters. The labels of the training questions are partly wrong, as labels are.
 # [Beta-KD](https://arxiv.org/abs/2603.21426) learns how much to listen to the teacher:
 # no weight is tuned by hand. It needs no GPU and no network; install it with
