@@ -65,6 +65,7 @@ class Report:
     c_token = "cosine-probs / token, task_loss=task"
     f_both = "forward-kl / instance, task_loss=task"
     r_both = "reverse-kl / instance, task_loss=task"
+    r_task = "reverse-kl / task"
     f_hot = "forward-kl / task, temperature=2, task_loss=task"
     f_task_both = "forward-kl / task, task_loss=task"
     experiments, batch = EXPERIMENTS, BATCH
