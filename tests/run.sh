@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the project with all three backends into .venv-test and runs everything
 # that must hold: lint, the docstrings' examples, all tests on PyTorch, and on JAX and
-# TensorFlow those that are marked `backends`. About 17 minutes on two cores.
+# TensorFlow those that are marked `backends`. 24 to 45 minutes on two cores, by machine.
 #
 #   bash tests/run.sh                    # all of that
 #   bash tests/run.sh -k beta            # arguments go to pytest
