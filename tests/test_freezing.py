@@ -1,5 +1,7 @@
 """What trains, stage after stage; teacher and student share nothing."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -352,3 +354,24 @@ def test_stages_go_on_from_an_archive(tmp_path):
     assert len(loaded.student.trainable_variables) == 2
     compiled(loaded.student, loaded.teacher)
     assert len(loaded.teacher.trainable_variables) == 4
+
+
+def test_a_quantised_student_is_told_how_little_of_it_trains():
+    """It trained a few norms, without a word."""
+    teacher, student = tiny_gemma3(width=16), tiny_gemma3()
+    student.backbone.quantize("int8")
+    distiller = BetaKDDistiller(teacher, student, ForwardKLEnergy())
+    distiller.compile(optimizer="sgd")
+    with pytest.warns(UserWarning, match="layers of the student are quantised"):
+        distiller.fit(vqa_records(2), verbose=0)
+
+
+def test_lora_factors_of_a_quantised_student_train_without_a_warning():
+    teacher, student = tiny_gemma3(width=16), tiny_gemma3()
+    student.backbone.quantize("int8")
+    student.backbone.enable_lora(2)
+    distiller = BetaKDDistiller(teacher, student, ForwardKLEnergy())
+    distiller.compile(optimizer="sgd")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*are quantised")
+        distiller.fit(vqa_records(2), verbose=0)

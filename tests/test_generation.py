@@ -7,7 +7,8 @@ import pytest
 from scienceqa_folder import write_folder
 from tiny_models import random_image, tiny_gemma3, tiny_gemma_text, tiny_pali_gemma
 
-from keras_betakd.data import ScienceQADataset, load_scienceqa
+from keras_betakd.data import ScienceQADataset, load_scienceqa, load_vqa
+from keras_betakd.data.batches import Records
 from keras_betakd.evaluation import clean_answer, decoding, generate_answers
 from keras_betakd.evaluation.prompts import PromptReader
 from keras_betakd.preprocessing import prompts as grouping
@@ -222,3 +223,20 @@ def test_wrong_arguments(text_model):
         twice = [*batches("text", 2), *batches("text", 2)]
         generate_answers(text_model, twice, max_new_tokens=1, progress=False)
     assert generate_answers(text_model, [], progress=False) == {}
+
+
+def test_records_of_a_loader_are_answered():
+    """`fit` took them, and here a `TypeError` came out of their first key."""
+    records = load_vqa(
+        [
+            {"question": "which color?", "answer": "red"},
+            {"question": "a", "answer": "b"},
+        ]
+    )
+    model = tiny_gemma_text()
+    found = generate_answers(model, records, max_new_tokens=2, progress=False)
+    batch = {"ids": ["0", "1"], "prompts": ["which color?", "a"]}
+    expected = generate_answers(model, batch, max_new_tokens=2, progress=False)
+    assert found == expected and list(found) == ["0", "1"]
+    with pytest.raises(TypeError, match="ScienceQADataset"):
+        generate_answers(model, Records(["a"]), progress=False)

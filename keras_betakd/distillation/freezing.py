@@ -11,6 +11,8 @@ gradient (batch normalisation), which they keep still only for their own flag.
 """
 
 import contextlib
+import math
+import warnings
 
 import keras
 
@@ -111,8 +113,11 @@ def expect_apart(student, teacher, freeze):
 
 
 def expect_trainable(student, freeze):
-    """Raises if nothing in a built student trains."""
-    if not student.built or student.trainable_variables:
+    """Raises if nothing in a built student trains; warns if it is quantised."""
+    if not student.built:
+        return
+    if student.trainable_variables:
+        _warn_of_quantized(student)
         return
     ours = len(_frozen_here(student))
     raise ValueError(
@@ -122,6 +127,25 @@ def expect_trainable(student, freeze):
         "`student.trainable = True`, or that of the layers that are to train, before "
         "the distiller is made; or choose another `freeze`. `evaluate` works as it is. "
         f"Received: student={type(student).__name__} named {student.name!r}"
+    )
+
+
+def _warn_of_quantized(student):
+    """Warns where layers hold integers, which do not train, and no LoRA factors."""
+    layers = list(layers_within(student))
+    quantized = [x for x in layers if getattr(x, "quantization_mode", None)]
+    if not quantized or any(getattr(x, "lora_enabled", False) for x in layers):
+        return
+    total, ours = (
+        sum(math.prod(v.shape) for v in variables)
+        for variables in (student.variables, student.trainable_variables)
+    )
+    warnings.warn(
+        f"{len(quantized)} layers of the student are quantised, and their kernels do "
+        f"not train: of its {total:,} numbers {ours:,} do. Distil the student first "
+        "and quantise what you ship, or call `student.backbone.enable_lora(rank)` before "
+        "the distiller is made.",
+        stacklevel=4,
     )
 
 

@@ -5,9 +5,14 @@ from typing import Any
 
 import keras
 
+from keras_betakd.data.batches import Records
+from keras_betakd.data.llava import LlavaDataset
+from keras_betakd.data.llava_records import LlavaRecord
 from keras_betakd.evaluation.decoding import answered_groups
 from keras_betakd.evaluation.prompts import PromptReader
 from keras_betakd.preprocessing.prompt_templates import PromptTemplate
+
+_RECORDS_AT_ONCE = 8  # of a loader's, where no batch size is given
 
 
 def generate_answers(
@@ -38,7 +43,8 @@ def generate_answers(
     Args:
         model: A `keras_hub.models.CausalLM` or `Seq2SeqLM` with its preprocessor.
         batches: Dicts of `"prompts"` and optional `"ids"` and `"images"`, as
-            `ScienceQADataset` makes them, or one such dict. Without ids, they are
+            `ScienceQADataset` makes them, or one such dict; or the records of a loader
+            such as `load_chat`, whose last answers are not read. Without ids, they are
             "0", "1", and so on.
         batch_size: Prompts to generate for at once; by default, as many as the first
             batch has.
@@ -83,6 +89,7 @@ def generate_answers(
     ):
         if value is not None and value < 1:
             raise ValueError(f"`{name}` must be positive. Received: {name}={value}")
+    batches = _in_batches(batches, batch_size)
     room = max_new_tokens or 1
     reader = PromptReader(model.preprocessor, max_length, room, prompt_template)
     total = count_prompts(batches) if progress else None
@@ -100,6 +107,22 @@ def generate_answers(
         bar.target = len(answers)
         bar.update(len(answers), finalize=True)
     return {name: answers[name] for name in reader.ids}
+
+
+def _in_batches(batches, batch_size):
+    """The records of a loader as a data set; anything else as it is.
+
+    Raises:
+        TypeError: They are records whose prompts depend on a data set's settings.
+    """
+    if not isinstance(batches, Records):
+        return batches
+    if all(isinstance(record, LlavaRecord) for record in batches):
+        return LlavaDataset(batches, batch_size or _RECORDS_AT_ONCE)
+    raise TypeError(
+        "Give a data set that makes prompts of these records, for example "
+        f"`ScienceQADataset(records, batch_size=8)`. Received: {type(batches).__name__}"
+    )
 
 
 def count_prompts(batches: Any) -> int | None:
