@@ -143,8 +143,8 @@ def _warn_of_quantized(student):
     warnings.warn(
         f"{len(quantized)} layers of the student are quantised, and their kernels do "
         f"not train: of its {total:,} numbers {ours:,} do. Distil the student first "
-        "and quantise what you ship, or call `student.backbone.enable_lora(rank)` before "
-        "the distiller is made.",
+        "and quantise what you ship, or call `student.backbone.enable_lora(rank)` "
+        "before the distiller is made.",
         stacklevel=4,
     )
 
