@@ -113,11 +113,8 @@ def expect_apart(student, teacher, freeze):
 
 
 def expect_trainable(student, freeze):
-    """Raises if nothing in a built student trains; warns if it is quantised."""
-    if not student.built:
-        return
-    if student.trainable_variables:
-        _warn_of_quantized(student)
+    """Raises if nothing in a built student trains."""
+    if not student.built or student.trainable_variables:
         return
     ours = len(_frozen_here(student))
     raise ValueError(
@@ -130,7 +127,7 @@ def expect_trainable(student, freeze):
     )
 
 
-def _warn_of_quantized(student):
+def warn_of_quantized(student):
     """Warns where layers hold integers, which do not train, and no LoRA factors."""
     layers = list(layers_within(student))
     quantized = [x for x in layers if getattr(x, "quantization_mode", None)]
@@ -145,7 +142,7 @@ def _warn_of_quantized(student):
         f"not train: of its {total:,} numbers {ours:,} do. Distil the student first "
         "and quantise what you ship, or call `student.backbone.enable_lora(rank)` "
         "before the distiller is made.",
-        stacklevel=4,
+        stacklevel=3,
     )
 
 

@@ -13,7 +13,7 @@ from keras_betakd.distillation.arguments import (
     warn_of_unequal_parts,
 )
 from keras_betakd.distillation.bounds_report import BoundsReport
-from keras_betakd.distillation.freezing import expect_trainable
+from keras_betakd.distillation.freezing import expect_trainable, warn_of_quantized
 from keras_betakd.distillation.interrupted_step import unwrapped_errors, values_kept
 from keras_betakd.distillation.metric_arguments import (
     expect_no_loss_weights,
@@ -235,6 +235,7 @@ class DistillationTrainer:
         expect_compiled(self, "fit")
         self.freeze_parts()
         expect_trainable(self.student, self.freeze)
+        warn_of_quantized(self.student)
         self._check_tower()
         ours = [
             NonFiniteReport(self.on_nonfinite, at_epochs=True),
