@@ -9,6 +9,7 @@ from typing import NamedTuple
 from keras import ops
 
 from keras_betakd.distillation.token_grids import resized, token_counts, token_mask
+from keras_betakd.distillation.token_weights import features_for, token_weights
 from keras_betakd.head_loss.terms import ImageRows
 from keras_betakd.objective import normalised
 
@@ -61,6 +62,8 @@ class FeatureComparison:
                 energy.set_widths(*(view.hidden_dim for view in views))
                 if energy.projection is not None:
                     self.projections[name] = energy.projection
+        for role, view in zip(("student", "teacher"), views, strict=True):
+            view.reader(self.wanted(role))  # raises where it cannot read them
 
     def wanted(self, role):
         """The names of the `Features` that the energies compare.
@@ -74,6 +77,10 @@ class FeatureComparison:
         top_tokens = [e.top_tokens for e in self._energies.values()]
         if role == "teacher" and any(top_tokens):
             wanted.add("saliency")
+        if role == "teacher":
+            wanted.update(
+                *(features_for(e.token_weights) for e in self._energies.values())
+            )
         return wanted
 
     def compare(self, student, teacher, weights):
@@ -94,7 +101,9 @@ class FeatureComparison:
             elif kind == "image_logits":
                 rows, mask = _image_rows(student, teacher)
                 terms.image_rows[name] = rows
-                terms.weights[name] = spread(weights, mask)
+                terms.weights[name] = spread(
+                    weights, _shares(energy, student, teacher, mask)
+                )
             else:
                 compare = _COMPARISONS.get(kind, _compare_images)
                 terms.values[name], mask = compare(energy, student, teacher)
@@ -121,19 +130,28 @@ def _check_features(name, energy, beta, views):
         )
 
 
-def spread(row_weights, mask):
-    """Weights (B, N): an example's weight, divided among its tokens in the mask.
+def spread(row_weights, shares):
+    """Weights (B, N): an example's weight, divided among its tokens by their shares.
 
     Examples without such a token are left out; the weights of the others add up to one.
 
     Args:
         row_weights: (B, K).
-        mask: bool (B, N).
+        shares: (B, N), a bool mask or numbers of which the greatest in each example is
+            1, or 0 for an example without a token.
     """
-    mask = ops.cast(mask, "float32")
-    count = ops.sum(mask, axis=1, keepdims=True)
+    shares = ops.cast(shares, "float32")
+    total = ops.sum(shares, axis=1, keepdims=True)
     example = ops.sum(row_weights, axis=1, keepdims=True)
-    return normalised(example * mask / ops.maximum(count, 1.0))
+    return normalised(example * shares / ops.maximum(total, 1.0))
+
+
+def _shares(energy, student, teacher, mask):
+    """The shares (B, P * T) of the image tokens in `mask`, bool of that shape."""
+    if energy.token_weights == "uniform":
+        return mask
+    kept = ops.reshape(mask, (*ops.shape(student.present), -1))
+    return _flat(token_weights(energy.token_weights, teacher, student, kept))
 
 
 def _only_with(row_weights, mask):

@@ -92,6 +92,10 @@ class Energy(keras.losses.Loss):
     # teacher's text pays most attention; `None` for all.
     top_tokens = None
 
+    # How an example's weight is shared among its image tokens, where an energy compares
+    # the logits at each: `"uniform"`, or see `ImageTokenEnergy`.
+    token_weights: Any = "uniform"
+
     # Whether teacher and student may have different vocabularies.
     crosses_vocabularies = False
 

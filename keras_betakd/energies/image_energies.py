@@ -1,9 +1,13 @@
 """Energies at the image: attention to its tokens, and logits at its tokens."""
 
+from collections.abc import Callable
+
 import keras
 
 from keras_betakd.energies.base import Energy
 from keras_betakd.energies.distances import squared_distance
+
+TOKEN_WEIGHTS = ("uniform", "saliency", "self_dissimilarity")
 
 _REGISTER = keras.saving.register_keras_serializable(package="keras_betakd")
 
@@ -62,18 +66,38 @@ class ImageTokenEnergy(Energy):
 
     Where the models have different numbers of image tokens, the teacher's hidden states
     are resized to the student's grid before its head. The mean runs over the image
-    tokens of each record, then over the records with an image.
+    tokens of each record, then over the records with an image:
+
+        L = sum_i w_i sum_v omega_iv l_iv,   sum_v omega_iv = 1
+
+    with w_i the weight of record i, l_iv the wrapped energy at its image token v, and
+    omega_iv the share of that token, which `weights` chooses.
 
     Shapes, masking and units: those of the wrapped energy.
 
     Args:
         energy: an energy between logits that needs no labels, for example
             `ForwardKLEnergy()`.
+        weights: how a record's weight is shared among its image tokens. They are
+            resized to the student's grid and normalised there, no gradient flows
+            through them, and where all of a record are 0, its tokens share evenly.
+
+            - `"uniform"` (default): omega_v = 1 / N for N image tokens.
+            - `"saliency"`: omega_v in proportion to the attention that the text of
+              the prompt pays to token v in the teacher's first decoder block, the mean
+              over heads and rows. For a teacher whose attention can be read.
+            - `"self_dissimilarity"`: omega_v in proportion to 1 minus the mean cosine
+              of token v to all of its image, in the output of the teacher's projector:
+              what stands out counts more than sky or wall.
+            - a callable: it takes the teacher's `keras_betakd.models.Features`, with
+              `image_features` (B, P, T, H) for T tokens of each of P images, and
+              returns weights (B, P, T), none of them negative.
         name: Defaults to `"image_token_"` and the name of `energy`.
         reduction, dtype: See `Energy`; `dtype` defaults to that of `energy`.
 
     Raises:
-        ValueError: if `energy` is no energy between logits, or needs labels.
+        ValueError: if `energy` is no energy between logits, or needs labels, or for
+            unknown `weights`.
 
     Example:
 
@@ -85,7 +109,9 @@ class ImageTokenEnergy(Energy):
     >>> float(energy(ops.array([[1.0, 2.0]]), ops.array([[1.0, 2.0]])))
     0.0
 
-    Reference: LLaVA-KD, Cai et al. 2024 (arXiv:2410.16236), multimodal distillation.
+    References: LLaVA-KD, Cai et al. 2024 (arXiv:2410.16236), multimodal distillation;
+    `"saliency"` is our reading of instruction-aware vision alignment in Align-TI, 2026
+    (arXiv:2602.09483), in the first block instead of a chosen one.
     """
 
     features = "image_logits"
@@ -96,6 +122,7 @@ class ImageTokenEnergy(Energy):
         name: str | None = None,
         reduction: str = "mean_with_sample_weight",
         dtype: str | None = None,
+        weights: str | Callable = "uniform",
     ):
         if not isinstance(energy, Energy) or energy.features:
             raise ValueError(
@@ -107,9 +134,16 @@ class ImageTokenEnergy(Energy):
                 "Image tokens have no labels, so `energy` cannot be one that needs "
                 f"them. Received: energy={energy}"
             )
+        if not callable(weights) and weights not in TOKEN_WEIGHTS:
+            raise ValueError(
+                f"`weights` must be one of {TOKEN_WEIGHTS}, or a callable that takes "
+                "the teacher's `Features` and returns (B, P, T). Received: "
+                f"weights={weights!r}"
+            )
         name = name or f"image_token_{energy.name}"
         super().__init__(name=name, reduction=reduction, dtype=dtype or energy.dtype)
         self.energy = energy
+        self.token_weights = weights
         self.schedule = energy.schedule
         self.parameter = energy.parameter
         self.fuses = energy.fuses
@@ -128,10 +162,14 @@ class ImageTokenEnergy(Energy):
         return self.energy.value_and_gradients(teacher, student)
 
     def get_config(self):
-        energy = keras.saving.serialize_keras_object(self.energy)
-        return {**super().get_config(), "energy": energy}
+        return {
+            **super().get_config(),
+            "energy": keras.saving.serialize_keras_object(self.energy),
+            "weights": keras.saving.serialize_keras_object(self.token_weights),
+        }
 
     @classmethod
     def from_config(cls, config):
-        energy = keras.saving.deserialize_keras_object(config["energy"])
-        return cls(**{**config, "energy": energy})
+        read = keras.saving.deserialize_keras_object
+        parts = {k: read(config[k]) for k in ("energy", "weights") if k in config}
+        return cls(**{**config, **parts})

@@ -10,6 +10,7 @@ from keras_betakd.models.gemma import (
 )
 from keras_betakd.models.heads import EmbeddingHead, HeadMatrix, LMHead
 from keras_betakd.models.mobilevlm import MobileVLMView
+from keras_betakd.models.outputs import Features
 from keras_betakd.models.presets import load_model
 from keras_betakd.models.qwen import Qwen3_5View
 from keras_betakd.models.student_presets import save_preset
@@ -20,6 +21,7 @@ __all__ = [
     "BLIP2View",
     "CausalLMView",
     "EmbeddingHead",
+    "Features",
     "Gemma3View",
     "Gemma3nView",
     "Gemma4View",

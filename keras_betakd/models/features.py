@@ -11,6 +11,8 @@ from keras_betakd.models.attention import (
 from keras_betakd.models.hooks import recorded
 from keras_betakd.models.outputs import Features, ModelOutputs
 
+ATTENTION_FEATURES = {"attention", "saliency", "prompt_saliency"}
+
 
 class FeatureReader:
     """Runs one model and reads the wanted features while it runs.
@@ -18,6 +20,9 @@ class FeatureReader:
     Args:
         view: a `CausalLMView`.
         wanted: set of attribute names of `Features`.
+
+    Raises:
+        ValueError: attention is wanted of a family whose attention cannot be read.
 
     Example:
 
@@ -30,6 +35,8 @@ class FeatureReader:
     def __init__(self, view, wanted):
         self.view = view
         self.wanted = set(wanted)
+        if self.wanted & ATTENTION_FEATURES:
+            view.first_attention()
 
     def expect_nothing(self):
         """Raises if features are wanted: for a batch without answer positions."""
@@ -70,7 +77,7 @@ class FeatureReader:
             if "image_features" in self.wanted:
                 layer = self.view.image_projector()
                 self._projected = stack.enter_context(recorded(layer))
-            if self.wanted & {"attention", "saliency"}:
+            if self.wanted & ATTENTION_FEATURES:
                 self._attention = stack.enter_context(record_first_attention(self.view))
             yield
 
@@ -99,12 +106,23 @@ class FeatureReader:
         if "attention" in self.wanted:
             found.attention = self._attention_to(flat, shape, rows)
         if "saliency" in self.wanted:
-            weights = ops.cast(self.view.text_mask(inputs), "float32")
-            count = ops.maximum(ops.sum(weights, axis=1), 1.0)
-            everything = first_attention_weights(self.view, self._attention)
-            mean = ops.einsum("bkt,bk->bt", everything, weights) / count[:, None]
-            found.saliency = ops.reshape(_pick(mean, flat), shape)
+            text = self.view.text_mask(inputs)
+            found.saliency = self._attention_from(text, flat, shape)
+        if "prompt_saliency" in self.wanted:
+            text = self.view.text_mask(inputs)
+            place = ops.arange(ops.shape(text)[1], dtype=rows.dtype)
+            # The first answer row is the last token of the prompt.
+            prompt = ops.logical_and(text, place[None] <= rows[:, :1])
+            found.prompt_saliency = self._attention_from(prompt, flat, shape)
         return found
+
+    def _attention_from(self, queries, flat, shape):
+        """The mean over the rows in `queries`, bool (B, T), at the image tokens."""
+        weights = ops.cast(queries, "float32")
+        count = ops.maximum(ops.sum(weights, axis=1), 1.0)
+        everything = first_attention_weights(self.view, self._attention)
+        mean = ops.einsum("bkt,bk->bt", everything, weights) / count[:, None]
+        return ops.reshape(_pick(mean, flat), shape)
 
     def _attention_to(self, flat, shape, rows):
         weights = first_attention_weights(self.view, self._attention, rows)

@@ -16,6 +16,7 @@ class Features:
         attention: (B, K, P, T), from the answer rows to the image tokens in the first
             decoder block, averaged over heads.
         saliency: (B, P, T), the same averaged over all text rows.
+        prompt_saliency: (B, P, T), the same averaged over the text of the prompt alone.
         present: (B, P), false where a record has fewer images.
         grids: int (B, P, 2), rows and columns of the tokens of each image, the first of
             T, where images have several sizes; `None` where all have one square grid.
@@ -26,6 +27,7 @@ class Features:
     image_hidden_states: Any = None
     attention: Any = None
     saliency: Any = None
+    prompt_saliency: Any = None
     present: Any = None
     grids: Any = None
 

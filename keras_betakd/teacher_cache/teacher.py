@@ -111,10 +111,19 @@ class CachedReader:
     Args:
         view: a `CachedTeacherView`.
         wanted: set of names of `Features`.
+
+    Raises:
+        ValueError: features that the cache does not hold.
     """
 
     def __init__(self, view, wanted):
         self.wanted = set(wanted)
+        missing = sorted(name for name in self.wanted if not view.sees(name))
+        if missing:
+            raise ValueError(
+                f"The teacher cache holds no {', '.join(missing)}, which an energy "
+                "needs. Build it of a distiller with the same energies."
+            )
 
     def expect_nothing(self):
         raise ValueError(NEEDS_RECORDS)
