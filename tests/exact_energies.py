@@ -56,6 +56,14 @@ def adaptive_kl(log_p, log_q, log_fixed, mass=0.5):
     return np.where(infinite, np.inf, c * forward + (1 - c) * reverse)
 
 
+def entropy_aware_kl(log_p, log_q, full):
+    h = np.minimum(entropy(log_p) / full, 1)
+    forward, reverse = kl(log_p, log_q), kl(log_q, log_p)
+    infinite = np.isinf(forward) | np.isinf(reverse)
+    with np.errstate(invalid="ignore"):
+        return np.where(infinite, np.inf, h * forward + (1 - h) * reverse)
+
+
 def decoupled(log_p, log_q, labels, alpha=1.0, beta=8.0):
     classes = np.arange(log_p.shape[-1])
     is_label = classes == labels[:, None]

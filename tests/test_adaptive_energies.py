@@ -13,7 +13,9 @@ from keras_betakd import (
     AdaptiveKLEnergy,
     BetaKDDistiller,
     DKDEnergy,
+    EntropyAwareKLEnergy,
     ForwardKLEnergy,
+    ReverseKLEnergy,
     TaskBeta,
 )
 from keras_betakd.energies.adaptive_kl import head_of
@@ -132,3 +134,29 @@ def test_a_distiller_hands_on_the_labels_fused_or_not():
     assert {"dkd", "dkd_beta", "adaptive_kl"} <= set(histories[0])
     for name, values in histories[0].items():
         np.testing.assert_allclose(values, histories[1][name], rtol=2e-4, atol=1e-6)
+
+
+def test_entropy_aware_kl_by_hand():
+    """Reverse KL where the teacher is sure, forward KL where it is in doubt."""
+    sure, doubt = np.array([[0.0, -60.0, -60.0]]), np.log([[0.4, 0.4, 0.2]])
+    student = np.log([[0.5, 0.2, 0.3]])
+    forward, reverse = (
+        float(energy(doubt, student))
+        for energy in (ForwardKLEnergy(), ReverseKLEnergy())
+    )
+    energy = EntropyAwareKLEnergy()  # H = 1.05 of the one in doubt: no more than 1
+    assert float(energy(doubt, student)) == pytest.approx(forward)
+    assert float(energy(sure, student)) == pytest.approx(
+        float(ReverseKLEnergy()(sure, student))
+    )
+    h = (0.8 * math.log(2.5) + 0.2 * math.log(5)) / 1.5
+    half = EntropyAwareKLEnergy(full_entropy=1.5)
+    expected = h * forward + (1 - h) * reverse
+    assert float(half(doubt, student)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_entropy_aware_kl_is_infinite_also_where_that_has_no_weight():
+    """A teacher that excludes classes and is sure: 0 * inf would be NaN."""
+    teacher = np.array([[0.0, -math.inf, -math.inf]], "float32")
+    student = np.zeros((1, 3), "float32")
+    assert float(EntropyAwareKLEnergy()(teacher, student)) == math.inf

@@ -19,6 +19,7 @@ from keras_betakd.energies import (
     CosineProbsEnergy,
     DKDEnergy,
     Energy,
+    EntropyAwareKLEnergy,
     ForwardKLEnergy,
     JensenShannonEnergy,
     MSELogitsEnergy,
@@ -45,6 +46,7 @@ PROBABILITY_CLASSES = {
     "cosine_probs": CosineProbsEnergy,
     "mse_probs": MSEProbsEnergy,
     "adaptive_kl": AdaptiveKLEnergy,
+    "entropy_aware_kl": EntropyAwareKLEnergy,
 }
 LOGIT_CLASSES = {"cosine_logits": CosineLogitsEnergy, "mse_logits": MSELogitsEnergy}
 CLASSES = {**PROBABILITY_CLASSES, **LOGIT_CLASSES}
@@ -571,6 +573,7 @@ def test_float32_whatever_the_global_precision(floatx):
         (lambda: CosineLogitsEnergy(epsilon=-1.0), "`epsilon`.*epsilon=-1.0"),
         (lambda: AdaptiveKLEnergy(head_mass=1.0), "`head_mass`.*head_mass=1.0"),
         (lambda: AdaptiveKLEnergy(head_rule="top"), "nucleus.*head_rule='top'"),
+        (lambda: EntropyAwareKLEnergy(full_entropy=0.0), "`full_entropy`.*=0.0"),
         (lambda: DKDEnergy(alpha=0.0), "`alpha`.*alpha=0.0"),
         (lambda: DKDEnergy(beta=-1.0), "`beta`.*beta=-1.0"),
         (lambda: ForwardKLEnergy(dtype="float16"), "`dtype`.*dtype=float16"),
@@ -595,6 +598,7 @@ def test_invalid_arguments_raise_at_construction(make, message):
         (MSELogitsEnergy, {"standardize": False, "ddof": 0, "epsilon": 0.1}),
         (CosineLogitsEnergy, {"standardize": False, "epsilon": 0.1}),
         (AdaptiveKLEnergy, {"head_mass": 0.7, "head_rule": "prefix"}),
+        (EntropyAwareKLEnergy, {"full_entropy": 1.5, "temperature": 2.0}),
         (DKDEnergy, {"alpha": 2.0, "beta": 0.5, "temperature": 4.0}),
     ],
 )  # fmt: skip

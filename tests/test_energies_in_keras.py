@@ -42,6 +42,7 @@ def fitted(energy, y, model):
         kb.SkewForwardKLEnergy(),
         kb.SkewReverseKLEnergy(),
         kb.AdaptiveKLEnergy(),
+        kb.EntropyAwareKLEnergy(),
         kb.MSELogitsEnergy(),
         kb.CosineLogitsEnergy(),
         kb.ImageTokenEnergy(kb.ForwardKLEnergy()),

@@ -100,6 +100,10 @@ PROBABILITY = {
         kd.AdaptiveKLEnergy,
         lambda p, q, fixed, _: exact.adaptive_kl(p, q, fixed),
     ),
+    "entropy_aware_kl": (
+        functools.partial(kd.EntropyAwareKLEnergy, full_entropy=0.9),
+        lambda p, q, *_: exact.entropy_aware_kl(p, q, 0.9),
+    ),
     "dkd": (kd.DKDEnergy, lambda p, q, _, labels: exact.decoupled(p, q, labels)),
     "taid": (
         functools.partial(kd.TAIDEnergy, 10, start=0.3),

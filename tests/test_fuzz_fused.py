@@ -66,6 +66,10 @@ ENERGIES = {
         kd.AdaptiveKLEnergy(),
         tempered(lambda p, q: exact.adaptive_kl(p, q, q)),
     ),
+    "eakl": (
+        kd.EntropyAwareKLEnergy(full_entropy=0.9),
+        tempered(lambda p, q: exact.entropy_aware_kl(p, q, 0.9)),
+    ),
     "dkd": (
         kd.DKDEnergy(beta=2.0),
         lambda t, s, labels: exact.decoupled(
@@ -98,7 +102,7 @@ class Setup:
         return {name: ENERGIES[name][0] for name in self.names}
 
 
-SETUPS = [Setup(7, 6, 3, names=("fkl", "srkl", "cosine", "akl"))]
+SETUPS = [Setup(7, 6, 3, names=("fkl", "srkl", "cosine", "akl", "eakl"))]
 if NIGHTLY:
     SETUPS += [
         Setup(1, 2, None),

@@ -24,6 +24,7 @@ ENERGIES = [
     kb.SkewForwardKLEnergy(),
     kb.SkewReverseKLEnergy(),
     kb.AdaptiveKLEnergy(),
+    kb.EntropyAwareKLEnergy(),
     kb.TAIDEnergy(total_steps=5),
     kb.CTKDEnergy(total_steps=5),
     kb.DKDEnergy(),

@@ -22,6 +22,7 @@ from keras_betakd.energies.divergences import (
     TotalVariationEnergy,
 )
 from keras_betakd.energies.dkd import DKDEnergy
+from keras_betakd.energies.entropy_aware import EntropyAwareKLEnergy
 from keras_betakd.energies.features import (
     FeatureCosineEnergy,
     FeatureEnergy,
@@ -44,6 +45,7 @@ __all__ = [
     "CosineProbsEnergy",
     "DKDEnergy",
     "Energy",
+    "EntropyAwareKLEnergy",
     "FeatureCosineEnergy",
     "FeatureEnergy",
     "FeatureMSEEnergy",
