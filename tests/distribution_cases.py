@@ -57,10 +57,11 @@ def plain():
         "ctkd": keras_betakd.CTKDEnergy(total_steps=10, multiplier=10.0),
     }
     betas = {
-        "kl": TaskBeta(),
+        "kl": TaskBeta(row_weights=lambda t, _: t.uncertainty[..., 0]),
         "js": AnalyticBeta(momentum=0.5),
         "taid": TokenBeta(features=lambda teacher: teacher.logits),
-        "ctkd": InstanceBeta(features="uncertainty"),
+        # Replicas once left out what the shrinkage adds to the loss.
+        "ctkd": InstanceBeta(features="uncertainty", shrinkage=2.0),
     }
     distiller = keras_betakd.BetaKDDistiller(
         linear_model(1), student, energies, betas, task_beta=True

@@ -28,7 +28,7 @@ def layer_of(kappa, **options):
 
 
 def objective(layer, log_beta):
-    penalty = layer._penalty(log_beta, WEIGHTS)
+    penalty = layer.penalty(log_beta, WEIGHTS)
     return weighted_energy(ops.array(ENERGIES), log_beta, WEIGHTS) + penalty
 
 
@@ -50,7 +50,7 @@ def test_without_shrinkage_it_is_the_papers_penalty_and_has_no_state():
     layer = layer_of(0.0)
     assert not layer.non_trainable_variables
     log_beta = ops.array([[0.3], [-0.2], [0.5]])
-    assert float(layer._penalty(log_beta, WEIGHTS)) == pytest.approx(-0.1, abs=1e-6)
+    assert float(layer.penalty(log_beta, WEIGHTS)) == pytest.approx(-0.1, abs=1e-6)
 
 
 def test_much_shrinkage_is_an_analytic_beta():
@@ -73,7 +73,7 @@ def test_before_an_energy_is_known_beta_is_best_where_it_starts():
 
     def term(log_beta):
         of_energy = weighted_energy(energy, log_beta, WEIGHTS)
-        return of_energy + layer._penalty(log_beta, WEIGHTS)
+        return of_energy + layer.penalty(log_beta, WEIGHTS)
 
     _, (slope,) = value_and_grad(term, start)
     np.testing.assert_allclose(slope, 0.0, atol=1e-6)
@@ -85,7 +85,7 @@ def test_the_prior_has_no_gradient_towards_the_energy():
     _, (slope,) = value_and_grad(
         lambda energy: (
             weighted_energy(energy, log_beta, WEIGHTS)
-            + layer._penalty(log_beta, WEIGHTS)
+            + layer.penalty(log_beta, WEIGHTS)
         ),
         ENERGIES,
     )

@@ -1,11 +1,12 @@
 """Base classes of the beta layers: penalty, bounds and speed."""
 
 import math
+from collections.abc import Callable
 
 import keras
 from keras import ops
 
-from keras_betakd.objective import log_beta_penalty, sped_up
+from keras_betakd.objective import log_beta_penalty, normalised, sped_up
 
 DEFAULT_SPEED = 0.1  # of log beta, per step
 
@@ -28,6 +29,14 @@ class Beta(keras.layers.Layer):
     Args:
         dim: d, positive; the weight of the teacher relative to the cross-entropy.
             Defaults to 1.
+        row_weights: `None` (default), or a callable that says how much the rows of
+            this energy count beside each other: it takes a `keras_betakd.
+            TeacherOutputs`, with `uncertainty` (B, K, 3), and log beta, (B, 1) or
+            (B, K), and returns factors v of one of these two shapes, none negative
+            ((B, 1) where the energy is not at the answer's rows). Energy and log beta
+            are then averaged with the weights w v / sum(w v) in the place of w, and no
+            gradient flows through v. Register it with `keras.saving` to save the
+            distiller. Examples are in the guide "Betas".
 
     Call arguments:
         weights: (B, K) row weights that add up to one
@@ -64,13 +73,32 @@ class Beta(keras.layers.Layer):
     learning_rate = 1e-3
     uses_features = False  # whether `call` needs `features`
     reads_logits = False  # whether `features_of` needs the teacher's logits
-    reads_uncertainty = False  # whether it needs what `uncertainty_of` makes of them
 
-    def __init__(self, dim: float = 1.0, name: str | None = None, **kwargs):
+    def __init__(
+        self,
+        dim: float = 1.0,
+        name: str | None = None,
+        row_weights: Callable | None = None,
+        **kwargs,
+    ):
         # Always float32, since in bfloat16 1 + 1e-4 is 1.
         kwargs.pop("dtype", None)
         super().__init__(name=name, dtype="float32", **kwargs)
         self.dim = positive("dim", dim)
+        if isinstance(row_weights, dict):
+            row_weights = keras.saving.deserialize_keras_object(row_weights)
+        if row_weights is not None and not callable(row_weights):
+            raise ValueError(
+                "`row_weights` must be `None`, or a callable that takes a "
+                "`TeacherOutputs` and log beta and returns (B, K) or (B, 1). Received: "
+                f"row_weights={row_weights!r}"
+            )
+        self.row_weights = row_weights
+
+    @property
+    def reads_uncertainty(self):
+        """Whether it needs what `uncertainty_of` makes of the teacher's logits."""
+        return self.row_weights is not None
 
     def features_of(self, teacher):
         """The features for `call`; `None` if it uses none.
@@ -88,12 +116,52 @@ class Beta(keras.layers.Layer):
         """
         return None
 
+    def weighted_rows(self, weights, features, teacher):
+        """The row weights of the energy: `weights`, or these times `row_weights`.
+
+        Args:
+            weights: (B, N) row weights that add up to one, N being K for an energy at
+                the answer's rows.
+            features: as for a call.
+            teacher: a `TeacherOutputs`.
+
+        Returns:
+            (B, N) row weights that add up to one.
+
+        Raises:
+            ValueError: `row_weights` returns factors of another shape.
+        """
+        if self.row_weights is None:
+            return weights
+        if not self.built:  # as a call would
+            known = [x for x in (weights, features) if x is not None]
+            self.build(*(tuple(x.shape) for x in known))
+        factors = ops.cast(
+            self.row_weights(teacher, ops.stop_gradient(self.log_beta(features))),
+            "float32",
+        )
+        if len(factors.shape) != 2 or factors.shape[1] not in (1, weights.shape[1]):
+            raise ValueError(
+                "`row_weights` must return one factor for each example, (B, 1), or "
+                "for each row of the energy, (B, K). Received: shape="
+                f"{tuple(factors.shape)}, for row weights of shape "
+                f"{tuple(weights.shape)}"
+            )
+        # Rows without a weight may hold anything.
+        factors = ops.where(weights != 0, ops.stop_gradient(factors), 0.0)
+        return normalised(weights * factors)
+
+    def build(self, weights_shape, features_shape=None):
+        """Makes no variables; a subclass that has some overrides it."""
+        self.built = True
+
     def call(self, weights, features=None):
         log_beta = self.log_beta(features)
-        self.add_loss(self._penalty(log_beta, weights))
+        self.add_loss(self.penalty(log_beta, weights))
         return log_beta
 
-    def _penalty(self, log_beta, weights):
+    def penalty(self, log_beta, weights):
+        """What a call adds to the loss: -(d / 2) times the mean of log beta."""
         return log_beta_penalty(log_beta, weights, self.dim)
 
     def log_beta(self, features):
@@ -115,7 +183,12 @@ class Beta(keras.layers.Layer):
     def get_config(self):
         config = super().get_config()
         del config["dtype"]
-        return {**config, "dim": self.dim}
+        config["dim"] = self.dim
+        if self.row_weights is not None:
+            config["row_weights"] = keras.saving.serialize_keras_object(
+                self.row_weights
+            )
+        return config
 
 
 class RangedBeta(Beta):

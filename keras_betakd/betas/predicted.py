@@ -144,7 +144,7 @@ class InstanceBeta(LearnedBeta):
 
     @property
     def reads_uncertainty(self):
-        return self.features == "uncertainty"
+        return self.features == "uncertainty" or super().reads_uncertainty
 
     def features_of(self, teacher):
         return ops.stop_gradient(self._features_of(teacher, per_token=self.per_token))
@@ -161,8 +161,8 @@ class InstanceBeta(LearnedBeta):
         if self.shrinkage:
             self._mean_energy = RunningMean(self)
 
-    def _penalty(self, log_beta, weights):
-        penalty, kappa = super()._penalty(log_beta, weights), self.shrinkage
+    def penalty(self, log_beta, weights):
+        penalty, kappa = super().penalty(log_beta, weights), self.shrinkage
         if not kappa:
             return penalty
         prior = kappa * self._mean_energy.value(self.initial_energy)

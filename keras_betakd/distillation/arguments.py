@@ -116,9 +116,12 @@ def named_betas(beta, names):
 
 
 def _unnamed(beta):
+    """The arguments of another beta like this one."""
     config = beta.get_config()
     del config["name"]
-    return config
+    given = {name: getattr(beta, name, None) for name in ("features", "row_weights")}
+    # As they are: the configuration of a lambda makes no function again.
+    return config | {name: value for name, value in given.items() if callable(value)}
 
 
 def expect_beta(beta):
@@ -139,7 +142,15 @@ def resolved_task_beta(task_beta):
             "`task_beta` must be `None` (no beta), `True` (a `TaskBeta()`) or a beta "
             f"layer. Received: task_beta={task_beta!r}"
         )
-    return TaskBeta() if task_beta is True else expect_beta(task_beta)
+    if task_beta is True:
+        return TaskBeta()
+    if expect_beta(task_beta).row_weights is not None:
+        raise ValueError(
+            "A `task_beta` takes no `row_weights`: how much the labels of a record "
+            'count is said by its "task_weight". Received: row_weights='
+            f"{task_beta.row_weights}"
+        )
+    return task_beta
 
 
 def expect_parts_apart(models, betas, energies):

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_betakd.betas import Beta
+from keras_betakd.betas.teacher_features import uncertainty_of
 from keras_betakd.distillation.arguments import (
     check_vocabularies,
     expect_fused,
@@ -343,10 +344,11 @@ class BetaKDDistiller(
         task = task_weights(inputs, answers)
         weights = {"answers": answers, "task": task, **features.weights}
         read = beta_inputs(teacher, compared, self._uncertainty(teacher, compared))
-        log_beta = {
-            name: beta(weights[name], features=beta.features_of(read))
-            for name, beta in self.all_betas().items()
-        }
+        log_beta = {}
+        for name, beta in self.all_betas().items():
+            of_beta = beta.features_of(read)
+            weights[name] = beta.weighted_rows(weights[name], of_beta, read)
+            log_beta[name] = beta(weights[name], features=of_beta)
         ours, theirs = student.rows, teacher.head_input
         return DistillationOutputs(
             student=ours if student.logits is None else student.logits,
@@ -374,10 +376,12 @@ class BetaKDDistiller(
         return fits_one_tile(count, *self._head_shape())
 
     def _uncertainty(self, teacher, weights):
-        """`uncertainty_of` the teacher's rows (B, K, 3), where there are no logits."""
+        """`uncertainty_of` the teacher's rows, (B, K, 3), where a beta needs it."""
         betas = self.all_betas().values()
-        if teacher.logits is not None or not any(b.reads_uncertainty for b in betas):
+        if not any(beta.reads_uncertainty for beta in betas):
             return None
+        if teacher.logits is not None:
+            return uncertainty_of(teacher.logits)
         head = self.teacher_view.head
         return tiled_uncertainty(teacher, weights, head, self._head_shape())
 

@@ -12,7 +12,6 @@ from keras_betakd.distribution.replicas import (
     over_replicas,
     replica_count,
 )
-from keras_betakd.objective import log_beta_penalty
 
 
 def batch_loss(total, outputs, betas, losses):
@@ -35,8 +34,7 @@ def batch_loss(total, outputs, betas, losses):
         loss = total + _sum(losses())
         return loss, loss
     for name, beta in betas.items():
-        log_beta, weights = outputs.log_beta[name], outputs.weights[name]
-        total = total + log_beta_penalty(log_beta, weights, beta.dim)
+        total = total + beta.penalty(outputs.log_beta[name], outputs.weights[name])
     rest = _sum(losses_of_no_beta(losses, betas))
     whole = over_replicas(total)
     if gradients_are_summed():

@@ -1,0 +1,165 @@
+"""How much the rows of an energy count beside each other, by a callable of its beta."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from plain_models import log_softmax64
+from test_features import numbers, pair
+from tiny_models import tiny_gemma3, vqa_records
+
+import keras_betakd as kd
+from keras_betakd.betas import TeacherOutputs
+from keras_betakd.objective import weighted_sum
+
+pytestmark = pytest.mark.backends
+
+
+def emphasis(teacher, log_beta):
+    """beta^(-1/2)."""
+    return ops.exp(-0.5 * log_beta)
+
+
+@keras.saving.register_keras_serializable("tests")
+def entropy(teacher, log_beta):
+    return teacher.uncertainty[..., 0]
+
+
+class Given(kd.Beta):
+    """The best beta of each example's energy, which is its feature."""
+
+    uses_features = True
+
+    def features_of(self, teacher):
+        return teacher.rows
+
+    def log_beta(self, features):
+        return -ops.log(2.0 * features)
+
+
+@pytest.mark.parametrize(
+    "power, factors, pulls",
+    [
+        (
+            0.5,
+            [0.211830333509, 0.669866331401, 2.118303335090],
+            [5.295758337724, 1.674665828504, 0.529575833772],
+        ),
+        (1.0, None, [0.675675675676] * 3),
+    ],
+)
+def test_golden_numbers_of_emphasis(power, factors, pulls):
+    """The weight v beta of the student where v = beta^-g / sum(w beta^-g)."""
+    energy = ops.array([[0.02], [0.2], [2.0]])
+    weights = ops.full((3, 1), 1 / 3)
+    beta = Given(row_weights=lambda teacher, log_beta: ops.exp(-power * log_beta))
+    teacher = TeacherOutputs(weights=weights, rows=energy)
+    features = beta.features_of(teacher)
+    rows = beta.weighted_rows(weights, features, teacher)
+    if factors:
+        found = ops.convert_to_numpy(3 * rows)[:, 0]
+        np.testing.assert_allclose(found, factors, rtol=1e-5)
+    log_beta = beta(rows, features=features)
+    pull = ops.convert_to_numpy(3 * rows * ops.exp(log_beta))[:, 0]
+    np.testing.assert_allclose(pull, pulls, rtol=1e-5)
+    expected = -0.5 * float(weighted_sum(log_beta, rows))
+    np.testing.assert_allclose(float(beta.losses[0]), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_rows_weighted_by_the_teachers_entropy(fused):
+    """Against separate runs of the models, in float64; another energy is as ever."""
+    energies = {"some": kd.ReverseKLEnergy(), "all": kd.ReverseKLEnergy()}
+    betas = {"some": kd.TaskBeta(row_weights=entropy), "all": kd.TaskBeta()}
+    distiller = pair(energies, tiny_gemma3(16), beta=betas, fused=fused)
+    inputs, _, weight = distiller.preprocessor(vqa_records(3))
+    logs = numbers(distiller.test_on_batch(vqa_records(3), return_dict=True))
+    logs_of = {}
+    for role in ("teacher", "student"):
+        x = {**inputs["student"], **inputs[role]}
+        logits = ops.convert_to_numpy(getattr(distiller, role)(x)).astype("float64")
+        rows = inputs[f"{role}_positions"][..., None]
+        logs_of[role] = log_softmax64(np.take_along_axis(logits, rows, axis=1))
+    log_p, log_q = logs_of["teacher"], logs_of["student"]
+    kl = (np.exp(log_q) * (log_q - log_p)).sum(-1)
+    weights = (weight != 0) / (weight != 0).sum(1, keepdims=True) / 3
+    np.testing.assert_allclose(logs["all"], (weights * kl).sum(), rtol=1e-4)
+    weights = weights * -(np.exp(log_p) * log_p).sum(-1)
+    weights /= weights.sum()
+    np.testing.assert_allclose(logs["some"], (weights * kl).sum(), rtol=1e-4)
+    assert abs(logs["some"] - logs["all"]) > 1e-3 * logs["all"]
+
+
+@pytest.mark.traced
+def test_it_trains_is_saved_and_goes_on(tmp_path):
+    def make():
+        keras.utils.set_random_seed(0)
+        energies = [kd.ReverseKLEnergy(), kd.FeatureMSEEnergy()]
+        betas = [
+            kd.TokenBeta(row_weights=emphasis),
+            kd.InstanceBeta(row_weights=example),
+        ]
+        return pair(energies, tiny_gemma3(16), beta=betas)
+
+    def example(teacher, log_beta):
+        return ops.max(teacher.uncertainty[..., 1], axis=1, keepdims=True)
+
+    def fit(distiller, epochs, begin=0):
+        return distiller.fit(
+            vqa_records(4), epochs=epochs, initial_epoch=begin, shuffle=False, verbose=0
+        ).history
+
+    whole = fit(make(), 4)
+    assert whole["feature_mse"][-1] < whole["feature_mse"][0]
+    first = make()
+    fit(first, 2)
+    first.save_weights(tmp_path / "half.weights.h5")
+    second = make()
+    second.load_weights(tmp_path / "half.weights.h5")
+    rest = fit(second, 4, begin=2)
+    for name in ("reverse_kl", "reverse_kl_beta", "feature_mse", "loss"):
+        np.testing.assert_allclose(rest[name], whole[name][2:], rtol=1e-5)
+
+
+def test_masked_rows_may_hold_anything():
+    def nan_where_masked(teacher, log_beta):
+        return ops.where(teacher.weights != 0, 1.0, float("nan"))
+
+    weights = ops.array([[0.5, 0.0], [0.25, 0.25]])
+    beta = kd.TaskBeta(row_weights=nan_where_masked)
+    rows = beta.weighted_rows(weights, None, TeacherOutputs(weights=weights))
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(rows), ops.convert_to_numpy(weights)
+    )
+
+
+def test_one_beta_with_a_lambda_serves_several_energies():
+    """The copies were made by a configuration, which holds no function."""
+    energies = [kd.ReverseKLEnergy(), kd.ForwardKLEnergy()]
+    beta = kd.InstanceBeta(
+        features=lambda teacher: teacher.logits[:, 0],
+        row_weights=lambda teacher, log_beta: ops.exp(-log_beta),
+    )
+    betas = pair(energies, tiny_gemma3(16), beta=beta).betas.values()
+    assert {b.row_weights for b in betas} == {beta.row_weights}
+    assert {b.features for b in betas} == {beta.features}
+
+
+def test_configuration_survives():
+    for beta in (kd.TaskBeta(row_weights=entropy), kd.FixedBeta(row_weights=entropy)):
+        saved = json.loads(json.dumps(keras.saving.serialize_keras_object(beta)))
+        assert keras.saving.deserialize_keras_object(saved).row_weights is entropy
+    assert "row_weights" not in kd.TaskBeta().get_config()  # files of before load
+
+
+def test_what_cannot_be_weighted_is_refused():
+    with pytest.raises(ValueError, match="`row_weights` must be `None`, or a callable"):
+        kd.TaskBeta(row_weights=[1.0, 2.0])
+    with pytest.raises(ValueError, match='"task_weight".*entropy'):
+        pair(kd.ReverseKLEnergy(), task_beta=kd.TaskBeta(row_weights=entropy))
+    energies = {"mse": kd.FeatureMSEEnergy()}
+    distiller = pair(energies, beta=kd.TaskBeta(row_weights=entropy))
+    with pytest.raises(ValueError, match=r"one factor for each example.*\(3, 6\)"):
+        distiller.test_on_batch(vqa_records(3))
