@@ -68,18 +68,20 @@ def pytest_addoption(parser):
     parser.addoption(
         "--everywhere",
         action="store_true",
-        help="on JAX and TensorFlow, run what is not marked `backends`, too",
+        help="on JAX and TensorFlow, run what is for PyTorch alone, too",
     )
 
 
 def pytest_collection_modifyitems(config, items):
-    """Deselects tests without the mark `backends` on JAX and TensorFlow."""
+    """Deselects what is not marked `backends`, or `pytorch`, on JAX and TensorFlow."""
     if keras.backend.backend() == "torch" or config.getoption("--everywhere"):
         return
-    ours = [item for item in items if item.get_closest_marker("backends")]
-    config.hook.pytest_deselected(
-        items=[item for item in items if not item.get_closest_marker("backends")]
-    )
+    ours, others = [], []
+    for item in items:
+        marked = item.get_closest_marker("backends")
+        chosen = marked and not item.get_closest_marker("pytorch")
+        (ours if chosen else others).append(item)
+    config.hook.pytest_deselected(items=others)
     items[:] = ours
 
 

@@ -73,8 +73,8 @@ def keeper(way, folder):
     "way",
     [
         pytest.param("TrainingBackup", marks=pytest.mark.traced),
-        "BackupAndRestore",
-        "ModelCheckpoint",
+        pytest.param("BackupAndRestore", marks=pytest.mark.pytorch),
+        pytest.param("ModelCheckpoint", marks=pytest.mark.pytorch),
     ],
 )
 def test_it_sees_the_same_data_and_has_the_same_losses(tmp_path, way, unbroken):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import torch
+from marks import kept
 from plain_models import CLASSES
 
 from keras_betakd import BetaKDDistiller, ForwardKLEnergy, TrainingBackup
@@ -115,7 +116,7 @@ SOURCES = {
 
 @pytest.mark.backends
 @pytest.mark.traced
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", kept(SOURCES, "py_dataset", "tf_data"))
 def test_every_epoch_is_whole_and_begins_with_the_first_batch(source):
     """With a metric, which Keras builds from a batch, and with validation."""
     model, recorder = distiller(weighted_metrics=["sparse_categorical_accuracy"])
@@ -202,7 +203,7 @@ def test_a_generator_is_read_on_from_epoch_to_epoch():
 
 
 @pytest.mark.parametrize("steps", [None, pytest.param(2, marks=pytest.mark.backends)])
-@pytest.mark.parametrize("source", [*SOURCES, "data_set"])
+@pytest.mark.parametrize("source", kept([*SOURCES, "data_set"], "tf_data", "data_set"))
 def test_a_resumed_training_sees_what_is_left(tmp_path, source, steps):
     make = {**SOURCES, "data_set": Shuffled}[source]
     options = {"steps_per_epoch": steps, "verbose": 0, "shuffle": source == "workers"}

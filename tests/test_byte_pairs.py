@@ -53,7 +53,6 @@ SPECIAL = {
 PROMPT = "x=1234\n    if  x == 20:\n\n  the 99  red"
 ANSWER = "12345  x\n\n  red"
 ASKED = ["GPT2", "Llama3", "Qwen", "Qwen3", "SmolLM3"]
-COMPILED = ["Qwen3", "BLIP2_OPT"]
 
 
 def files(special=()):
@@ -183,14 +182,7 @@ def test_a_student_is_asked_what_it_was_trained_on(name, monkeypatch):
     assert len(set(answers)) == 2
 
 
-# Prompts become arrays of the backend; families differ in their inputs alone.
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=[pytest.mark.backends] if n in COMPILED else [])
-        for n in [*ASKED, "BLIP2_OPT"]
-    ],
-)
+@pytest.mark.parametrize("name", [*ASKED, "BLIP2_OPT"])
 def test_where_keras_hub_tokenizes_alike_it_answers_alike(name, monkeypatch):
     models = [model_of(name, monkeypatch) for _ in range(2)]
     student = models[1]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from gradients import value_and_grad
 from keras import ops
+from marks import kept
 from plain_models import linear_model, token_batch
 from tiny_models import tiny_gemma3, vqa_records
 
@@ -191,6 +192,7 @@ def state(model):
 
 
 @pytest.mark.traced
+@pytest.mark.pytorch
 def test_the_curriculum_and_the_temperature_over_200_steps():
     """The reversal follows its cosine, and from then on the temperature moves to where
     the task is harder, not easier."""
@@ -233,7 +235,7 @@ def test_theta_is_left_alone_by_weight_decay():
     assert state(model)[1] == before
 
 
-@pytest.mark.parametrize("name", ["ctkd", "ctkd_mlp"])
+@pytest.mark.parametrize("name", kept(["ctkd", "ctkd_mlp"], "ctkd_mlp"))
 def test_saved_and_resumed(name, tmp_path):
     x, y, weight = token_batch()
     classes = y.shape[-1] if y.ndim > 2 else linear_model(0).output_shape[-1]
@@ -272,7 +274,7 @@ def test_saved_and_resumed(name, tmp_path):
     )
 
 
-@pytest.mark.parametrize("image", [pytest.param(False, marks=pytest.mark.traced), True])
+@pytest.mark.parametrize("image", kept([False, True], True))
 def test_the_fused_head_trains_the_temperature_too(image):
     histories = []
     for fused in (True, False):

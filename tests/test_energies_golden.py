@@ -248,6 +248,7 @@ def test_jensen_shannon_where_a_model_all_but_excludes_a_class(weight):
 
 
 @pytest.mark.parametrize("name", ENERGIES)
+@pytest.mark.pytorch
 def test_float64_matches_golden(name):
     def tight(case, name):
         return {"rtol": 1e-11, "atol": 1e-13}
