@@ -114,6 +114,7 @@ def test_projection_maps_the_student_to_the_teachers_width():
 
 
 @pytest.mark.parametrize("name", [*EXPECTED, "ImageTokenEnergy"])
+@pytest.mark.pytorch
 def test_configuration_survives(name):
     inner = [kd.ReverseKLEnergy(temperature=2.0)] if name == "ImageTokenEnergy" else []
     energy = getattr(kd, name)(*inner, name="x", dtype="float64")
@@ -263,7 +264,9 @@ def test_numbers_against_separate_runs_in_float64():
 @pytest.mark.parametrize(
     "grid, names",
     [
-        (2, ["cosine", "mse", "relation", "image"]),
+        pytest.param(
+            2, ["cosine", "mse", "relation", "image"], marks=pytest.mark.pytorch
+        ),
         (4, ["mse", "states", "pooled", "top", "attention"]),
     ],
     ids=["grid2", "grid4"],
@@ -286,6 +289,7 @@ def test_fused_and_full_logits_train_alike(grid, names):
     assert runs[0][0]["mse_beta"] != runs[0][1]["mse_beta"]
 
 
+@pytest.mark.pytorch
 def test_records_without_an_image_do_not_count():
     mixed = {k: list(v) for k, v in vqa_records(4).items()}
     for i in (1, 3):
@@ -303,6 +307,7 @@ def test_records_without_an_image_do_not_count():
     assert some["states"] != pytest.approx(rest["states"], rel=1e-4)
 
 
+@pytest.mark.pytorch
 def test_a_batch_without_images_leaves_beta_alone():
     records = {k: list(v) for k, v in vqa_records(3).items()}
     records["images"] = [None] * 3
@@ -317,6 +322,7 @@ def test_a_batch_without_images_leaves_beta_alone():
     assert distiller.betas["answer"].get_weights()[0] != 0
 
 
+@pytest.mark.pytorch
 def test_top_tokens_are_those_the_teachers_text_looks_at():
     distiller = pair({"top": kd.FeatureMSEEnergy(top_tokens=1)}, tiny_gemma3(16))
     inputs, _, _ = distiller.preprocessor(vqa_records(3))
@@ -366,6 +372,7 @@ def test_three_losses_train_save_and_resume(tmp_path):
     assert logs[0]["feature_mse_beta"][0] != 1.0
 
 
+@pytest.mark.pytorch
 def test_pali_gemma_pair():
     # Image tokens stand before the text there, and there is one image a record.
     names = ("mse", "states", "attention", "image")
@@ -376,6 +383,7 @@ def test_pali_gemma_pair():
     assert all(logs[name] > 0 for name in names)
 
 
+@pytest.mark.pytorch
 def test_two_images_a_record():
     records = {k: list(v) for k, v in vqa_records(3).items()}
     records["images"] = [[x[0], x[0][::-1]] for x in records["images"]]
@@ -393,6 +401,7 @@ def test_two_images_a_record():
 
 
 @pytest.mark.parametrize("features", ["image_features", "hidden_states"])
+@pytest.mark.pytorch
 def test_a_model_without_the_features_is_refused(features):
     student = tiny_gemma_text()
     energies = kd.FeatureCosineEnergy(features=features)
@@ -402,6 +411,7 @@ def test_a_model_without_the_features_is_refused(features):
         kd.BetaKDDistiller(tiny_gemma3(), student, energies=energies)
 
 
+@pytest.mark.pytorch
 def test_a_beta_for_each_token_is_refused_at_the_image():
     with pytest.raises(ValueError, match="no value for each answer token"):
         pair(kd.FeatureMSEEnergy(), beta=kd.TokenBeta())
@@ -422,6 +432,7 @@ def test_a_beta_for_each_token_is_refused_at_the_image():
         (lambda: kd.FeatureMSEEnergy(widths=(2, 3)).set_widths(2, 4), "another energy"),
     ],
 )
+@pytest.mark.pytorch
 def test_invalid_arguments_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
@@ -430,6 +441,7 @@ def test_invalid_arguments_are_refused(make, message):
 @pytest.mark.parametrize(
     "beta", [lambda: kd.InstanceBeta(hidden_units=4), kd.AnalyticBeta], ids=["i", "a"]
 )
+@pytest.mark.pytorch
 def test_other_betas_weigh_features(beta):
     names = ("mse", "states", "image")
     distiller = pair(some_energies(*names), beta=beta())

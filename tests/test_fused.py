@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from marks import kept
 from plain_models import as_array, log_softmax64
 from tiny_models import tiny_gemma3, vqa_records
 
@@ -146,7 +147,7 @@ class Case:
         return as_array(gradient)
 
 
-@pytest.mark.parametrize("tile_rows", [N, 4, 1], ids=lambda n: f"tile{n}")
+@pytest.mark.parametrize("tile_rows", kept([N, 4, 1], 4), ids=lambda n: f"tile{n}")
 @pytest.mark.parametrize("name", ENERGIES)
 def test_value_and_gradients_against_float64(name, tile_rows):
     energy, definition = ENERGIES[name]
@@ -355,6 +356,7 @@ def test_one_label_for_each_row():
         ({"energies": {"uld": ULDEnergy()}}, "cannot be fused.*uld"),
     ],
 )
+@pytest.mark.pytorch
 def test_arguments_that_do_not_fit_together(change, message):
     arguments = {"energies": {"kl": ForwardKLEnergy()}, **change}
     with pytest.raises(ValueError, match=message):
@@ -389,7 +391,11 @@ def distiller(fused, head_policy="train", energies=None, beta=None, **kwargs):
 
 @pytest.mark.parametrize(
     "reads",
-    [pytest.param("hidden_states", marks=pytest.mark.traced), "logits", "tiles"],
+    [
+        pytest.param("hidden_states", marks=pytest.mark.pytorch),
+        pytest.param("logits", marks=pytest.mark.pytorch),
+        pytest.param("tiles", marks=pytest.mark.traced),
+    ],
 )
 def test_training_is_the_same_as_with_full_logits(reads, monkeypatch):
     """With betas of every kind. If one reads the teacher's uncertainty, its logits are
@@ -464,11 +470,13 @@ def test_one_compilation_for_answers_of_any_length(monkeypatch):
     assert first > 0 and len(traces) - first == 2 * per_step
 
 
+@pytest.mark.pytorch
 def test_the_choice_is_part_of_the_configuration():
     model = distiller(False)
     assert BetaKDDistiller.from_config(model.get_config()).fused is False
 
 
+@pytest.mark.pytorch
 def test_other_metrics_need_the_logits():
     model = distiller("auto")
     top5 = keras.metrics.SparseTopKCategoricalAccuracy(5, name="top5")

@@ -72,7 +72,6 @@ def test_every_layout_loads_to_the_same_numbers(family, tmp_path):
             np.testing.assert_array_equal(found[key], value, err_msg=key)
 
 
-@pytest.mark.backends
 @pytest.mark.parametrize("kind, shards", [("safetensors", 2), ("bin", 1), ("bin", 3)])
 def test_files_of_both_kinds(kind, shards, tmp_path):
     path = folder(tmp_path / "a", kind=kind, shards=shards)
@@ -180,7 +179,6 @@ def test_everything_that_does_not_agree_is_listed(tmp_path):
     assert "visual.merger.mlp.0.bias: I8 instead of" in message
 
 
-@pytest.mark.backends
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_tensor_with_a_number_that_is_none_is_named(value, tmp_path):
     weights = tensors("qwen2_5_vl")["visual.blocks.1.norm1.weight"].copy()

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from marks import kept
 from test_families import model_of, records
 from tiny_families import tiny_qwen_vl
 from tiny_models import random_image
@@ -74,7 +75,7 @@ def mixed(images=(2, 1, 0, 1)):
 
 
 @pytest.mark.backends
-@EVERY
+@pytest.mark.parametrize("name", kept(NAMES, "Qwen3VL"))
 def test_a_mixed_batch_gives_each_record_what_it_has_alone(name):
     """Images of a batch are padded to the largest, for each model to its own."""
     distiller = pair_of(name, all_energies(), fused=False)
@@ -226,7 +227,7 @@ def test_a_qwen2_vl_learns_from_a_qwen2_5_vl(tmp_path):
 
 
 @pytest.mark.backends
-@pytest.mark.parametrize("several", [6, 0])
+@pytest.mark.parametrize("several", kept([6, 0], 6))
 def test_batches_after_the_first_have_images_of_other_sizes(several):
     """On TensorFlow, a third batch of another shape once ended the training.
 

@@ -107,7 +107,6 @@ def test_no_thread_is_left(use):
     assert reading_threads() <= before
 
 
-@pytest.mark.backends
 def test_training_does_not_depend_on_the_number_of_threads():
     expected, weights = trained(distiller(workers=0), records())
     found, theirs = trained(distiller(workers=3, max_queue_size=2), records())

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from marks import kept
 from plain_models import log_softmax64
 from test_features import numbers, pair
 from tiny_models import tiny_gemma3, vqa_records
@@ -68,7 +69,7 @@ def test_golden_numbers_of_emphasis(power, factors, pulls):
     np.testing.assert_allclose(float(beta.losses[0]), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("fused", kept([True, False], True))
 def test_rows_weighted_by_the_teachers_entropy(fused):
     """Against separate runs of the models, in float64; another energy is as ever."""
     energies = {"some": kd.ReverseKLEnergy(), "all": kd.ReverseKLEnergy()}
@@ -123,6 +124,7 @@ def test_it_trains_is_saved_and_goes_on(tmp_path):
         np.testing.assert_allclose(rest[name], whole[name][2:], rtol=1e-5)
 
 
+@pytest.mark.pytorch
 def test_masked_rows_may_hold_anything():
     def nan_where_masked(teacher, log_beta):
         return ops.where(teacher.weights != 0, 1.0, float("nan"))
@@ -135,6 +137,7 @@ def test_masked_rows_may_hold_anything():
     )
 
 
+@pytest.mark.pytorch
 def test_one_beta_with_a_lambda_serves_several_energies():
     """The copies were made by a configuration, which holds no function."""
     energies = [kd.ReverseKLEnergy(), kd.ForwardKLEnergy()]
@@ -147,6 +150,7 @@ def test_one_beta_with_a_lambda_serves_several_energies():
     assert {b.features for b in betas} == {beta.features}
 
 
+@pytest.mark.pytorch
 def test_configuration_survives():
     for beta in (kd.TaskBeta(row_weights=entropy), kd.FixedBeta(row_weights=entropy)):
         saved = json.loads(json.dumps(keras.saving.serialize_keras_object(beta)))
@@ -154,6 +158,7 @@ def test_configuration_survives():
     assert "row_weights" not in kd.TaskBeta().get_config()  # files of before load
 
 
+@pytest.mark.pytorch
 def test_what_cannot_be_weighted_is_refused():
     with pytest.raises(ValueError, match="`row_weights` must be `None`, or a callable"):
         kd.TaskBeta(row_weights=[1.0, 2.0])

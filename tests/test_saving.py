@@ -80,6 +80,7 @@ def test_archive_brings_everything_back(tmp_path):
 
 
 @pytest.mark.parametrize("shared", ["preprocessor", "tokenizer"])
+@pytest.mark.pytorch
 def test_archive_of_models_that_share_their_preprocessor(tmp_path, shared):
     teacher, student = tiny_gemma3(width=16), tiny_gemma3()
     if shared == "preprocessor":
@@ -143,6 +144,7 @@ def run_python(code):
     return result.stdout
 
 
+@pytest.mark.pytorch
 def test_student_preset_loads_in_plain_keras_hub(tmp_path):
     distiller = gemma_distiller()
     losses(distiller, 1)
@@ -159,6 +161,7 @@ print(repr(model.generate(prompt, max_length=30)), "keras_betakd" in sys.modules
     assert run_python(code).strip().endswith(f"{expected!r} False")
 
 
+@pytest.mark.pytorch
 def test_config_round_trip_of_every_option():
     distiller = BetaKDDistiller(
         linear_model(1),
@@ -177,6 +180,7 @@ def test_config_round_trip_of_every_option():
         assert again[name] == config[name], name
 
 
+@pytest.mark.pytorch
 def test_compile_arguments_come_back(tmp_path):
     distiller = plain_distiller()
     distiller.compile(
@@ -233,6 +237,7 @@ class SeeingView(LogitsView):
 register_view("Seeing", SeeingView)
 
 
+@pytest.mark.pytorch
 def test_archive_of_a_pair_that_shares_its_vision_tower(tmp_path):
     """The archive has the tower once; the teacher's copy was left without values."""
     keras.utils.set_random_seed(0)

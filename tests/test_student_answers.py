@@ -120,7 +120,6 @@ def test_answers_are_those_of_the_weights_at_the_beginning_of_the_epoch():
     assert noted.tokens[0] != noted.tokens[2]
 
 
-@pytest.mark.backends
 def test_without_a_share_it_is_training_on_the_data():
     expected = distiller()
     history = fitted(expected, records())
@@ -134,7 +133,6 @@ def test_without_a_share_it_is_training_on_the_data():
         np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.backends
 def test_a_training_that_was_stopped_goes_on_with_the_same_answers(tmp_path):
     whole, answers = distiller(), StudentAnswers(records(), 0.5)
     noted = Noted(answers)
@@ -239,7 +237,6 @@ def test_rows_of_an_answer_that_ended_and_of_one_that_was_cut():
                 assert len(labels) == K or own.ended
 
 
-@pytest.mark.backends
 def test_prompts_without_answers_are_answered_by_the_student():
     data = records()
     alone = {k: v for k, v in data.items() if k != "responses"}
@@ -469,7 +466,6 @@ class Batches(keras.utils.PyDataset):
         return {k: v[4 * index : 4 * index + 4] for k, v in self.data.items()}
 
 
-@pytest.mark.backends
 def test_data_of_several_workers_is_read_after_the_answers():
     """Their queue was filled before: the given answers were trained, in silence."""
     data = Batches(records(16), workers=2, max_queue_size=4)

@@ -5,6 +5,7 @@ import math
 import keras
 import numpy as np
 import pytest
+from marks import kept
 from plain_models import as_array, linear_model, token_batch
 from tiny_models import tiny_gemma3, vqa_records
 
@@ -119,9 +120,7 @@ def test_t_moves_in_fit_and_resumes_where_it_was_saved(tmp_path):
         )
 
 
-@pytest.mark.parametrize(
-    "form", [pytest.param("divergence", marks=pytest.mark.traced), "cross_entropy"]
-)
+@pytest.mark.parametrize("form", kept(["divergence", "cross_entropy"], "divergence"))
 def test_the_fused_head_reads_the_t_of_the_step(form):
     # A t that a compiler took for a constant would show after the first step.
     histories = []
@@ -141,6 +140,7 @@ def test_the_fused_head_reads_the_t_of_the_step(form):
         np.testing.assert_allclose(values, histories[1][name], rtol=2e-4, atol=1e-6)
 
 
+@pytest.mark.pytorch
 def test_the_archive_keeps_t_and_the_schedule(tmp_path):
     model, (x, y, weight) = distiller(), token_batch()
     for _ in range(3):
@@ -191,6 +191,7 @@ def test_models_without_a_common_class_are_infinitely_far_apart():
         {"total_steps": 5, "form": "ce"},
     ],
 )
+@pytest.mark.pytorch
 def test_invalid_arguments_are_refused(arguments):
     with pytest.raises(ValueError, match="must"):
         kd.TAIDEnergy(**arguments)

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from marks import kept
 from test_features import numbers, pair
 from test_qwen_vl_pairs import mixed, pair_of
 from tiny_families import tiny_mobilevlm
@@ -101,7 +102,7 @@ def test_self_dissimilarity_against_float64():
 
 
 @pytest.mark.backends
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("fused", kept([True, False], True))
 def test_saliency_is_the_attention_of_the_prompts_text(fused):
     """The mean of a batch against each token's energy, weighted in float64."""
     energies = {"image": image_energy("saliency")}
