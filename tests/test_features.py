@@ -11,8 +11,8 @@ from tiny_models import tiny_gemma3, tiny_gemma_text, tiny_pali_gemma, vqa_recor
 
 import keras_betakd as kd
 from keras_betakd.backends import value_and_gradient
-from keras_betakd.distillation.feature_comparison import spread
 from keras_betakd.distillation.token_grids import resized
+from keras_betakd.distillation.token_weights import spread
 from keras_betakd.models.hooks import recorded
 
 pytestmark = pytest.mark.backends

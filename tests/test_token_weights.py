@@ -13,8 +13,11 @@ from tiny_families import tiny_mobilevlm
 from tiny_models import tiny_gemma3, vqa_records
 
 import keras_betakd as kd
-from keras_betakd.distillation.feature_comparison import spread
-from keras_betakd.distillation.token_weights import self_dissimilarity, token_weights
+from keras_betakd.distillation.token_weights import (
+    self_dissimilarity,
+    spread,
+    token_weights,
+)
 from keras_betakd.models import Features
 from keras_betakd.models.hooks import recorded
 

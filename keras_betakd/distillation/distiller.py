@@ -318,12 +318,12 @@ class BetaKDDistiller(
         """The `ModelOutputs` of a model: logits (B, K, V), or rows (B, K, H)."""
         x, positions = inputs[role], inputs.get(f"{role}_positions")
         wanted = set() if self._predicting else self.feature_comparison.wanted(role)
-        reader = view.reader(wanted)
+        layers = () if self._predicting else self.feature_comparison.layers(role)
+        reader = view.reader(wanted, layers)
         if positions is None:
-            reader.expect_nothing()
-            logits = view.logits(x, training=training)
+            logits, features = reader.logits(x, training=training)
             mask = attached_mask(logits) if role == "student" else None
-            return ModelOutputs(logits=as_rows(logits), mask=mask)
+            return ModelOutputs(logits=as_rows(logits), mask=mask, features=features)
         outputs = reader.outputs(x, positions, training)
         dense = self._predicting or not self._fuses(inputs)
         if dense or (role == "teacher" and self._makes_teacher_logits(inputs)):

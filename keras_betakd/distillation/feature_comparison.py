@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 from keras import ops
 
+from keras_betakd.distillation.layer_comparison import compare_layers, set_widths
 from keras_betakd.distillation.token_grids import resized, token_counts, token_mask
-from keras_betakd.distillation.token_weights import features_for, token_weights
+from keras_betakd.distillation.token_weights import features_for, spread, token_weights
 from keras_betakd.head_loss.terms import ImageRows
 from keras_betakd.objective import normalised
 
-ANSWER = (None, "hidden_states", "attention")
+ANSWER = (None, "hidden_states", "attention", "layers")
 
 
 class FeatureTerms(NamedTuple):
@@ -52,6 +53,9 @@ class FeatureComparison:
 
     def __init__(self, energies, betas, student_view, teacher_view):
         self._energies = energies
+        self._by_token = {
+            n for n, b in betas.items() if b.uses_features and b.per_token
+        }
         self.projections = {}
         views = student_view, teacher_view
         for name, energy in energies.items():
@@ -59,11 +63,12 @@ class FeatureComparison:
                 continue
             _check_features(name, energy, betas[name], views)
             if energy.projects:
-                energy.set_widths(*(view.hidden_dim for view in views))
+                set_widths(energy, views)
                 if energy.projection is not None:
                     self.projections[name] = energy.projection
         for role, view in zip(("student", "teacher"), views, strict=True):
-            view.reader(self.wanted(role))  # raises where it cannot read them
+            # Raises where it cannot read them.
+            view.reader(self.wanted(role), self.layers(role))
 
     def wanted(self, role):
         """The names of the `Features` that the energies compare.
@@ -71,7 +76,7 @@ class FeatureComparison:
         Args:
             role: `"student"` or `"teacher"`.
         """
-        wanted = {e.features for e in self._energies.values()} - {None}
+        wanted = {e.features for e in self._energies.values()} - {None, "layers"}
         if "image_logits" in wanted:
             wanted = wanted - {"image_logits"} | {"image_hidden_states"}
         top_tokens = [e.top_tokens for e in self._energies.values()]
@@ -82,6 +87,15 @@ class FeatureComparison:
                 *(features_for(e.token_weights) for e in self._energies.values())
             )
         return wanted
+
+    def layers(self, role):
+        """The names of the inner layers that the energies compare.
+
+        Args:
+            role: `"student"` or `"teacher"`.
+        """
+        named = [e for e in self._energies.values() if e.features == "layers"]
+        return {getattr(energy, f"{role}_layer") for energy in named}
 
     def compare(self, student, teacher, weights):
         """Compares the features of a batch.
@@ -104,6 +118,11 @@ class FeatureComparison:
                 terms.weights[name] = spread(
                     weights, _shares(energy, student, teacher, mask)
                 )
+            elif kind == "layers":
+                value, share = compare_layers(energy, student, teacher, weights)
+                terms.values[name], terms.weights[name] = value, share
+                if value.shape[1] != weights.shape[1] and name in self._by_token:
+                    _refuse_token_beta(name)
             else:
                 compare = _COMPARISONS.get(kind, _compare_images)
                 terms.values[name], mask = compare(energy, student, teacher)
@@ -115,6 +134,11 @@ class FeatureComparison:
 def _check_features(name, energy, beta, views):
     for view in views:
         if not view.sees(energy.features):
+            if energy.features == "layers":
+                raise ValueError(
+                    f"The energy '{name}' compares inner layers, which a teacher cache "
+                    "does not hold. Train with the teacher itself."
+                )
             raise ValueError(
                 f"The energy '{name}' compares {energy.features}, which needs a "
                 "keras-hub CausalLM (with a vision tower, if they are of the "
@@ -122,28 +146,19 @@ def _check_features(name, energy, beta, views):
                 "was made by a distiller with this energy. Received: "
                 f"{type(view.model).__name__}"
             )
-    if energy.features not in ANSWER and beta.uses_features and beta.per_token:
-        raise ValueError(
-            f"The energy '{name}' has no value for each answer token, so its beta "
-            "cannot be predicted for each. Use an `InstanceBeta` or a `TaskBeta`. "
-            f"Received: beta={beta}"
-        )
+    if energy.features not in ANSWER and _is_per_token(beta):
+        _refuse_token_beta(name)
 
 
-def spread(row_weights, shares):
-    """Weights (B, N): an example's weight, divided among its tokens by their shares.
+def _is_per_token(beta):
+    return beta.uses_features and beta.per_token
 
-    Examples without such a token are left out; the weights of the others add up to one.
 
-    Args:
-        row_weights: (B, K).
-        shares: (B, N), a bool mask or numbers of which the greatest in each example is
-            1, or 0 for an example without a token.
-    """
-    shares = ops.cast(shares, "float32")
-    total = ops.sum(shares, axis=1, keepdims=True)
-    example = ops.sum(row_weights, axis=1, keepdims=True)
-    return normalised(example * shares / ops.maximum(total, 1.0))
+def _refuse_token_beta(name):
+    raise ValueError(
+        f"The energy '{name}' has no value for each answer token, so its beta cannot "
+        "be predicted for each. Use an `InstanceBeta` or a `TaskBeta`."
+    )
 
 
 def _shares(energy, student, teacher, mask):

@@ -67,7 +67,7 @@ def zero_nonfinite_rows(teacher, finite):
     }
     if teacher.features is not None:
         known = {k: v for k, v in vars(teacher.features).items() if v is not None}
-        known = {name: zero_nonfinite(value) for name, value in known.items()}
+        known = keras.tree.map_structure(zero_nonfinite, known)
         cleared["features"] = dataclasses.replace(teacher.features, **known)
     return dataclasses.replace(teacher, **by_row, **cleared)
 

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, NamedTuple
 
+import keras
 from keras import ops
 
 from keras_betakd.betas.teacher_features import (
@@ -91,7 +92,9 @@ def without_gradient(outputs):
     """A dataclass of tensors, through which no gradient flows back."""
     known = {k: v for k, v in vars(outputs).items() if v is not None}
     cut = {
-        k: without_gradient(v) if dataclasses.is_dataclass(v) else ops.stop_gradient(v)
+        k: without_gradient(v)
+        if dataclasses.is_dataclass(v)
+        else keras.tree.map_structure(ops.stop_gradient, v)
         for k, v in known.items()
     }
     return dataclasses.replace(outputs, **cut)

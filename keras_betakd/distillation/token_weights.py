@@ -3,6 +3,7 @@
 from keras import ops
 
 from keras_betakd.distillation.token_grids import resized, token_mask
+from keras_betakd.objective import normalised
 
 # The teacher's features that each choice of weights is made of.
 FEATURES_OF = {
@@ -81,3 +82,19 @@ def self_dissimilarity(features):
     count = ops.sum(ops.cast(real, "float32"), axis=2, keepdims=True)
     mean = ops.sum(units, axis=2, keepdims=True) / ops.maximum(count, 1.0)
     return ops.maximum(1.0 - ops.sum(units * mean, axis=-1), 0.0)
+
+
+def spread(row_weights, shares):
+    """Weights (B, N): an example's weight, divided among its tokens by their shares.
+
+    Examples without such a token are left out; the weights of the others add up to one.
+
+    Args:
+        row_weights: (B, K).
+        shares: (B, N), a bool mask or numbers of which the greatest in each example is
+            1, or 0 for an example without a token.
+    """
+    shares = ops.cast(shares, "float32")
+    total = ops.sum(shares, axis=1, keepdims=True)
+    example = ops.sum(row_weights, axis=1, keepdims=True)
+    return normalised(example * shares / ops.maximum(total, 1.0))

@@ -45,7 +45,7 @@ class FeatureEnergy(Energy):
             tokens that the projector passes to the language model;
             `"image_hidden_states"`, the last hidden states of the language model at the
             image tokens; `"hidden_states"`, its last hidden states where it predicts an
-            answer token.
+            answer token. Not used where layers are named.
         align: how image tokens are compared, of which the models may have different
             numbers. `"resize"` (default): position by position; where the numbers
             differ, the teacher's grid of tokens is resized bilinearly to the student's.
@@ -55,6 +55,14 @@ class FeatureEnergy(Energy):
             attention in its first layer, with text as query and vision as key
             (Align-KD, Feng et al. 2025, arXiv:2412.01282). That attention is computed
             for all positions, (B, heads, T, T). Not with `"pool"` or `"hidden_states"`.
+        teacher_layer, student_layer: names of an inner layer of each model, whose
+            outputs are compared in place of `features`: as `model.get_layer` takes
+            them (of a keras-hub task, those of its backbone), with a slash between a
+            layer and one inside of it, `"encoder/block_3"`. Each must run once in a
+            pass. Of a CausalLM they must return hidden states (B, T, D), compared at
+            the answer's rows; of a plain model (B, ..., D), compared position by
+            position, or by their mean with `"pool"`. Energy and projection then need
+            nothing but one pass of each model, as everywhere here.
         widths: `(student, teacher)`, D_s and D_t. A distiller sets them; elsewhere they
             are needed only where they differ, and the energy's `projection` must be
             trained with the student (`keras.Model.compile` does not: it raises).
@@ -72,7 +80,7 @@ class FeatureEnergy(Energy):
     >>> float(LargestDifference()(ops.array([[1.0, 2.0]]), ops.array([[1.0, 5.0]])))
     3.0
 
-    Reference: the projection is that of FitNets, Romero et al., ICLR 2015
+    References: the projection is that of FitNets, Romero et al., ICLR 2015
     (arXiv:1412.6550), equation 3.
     """
 
@@ -87,11 +95,14 @@ class FeatureEnergy(Energy):
         name: str | None = None,
         reduction: str = "mean_with_sample_weight",
         dtype: str | None = None,
+        teacher_layer: str | None = None,
+        student_layer: str | None = None,
     ):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
-        _expect_one_of("features", features, FEATURES)
+        _expect_one_of("features", features, (*FEATURES, "layers"))
         _expect_one_of("align", align, ALIGNMENTS)
-        self.features = features
+        self.teacher_layer, self.student_layer = teacher_layer, student_layer
+        self.features = "layers" if self._names_layers(features) else features
         self.align = align
         self.top_tokens = self._checked_top_tokens(top_tokens)
         self.widths = None
@@ -99,11 +110,24 @@ class FeatureEnergy(Energy):
         if widths is not None:
             self.set_widths(*widths)
 
+    def _names_layers(self, features):
+        names = self.teacher_layer, self.student_layer
+        if names == (None, None) and features != "layers":
+            return False
+        if not all(isinstance(name, str) and name for name in names):
+            raise ValueError(
+                "`teacher_layer` and `student_layer` must both be names of layers, or "
+                f"both `None`. Received: teacher_layer={names[0]!r}, "
+                f"student_layer={names[1]!r}"
+            )
+        return True
+
     def _checked_top_tokens(self, count):
         if count is None:
             return None
         positive = isinstance(count, int) and not isinstance(count, bool) and count > 0
-        if not positive or self.align == "pool" or self.features == "hidden_states":
+        of_image = self.features in ("image_features", "image_hidden_states")
+        if not positive or self.align == "pool" or not of_image:
             raise ValueError(
                 "`top_tokens` must be `None` or a positive integer, of image tokens "
                 f'aligned by "resize". Received: top_tokens={count}, '
@@ -169,6 +193,8 @@ class FeatureEnergy(Energy):
             "align": self.align,
             "top_tokens": self.top_tokens,
             "widths": self.widths,
+            "teacher_layer": self.teacher_layer,
+            "student_layer": self.student_layer,
         }
 
 
@@ -271,7 +297,8 @@ class FeatureRelationEnergy(FeatureEnergy):
         self, features: str = "image_hidden_states", name: str | None = None, **kwargs
     ):
         super().__init__(features=features, name=name, **kwargs)
-        if self.features == "hidden_states" or self.align == "pool" or self.top_tokens:
+        of_image = self.features in ("image_features", "image_hidden_states")
+        if not of_image or self.align == "pool" or self.top_tokens:
             raise ValueError(
                 "`FeatureRelationEnergy` compares all tokens of an image. Received: "
                 f"features={self.features!r}, align={self.align!r}, "

@@ -14,6 +14,7 @@ from keras import ops
 
 from keras_betakd.models.features import FeatureReader
 from keras_betakd.models.heads import CroppedHead, EmbeddingHead
+from keras_betakd.models.inner_layers import find_layer, layer_width
 
 
 class ModelView:
@@ -77,13 +78,28 @@ class ModelView:
 
     def sees(self, features):
         """Whether the model provides the features of this name (see `Features`)."""
+        if features == "layers":
+            return True
         if features == "hidden_states":
             return self.sees_hidden_states
         return self.sees_hidden_states and self.image_projector() is not None
 
-    def reader(self, wanted):
-        """A `FeatureReader` that runs the model and reads features of these names."""
-        return FeatureReader(self, wanted)
+    def reader(self, wanted, layers=()):
+        """A `FeatureReader` that runs the model and reads features of these names.
+
+        Args:
+            wanted: set of names of `Features`.
+            layers: names of inner layers whose outputs to read, too.
+        """
+        return FeatureReader(self, wanted, layers)
+
+    def layer_width(self, name):
+        """The width of an inner layer's output; `None` where only a batch tells it.
+
+        Args:
+            name: as for `keras_betakd.models.inner_layers.find_layer`.
+        """
+        return layer_width(find_layer(self.model, name))
 
     @property
     def is_patched(self):

@@ -9,6 +9,7 @@ from keras_betakd.models.attention import (
     record_first_attention,
 )
 from keras_betakd.models.hooks import recorded
+from keras_betakd.models.inner_layers import LayerRecorder
 from keras_betakd.models.outputs import Features, ModelOutputs
 
 ATTENTION_FEATURES = {"attention", "saliency", "prompt_saliency"}
@@ -20,9 +21,11 @@ class FeatureReader:
     Args:
         view: a `CausalLMView`.
         wanted: set of attribute names of `Features`.
+        layers: names of inner layers (see `keras_betakd.models.inner_layers`).
 
     Raises:
-        ValueError: attention is wanted of a family whose attention cannot be read.
+        ValueError: attention is wanted of a family whose attention cannot be read, or
+            there is no layer of a name.
 
     Example:
 
@@ -32,8 +35,9 @@ class FeatureReader:
     ```
     """
 
-    def __init__(self, view, wanted):
+    def __init__(self, view, wanted, layers=()):
         self.view = view
+        self._layers = LayerRecorder(view.model, layers) if layers else None
         self.wanted = set(wanted)
         if self.wanted & ATTENTION_FEATURES:
             view.first_attention()
@@ -67,8 +71,18 @@ class FeatureReader:
             rows=_at(hidden, where),
             hidden_states=hidden,
             padding_mask=self.view.padding_mask(inputs),
-            features=self.features(inputs, hidden, where) if self.wanted else None,
+            features=self.features(inputs, hidden, where),
         )
+
+    def logits(self, inputs, training=None):
+        """Runs a plain model: `(logits, features)`, its inner layers as features."""
+        self.expect_nothing()
+        with self.recording():
+            logits = self.view.logits(inputs, training=training)
+        if self._layers is None:
+            return logits, None
+        outputs = self._layers.outputs()
+        return logits, Features(layers={k: _positions(v) for k, v in outputs.items()})
 
     @contextlib.contextmanager
     def recording(self):
@@ -77,19 +91,28 @@ class FeatureReader:
             if "image_features" in self.wanted:
                 layer = self.view.image_projector()
                 self._projected = stack.enter_context(recorded(layer))
+            if self._layers is not None:
+                stack.enter_context(self._layers.recording())
             if self.wanted & ATTENTION_FEATURES:
                 self._attention = stack.enter_context(record_first_attention(self.view))
             yield
 
     def features(self, inputs, hidden, rows):
-        """Collects the wanted `Features` after the model has run.
+        """Collects the wanted `Features` after the model has run; `None` without any.
 
         Args:
             inputs: the model's inputs.
             hidden: (B, T, H), its last hidden states.
             rows: (B, K), the positions of the answer rows in `hidden`.
         """
+        if not self.wanted and self._layers is None:
+            return None
         found = Features()
+        if self._layers is not None:
+            found.layers = {
+                name: _at(_of_decoder(name, output, hidden), rows)
+                for name, output in self._layers.outputs().items()
+            }
         if "hidden_states" in self.wanted:
             found.hidden_states = _at(hidden, rows)
         if not self.wanted - {"hidden_states"}:
@@ -134,6 +157,25 @@ class FeatureReader:
 
 def _at(hidden, positions):
     return ops.take_along_axis(hidden, positions[:, :, None], axis=1)
+
+
+def _of_decoder(name, output, hidden):
+    """The output of a layer, which must have the positions of the hidden states."""
+    sizes = output.shape[:2], hidden.shape[:2]
+    if len(output.shape) != 3 or sizes[0][1] != sizes[1][1]:
+        raise ValueError(
+            f"The layer '{name}' returns {tuple(output.shape)}, which are not the "
+            f"positions of the language model, {tuple(hidden.shape)}. Of a CausalLM, "
+            "layers are compared at the answer's rows; for its images use "
+            'features="image_features" or "image_hidden_states".'
+        )
+    return output
+
+
+def _positions(output):
+    """(B, D) or (B, ..., D) as (B, N, D)."""
+    shape = ops.shape(output)
+    return ops.reshape(output, (shape[0], -1, output.shape[-1]))
 
 
 def _pick(values, positions):

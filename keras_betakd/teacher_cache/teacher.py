@@ -98,7 +98,7 @@ class CachedTeacherView(ModelView):
             return self.model.kind == "hidden" and "image_hidden_states" in self.stored
         return {"hidden_states": "rows"}.get(features, features) in self.stored
 
-    def reader(self, wanted):
+    def reader(self, wanted, layers=()):
         return CachedReader(self, wanted)
 
 

@@ -1,0 +1,54 @@
+"""Compares inner layers of teacher and student, which energies name."""
+
+from keras import ops
+
+from keras_betakd.distillation.token_weights import spread
+
+
+def set_widths(energy, views):
+    """Tells an energy the widths of the two models' features, where they are known."""
+    if energy.features != "layers":
+        energy.set_widths(*(view.hidden_dim for view in views))
+        return
+    names = energy.student_layer, energy.teacher_layer
+    widths = [v.layer_width(name) for v, name in zip(views, names, strict=True)]
+    if None not in widths:
+        energy.set_widths(*widths)
+
+
+def compare_layers(energy, student, teacher, row_weights):
+    """Compares the outputs of an inner layer of each model.
+
+    Args:
+        energy: a `FeatureEnergy` with `teacher_layer` and `student_layer`.
+        student, teacher: the `Features` of the two models.
+        row_weights: (B, K) row weights of the answer rows that are compared.
+
+    Returns:
+        Values (B, N), and their weights, which add up to one. Where the layers have a
+        position for each answer row, N = K, these are the row weights.
+    """
+    ours = student.layers[energy.student_layer]
+    theirs = teacher.layers[energy.teacher_layer]
+    if energy.align == "pool":
+        ours, theirs = (_mean_of_rows(x, row_weights) for x in (ours, theirs))
+    value = energy.call(theirs, ours)
+    return value, _of_positions(row_weights, value)
+
+
+def _of_positions(row_weights, values):
+    """`row_weights` where values (B, N) have a row for each, else each example's."""
+    if values.shape[1] == row_weights.shape[1]:
+        return row_weights
+    return spread(row_weights, ops.ones_like(values, dtype="bool"))
+
+
+def _mean_of_rows(values, row_weights):
+    """(B, N, D) to (B, 1, D): the mean over rows with a weight, or all positions."""
+    values = ops.cast(values, "float32")
+    if values.shape[1] != row_weights.shape[1]:
+        return ops.mean(values, axis=1, keepdims=True)
+    counted = (row_weights != 0)[..., None]
+    count = ops.sum(ops.cast(counted, "float32"), axis=1, keepdims=True)
+    total = ops.sum(ops.where(counted, values, 0.0), axis=1, keepdims=True)
+    return total / ops.maximum(count, 1.0)
