@@ -345,7 +345,7 @@ def test_top_tokens_are_those_the_teachers_text_looks_at():
     )
 
 
-@pytest.mark.traced
+@pytest.mark.pytorch
 def test_three_losses_train_save_and_resume(tmp_path):
     def make():
         energies = [kd.CosineProbsEnergy(), kd.FeatureMSEEnergy()]

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from marks import kept
 from tiny_families import FAMILIES, tiny_blip2_opt, tiny_gemma3n, tiny_text
 from tiny_models import tiny_gemma3, tiny_gemma_text, tiny_pali_gemma, vqa_records
 
@@ -64,7 +65,7 @@ def test_padded_vocabularies_are_cut_before_they_are_normalised():
 
 
 @pytest.mark.backends
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("fused", kept([True, False], True))
 def test_padded_vocabularies_of_real_models(fused):
     teacher = tiny_gemma_text(12)
     config = teacher.backbone.get_config()

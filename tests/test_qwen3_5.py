@@ -72,7 +72,6 @@ def off(x, expected="logits", view=None):
     return found
 
 
-@pytest.mark.backends
 def test_ids_are_the_published_ones(family):
     for case in TEXTS["tokenize"]:
         assert family.token_ids(case["text"]) == case["ids"]

@@ -74,8 +74,7 @@ def mixed(images=(2, 1, 0, 1)):
     return rows
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("name", kept(NAMES, "Qwen3VL"))
+@EVERY
 def test_a_mixed_batch_gives_each_record_what_it_has_alone(name):
     """Images of a batch are padded to the largest, for each model to its own."""
     distiller = pair_of(name, all_energies(), fused=False)
@@ -165,7 +164,6 @@ def test_logits_of_different_widths_are_compared_by_vocabulary_size():
     assert np.isfinite(history["loss"]).all()
 
 
-@pytest.mark.backends
 def test_keras_own_fit_reads_records():
     model = model_of("Qwen3VL")
     model.compile(optimizer=keras.optimizers.Adam(0.01))
