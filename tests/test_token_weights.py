@@ -174,7 +174,6 @@ def test_grids_of_several_sizes(weights):
 
 
 @pytest.mark.backends
-@pytest.mark.traced
 def test_it_trains_is_saved_and_goes_on(tmp_path):
     def make():
         energies = {"answer": kd.ForwardKLEnergy(), "image": image_energy("saliency")}
