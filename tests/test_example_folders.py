@@ -24,16 +24,17 @@ COMMANDS = {
 }
 
 
-@pytest.fixture
-def held(tmp_path):
+@pytest.fixture(scope="module")
+def held(tmp_path_factory):
     """A folder that another process owns."""
+    folder = tmp_path_factory.mktemp("held")
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path), "0"],
+        [sys.executable, "-c", HOLDER, str(folder), "0"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
     holder.stdout.readline()
-    yield tmp_path
+    yield folder
     holder.communicate(b"\n")
 
 

@@ -79,6 +79,39 @@ def test_layers_of_plain_models_against_separate_runs(align):
 
 
 @pytest.mark.backends
+@pytest.mark.traced
+@pytest.mark.parametrize("align", kept(["resize", "pool"], "resize"))
+def test_tokens_of_plain_models_have_the_weights_of_their_labels(align):
+    """In a graph, too, where TensorFlow knows the sizes in part only."""
+
+    def tagger(width, seed):
+        keras.utils.set_random_seed(seed)
+        tokens = keras.Input((3, 4))
+        inner = keras.layers.Dense(width, name="middle")(tokens)
+        return keras.Model(tokens, keras.layers.Dense(5)(inner))
+
+    models = tagger(6, 1), tagger(6, 2)
+    distiller = kd.BetaKDDistiller(*models, layers_energy(align=align), kd.TaskBeta())
+    distiller.compile(optimizer="sgd")
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(4, 3, 4)).astype("float32"), rng.integers(0, 5, (4, 3))
+    weight = np.array([[1, 0, 0], [1, 2, 1], [0, 0, 0], [0, 1, 1]], "float32")
+    logs = distiller.evaluate(x, y, 4, 0, weight, return_dict=True)
+    theirs, ours = (output_of(model, "middle", x) for model in models)
+    counted = (weight != 0)[..., None]
+    shares = weight / np.maximum(counted.sum(1), 1)
+    if align == "pool":
+        count = np.maximum(counted.sum(1, keepdims=True), 1)
+        theirs, ours = (
+            (a * counted).sum(1, keepdims=True) / count for a in (theirs, ours)
+        )
+        shares = shares.sum(1, keepdims=True)
+    values = ((theirs - ours) ** 2).mean(-1)
+    expected = (shares * values).sum() / shares.sum()
+    np.testing.assert_allclose(logs["inner"], expected, rtol=1e-5)
+
+
+@pytest.mark.backends
 def test_decoder_layers_of_a_causal_lm_at_the_answer():
     """At the rows that predict an answer token, as the last hidden states are."""
     energy = layers_energy(

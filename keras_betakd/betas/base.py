@@ -140,7 +140,9 @@ class Beta(keras.layers.Layer):
             self.row_weights(teacher, ops.stop_gradient(self.log_beta(features))),
             "float32",
         )
-        if len(factors.shape) != 2 or factors.shape[1] not in (1, weights.shape[1]):
+        allowed = (1, None, weights.shape[1])
+        known = weights.shape[1] is not None
+        if len(factors.shape) != 2 or (known and factors.shape[1] not in allowed):
             raise ValueError(
                 "`row_weights` must return one factor for each example, (B, 1), or "
                 "for each row of the energy, (B, K). Received: shape="

@@ -121,7 +121,7 @@ class FeatureComparison:
             elif kind == "layers":
                 value, share = compare_layers(energy, student, teacher, weights)
                 terms.values[name], terms.weights[name] = value, share
-                if value.shape[1] != weights.shape[1] and name in self._by_token:
+                if share is not weights and name in self._by_token:
                     _refuse_token_beta(name)
             else:
                 compare = _COMPARISONS.get(kind, _compare_images)
@@ -165,7 +165,8 @@ def _shares(energy, student, teacher, mask):
     """The shares (B, P * T) of the image tokens in `mask`, bool of that shape."""
     if energy.token_weights == "uniform":
         return mask
-    kept = ops.reshape(mask, (*ops.shape(student.present), -1))
+    # Not (..., -1), of which TensorFlow forgets the number of tokens.
+    kept = ops.reshape(mask, ops.shape(student.image_hidden_states)[:3])
     return _flat(token_weights(energy.token_weights, teacher, student, kept))
 
 

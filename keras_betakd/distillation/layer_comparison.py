@@ -38,15 +38,27 @@ def compare_layers(energy, student, teacher, row_weights):
 
 def _of_positions(row_weights, values):
     """`row_weights` where values (B, N) have a row for each, else each example's."""
-    if values.shape[1] == row_weights.shape[1]:
+    if _have_rows(values, row_weights):
         return row_weights
     return spread(row_weights, ops.ones_like(values, dtype="bool"))
+
+
+def _have_rows(values, row_weights):
+    """Whether (B, N, ...) has a position for each answer row, (B, K)."""
+    sizes = values.shape[1], row_weights.shape[1]
+    if (sizes[0] is None) != (sizes[1] is None):
+        raise ValueError(
+            "It is not known before a batch whether a layer that is compared has a "
+            f"position for each label. Received: {sizes[0]} positions, {sizes[1]} "
+            "labels. Give the model's inputs a known size, `keras.Input((size, ...))`."
+        )
+    return sizes[0] == sizes[1]
 
 
 def _mean_of_rows(values, row_weights):
     """(B, N, D) to (B, 1, D): the mean over rows with a weight, or all positions."""
     values = ops.cast(values, "float32")
-    if values.shape[1] != row_weights.shape[1]:
+    if not _have_rows(values, row_weights):
         return ops.mean(values, axis=1, keepdims=True)
     counted = (row_weights != 0)[..., None]
     count = ops.sum(ops.cast(counted, "float32"), axis=1, keepdims=True)

@@ -1,6 +1,7 @@
 """`DistillationOutputs`: what the distiller's `call` hands to `compute_loss`."""
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import keras
@@ -140,7 +141,9 @@ def tiled_uncertainty(teacher, weights, head, head_shape):
 
 def as_rows(logits):
     """Logits of any rank as (B, K, V)."""
-    shape = ops.shape(logits)
+    shape, inner = ops.shape(logits), logits.shape[1:-1]
     if len(shape) == 3:
         return logits
-    return ops.reshape(logits, (shape[0], -1, shape[-1]))
+    # Not -1 where it is known: TensorFlow would forget it.
+    count = -1 if None in inner else math.prod(inner)
+    return ops.reshape(logits, (shape[0], count, shape[-1]))

@@ -1,6 +1,7 @@
 """`FeatureReader`: runs a model once and reads its hidden states and features."""
 
 import contextlib
+import math
 
 from keras import ops
 
@@ -174,8 +175,10 @@ def _of_decoder(name, output, hidden):
 
 def _positions(output):
     """(B, D) or (B, ..., D) as (B, N, D)."""
-    shape = ops.shape(output)
-    return ops.reshape(output, (shape[0], -1, output.shape[-1]))
+    inner = output.shape[1:-1]
+    # Not -1 where it is known: TensorFlow would forget it.
+    count = -1 if None in inner else math.prod(inner)
+    return ops.reshape(output, (ops.shape(output)[0], count, output.shape[-1]))
 
 
 def _pick(values, positions):
