@@ -61,7 +61,6 @@ def test_no_record_is_lost_in_silence(text):
         text.fit(none, verbose=0)
 
 
-@pytest.mark.backends
 def test_images_are_read_batch_by_batch(tmp_path):
     """Captions without a question, of images in files, train a model that sees."""
     distiller = distilling(tiny_gemma3)

@@ -124,7 +124,7 @@ def test_losses_are_those_of_the_live_teacher(case, tmp_path):
 
 
 @pytest.mark.backends
-@pytest.mark.parametrize("top_k", [3, None])
+@pytest.mark.parametrize("top_k", kept([3, None], None))
 def test_dense_path_and_a_vocabulary_in_common(top_k, tmp_path):
     """Cropped logits are normalised after they are cut, in the cache as well."""
     data, classes = rows_of("Llama", 4), 150
@@ -169,7 +169,7 @@ def known_by_top_k(logits, k):
 
 
 @pytest.mark.backends
-@pytest.mark.parametrize("top_k", [4, None])
+@pytest.mark.parametrize("top_k", kept([4, None], None))
 def test_quantised_teacher(top_k, tmp_path):
     """Its head has no matrix to store, so the cache stores logits."""
     name = "Llama"
@@ -210,7 +210,6 @@ def test_order_and_batches_do_not_matter(tmp_path):
     assert_same(fed, live)
 
 
-@pytest.mark.backends
 def test_half_precision_is_kept_as_such(tmp_path):
     """Rows of a bfloat16 teacher take two bytes a number, without loss."""
     name, data = "Llama", rows_of("Llama", 4)
@@ -239,7 +238,6 @@ def overflowing_teacher():
     return teacher
 
 
-@pytest.mark.backends
 def test_teacher_that_overflows_is_left_out_as_when_live(tmp_path):
     name, data = "Llama", {**rows_of("Llama"), "responses": ["yes"] * 3}
     for top_k in (None, 3):

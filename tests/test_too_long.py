@@ -67,7 +67,6 @@ def test_the_error_says_in_which_batch_of_a_stream_the_record_is():
         distiller().fit(loader, verbose=0)
 
 
-@pytest.mark.backends
 def test_records_that_are_skipped_change_nothing():
     """The run is that without them; they are named once at the end of the epoch."""
     options = {"batch_size": 3, "shuffle": False, "verbose": 0}
