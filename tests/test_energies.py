@@ -557,6 +557,26 @@ def test_float32_whatever_the_global_precision(floatx):
         keras.config.set_floatx("float32")
 
 
+@pytest.mark.pytorch
+@pytest.mark.parametrize(
+    "reduced, received",
+    [
+        (lambda gap: ops.mean(gap), r"shape \(\)"),
+        (lambda gap: ops.mean(gap, axis=-1, keepdims=True), r"shape \(2, 4, 1\)"),
+        (lambda gap: None, "NoneType"),
+    ],
+)
+def test_an_own_energy_has_one_value_for_each_position(reduced, received):
+    """A mean over all positions was taken for the value of each, whatever the mask."""
+
+    class Own(Energy):
+        def pointwise(self, teacher, student):
+            return reduced(ops.abs(teacher - student))
+
+    with pytest.raises(ValueError, match=f"Own.pointwise.*one value.*{received}"):
+        Own()(logits(2, 4, 7), logits(2, 4, 7, seed=1))
+
+
 @pytest.mark.parametrize(
     "make, message",
     [

@@ -239,8 +239,52 @@ def test_a_layer_that_runs_twice_is_refused():
 
 def test_layers_of_other_positions_are_refused():
     distiller = plain_pair(layers_energy(teacher="middle", student="pooled"))
-    with pytest.raises(ValueError, match="must be of the same positions"):
+    with pytest.raises(ValueError, match="teacher's 'middle'.*'pooled'.*\"pool\""):
         distiller.train_on_batch(*images())
+
+
+def test_maps_of_other_shapes_but_as_many_positions_are_refused():
+    """Pixels at different places were compared."""
+
+    def model(strides):
+        x = image = keras.Input((8, 8, 1))
+        x = keras.layers.Conv2D(4, 3, strides, "same", name="middle")(x)
+        return keras.Model(image, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
+
+    def make(**options):
+        energy = layers_energy(**options)
+        distiller = kd.BetaKDDistiller(model((4, 1)), model((2, 2)), energy)
+        distiller.compile(optimizer="sgd")
+        return distiller
+
+    with pytest.raises(ValueError, match="2, 8, 4.*4, 4, 4.*one resolution"):
+        make().train_on_batch(*images())
+    make(align="pool").train_on_batch(*images())
+
+
+def test_a_layer_of_several_outputs_is_refused():
+    """They were stacked, and compared as if there were three times the examples."""
+
+    def model():
+        x = keras.Input((5, 4))
+        states = keras.layers.LSTM(4, return_state=True, name="middle")(x)
+        return keras.Model(x, keras.layers.Dense(3)(states[0]))
+
+    distiller = kd.BetaKDDistiller(model(), model(), layers_energy())
+    distiller.compile(optimizer="sgd")
+    x = np.ones((3, 5, 4), "float32")
+    with pytest.raises(ValueError, match="'middle' returns a .* of several values"):
+        distiller.train_on_batch(x, np.zeros(3, int))
+
+
+def test_a_model_of_several_outputs_is_refused():
+    x = keras.Input((4,))
+    several = keras.Model(x, {"a": keras.layers.Dense(3)(x), "b": x})
+    one = keras.Model(x, keras.layers.Dense(3)(x))
+    distiller = kd.BetaKDDistiller(several, one, kd.ForwardKLEnergy())
+    distiller.compile(optimizer="sgd")
+    with pytest.raises(ValueError, match="one tensor of logits.*a dict"):
+        distiller.train_on_batch(np.ones((2, 4), "float32"), np.zeros(2, int))
 
 
 def test_a_layer_of_the_vision_tower_is_refused_with_what_to_use():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 from marks import kept
-from plain_models import log_softmax64
+from plain_models import linear_model, log_softmax64, token_batch
 from test_features import numbers, pair
 from tiny_models import tiny_gemma3, vqa_records
 
@@ -167,3 +167,62 @@ def test_what_cannot_be_weighted_is_refused():
     distiller = pair(energies, beta=kd.TaskBeta(row_weights=entropy))
     with pytest.raises(ValueError, match=r"one factor for each example.*\(3, 6\)"):
         distiller.test_on_batch(vqa_records(3))
+
+
+NO_WEIGHTS = {
+    "nan": float("nan"),
+    "negative": -1.0,
+}
+
+
+@pytest.mark.pytorch
+@pytest.mark.parametrize("factor", NO_WEIGHTS.values(), ids=NO_WEIGHTS)
+@pytest.mark.parametrize("policy", ["raise", "skip"])
+def test_a_factor_that_is_no_weight_is_reported(factor, policy):
+    """The step was skipped without a word, or trained towards a larger energy."""
+    calls = []
+
+    def second_is_wrong(teacher, log_beta):
+        calls.append(1)
+        ones = ops.ones_like(teacher.weights)
+        return ones * factor if len(calls) == 2 else ones
+
+    distiller = kd.BetaKDDistiller(
+        linear_model(0),
+        linear_model(1),
+        {"kl": kd.ForwardKLEnergy()},
+        kd.TaskBeta(row_weights=second_is_wrong),
+    )
+    distiller.compile(optimizer="sgd", on_nonfinite=policy)
+    x, y, weight = token_batch()
+    message = "Weights of 'kl' were not finite or negative.* in 1 batches"
+    if policy == "raise":
+        with pytest.raises(kd.NonFiniteError, match=message):
+            distiller.fit(x, y, 2, sample_weight=weight, verbose=0)
+    else:
+        with pytest.warns(RuntimeWarning, match=message):
+            distiller.fit(x, y, 2, sample_weight=weight, verbose=0)
+    assert np.isfinite(distiller.student.get_weights()[0]).all()
+
+
+@pytest.mark.pytorch
+def test_a_log_beta_that_is_not_finite_is_reported():
+    class Wrong(kd.Beta):
+        def log_beta(self, features):
+            return ops.convert_to_tensor(float("inf"))
+
+    models = linear_model(0), linear_model(1)
+    distiller = kd.BetaKDDistiller(*models, {"kl": kd.ForwardKLEnergy()}, Wrong())
+    distiller.compile(optimizer="sgd", on_nonfinite="raise")
+    with pytest.raises(kd.NonFiniteError, match="'kl'.*its log beta was not finite"):
+        distiller.fit(*token_batch()[:2], verbose=0)
+
+
+def test_log_beta_is_that_of_each_example():
+    """A `TaskBeta` gave a number without axes, which no function of (B, 1) fits."""
+    beta = kd.TaskBeta(row_weights=emphasis)
+    weights = ops.array([[0.5, 0.0], [0.25, 0.25]])
+    rows = beta.weighted_rows(weights, None, TeacherOutputs(weights=weights))
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(rows), ops.convert_to_numpy(weights), rtol=1e-6
+    )

@@ -35,8 +35,11 @@ class Beta(keras.layers.Layer):
             (B, K), and returns factors v of one of these two shapes, none negative
             ((B, 1) where the energy is not at the answer's rows). Energy and log beta
             are then averaged with the weights w v / sum(w v) in the place of w, and no
-            gradient flows through v. Register it with `keras.saving` to save the
-            distiller. Examples are in the guide "Betas".
+            gradient flows through v. A batch with a factor that is negative or not
+            finite is skipped and reported, as with any number that is none
+            (`on_nonfinite`); one whose factors are all 0 has no rows of this energy.
+            Register it with `keras.saving` to save the distiller. Examples are in the
+            guide "Betas".
 
     Call arguments:
         weights: (B, K) row weights that add up to one
@@ -136,10 +139,16 @@ class Beta(keras.layers.Layer):
         if not self.built:  # as a call would
             known = [x for x in (weights, features) if x is not None]
             self.build(*(tuple(x.shape) for x in known))
-        factors = ops.cast(
-            self.row_weights(teacher, ops.stop_gradient(self.log_beta(features))),
-            "float32",
-        )
+        log_beta = ops.stop_gradient(self.log_beta(features))
+        if len(log_beta.shape) == 0:  # one for all
+            log_beta = ops.broadcast_to(log_beta, (ops.shape(weights)[0], 1))
+        factors = self.row_weights(teacher, log_beta)
+        if not ops.is_tensor(factors):
+            raise ValueError(
+                "`row_weights` must return a tensor of (B, K) or (B, 1). Received: "
+                f"{type(factors).__name__}"
+            )
+        factors = ops.cast(factors, "float32")
         allowed = (1, None, weights.shape[1])
         known = weights.shape[1] is not None
         if len(factors.shape) != 2 or (known and factors.shape[1] not in allowed):
@@ -149,9 +158,10 @@ class Beta(keras.layers.Layer):
                 f"{tuple(factors.shape)}, for row weights of shape "
                 f"{tuple(weights.shape)}"
             )
+        # A negative one is none: it would reward the student for errors.
+        factors = ops.where(factors < 0, float("nan"), ops.stop_gradient(factors))
         # Rows without a weight may hold anything.
-        factors = ops.where(weights != 0, ops.stop_gradient(factors), 0.0)
-        return normalised(weights * factors)
+        return normalised(weights * ops.where(weights != 0, factors, 0.0))
 
     def build(self, weights_shape, features_shape=None):
         """Makes no variables; a subclass that has some overrides it."""

@@ -232,7 +232,7 @@ class BetaKDDistiller(
         self.freeze_parts()
         self._build_betas()
         self._make_trackers()
-        self.faults = NonFiniteCounts()
+        self.faults = NonFiniteCounts(["task", *self.energies])
 
     def all_betas(self):
         """Dict of the beta layers by the names of their terms, `"task"` first."""
@@ -454,6 +454,7 @@ class BetaKDDistiller(
         lost = [any_row(ops.cast(found, "int32")) for found in rows]
         finite = ops.isfinite(total) & ~ops.any(ops.stack(lost))
         answers, ids = weights["answers"], x.get("ids")
+        self.faults.update_weighting(weights, y_pred.log_beta)
         lost = unweighted_nonfinite(y_pred.student, answers)
         self.faults.update(y_pred.finite, rows, lost, finite, answers, ids)
         for name, weight in weights.items():

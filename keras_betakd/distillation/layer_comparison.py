@@ -2,7 +2,9 @@
 
 from keras import ops
 
+from keras_betakd.distillation.outputs import as_rows
 from keras_betakd.distillation.token_weights import spread
+from keras_betakd.energies.base import shapes_agree
 
 
 def set_widths(energy, views):
@@ -28,10 +30,19 @@ def compare_layers(energy, student, teacher, row_weights):
         Values (B, N), and their weights, which add up to one. Where the layers have a
         position for each answer row, N = K, these are the row weights.
     """
-    ours = student.layers[energy.student_layer]
-    theirs = teacher.layers[energy.teacher_layer]
+    names = energy.student_layer, energy.teacher_layer
+    ours, theirs = student.layers[names[0]], teacher.layers[names[1]]
     if energy.align == "pool":
-        ours, theirs = (_mean_of_rows(x, row_weights) for x in (ours, theirs))
+        ours, theirs = (_mean_of_rows(as_rows(x), row_weights) for x in (ours, theirs))
+    elif not shapes_agree(tuple(theirs.shape[1:-1]), tuple(ours.shape[1:-1])):
+        raise ValueError(
+            f"The energy '{energy.name}' compares layers position by position, which "
+            f"have other positions: the teacher's '{names[1]}' returns "
+            f"{tuple(theirs.shape)}, the student's '{names[0]}' {tuple(ours.shape)}. "
+            'Name layers of one resolution, or compare their means by `align="pool"`.'
+        )
+    else:
+        ours, theirs = as_rows(ours), as_rows(theirs)
     value = energy.call(theirs, ours)
     return value, _of_positions(row_weights, value)
 

@@ -11,6 +11,7 @@ import keras
 from keras import ops
 
 from keras_betakd.distribution.replicas import over_replicas
+from keras_betakd.objective import any_row
 from keras_betakd.preprocessing.records import ID_BYTES
 
 # How many samples a message names.
@@ -114,16 +115,38 @@ class NonFiniteCounts(_Counts):
         student: `NonFiniteLog` of samples whose losses were not finite.
         unweighted: `NonFiniteLog` of labels of weight 0 where the student was not
             finite.
+        terms: the names of the terms.
+        weighting: variable, (terms,): batches in which a weight of a row of a term, or
+            its log beta, was not finite, or a weight negative.
+
+    Args:
+        terms: the names of the terms of the loss.
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, terms=(), **kwargs):
         super().__init__(**kwargs)
+        self.terms = list(terms)
+        self.weighting = self._counter("weighting", (len(self.terms),))
         self.batches = self._counter("batches")
         self.skipped = self._counter("skipped")
         self.teacher = NonFiniteLog(name="teacher")
         self.student = NonFiniteLog(name="student")
         self.unweighted = NonFiniteLog(name="unweighted")
         self.built = True
+
+    def update_weighting(self, weights, log_beta):
+        """Adds a batch.
+
+        Args:
+            weights, log_beta: dicts by the names of the terms.
+        """
+        found = []
+        for name in self.terms:
+            values = [weights[name], ops.convert_to_tensor(log_beta.get(name, 0.0))]
+            bad = [ops.any(ops.logical_not(ops.isfinite(x))) for x in values]
+            found.append(any_row(ops.cast(ops.logical_or(*bad), "int32")))
+        found = ops.cast(ops.stack(found), "int32")
+        self.weighting.assign(ops.convert_to_tensor(self.weighting) + found)
 
     def update(self, finite, nonfinite, unweighted, counts, weights, ids=None):
         """Adds a batch.

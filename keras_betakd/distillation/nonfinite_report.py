@@ -121,13 +121,13 @@ class Part:
 STEP = Part(
     name="this step",
     all_lost="since losses or gradients were not finite: nothing was learned. Lower "
-    "the learning rate, or look at the samples that are named in the warning.",
+    "the learning rate, or look at what the warning names.",
     kept="Neither student nor betas were changed by what was left out; ",
 )
 EVALUATED_BATCH = Part(
     name="this batch",
     all_lost="since losses were not finite: no metric means anything. Look at the "
-    "samples that are named in the warning.",
+    "warning.",
     kept="It entered no metric; ",
 )
 
@@ -184,6 +184,14 @@ class NonFiniteWatch:
                 "Look at these samples, and at classes that the student excludes "
                 "(-inf) but the labels or the teacher do not."
             )
+        for name, count in zip(counts.terms, since["weighting"], strict=True):
+            if count:
+                found.append(
+                    f"Weights of '{name}' were not finite or negative, or its log beta "
+                    f"was not finite, in {count} batches of {when}: skipped. Look at "
+                    "`row_weights` and `log_beta` of its beta, and `weights` of its "
+                    "energy."
+                )
         unexplained = since["steps"] - since["skipped"]
         if unexplained > 0:
             skipped = f"{unexplained} steps of {when} were"
@@ -214,7 +222,8 @@ def _counts(distiller):
         "unweighted": counts.unweighted.count,
         "steps": steps,
     }
-    return {name: int(ops.convert_to_numpy(c)) for name, c in found.items()}
+    numbers = {name: int(ops.convert_to_numpy(c)) for name, c in found.items()}
+    return {**numbers, "weighting": ops.convert_to_numpy(counts.weighting)}
 
 
 def _named(start, log):

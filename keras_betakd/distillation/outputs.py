@@ -140,7 +140,7 @@ def tiled_uncertainty(teacher, weights, head, head_shape):
 
 
 def as_rows(logits):
-    """Logits of any rank as (B, K, V)."""
+    """(B, ..., V) of any rank as (B, K, V)."""
     shape, inner = ops.shape(logits), logits.shape[1:-1]
     if len(shape) == 3:
         return logits

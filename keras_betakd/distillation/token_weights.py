@@ -46,7 +46,12 @@ def token_weights(weights, teacher, student, kept):
     elif weights == "self_dissimilarity":
         values = self_dissimilarity(teacher)
     else:
-        values = ops.convert_to_tensor(weights(teacher))
+        values = weights(teacher)
+        if not ops.is_tensor(values):
+            raise ValueError(
+                "The function of `weights` must return a tensor (B, P, T). Received: "
+                f"{type(values).__name__}"
+            )
         expected = tuple(teacher.image_features.shape[:3])
         if len(values.shape) != 3 or values.shape[1:] != expected[1:]:
             raise ValueError(
@@ -55,6 +60,7 @@ def token_weights(weights, teacher, student, kept):
                 f"tokens of shape {expected}"
             )
     values = ops.stop_gradient(ops.cast(values, "float32"))
+    values = ops.where(values < 0, float("nan"), values)  # no weight
     count = kept.shape[2] if student.grids is None else ops.shape(kept)[2]
     values = resized(values[..., None], count, teacher.grids, student.grids)[..., 0]
     values = ops.where(kept, values, 0.0)

@@ -152,11 +152,25 @@ class Energy(keras.losses.Loss):
         teacher = self._as_tensor(teacher)
         self.check_shapes(teacher, student)
         dtype = _float32_or_wider(teacher.dtype, student.dtype)
-        return self.pointwise(
+        values = self.pointwise(
             self.represent(ops.cast(teacher, dtype)),
             self.represent(ops.cast(student, dtype)),
             *([labels] if self.needs_labels else []),
         )
+        return self.expect_positions(values, student)
+
+    def expect_positions(self, values, student):
+        """Returns the values; raises unless there is one for each position."""
+        shape = tuple(values.shape) if ops.is_tensor(values) else None
+        expected = tuple(student.shape[:-1])
+        if shape is None or not shapes_agree(shape, expected):
+            received = type(values).__name__ if shape is None else f"shape {shape}"
+            raise ValueError(
+                f"`{type(self).__name__}.pointwise` must return one value for each "
+                f"position, the shape {expected}: only the last axis, the classes, is "
+                f"reduced, by `axis=-1`. Received: {received}"
+            )
+        return values
 
     def check_shapes(self, teacher, student):
         """Raises if the two tensors cannot be compared."""

@@ -300,8 +300,9 @@ class FeatureRelationEnergy(FeatureEnergy):
         of_image = self.features in ("image_features", "image_hidden_states")
         if not of_image or self.align == "pool" or self.top_tokens:
             raise ValueError(
-                "`FeatureRelationEnergy` compares all tokens of an image. Received: "
-                f"features={self.features!r}, align={self.align!r}, "
+                "`FeatureRelationEnergy` compares all tokens of an image; for inner "
+                "layers there are `FeatureMSEEnergy` and `FeatureCosineEnergy`. "
+                f"Received: features={self.features!r}, align={self.align!r}, "
                 f"top_tokens={self.top_tokens}"
             )
 

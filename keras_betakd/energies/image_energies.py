@@ -91,7 +91,8 @@ class ImageTokenEnergy(Energy):
               what stands out counts more than sky or wall.
             - a callable: it takes the teacher's `keras_betakd.models.Features`, with
               `image_features` (B, P, T, H) for T tokens of each of P images, and
-              returns weights (B, P, T), none of them negative.
+              returns weights (B, P, T). A batch with one that is negative or not
+              finite is skipped and reported (`on_nonfinite`).
         name: Defaults to `"image_token_"` and the name of `energy`.
         reduction, dtype: See `Energy`; `dtype` defaults to that of `energy`.
 

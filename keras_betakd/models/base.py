@@ -53,6 +53,12 @@ class ModelView:
         """The full logits of the model: (B, ..., V)."""
         with self.patched():
             logits = self.model(inputs, training=training)
+        if not ops.is_tensor(logits):
+            raise ValueError(
+                f"{type(self.model).__name__} must return one tensor of logits, "
+                f"(B, ..., V). Received: a {type(logits).__name__}. Give the distiller "
+                "a `keras.Model` of this model's inputs and that output alone."
+            )
         return logits if self._classes is None else logits[..., : self._classes]
 
     def logits_shape(self, inputs):

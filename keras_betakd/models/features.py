@@ -1,7 +1,6 @@
 """`FeatureReader`: runs a model once and reads its hidden states and features."""
 
 import contextlib
-import math
 
 from keras import ops
 
@@ -82,8 +81,7 @@ class FeatureReader:
             logits = self.view.logits(inputs, training=training)
         if self._layers is None:
             return logits, None
-        outputs = self._layers.outputs()
-        return logits, Features(layers={k: _positions(v) for k, v in outputs.items()})
+        return logits, Features(layers=self._layers.outputs())
 
     @contextlib.contextmanager
     def recording(self):
@@ -171,14 +169,6 @@ def _of_decoder(name, output, hidden):
             'features="image_features" or "image_hidden_states".'
         )
     return output
-
-
-def _positions(output):
-    """(B, D) or (B, ..., D) as (B, N, D)."""
-    inner = output.shape[1:-1]
-    # Not -1 where it is known: TensorFlow would forget it.
-    count = -1 if None in inner else math.prod(inner)
-    return ops.reshape(output, (ops.shape(output)[0], count, output.shape[-1]))
 
 
 def _pick(values, positions):

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 
+import keras
 from keras import ops
 
 
@@ -35,7 +36,7 @@ def recorded(*layers):
     The model thus need not run a second time to get the outputs of inner layers.
 
     Args:
-        *layers: built layers, whose outputs are tensors.
+        *layers: built layers.
 
     Yields:
         For each layer, a list of `(args, kwargs, output)`, one for each call.
@@ -51,5 +52,5 @@ def _record(found, compute, *args, **kwargs):
     output = compute(*args, **kwargs)
     # A copy: keras-hub scales queries in place, which on PyTorch changes what a
     # layer returned.
-    found.append((args, kwargs, ops.copy(output)))
+    found.append((args, kwargs, keras.tree.map_structure(ops.copy, output)))
     return output

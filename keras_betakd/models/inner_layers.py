@@ -2,6 +2,8 @@
 
 import contextlib
 
+from keras import ops
+
 from keras_betakd.models.hooks import recorded
 
 
@@ -87,4 +89,11 @@ def _output(name, calls):
             f"The layer '{name}' ran {len(calls)} times in one pass of its model, so "
             "it has not one output to compare. Name a layer that runs once."
         )
-    return calls[0][2]
+    output = calls[0][2]
+    if not ops.is_tensor(output):
+        raise ValueError(
+            f"The layer '{name}' returns a {type(output).__name__} of several values, "
+            "of which none can be chosen here. Name a layer that returns one tensor, "
+            "for example a `keras.layers.Identity` behind the value that is meant."
+        )
+    return output

@@ -17,8 +17,8 @@ class Features:
             decoder block, averaged over heads.
         saliency: (B, P, T), the same averaged over all text rows.
         prompt_saliency: (B, P, T), the same averaged over the text of the prompt alone.
-        layers: dict of the outputs of inner layers by their names: (B, N, D), N being
-            the answer rows, or all positions of a plain model.
+        layers: dict of the outputs of inner layers by their names: (B, K, D) at the
+            answer rows, or (B, ..., D) of a plain model.
         present: (B, P), false where a record has fewer images.
         grids: int (B, P, 2), rows and columns of the tokens of each image, the first of
             T, where images have several sizes; `None` where all have one square grid.

@@ -193,9 +193,11 @@ class DistillationPreprocessor:
         if isinstance(self.teacher_preprocessor, Encoder):
             self.teacher_preprocessor.expect_template(found["teacher"])
         is_pair = self.teacher_preprocessor is not self.student_preprocessor
-        if is_pair and given["student"] != "auto" and not callable(given["student"]):
-            # Where it is evaluated or saved, it is prompted as in training.
-            remember_template(self.student_preprocessor, given["student"])
+        if is_pair and given["student"] != "auto":
+            # Where it is evaluated or saved, it is prompted as in training; a function
+            # cannot be saved, so that nothing is better than an earlier one's name.
+            named = None if callable(given["student"]) else given["student"]
+            remember_template(self.student_preprocessor, named)
         return found
 
     @property
