@@ -200,8 +200,9 @@ def test_another_rank_or_none_is_an_error_that_changes_nothing(tmp_path, rank, m
     with_rank(2).save_weights(tmp_path / "a.weights.h5")
     model = with_rank(rank)
     before = state_of(model)
-    with pytest.raises(ValueError, match=f"(?s)a.weights.h5'.*{message}"):
+    with pytest.raises(ValueError, match=f"(?s)a.weights.h5'.*{message}") as error:
         model.load_weights(tmp_path / "a.weights.h5")
+    assert len(str(error.value)) < 800  # Keras adds the numbers of all layers
     for was, now in zip(before, state_of(model), strict=True):
         np.testing.assert_array_equal(was, now)
 

@@ -114,8 +114,10 @@ def _naming(path):
     except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:
+        # Keras lists all layers behind its example, with the numbers in them.
+        reason = str(error).partition("\n\nList of objects that could not be loaded")[0]
         raise ValueError(
-            f"'{os.fspath(path)}' cannot be loaded, and nothing of it was: {error}"
+            f"'{os.fspath(path)}' cannot be loaded, and nothing of it was: {reason}"
         ) from error
 
 
