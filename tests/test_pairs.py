@@ -64,6 +64,14 @@ def test_padded_vocabularies_are_cut_before_they_are_normalised():
     assert found["forward_kl"] == pytest.approx(0.155941, abs=1e-6)
 
 
+def test_plain_models_of_other_classes_are_refused_at_once():
+    """They were once accepted, compiled, and refused by the first step."""
+    x = keras.Input((4,))
+    models = [keras.Model(x, keras.layers.Dense(size)(x)) for size in (6, 5)]
+    with pytest.raises(ValueError, match="vocabulary_size=6 .*vocabulary_size=5"):
+        BetaKDDistiller(*models, ForwardKLEnergy())
+
+
 @pytest.mark.backends
 @pytest.mark.parametrize("fused", kept([True, False], True))
 def test_padded_vocabularies_of_real_models(fused):

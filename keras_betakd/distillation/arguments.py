@@ -197,25 +197,22 @@ def check_vocabularies(teacher, student, energies, vocabulary_size):
         energies: dict of energies.
         vocabulary_size: how many classes both have in common, or `None`.
     """
-    views = [view for view in (teacher, student) if view.sees_hidden_states]
-    sizes = [view.vocabulary_size for view in views]
+    sizes = [_class_count(view) for view in (teacher, student)]
+    known = [size for size in sizes if size is not None]
     if vocabulary_size is not None:
         if isinstance(vocabulary_size, bool) or not isinstance(vocabulary_size, int):
             raise ValueError(
                 "`vocabulary_size` must be a positive integer or `None`. Received: "
                 f"vocabulary_size={vocabulary_size!r}"
             )
-        plain = [v for v in (teacher, student) if not v.sees_hidden_states]
-        shapes = [getattr(view.model, "output_shape", None) for view in plain]
-        sizes += [shape[-1] for shape in shapes if isinstance(shape, tuple) and shape]
-        if not 1 <= vocabulary_size <= min(sizes, default=vocabulary_size):
+        if not 1 <= vocabulary_size <= min(known, default=vocabulary_size):
             raise ValueError(
                 "`vocabulary_size` must be positive and no more than the models have. "
-                f"Received: vocabulary_size={vocabulary_size}, models with {sizes}"
+                f"Received: vocabulary_size={vocabulary_size}, models with {known}"
             )
         for view in (teacher, student):
             view.crop(vocabulary_size)
-    elif len(set(sizes)) > 1 and not crosses_vocabularies(energies):
+    elif len(set(known)) > 1 and not crosses_vocabularies(energies):
         raise ValueError(
             "Teacher and student must have the same vocabulary: an energy compares "
             "them class by class. Received: a teacher with vocabulary_size="
@@ -224,6 +221,14 @@ def check_vocabularies(teacher, student, energies, vocabulary_size):
             "`vocabulary_size`, the number of classes of their tokenizer. For "
             "different tokenizers there is `ULDEnergy`."
         )
+
+
+def _class_count(view):
+    """The number of classes of a model's logits; `None` where only a batch tells it."""
+    if view.sees_hidden_states:
+        return view.vocabulary_size
+    shape = getattr(view.model, "output_shape", None)
+    return shape[-1] if isinstance(shape, tuple) and shape else None
 
 
 def expect_rows_for_tokens(preprocessor, teacher, student):
