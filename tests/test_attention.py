@@ -9,15 +9,16 @@ from tiny_models import tiny_gemma3, tiny_pali_gemma, vqa_records
 from keras_betakd import DistillationPreprocessor
 from keras_betakd.models import view_of
 from keras_betakd.models.attention import (
-    first_attention_weights,
-    record_first_attention,
+    attention_weights,
+    record_attention,
 )
+from keras_betakd.models.features import attention_layer
 from keras_betakd.models.hooks import recorded
 
 pytestmark = pytest.mark.backends
 
 MODELS = {
-    "gemma3": lambda: tiny_gemma3(num_layers=2),
+    "gemma3": lambda: tiny_gemma3(num_layers=3),
     "sliding window": lambda: tiny_gemma3(
         use_sliding_window_attention=True, sliding_window_size=5
     ),
@@ -26,32 +27,34 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_weights_are_the_softmax_of_the_layer(name):
+@pytest.mark.parametrize(
+    "name, block", [*((name, 0) for name in MODELS), ("gemma3", 1), ("gemma3", -1)]
+)
+def test_weights_are_the_softmax_of_the_layer(name, block):
     """keras-hub scales its queries in place on PyTorch: queries recorded before that
     were scaled twice."""
     model = set_weights(MODELS[name](), 1)
     view = view_of(model)
     preprocessor = DistillationPreprocessor(model.preprocessor, model.preprocessor, 6)
     inputs, _, _ = preprocessor(vqa_records(3))
-    softmax = view.first_attention().softmax
-    with record_first_attention(view) as calls, recorded(softmax) as found:
+    layer = attention_layer(view, block)
+    with record_attention(layer) as calls, recorded(layer.softmax) as found:
         view.hidden_states(inputs["student"])
     expected = ops.convert_to_numpy(found[0][0][2])  # (B, kv heads, groups, T, T)
     expected = expected.mean(axis=(1, 2))
-    weights = ops.convert_to_numpy(first_attention_weights(view, calls))
+    weights = ops.convert_to_numpy(attention_weights(layer, calls))
     text = ops.convert_to_numpy(view.text_mask(inputs["student"]))
     np.testing.assert_allclose(weights[text], expected[text], rtol=1e-4, atol=1e-6)
     assert np.std(weights[text]) > 1e-3
     rows = np.array([[9, 5], [2, 7], [0, 12]])
-    some = ops.convert_to_numpy(first_attention_weights(view, calls, rows))
+    some = ops.convert_to_numpy(attention_weights(layer, calls, rows))
     np.testing.assert_allclose(
         some,
         np.take_along_axis(expected, rows[..., None], axis=1),
         rtol=1e-4,
         atol=1e-6,
     )
-    assert "call" not in vars(view.first_attention())
+    assert "call" not in vars(layer)
 
 
 def test_recording_inside_recording_leaves_nothing_behind():

@@ -17,8 +17,8 @@ from tiny_models import random_image
 
 from keras_betakd.models import view_of
 from keras_betakd.models.attention import (
-    first_attention_weights,
-    record_first_attention,
+    attention_weights,
+    record_attention,
 )
 from keras_betakd.preprocessing.qwen_vl_format import rounded_up
 from keras_betakd.qwen_vl import QwenVLCausalLM, image_tokens
@@ -167,9 +167,10 @@ def test_attention_of_the_first_block(family):
     model = golden_model(family)
     view = view_of(model)
     x, _, _ = inputs_of(model, family)
-    with record_first_attention(view) as calls:
+    layer = view.attention_layers()[0]
+    with record_attention(layer) as calls:
         view.hidden_states(x)
-    got = ops.convert_to_numpy(first_attention_weights(view, calls))[0]
+    got = ops.convert_to_numpy(attention_weights(layer, calls))[0]
     expected = golden(family)["text/attention_0"][0].mean(axis=0)
     kept = x["padding_mask"][0].astype(bool)
     np.testing.assert_allclose(got[kept], expected[kept], rtol=0, atol=1e-6)

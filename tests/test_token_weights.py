@@ -22,13 +22,14 @@ from keras_betakd.models import Features
 from keras_betakd.models.hooks import recorded
 
 
-def image_energy(weights):
-    return kd.ImageTokenEnergy(kd.ForwardKLEnergy(), weights=weights, name="image")
+def image_energy(weights, **options):
+    options = {"weights": weights, "name": "image", **options}
+    return kd.ImageTokenEnergy(kd.ForwardKLEnergy(), **options)
 
 
 def flat_shares(weights, teacher, kept):
-    student = Features(present=ops.ones(kept.shape[:2], dtype="bool"))
-    shares = token_weights(weights, teacher, student, ops.convert_to_tensor(kept))
+    student, mask = Features(), ops.convert_to_tensor(kept)
+    shares = token_weights(image_energy(weights), teacher, student, mask)
     return ops.reshape(shares, (kept.shape[0], -1))
 
 
@@ -49,7 +50,7 @@ def test_golden_numbers_of_instruction_aware_weights():
         ]
     )
     saliency = ops.convert_to_tensor(attention.mean((0, 1))[None, None], "float32")
-    features = Features(prompt_saliency=saliency)
+    features = Features.of({"prompt_saliency": saliency})
     shares = flat_shares("saliency", features, np.ones((1, 1, 3), bool))
     omega = spread(ops.ones((1, 1)), shares)
     np.testing.assert_allclose(
@@ -71,7 +72,7 @@ def test_shares_of_padding_and_of_missing_images_are_zero():
     """Whatever stands there: the teacher's features of padding are of no image."""
     kept = np.array([[[1, 1], [1, 0]], [[1, 1], [0, 0]]], bool)
     values = ops.array([[[1.0, 3], [4, np.nan]], [[0, 0], [np.inf, 7]]])
-    features = Features(prompt_saliency=values)
+    features = Features.of({"prompt_saliency": values})
     shares = ops.convert_to_numpy(flat_shares("saliency", features, kept))
     # The second example's are 0 where they count: it shares evenly.
     np.testing.assert_array_equal(shares, [[0.25, 0.75, 1, 0], [1, 1, 0, 0]])
@@ -80,7 +81,7 @@ def test_shares_of_padding_and_of_missing_images_are_zero():
 
 
 def test_tiny_shares_do_not_vanish():
-    features = Features(prompt_saliency=ops.array([[[1e-38, 3e-38]]]))
+    features = Features.of({"prompt_saliency": ops.array([[[1e-38, 3e-38]]])})
     kept = np.ones((1, 1, 2), bool)
     weights = spread(ops.ones((1, 1)), flat_shares("saliency", features, kept))
     np.testing.assert_allclose(ops.convert_to_numpy(weights)[0], [0.25, 0.75])
@@ -108,16 +109,16 @@ def test_self_dissimilarity_against_float64():
 @pytest.mark.parametrize("fused", kept([True, False], True))
 def test_saliency_is_the_attention_of_the_prompts_text(fused):
     """The mean of a batch against each token's energy, weighted in float64."""
-    energies = {"image": image_energy("saliency")}
-    distiller = pair(energies, tiny_gemma3(16), fused=fused)
-    query = distiller.teacher_view.first_attention().query_norm.scale
+    energies = {"image": image_energy("saliency", saliency_layer=1)}
+    distiller = pair(energies, tiny_gemma3(16, num_layers=2), fused=fused)
+    query = distiller.teacher_view.attention_layers()[-1].query_norm.scale
     query.assign(20.0 + query)  # attention of new models is nearly even
     inputs, _, _ = distiller.preprocessor(vqa_records(3))
     logs = numbers(distiller.test_on_batch(vqa_records(3), return_dict=True))
     states = {}
     for role in ("teacher", "student"):
         x = {**inputs["student"], **inputs[role]}
-        softmax = getattr(distiller, f"{role}_view").first_attention().softmax
+        softmax = getattr(distiller, f"{role}_view").attention_layers()[-1].softmax
         with recorded(softmax) as calls:
             hidden = ops.convert_to_numpy(getattr(distiller, role).backbone(x))
         where = x["vision_indices"].astype(int)
@@ -205,18 +206,17 @@ def test_a_cached_teacher_has_the_same_weights(tmp_path):
     records = {**vqa_records(4), "ids": list("abcd")}
     energies = {
         "saliency": image_energy("saliency"),
+        "last": image_energy("saliency", saliency_layer=-1),
         "dissimilarity": image_energy("self_dissimilarity"),
+        "attention": kd.AttentionEnergy(teacher_layers=[0, 1]),
     }
-    live = pair(energies, tiny_gemma3(16, grid=4), fused=True)
+    live = pair(energies, tiny_gemma3(16, grid=4, num_layers=2), fused=True)
     kd.cache_teacher(live, records, tmp_path, batch_size=2)
     expected = numbers(live.test_on_batch(records, return_dict=True))
     cached = kd.BetaKDDistiller(
         kd.CachedTeacher(tmp_path),
         live.student,
-        energies={
-            "saliency": image_energy("saliency"),
-            "dissimilarity": image_energy("self_dissimilarity"),
-        },
+        energies=energies,
         beta=kd.TaskBeta(),
     )
     cached.compile(optimizer="sgd")

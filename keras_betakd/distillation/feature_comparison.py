@@ -12,8 +12,10 @@ from keras_betakd.distillation.layer_comparison import compare_layers, set_width
 from keras_betakd.distillation.token_grids import resized, token_counts, token_mask
 from keras_betakd.distillation.token_weights import features_for, spread, token_weights
 from keras_betakd.head_loss.terms import ImageRows
+from keras_betakd.models.attention import attention_name
 from keras_betakd.objective import normalised
 
+ROLES = ("student", "teacher")
 ANSWER = (None, "hidden_states", "attention", "layers")
 
 
@@ -66,7 +68,7 @@ class FeatureComparison:
                 set_widths(energy, views)
                 if energy.projection is not None:
                     self.projections[name] = energy.projection
-        for role, view in zip(("student", "teacher"), views, strict=True):
+        for role, view in zip(ROLES, views, strict=True):
             # Raises where it cannot read them.
             view.reader(self.wanted(role), self.layers(role))
 
@@ -76,16 +78,14 @@ class FeatureComparison:
         Args:
             role: `"student"` or `"teacher"`.
         """
-        wanted = {e.features for e in self._energies.values()} - {None, "layers"}
+        energies = self._energies.values()
+        wanted = {feature_name(e, role) for e in energies} - {None, "layers"}
         if "image_logits" in wanted:
             wanted = wanted - {"image_logits"} | {"image_hidden_states"}
-        top_tokens = [e.top_tokens for e in self._energies.values()]
-        if role == "teacher" and any(top_tokens):
-            wanted.add("saliency")
         if role == "teacher":
-            wanted.update(
-                *(features_for(e.token_weights) for e in self._energies.values())
-            )
+            if any(energy.top_tokens for energy in energies):
+                wanted.add("saliency")
+            wanted.update(*map(features_for, energies))
         return wanted
 
     def layers(self, role):
@@ -131,9 +131,16 @@ class FeatureComparison:
         return terms
 
 
+def feature_name(energy, role):
+    """The name of the `Features` of a model that an energy compares, or `None`."""
+    if energy.features != "attention":
+        return energy.features
+    return attention_name("attention", getattr(energy, f"{role}_layers"))
+
+
 def _check_features(name, energy, beta, views):
-    for view in views:
-        if not view.sees(energy.features):
+    for role, view in zip(ROLES, views, strict=True):
+        if not view.sees(feature_name(energy, role)):
             if energy.features == "layers":
                 raise ValueError(
                     f"The energy '{name}' compares inner layers, which a teacher cache "
@@ -167,7 +174,7 @@ def _shares(energy, student, teacher, mask):
         return mask
     # Not (..., -1), of which TensorFlow forgets the number of tokens.
     kept = ops.reshape(mask, ops.shape(student.image_hidden_states)[:3])
-    return _flat(token_weights(energy.token_weights, teacher, student, kept))
+    return _flat(token_weights(energy, teacher, student, kept))
 
 
 def _only_with(row_weights, mask):
@@ -185,7 +192,8 @@ def _compare_attention(energy, student, teacher):
     present = _present(student, teacher)
     # (B, P, T, K): the answer rows as the width of an image token.
     ours, theirs = (
-        ops.transpose(x.attention, (0, 2, 3, 1)) for x in (student, teacher)
+        ops.transpose(x.named(feature_name(energy, role)), (0, 2, 3, 1))
+        for role, x in zip(ROLES, (student, teacher), strict=True)
     )
     counts = token_counts(teacher.grids, theirs) / token_counts(student.grids, ours)
     theirs = _on_students_grid(theirs, ours, student, teacher) * counts[..., None, None]
@@ -290,7 +298,7 @@ def _most_salient(energy, student, teacher, kept, ours):
             f"The energy '{energy.name}' compares top_tokens={energy.top_tokens} image "
             f"tokens, but the student has only {ours.shape[2]} for an image."
         )
-    saliency = teacher.saliency[..., None]
+    saliency = teacher.named("saliency")[..., None]
     saliency = _on_students_grid(saliency, ours, student, teacher)[..., 0]
     saliency = _flat(ops.where(kept, saliency, -1.0))
     rank = ops.argsort(ops.argsort(-saliency, axis=1), axis=1)

@@ -3,32 +3,28 @@
 from keras import ops
 
 from keras_betakd.distillation.token_grids import resized, token_mask
+from keras_betakd.models.attention import attention_name
 from keras_betakd.objective import normalised
 
-# The teacher's features that each choice of weights is made of.
-FEATURES_OF = {
-    "uniform": frozenset(),
-    "saliency": frozenset({"prompt_saliency"}),
-    "self_dissimilarity": frozenset({"image_features"}),
-}
+
+def features_for(energy):
+    """The names of the teacher's `Features` that an energy's weights are made of."""
+    if energy.token_weights == "uniform":
+        return set()
+    if energy.token_weights == "saliency":
+        return {_saliency(energy)}
+    return {"image_features"}
 
 
-def features_for(weights):
-    """The names of the teacher's `Features` that these weights are made of.
-
-    Args:
-        weights: `token_weights` of an energy.
-    """
-    if callable(weights):
-        return frozenset({"image_features"})
-    return FEATURES_OF[weights]
+def _saliency(energy):
+    return attention_name("prompt_saliency", (energy.saliency_layer,))
 
 
-def token_weights(weights, teacher, student, kept):
+def token_weights(energy, teacher, student, kept):
     """The shares of the student's image tokens in their example's weight, unscaled.
 
     Args:
-        weights: `"saliency"`, `"self_dissimilarity"`, or a callable.
+        energy: an `ImageTokenEnergy` whose weights are not uniform.
         teacher, student: the `Features` of the two models.
         kept: bool (B, P, T), the student's tokens that are compared.
 
@@ -41,8 +37,9 @@ def token_weights(weights, teacher, student, kept):
         ValueError: a callable returns weights of another shape than the teacher's
             tokens.
     """
+    weights = energy.token_weights
     if weights == "saliency":
-        values = teacher.prompt_saliency
+        values = teacher.named(_saliency(energy))
     elif weights == "self_dissimilarity":
         values = self_dissimilarity(teacher)
     else:

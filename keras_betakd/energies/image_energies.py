@@ -1,6 +1,7 @@
 """Energies at the image: attention to its tokens, and logits at its tokens."""
 
-from collections.abc import Callable
+import numbers
+from collections.abc import Callable, Sequence
 
 import keras
 
@@ -14,12 +15,12 @@ _REGISTER = keras.saving.register_keras_serializable(package="keras_betakd")
 
 @_REGISTER
 class AttentionEnergy(Energy):
-    """Squared distance of the models' attention to the image, in their first layer.
+    """Squared distance of the models' attention to the image, in chosen layers.
 
         l = sum_i (y_true_i - y_pred_i)^2
 
-    with y_i the attention that an answer row pays to image token i in the first
-    decoder block, averaged over heads: text is the query, vision the key. At most 2,
+    with y_i the attention that an answer row pays to image token i, averaged over heads
+    and over the chosen decoder blocks: text is the query, vision the key. At most 2,
     without unit. The sum over image tokens is not divided by their number: since the
     tokens share the attention, the mean would be so small that beta* = d / (2 l) lies
     beyond the bounds of a learned weight.
@@ -31,10 +32,16 @@ class AttentionEnergy(Energy):
     weight.
 
     Args:
+        teacher_layers, student_layers: the numbers of the decoder blocks of each model
+            whose attention is averaged: an int or several, from 0, or from -1 at the
+            end. Default to 0, the first. The first shows where the prompt looks before
+            anything of it is understood; in the middle, what it is about.
         name, reduction, dtype: See `Energy`.
 
     Raises:
-        ValueError: for inputs of different shape.
+        ValueError: for numbers that are none, or inputs of different shape; by a
+            distiller, for a block that is not there, or a family whose attention cannot
+            be read.
 
     Example:
 
@@ -43,14 +50,50 @@ class AttentionEnergy(Energy):
     >>> round(float(AttentionEnergy()(teacher, student)), 4)
     0.16
 
-    Reference: Align-KD, Feng et al. 2025 (arXiv:2412.01282), text-query-vision
-    attention.
+    References: Align-KD, Feng et al. 2025 (arXiv:2412.01282), text-query-vision
+    attention of the first layer; groups of layers that are averaged are those of
+    CompoDistill, 2025 (arXiv:2510.12184).
     """
 
     features = "attention"
 
+    def __init__(
+        self,
+        teacher_layers: int | Sequence[int] = 0,
+        student_layers: int | Sequence[int] = 0,
+        name: str | None = None,
+        reduction: str = "mean_with_sample_weight",
+        dtype: str | None = None,
+    ):
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        self.teacher_layers = _layer_numbers("teacher_layers", teacher_layers)
+        self.student_layers = _layer_numbers("student_layers", student_layers)
+
     def pointwise(self, teacher, student):
         return squared_distance(teacher, student)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "teacher_layers": list(self.teacher_layers),
+            "student_layers": list(self.student_layers),
+        }
+
+
+def _layer_numbers(argument, value):
+    """A tuple of the numbers of decoder blocks."""
+    given = [value] if isinstance(value, numbers.Integral) else value
+    wrong = not isinstance(given, (list, tuple)) or not given
+    if wrong or not all(_is_whole(x) for x in given):
+        raise ValueError(
+            f"`{argument}` must be the number of a decoder block, or a list of "
+            f"several. Received: {argument}={value!r}"
+        )
+    return tuple(int(x) for x in given)
+
+
+def _is_whole(x):
+    return isinstance(x, numbers.Integral) and not isinstance(x, bool)
 
 
 @_REGISTER
@@ -84,8 +127,8 @@ class ImageTokenEnergy(Energy):
 
             - `"uniform"` (default): omega_v = 1 / N for N image tokens.
             - `"saliency"`: omega_v in proportion to the attention that the text of
-              the prompt pays to token v in the teacher's first decoder block, the mean
-              over heads and rows. For a teacher whose attention can be read.
+              the prompt pays to token v in one of the teacher's decoder blocks, the
+              mean over heads and rows. For a teacher whose attention can be read.
             - `"self_dissimilarity"`: omega_v in proportion to 1 minus the mean cosine
               of token v to all of its image, in the output of the teacher's projector:
               what stands out counts more than sky or wall.
@@ -93,6 +136,8 @@ class ImageTokenEnergy(Energy):
               `image_features` (B, P, T, H) for T tokens of each of P images, and
               returns weights (B, P, T). A batch with one that is negative or not
               finite is skipped and reported (`on_nonfinite`).
+        saliency_layer: int, the number of the decoder block for `"saliency"`. Defaults
+            to 0, the first.
         name: Defaults to `"image_token_"` and the name of `energy`.
         reduction, dtype: See `Energy`; `dtype` defaults to that of `energy`.
 
@@ -112,7 +157,7 @@ class ImageTokenEnergy(Energy):
 
     References: LLaVA-KD, Cai et al. 2024 (arXiv:2410.16236), multimodal distillation;
     `"saliency"` is our reading of instruction-aware vision alignment in Align-TI, 2026
-    (arXiv:2602.09483), in the first block instead of a chosen one.
+    (arXiv:2602.09483).
     """
 
     features = "image_logits"
@@ -124,6 +169,7 @@ class ImageTokenEnergy(Energy):
         reduction: str = "mean_with_sample_weight",
         dtype: str | None = None,
         weights: str | Callable = "uniform",
+        saliency_layer: int = 0,
     ):
         if not isinstance(energy, Energy) or energy.features:
             raise ValueError(
@@ -145,6 +191,7 @@ class ImageTokenEnergy(Energy):
         super().__init__(name=name, reduction=reduction, dtype=dtype or energy.dtype)
         self.energy = energy
         self.token_weights = weights
+        (self.saliency_layer,) = _layer_numbers("saliency_layer", [saliency_layer])
         self.schedule = energy.schedule
         self.parameter = energy.parameter
         self.fuses = energy.fuses
@@ -167,6 +214,7 @@ class ImageTokenEnergy(Energy):
             **super().get_config(),
             "energy": keras.saving.serialize_keras_object(self.energy),
             "weights": keras.saving.serialize_keras_object(self.token_weights),
+            "saliency_layer": self.saliency_layer,
         }
 
     @classmethod

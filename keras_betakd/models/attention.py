@@ -1,4 +1,4 @@
-"""Computes the attention weights of the first decoder block from its queries and keys.
+"""Computes the attention weights of decoder blocks from their queries and keys.
 
 keras-hub's decoders do not return their attention weights, and with flash attention
 they are never held in memory. Queries and keys, after rotation and norms, can be
@@ -11,28 +11,58 @@ from keras import ops
 
 from keras_betakd.models.hooks import recorded
 
+# Features that are made of attention; of other blocks than the first, their names end
+# in the numbers of these: "attention:3,4".
+KINDS = ("attention", "saliency", "prompt_saliency")
+FIRST = (0,)
 
-def record_first_attention(view):
-    """A context that records the calls that `first_attention_weights` needs."""
-    layer = view.first_attention()
+
+def attention_name(kind, blocks=FIRST):
+    """The name of a feature made of the attention of some decoder blocks.
+
+    Args:
+        kind: one of `KINDS`.
+        blocks: the numbers of the blocks, over which the attention is averaged.
+
+    Example:
+
+    >>> attention_name("attention"), attention_name("attention", (3, 4))
+    ('attention', 'attention:3,4')
+    """
+    return kind if blocks == FIRST else f"{kind}:{','.join(map(str, blocks))}"
+
+
+def kind_and_blocks(name):
+    """What `attention_name` was given; `(name, None)` for another feature."""
+    kind, _, blocks = name.partition(":")
+    if kind not in KINDS:
+        return name, None
+    return kind, tuple(map(int, blocks.split(","))) if blocks else FIRST
+
+
+def record_attention(layer):
+    """A context that records the calls that `attention_weights` needs.
+
+    Args:
+        layer: the self-attention layer of a decoder block.
+    """
     return recorded(layer, layer.rope_layer)
 
 
-def first_attention_weights(view, calls, rows=None):
-    """The attention weights of the first decoder block, averaged over its heads.
+def attention_weights(layer, calls, rows=None):
+    """The attention weights of a decoder block, averaged over its heads.
 
     They are softmax(c tanh(s / c)) with s = q k^T / sqrt(d), with the layer's own d,
     soft cap c and mask; without a soft cap, softmax(s).
 
     Args:
-        view: a `CausalLMView`.
-        calls: the calls that `record_first_attention` yielded, after the model ran.
+        layer: its self-attention layer.
+        calls: the calls that `record_attention` yielded, after the model ran.
         rows: (B, K), the positions whose attention to compute; all if `None`.
 
     Returns:
         (B, K, T) float32; each row sums to 1.
     """
-    layer = view.first_attention()
     (attention, rotations) = calls
     _, arguments, _ = attention[0]
     query, key = (ops.cast(output, "float32") for _, _, output in rotations)

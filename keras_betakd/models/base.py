@@ -237,11 +237,12 @@ class CausalLMView(ModelView):
         output = calls[0][2]
         return ops.reshape(output, (-1, *ops.shape(positions)[1:], output.shape[-1]))
 
-    def first_attention(self):
-        """The self-attention layer of the first decoder block.
+    def attention_layers(self):
+        """The self-attention layers of the decoder blocks, in their order.
 
-        Its queries and keys must be the outputs of the two calls of its `rope_layer`,
-        and its mask the argument `attention_mask`, as in keras-hub's Gemma.
+        Queries and keys of each must be the outputs of the two calls of its
+        `rope_layer`, and its mask the argument `attention_mask`, as in keras-hub's
+        Gemma.
         """
         raise ValueError(
             f"The attention of {type(self.model).__name__} cannot be read. Use an "

@@ -5,14 +5,13 @@ import contextlib
 from keras import ops
 
 from keras_betakd.models.attention import (
-    first_attention_weights,
-    record_first_attention,
+    attention_weights,
+    kind_and_blocks,
+    record_attention,
 )
 from keras_betakd.models.hooks import recorded
 from keras_betakd.models.inner_layers import LayerRecorder
 from keras_betakd.models.outputs import Features, ModelOutputs
-
-ATTENTION_FEATURES = {"attention", "saliency", "prompt_saliency"}
 
 
 class FeatureReader:
@@ -20,7 +19,7 @@ class FeatureReader:
 
     Args:
         view: a `CausalLMView`.
-        wanted: set of attribute names of `Features`.
+        wanted: set of names of `Features`.
         layers: names of inner layers (see `keras_betakd.models.inner_layers`).
 
     Raises:
@@ -39,8 +38,10 @@ class FeatureReader:
         self.view = view
         self._layers = LayerRecorder(view.model, layers) if layers else None
         self.wanted = set(wanted)
-        if self.wanted & ATTENTION_FEATURES:
-            view.first_attention()
+        blocks = {kind_and_blocks(name)[1] or () for name in self.wanted}
+        self._blocks = {
+            number: attention_layer(view, number) for number in set().union(*blocks)
+        }
 
     def expect_nothing(self):
         """Raises if features are wanted: for a batch without answer positions."""
@@ -92,8 +93,10 @@ class FeatureReader:
                 self._projected = stack.enter_context(recorded(layer))
             if self._layers is not None:
                 stack.enter_context(self._layers.recording())
-            if self.wanted & ATTENTION_FEATURES:
-                self._attention = stack.enter_context(record_first_attention(self.view))
+            self._attention = {
+                number: stack.enter_context(record_attention(layer))
+                for number, layer in self._blocks.items()
+            }
             yield
 
     def features(self, inputs, hidden, rows):
@@ -125,33 +128,60 @@ class FeatureReader:
         if "image_hidden_states" in self.wanted:
             tokens = (*shape, hidden.shape[-1])
             found.image_hidden_states = ops.reshape(_at(hidden, flat), tokens)
-        if "attention" in self.wanted:
-            found.attention = self._attention_to(flat, shape, rows)
-        if "saliency" in self.wanted:
-            text = self.view.text_mask(inputs)
-            found.saliency = self._attention_from(text, flat, shape)
-        if "prompt_saliency" in self.wanted:
-            text = self.view.text_mask(inputs)
-            place = ops.arange(ops.shape(text)[1], dtype=rows.dtype)
-            # The first answer row is the last token of the prompt.
-            prompt = ops.logical_and(text, place[None] <= rows[:, :1])
-            found.prompt_saliency = self._attention_from(prompt, flat, shape)
+        names = [n for n in sorted(self.wanted) if kind_and_blocks(n)[1] is not None]
+        if names:
+            places = flat, shape, rows
+            found.attention = {
+                n: self._read_attention(n, inputs, *places) for n in names
+            }
         return found
 
-    def _attention_from(self, queries, flat, shape):
+    def _read_attention(self, name, inputs, flat, shape, rows):
+        """One feature of attention at the image tokens, averaged over its blocks."""
+        kind, blocks = kind_and_blocks(name)
+        if kind == "attention":
+            found = [self._attention_to(block, flat, shape, rows) for block in blocks]
+        else:
+            queries = self.view.text_mask(inputs)
+            if kind == "prompt_saliency":
+                place = ops.arange(ops.shape(queries)[1], dtype=rows.dtype)
+                # The first answer row is the last token of the prompt.
+                queries = ops.logical_and(queries, place[None] <= rows[:, :1])
+            found = [self._attention_from(b, queries, flat, shape) for b in blocks]
+        return found[0] if len(found) == 1 else ops.mean(ops.stack(found), axis=0)
+
+    def _weights_of(self, block, rows=None):
+        return attention_weights(self._blocks[block], self._attention[block], rows)
+
+    def _attention_from(self, block, queries, flat, shape):
         """The mean over the rows in `queries`, bool (B, T), at the image tokens."""
         weights = ops.cast(queries, "float32")
         count = ops.maximum(ops.sum(weights, axis=1), 1.0)
-        everything = first_attention_weights(self.view, self._attention)
+        everything = self._weights_of(block)
         mean = ops.einsum("bkt,bk->bt", everything, weights) / count[:, None]
         return ops.reshape(_pick(mean, flat), shape)
 
-    def _attention_to(self, flat, shape, rows):
-        weights = first_attention_weights(self.view, self._attention, rows)
+    def _attention_to(self, block, flat, shape, rows):
+        weights = self._weights_of(block, rows)
         count = ops.shape(rows)[1]
         where = ops.repeat(flat[:, None], count, axis=1)
         weights = ops.take_along_axis(weights, where, axis=2)
         return ops.reshape(weights, (shape[0], count, *shape[1:]))
+
+
+def attention_layer(view, number):
+    """The self-attention layer of a decoder block, counted from 0, or from the end.
+
+    Raises:
+        ValueError: the attention cannot be read, or there is no such block.
+    """
+    layers = view.attention_layers()
+    if not -len(layers) <= number < len(layers):
+        raise ValueError(
+            f"{type(view.model).__name__} has {len(layers)} decoder blocks, counted "
+            f"from 0. Received: block {number}"
+        )
+    return layers[number]
 
 
 def _at(hidden, positions):

@@ -40,8 +40,8 @@ class _GemmaView(MarkedImagesView):
 class Gemma3View(_GemmaView):
     """`keras_hub.models.Gemma3CausalLM`, with or without its vision tower."""
 
-    def first_attention(self):
-        return self.backbone.transformer_layers[0].attention
+    def attention_layers(self):
+        return [block.attention for block in self.backbone.transformer_layers]
 
     def patched(self):
         """A context in which `_interleave` inserts the image embeddings."""
@@ -90,8 +90,8 @@ class PaliGemmaView(PrefixView):
     def image_projector(self):
         return self.backbone.vit_encoder
 
-    def first_attention(self):
-        return self.backbone.transformer_layers[0].attention
+    def attention_layers(self):
+        return [block.attention for block in self.backbone.transformer_layers]
 
 
 class Gemma3nView(_GemmaView):

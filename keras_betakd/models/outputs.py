@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from keras_betakd.models.attention import kind_and_blocks
+
 
 @dataclasses.dataclass
 class Features:
@@ -13,10 +15,10 @@ class Features:
         image_features: (B, P, T, H), the output of the projector.
         image_hidden_states: (B, P, T, H), the image tokens after the last decoder
             block.
-        attention: (B, K, P, T), from the answer rows to the image tokens in the first
-            decoder block, averaged over heads.
-        saliency: (B, P, T), the same averaged over all text rows.
-        prompt_saliency: (B, P, T), the same averaged over the text of the prompt alone.
+        attention: dict by `keras_betakd.models.attention.attention_name`, each averaged
+            over heads and blocks: `"attention"` (B, K, P, T), from the answer rows to
+            the image tokens; `"saliency"` (B, P, T), the same averaged over all text
+            rows; `"prompt_saliency"` (B, P, T), over the text of the prompt alone.
         layers: dict of the outputs of inner layers by their names: (B, K, D) at the
             answer rows, or (B, ..., D) of a plain model.
         present: (B, P), false where a record has fewer images.
@@ -28,11 +30,22 @@ class Features:
     image_features: Any = None
     image_hidden_states: Any = None
     attention: Any = None
-    saliency: Any = None
-    prompt_saliency: Any = None
     layers: Any = None
     present: Any = None
     grids: Any = None
+
+    @classmethod
+    def of(cls, values):
+        """The `Features` of a dict by names, those of attention among them."""
+        others = {k: v for k, v in values.items() if kind_and_blocks(k)[1] is None}
+        attention = {k: v for k, v in values.items() if k not in others}
+        return cls(**others, attention=attention or None)
+
+    def named(self, name):
+        """The feature of a name, one of attention among them."""
+        if kind_and_blocks(name)[1] is None:
+            return getattr(self, name)
+        return self.attention[name]
 
 
 @dataclasses.dataclass

@@ -46,5 +46,5 @@ class QwenVLView(CausalLMView):
         merge = self.backbone.spatial_merge_size
         return ops.cast(inputs["image_grid_thw"][..., 1:], "int32") // merge
 
-    def first_attention(self):
-        return self.backbone.transformer_layers[0].self_attention
+    def attention_layers(self):
+        return [block.self_attention for block in self.backbone.transformer_layers]

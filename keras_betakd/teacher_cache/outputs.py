@@ -5,14 +5,18 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_betakd import fingerprints
+from keras_betakd.models.attention import kind_and_blocks
 from keras_betakd.preprocessing.chat_templates import chat_template
 from keras_betakd.preprocessing.encoding import Encoded, Encoder
 from keras_betakd.preprocessing.prompt_templates import LAST_TURN, template_label
 from keras_betakd.preprocessing.records import id_texts
 from keras_betakd.teacher_cache.files import HEAD, CacheFolder
 
-# Arrays with one entry for each answer token; all others have one for each record.
-BY_TOKEN = ("labels", "rows", "packed", "attention")
+
+def is_by_token(name):
+    """Whether a stored array has an entry for each answer token, not each record."""
+    kind = kind_and_blocks(name)[0]
+    return kind in ("labels", "rows", "packed", "attention")
 
 
 class Place(NamedTuple):
@@ -125,7 +129,7 @@ class CachedOutputs(Encoder):
         inputs = {}
         for name in found[0]:
             rows = [record[name] for record in found]
-            if name in BY_TOKEN:
+            if is_by_token(name):
                 rows = [_padded(row, max_response_length) for row in rows]
             inputs[name] = np.stack(rows)
         labels = inputs.pop("labels")
@@ -159,7 +163,7 @@ class CachedOutputs(Encoder):
         shard = self._open(place.file)
         found = {}
         for name in shard.names:
-            if name in BY_TOKEN:
+            if is_by_token(name):
                 value = shard.rows(name, place.start, place.stop)
             else:
                 value = shard.rows(name, place.row, place.row + 1)[0]

@@ -13,7 +13,7 @@ from keras_betakd.models.views import view_of
 from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
 from keras_betakd.preprocessing.prompt_templates import encoding_label
 from keras_betakd.teacher_cache.files import FORMAT, CacheSettings, with_template
-from keras_betakd.teacher_cache.outputs import BY_TOKEN, CachedOutputs
+from keras_betakd.teacher_cache.outputs import CachedOutputs, is_by_token
 
 
 class TeacherSource:
@@ -129,7 +129,7 @@ class TeacherSource:
         kept = {"labels": y[used], "tokens": used.sum(axis=1)}
         for name, value in made.items():
             value = np.asarray(value)
-            kept[name] = value[used] if name in BY_TOKEN else value
+            kept[name] = value[used] if is_by_token(name) else value
         return kept
 
 
@@ -223,7 +223,7 @@ class TeacherReading(keras.Model):
             if self._kind == "top_k":
                 kept["packed"] = top_classes(logits, self._top_k)
         for name in self.stored() - set(kept):
-            kept[name] = getattr(made.features, name)
+            kept[name] = made.features.named(name)
         return {
             k: v if k == "present" else ops.cast(v, "float32") for k, v in kept.items()
         }

@@ -140,7 +140,7 @@ class CachedReader:
         names = {name: name for name in self.wanted} | {"present": "present"}
         if "hidden_states" in names:
             names["hidden_states"] = "rows"
-        return Features(**{k: inputs[v] for k, v in names.items() if v in inputs})
+        return Features.of({k: inputs[v] for k, v in names.items() if v in inputs})
 
 
 class _StoredHead(LMHead):
