@@ -74,21 +74,19 @@ def mixed(images=(2, 1, 0, 1)):
     return rows
 
 
+def evaluated_alone(distiller, rows, number):
+    """The metrics of one record, in a batch of its own."""
+    row = {key: values[number : number + 1] for key, values in rows.items()}
+    return distiller.evaluate(row, batch_size=1, verbose=0, return_dict=True)
+
+
 @EVERY
 def test_a_mixed_batch_gives_each_record_what_it_has_alone(name):
     """Images of a batch are padded to the largest, for each model to its own."""
     distiller = pair_of(name, all_energies(), fused=False)
     rows = mixed()
     together = distiller.evaluate(rows, batch_size=4, verbose=0, return_dict=True)
-    alone = [
-        distiller.evaluate(
-            {key: values[i : i + 1] for key, values in rows.items()},
-            batch_size=1,
-            verbose=0,
-            return_dict=True,
-        )
-        for i in range(4)
-    ]
+    alone = [evaluated_alone(distiller, rows, i) for i in range(4)]
     with_images = [i for i in range(4) if rows["images"][i]]
     for energy in distiller.energies.values():
         some = range(4) if energy.name == "forward_kl" else with_images

@@ -169,6 +169,22 @@ def test_what_cannot_be_weighted_is_refused():
         distiller.test_on_batch(vqa_records(3))
 
 
+@pytest.mark.pytorch
+def test_as_many_answer_rows_as_image_tokens_are_not_confused():
+    """Four of each: factors of answer rows would have weighed image tokens."""
+    teacher, student = tiny_gemma3(16), tiny_gemma3()
+    distiller = kd.BetaKDDistiller(
+        teacher,
+        student,
+        {"image": kd.ImageTokenEnergy(kd.ForwardKLEnergy())},
+        kd.TaskBeta(row_weights=entropy),
+        max_response_length=4,
+    )
+    distiller.compile(optimizer="sgd")
+    with pytest.raises(ValueError, match="one factor for each example"):
+        distiller.test_on_batch(vqa_records(3))
+
+
 NO_WEIGHTS = {
     "nan": float("nan"),
     "negative": -1.0,

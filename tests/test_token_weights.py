@@ -8,7 +8,7 @@ import pytest
 from keras import ops
 from marks import kept
 from test_features import numbers, pair
-from test_qwen_vl_pairs import mixed, pair_of
+from test_qwen_vl_pairs import evaluated_alone, mixed, pair_of
 from tiny_families import tiny_mobilevlm
 from tiny_models import tiny_gemma3, vqa_records
 
@@ -162,15 +162,7 @@ def test_grids_of_several_sizes(weights):
     distiller = pair_of("Qwen2_5VL", energies, kd.TaskBeta())
     rows = mixed()
     together = distiller.evaluate(rows, batch_size=4, verbose=0, return_dict=True)
-    alone = [
-        distiller.evaluate(
-            {key: values[i : i + 1] for key, values in rows.items()},
-            batch_size=1,
-            verbose=0,
-            return_dict=True,
-        )["image"]
-        for i in (0, 1, 3)
-    ]
+    alone = [evaluated_alone(distiller, rows, i)["image"] for i in (0, 1, 3)]
     np.testing.assert_allclose(together["image"], np.mean(alone), rtol=2e-4)
 
 

@@ -119,7 +119,7 @@ class Beta(keras.layers.Layer):
         """
         return None
 
-    def weighted_rows(self, weights, features, teacher):
+    def weighted_rows(self, weights, features, teacher, at_answer=True):
         """The row weights of the energy: `weights`, or these times `row_weights`.
 
         Args:
@@ -127,6 +127,8 @@ class Beta(keras.layers.Layer):
                 the answer's rows.
             features: as for a call.
             teacher: a `TeacherOutputs`.
+            at_answer: whether the rows are those of the answer. Others may be as many
+                by chance.
 
         Returns:
             (B, N) row weights that add up to one.
@@ -149,13 +151,13 @@ class Beta(keras.layers.Layer):
                 f"{type(factors).__name__}"
             )
         factors = ops.cast(factors, "float32")
-        allowed = (1, None, weights.shape[1])
-        known = weights.shape[1] is not None
-        if len(factors.shape) != 2 or (known and factors.shape[1] not in allowed):
+        rows = weights.shape[1] if at_answer else 1
+        known = rows is not None
+        if len(factors.shape) != 2 or (known and factors.shape[1] not in (1, rows)):
             raise ValueError(
-                "`row_weights` must return one factor for each example, (B, 1), or "
-                "for each row of the energy, (B, K). Received: shape="
-                f"{tuple(factors.shape)}, for row weights of shape "
+                "`row_weights` must return one factor for each example, (B, 1), or, of "
+                "an energy at the answer's rows, for each of these, (B, K). Received: "
+                f"shape={tuple(factors.shape)}, for row weights of shape "
                 f"{tuple(weights.shape)}"
             )
         # A negative one is none: it would reward the student for errors.

@@ -19,7 +19,7 @@ from keras_betakd.distillation.arguments import (
     resolved_preprocessor,
     resolved_task_beta,
 )
-from keras_betakd.distillation.feature_comparison import FeatureComparison
+from keras_betakd.distillation.feature_comparison import ANSWER, FeatureComparison
 from keras_betakd.distillation.finite_steps_optimizer import innermost
 from keras_betakd.distillation.freezing import (
     apply_freeze,
@@ -347,7 +347,8 @@ class BetaKDDistiller(
         log_beta = {}
         for name, beta in self.all_betas().items():
             of_beta = beta.features_of(read)
-            weights[name] = beta.weighted_rows(weights[name], of_beta, read)
+            at_answer = name == "task" or self.energies[name].features in ANSWER
+            weights[name] = beta.weighted_rows(weights[name], of_beta, read, at_answer)
             log_beta[name] = beta(weights[name], features=of_beta)
         ours, theirs = student.rows, teacher.head_input
         return DistillationOutputs(
