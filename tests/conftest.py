@@ -70,19 +70,33 @@ def pytest_addoption(parser):
         action="store_true",
         help="on JAX and TensorFlow, run what is for PyTorch alone, too",
     )
+    parser.addoption(
+        "--part",
+        default="1/1",
+        help="the tests of every Nth file: 1/2 and 2/2 together are all",
+    )
 
 
 def pytest_collection_modifyitems(config, items):
-    """Deselects what is not marked `backends`, or `pytorch`, on JAX and TensorFlow."""
+    """Deselects the files of other parts, and what is for PyTorch alone elsewhere."""
+    number, count = map(int, config.getoption("--part").split("/"))
+    files = sorted({str(item.path) for item in items})[number - 1 :: count]
+    _keep(config, items, lambda item: str(item.path) in files)
     if keras.backend.backend() == "torch" or config.getoption("--everywhere"):
         return
-    ours, others = [], []
-    for item in items:
-        marked = item.get_closest_marker("backends")
-        chosen = marked and not item.get_closest_marker("pytorch")
-        (ours if chosen else others).append(item)
-    config.hook.pytest_deselected(items=others)
-    items[:] = ours
+    _keep(
+        config,
+        items,
+        lambda item: (
+            item.get_closest_marker("backends")
+            and not item.get_closest_marker("pytorch")
+        ),
+    )
+
+
+def _keep(config, items, chosen):
+    config.hook.pytest_deselected(items=[x for x in items if not chosen(x)])
+    items[:] = [item for item in items if chosen(item)]
 
 
 def pytest_report_header(config):
