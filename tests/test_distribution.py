@@ -45,7 +45,7 @@ def start(folder, how, launcher=(), **environment):
 
 def finish(*processes):
     try:
-        outputs = [p.communicate(timeout=300)[0].decode() for p in processes]
+        outputs = [p.communicate(timeout=1200)[0].decode() for p in processes]
     finally:
         for process in processes:
             process.kill()

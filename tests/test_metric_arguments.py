@@ -134,3 +134,23 @@ def test_the_metrics_are_saved_in_the_archive(tmp_path):
     model.save(tmp_path / "x.keras")
     again = keras.saving.load_model(tmp_path / "x.keras")
     assert evaluated(again) == pytest.approx(expected)
+
+
+@pytest.mark.backends
+@pytest.mark.traced
+@pytest.mark.parametrize("weighted", [False, True])
+def test_weighted_metrics_of_a_classifier(weighted):
+    """In a graph TensorFlow knew that there is one row an example, but not one weight."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(8, 4)).astype("float32"), rng.integers(0, 5, 8)
+    weight = rng.integers(0, 3, 8).astype("float32") if weighted else None
+
+    def model(seed):
+        keras.utils.set_random_seed(seed)
+        return keras.Sequential([keras.Input((4,)), keras.layers.Dense(5)])
+
+    distiller = BetaKDDistiller(model(0), model(1), ForwardKLEnergy())
+    distiller.compile("sgd", weighted_metrics=["accuracy"])
+    found = distiller.evaluate(x, y, 4, 0, weight, return_dict=True)["accuracy"]
+    best = distiller.student.predict(x, verbose=0).argmax(-1)
+    np.testing.assert_allclose(found, np.average(best == y, weights=weight), rtol=1e-6)

@@ -176,7 +176,9 @@ def given_weights(x, weights):
     given = ops.cast(weights != 0, "float32")
     for name, key in (("answers", "sample_weight"), ("task", "task_weight")):
         if x.get(key) is not None:
-            given = given * ops.reshape(ops.cast(x[key], "float32"), (size, -1))
+            factor = ops.reshape(ops.cast(x[key], "float32"), (size, -1))
+            # Of what (size, -1) hides from TensorFlow, Keras' metrics need the sizes.
+            given = ops.reshape(given * factor, ops.shape(weights))
         found[name] = given
     return found
 

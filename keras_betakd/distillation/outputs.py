@@ -77,7 +77,7 @@ def task_weights(inputs, answers):
         return answers
     # (B, K), or one for each example.
     given = ops.reshape(ops.cast(given, "float32"), (ops.shape(answers)[0], -1))
-    return answers * given
+    return ops.reshape(answers * given, ops.shape(answers))
 
 
 def mean_weights(outputs):
