@@ -140,7 +140,7 @@ def test_the_metrics_are_saved_in_the_archive(tmp_path):
 @pytest.mark.traced
 @pytest.mark.parametrize("weighted", [False, True])
 def test_weighted_metrics_of_a_classifier(weighted):
-    """In a graph TensorFlow knew that there is one row an example, but not one weight."""
+    """In a graph TensorFlow knew of one row an example, but not of one weight."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(8, 4)).astype("float32"), rng.integers(0, 5, 8)
     weight = rng.integers(0, 3, 8).astype("float32") if weighted else None
