@@ -199,6 +199,8 @@ def check_vocabularies(teacher, student, energies, vocabulary_size):
     """
     sizes = [_class_count(view) for view in (teacher, student)]
     known = [size for size in sizes if size is not None]
+    # Of a plain model beside a CausalLM a batch of records is refused first.
+    alike = teacher.sees_hidden_states == student.sees_hidden_states
     if vocabulary_size is not None:
         if isinstance(vocabulary_size, bool) or not isinstance(vocabulary_size, int):
             raise ValueError(
@@ -212,7 +214,7 @@ def check_vocabularies(teacher, student, energies, vocabulary_size):
             )
         for view in (teacher, student):
             view.crop(vocabulary_size)
-    elif len(set(known)) > 1 and not crosses_vocabularies(energies):
+    elif alike and len(set(known)) > 1 and not crosses_vocabularies(energies):
         raise ValueError(
             "Teacher and student must have the same vocabulary: an energy compares "
             "them class by class. Received: a teacher with vocabulary_size="
