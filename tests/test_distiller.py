@@ -145,7 +145,7 @@ def test_one_step_moves_log_beta_by_its_speed():
 
 @pytest.mark.traced
 @pytest.mark.parametrize(
-    "energy, settled", kept([(0.1, 5.0), (0.0, 100.0)], (0.1, 5.0)), ids=str
+    "energy, settled", kept([(0.1, 5.0), (0.5, 1.0), (0.0, 100.0)], (0.1, 5.0)), ids=str
 )
 def test_beta_settles_at_d_over_2l_or_at_its_bound(energy, settled):
     """At an energy of 0 the objective has no lower bound: only the bound stops beta."""

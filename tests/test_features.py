@@ -188,6 +188,26 @@ def pair(energies, teacher=None, student=None, beta=None, **options):
     return distiller
 
 
+def whole_and_resumed(make, path):
+    """Histories of four epochs, and of the last two of a run that was saved between.
+
+    Args:
+        make: function that returns a distiller, the same each time.
+        path: of the weights file.
+    """
+
+    def fit(distiller, epochs, begin=0):
+        return distiller.fit(
+            vqa_records(4), epochs=epochs, initial_epoch=begin, shuffle=False, verbose=0
+        ).history
+
+    whole, first, second = fit(make(), 4), make(), make()
+    fit(first, 2)
+    first.save_weights(path)
+    second.load_weights(path)
+    return whole, fit(second, 4, begin=2)
+
+
 def numbers(logs):
     return {name: float(value) for name, value in logs.items()}
 

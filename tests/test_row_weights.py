@@ -8,7 +8,7 @@ import pytest
 from keras import ops
 from marks import kept
 from plain_models import linear_model, log_softmax64, token_batch
-from test_features import numbers, pair
+from test_features import numbers, pair, whole_and_resumed
 from tiny_models import tiny_gemma3, vqa_records
 
 import keras_betakd as kd
@@ -106,19 +106,8 @@ def test_it_trains_is_saved_and_goes_on(tmp_path):
     def example(teacher, log_beta):
         return ops.max(teacher.uncertainty[..., 1], axis=1, keepdims=True)
 
-    def fit(distiller, epochs, begin=0):
-        return distiller.fit(
-            vqa_records(4), epochs=epochs, initial_epoch=begin, shuffle=False, verbose=0
-        ).history
-
-    whole = fit(make(), 4)
+    whole, rest = whole_and_resumed(make, tmp_path / "half.weights.h5")
     assert whole["feature_mse"][-1] < whole["feature_mse"][0]
-    first = make()
-    fit(first, 2)
-    first.save_weights(tmp_path / "half.weights.h5")
-    second = make()
-    second.load_weights(tmp_path / "half.weights.h5")
-    rest = fit(second, 4, begin=2)
     for name in ("reverse_kl", "reverse_kl_beta", "feature_mse", "loss"):
         np.testing.assert_allclose(rest[name], whole[name][2:], rtol=1e-5)
 

@@ -32,6 +32,7 @@ from keras_betakd import (
     TokenBeta,
     cache_teacher,
 )
+from keras_betakd.models import view_of
 from keras_betakd.teacher_cache import build
 
 K = 8
@@ -467,6 +468,13 @@ def test_goes_to_other_processes(text_cache):
     copy = pickle.loads(pickle.dumps(teacher)).encode(data, data["ids"], K).inputs
     for name, value in expected.items():
         np.testing.assert_array_equal(copy[name], value)
+
+
+def test_batches_of_arrays_are_refused(text_cache):
+    """They hold no ids, so that nothing stored is found; the reader had no answer."""
+    reader = view_of(CachedTeacher(text_cache)).reader(set())
+    with pytest.raises(ValueError, match="knows the answers to records that have ids"):
+        reader.logits({"token_ids": np.zeros((1, 4), "int32")})
 
 
 def test_another_vocabulary_is_refused(text_cache):

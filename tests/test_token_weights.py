@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 from marks import kept
-from test_features import numbers, pair
+from test_features import numbers, pair, whole_and_resumed
 from test_qwen_vl_pairs import evaluated_alone, mixed, pair_of
 from tiny_families import tiny_mobilevlm
 from tiny_models import tiny_gemma3, vqa_records
@@ -176,20 +176,8 @@ def test_it_trains_is_saved_and_goes_on(tmp_path):
         beta = kd.InstanceBeta(row_weights=lambda teacher, log_beta: ops.exp(-log_beta))
         return pair(energies, tiny_gemma3(16, grid=4), beta=beta)
 
-    def fit(distiller, epochs, begin=0):
-        data = vqa_records(4)
-        return distiller.fit(
-            data, batch_size=4, epochs=epochs, initial_epoch=begin, verbose=0
-        ).history
-
-    whole = fit(make(), 4)
+    whole, rest = whole_and_resumed(make, tmp_path / "half.weights.h5")
     assert whole["image"][-1] < whole["image"][0]
-    first = make()
-    fit(first, 2)
-    first.save_weights(tmp_path / "half.weights.h5")
-    second = make()
-    second.load_weights(tmp_path / "half.weights.h5")
-    rest = fit(second, 4, begin=2)
     for name in ("image", "image_beta", "loss"):
         np.testing.assert_allclose(rest[name], whole[name][2:], rtol=1e-5)
 

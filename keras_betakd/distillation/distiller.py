@@ -19,7 +19,11 @@ from keras_betakd.distillation.arguments import (
     resolved_preprocessor,
     resolved_task_beta,
 )
-from keras_betakd.distillation.feature_comparison import ANSWER, FeatureComparison
+from keras_betakd.distillation.feature_comparison import (
+    ANSWER,
+    ROLES,
+    FeatureComparison,
+)
 from keras_betakd.distillation.finite_steps_optimizer import innermost
 from keras_betakd.distillation.freezing import (
     apply_freeze,
@@ -63,8 +67,6 @@ from keras_betakd.preprocessing.adapters import is_raw_records
 from keras_betakd.preprocessing.batches import by_model
 from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
 from keras_betakd.preprocessing.prompt_templates import PromptTemplate
-
-ROLES = ("student", "teacher")
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")

@@ -55,9 +55,7 @@ class FeatureComparison:
 
     def __init__(self, energies, betas, student_view, teacher_view):
         self._energies = energies
-        self._by_token = {
-            n for n, b in betas.items() if b.uses_features and b.per_token
-        }
+        self._by_token = {name for name, beta in betas.items() if _is_per_token(beta)}
         self.projections = {}
         views = student_view, teacher_view
         for name, energy in energies.items():

@@ -11,7 +11,6 @@ import keras
 from keras import ops
 
 from keras_betakd.distribution.replicas import over_replicas
-from keras_betakd.objective import any_row
 from keras_betakd.preprocessing.records import ID_BYTES
 
 # How many samples a message names.
@@ -140,12 +139,14 @@ class NonFiniteCounts(_Counts):
         Args:
             weights, log_beta: dicts by the names of the terms.
         """
-        found = []
+        sums = []
         for name in self.terms:
-            values = [weights[name], ops.convert_to_tensor(log_beta.get(name, 0.0))]
-            bad = [ops.any(ops.logical_not(ops.isfinite(x))) for x in values]
-            found.append(any_row(ops.cast(ops.logical_or(*bad), "int32")))
-        found = ops.cast(ops.stack(found), "int32")
+            w = weights[name]
+            # One sum tells of both; rows without a weight may have any log beta.
+            both = ops.where(w != 0, w + log_beta.get(name, 0.0), 0.0)
+            sums.append(ops.sum(both))
+        bad = ops.cast(ops.logical_not(ops.isfinite(ops.stack(sums))), "int32")
+        found = ops.cast(over_replicas(bad) > 0, "int32")
         self.weighting.assign(ops.convert_to_tensor(self.weighting) + found)
 
     def update(self, finite, nonfinite, unweighted, counts, weights, ids=None):

@@ -1,12 +1,10 @@
 """Adaptive KL: forward and reverse KL, weighted at each position by their gaps."""
 
-import math
-
 import keras
 from keras import ops
 
 from keras_betakd.energies.base import checked_number
-from keras_betakd.energies.divergences import forward_kl, reverse_kl
+from keras_betakd.energies.divergences import forward_kl, mixed_kl, reverse_kl
 from keras_betakd.energies.probability import ProbabilityEnergy
 
 HEAD_RULES = ("nucleus", "prefix")
@@ -100,11 +98,7 @@ class AdaptiveKLEnergy(ProbabilityEnergy):
 
     def pointwise(self, log_p, log_q):
         weight = self.forward_weight(log_p, log_q)
-        forward, reverse = forward_kl(log_p, log_q), reverse_kl(log_p, log_q)
-        mean = weight * forward + (1.0 - weight) * reverse
-        infinite = (forward == math.inf) | (reverse == math.inf)
-        # Also where the weight is 0: 0 * inf would be NaN.
-        return ops.where(infinite, ops.full_like(mean, math.inf), mean)
+        return mixed_kl(weight, forward_kl(log_p, log_q), reverse_kl(log_p, log_q))
 
     def forward_weight(self, log_p, log_q):
         """c, the weight of the forward KL: `(..., V)` twice to `(...)`."""

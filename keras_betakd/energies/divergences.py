@@ -12,6 +12,8 @@ computed by `keras_betakd.energies.bregman`.
 The functions take log-probabilities of shape `(..., V)` and return nats, `(...)`.
 """
 
+import math
+
 import keras
 from keras import ops
 
@@ -33,6 +35,19 @@ def forward_kl(log_p, log_q):
 def reverse_kl(log_p, log_q):
     """KL(q || p) = sum q log(q / p), in nats."""
     return kl_to_mixture(log_q, log_p)
+
+
+def mixed_kl(weight, forward, reverse):
+    """weight KL(p || q) + (1 - weight) KL(q || p); infinite where one of them is.
+
+    Args:
+        weight: between 0 and 1.
+        forward, reverse: the two divergences.
+    """
+    mean = weight * forward + (1.0 - weight) * reverse
+    infinite = (forward == math.inf) | (reverse == math.inf)
+    # Also where the weight is 0: 0 * inf would be NaN.
+    return ops.where(infinite, ops.full_like(mean, math.inf), mean)
 
 
 def jensen_shannon(log_p, log_q, teacher_weight=0.5):

@@ -1,19 +1,13 @@
 """Entropy-aware KL: reverse KL where the teacher is sure, else forward KL."""
 
-import math
-
 import keras
 from keras import ops
 
 from keras_betakd.energies import closed_forms
 from keras_betakd.energies.base import checked_number
-from keras_betakd.energies.divergences import forward_kl, reverse_kl
+from keras_betakd.energies.divergences import forward_kl, mixed_kl, reverse_kl
+from keras_betakd.energies.forward_divergence import entropy
 from keras_betakd.energies.probability import ProbabilityEnergy
-
-
-def entropy_of(log_p):
-    """H(p) = -sum p log p in nats, (..., V) to (...); an excluded class adds 0."""
-    return -ops.sum(ops.exp(log_p) * ops.where(log_p == -math.inf, 0.0, log_p), axis=-1)
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
@@ -68,11 +62,11 @@ class EntropyAwareKLEnergy(ProbabilityEnergy):
 
     def forward_weight(self, log_p):
         """h, the weight of the forward KL: `(..., V)` to `(...)`."""
-        return ops.minimum(entropy_of(log_p) / self.full_entropy, 1.0)
+        return ops.minimum(entropy(log_p) / self.full_entropy, 1.0)
 
     def pointwise(self, log_p, log_q):
         h = self.forward_weight(log_p)
-        return _mixed(h, forward_kl(log_p, log_q), reverse_kl(log_p, log_q))
+        return mixed_kl(h, forward_kl(log_p, log_q), reverse_kl(log_p, log_q))
 
     def closed_form(self, rows):
         h = self.forward_weight(rows.log_p())
@@ -81,14 +75,7 @@ class EntropyAwareKLEnergy(ProbabilityEnergy):
         parts = [(h[..., None] * factor, x) for factor, x in forward_gradient]
         rest = 1.0 - h[..., None]
         parts += [(rest * factor, x) for factor, x in reverse_gradient]
-        return _mixed(h, forward, reverse), parts
+        return mixed_kl(h, forward, reverse), parts
 
     def get_config(self):
         return {**super().get_config(), "full_entropy": self.full_entropy}
-
-
-def _mixed(h, forward, reverse):
-    mean = h * forward + (1.0 - h) * reverse
-    infinite = (forward == math.inf) | (reverse == math.inf)
-    # Also where the weight is 0: 0 * inf would be NaN.
-    return ops.where(infinite, ops.full_like(mean, math.inf), mean)
