@@ -482,10 +482,8 @@ def test_features_of_images_belong_to_their_record(name):
 @pytest.mark.parametrize("name", sorted({*VISION} - {*SUPPORT["attention"]}))
 def test_attention_that_cannot_be_read_is_refused(name):
     teacher, student = model_of(name, 1, width=16), model_of(name, 0)
-    distiller = BetaKDDistiller(teacher, student, AttentionEnergy())
-    distiller.compile(optimizer=keras.optimizers.SGD(0.01))
-    with pytest.raises(ValueError, match="cannot be read|no image tokens"):
-        distiller.fit(records(name), batch_size=2, verbose=0)
+    with pytest.raises(ValueError, match="attention of .* cannot be read"):
+        BetaKDDistiller(teacher, student, AttentionEnergy())
 
 
 def test_the_docs_show_what_these_tests_show():
