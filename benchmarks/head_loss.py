@@ -252,23 +252,30 @@ def dense(loss, count, teacher, teacher_kernel, labels, weights):
     import keras
     from keras import ops
 
-    from keras_betakd.head_loss.terms import AnswerRows, Weighting, dense_terms
+    from keras_betakd.head_loss.terms import (
+        AnswerRows,
+        TeacherHead,
+        Weighting,
+        dense_terms,
+    )
 
     task_loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     energies = energies_of(loss, count)
     log_beta = dict.fromkeys(energies, ops.convert_to_tensor(0.0))
 
     def function(hidden, kernel):
+        logits = ops.matmul(teacher, ops.transpose(teacher_kernel))[None]
         answer = AnswerRows(
             ops.matmul(hidden, ops.transpose(kernel))[None],
-            ops.matmul(teacher, ops.transpose(teacher_kernel))[None],
+            {"teacher": logits},
             ops.convert_to_tensor(labels)[None],
         )
         rows = ops.convert_to_tensor(weights)[None]
         weighting = Weighting(
             dict.fromkeys(("answers", "task", *energies), rows), log_beta
         )
-        return dense_terms(answer, weighting, energies, task_loss).total
+        heads = {"teacher": TeacherHead(None, None, energies)}
+        return dense_terms(answer, weighting, heads, task_loss).total
 
     return function
 

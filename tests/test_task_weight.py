@@ -21,7 +21,13 @@ from keras_betakd import (
     ReverseKLEnergy,
     TaskBeta,
 )
-from keras_betakd.head_loss.terms import AnswerRows, Heads, Weighting, batch_terms
+from keras_betakd.head_loss.terms import (
+    AnswerRows,
+    Heads,
+    TeacherHead,
+    Weighting,
+    batch_terms,
+)
 from keras_betakd.models import HeadMatrix
 from keras_betakd.objective import row_weights
 
@@ -57,16 +63,16 @@ def test_terms_and_gradient(fused, reduction):
     """The dense path gave rows without label the energy 0, in silence."""
     answers = row_weights(ops.array(WEIGHT), reduction)
     weights = {"answers": answers, "task": answers * TASK_WEIGHT, "kl": answers}
-    energies = {"kl": ReverseKLEnergy()}
     labels = np.where(TASK_WEIGHT > 0, LABELS, -1)
     one = np.eye(3, dtype="float32")  # hidden states are logits then
     matrix = HeadMatrix(ops.array(one), dtype="float32")
-    heads = Heads(matrix, matrix, fused, matrix) if fused else Heads(*[None] * 2, 0, 0)
+    teacher = TeacherHead(matrix, matrix, {"kl": ReverseKLEnergy()})
+    heads = Heads(matrix, {"teacher": teacher}, fused)
 
     def terms(student):
         return batch_terms(
-            AnswerRows(student, ops.array(TEACHER), ops.array(labels)),
-            *({}, {}, Weighting(weights, {"kl": float(np.log(2.0))}), energies, heads),
+            AnswerRows(student, {"teacher": ops.array(TEACHER)}, ops.array(labels)),
+            *({}, {}, Weighting(weights, {"kl": float(np.log(2.0))}), heads),
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             True,
         )

@@ -18,6 +18,7 @@ from keras_betakd.distillation.freezing import computes_in_float16
 from keras_betakd.energies.base import Energy
 from keras_betakd.on_policy.answers import DIRECTIONS
 from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
+from keras_betakd.preprocessing.teacher_sides import ONE_TEACHER, by_teacher
 
 # Names of what the distiller itself reports, and of its weights of rows.
 _REPORTED = (
@@ -45,14 +46,18 @@ def named_energies(energies):
                 "The keys of `energies` name metrics and weights: they must be strings "
                 f"with at least one character and no '/'. Received: {list(energies)}"
             )
-    _expect_names_apart(energies)
+    expect_names_apart(energies.items())
     return dict(energies)
 
 
-def _expect_names_apart(energies):
-    """Raises where two metrics would have one name, and two weights one entry."""
-    names = [*_REPORTED]
-    for name, energy in energies.items():
+def expect_names_apart(energies):
+    """Raises where two metrics would have one name, and two weights one entry.
+
+    Args:
+        energies: pairs of a name and an energy.
+    """
+    names, given = [*_REPORTED], [name for name, _ in energies]
+    for name, energy in energies:
         names += [name, f"{name}_beta"]
         if energy.schedule is not None:
             names.append(f"{name}_{energy.schedule.shown_as}")
@@ -63,7 +68,7 @@ def _expect_names_apart(energies):
             f"its beta under that with `_beta`, beside {', '.join(_REPORTED)}; names "
             "with val_ in front are those of the validation. Give the energy another "
             "one, by `name=` or as the key of a dict. Received: energies named "
-            f"{list(energies)}"
+            f"{given}"
         )
 
 
@@ -233,7 +238,7 @@ def _class_count(view):
     return shape[-1] if isinstance(shape, tuple) and shape else None
 
 
-def expect_rows_for_tokens(preprocessor, teacher, student):
+def expect_rows_for_tokens(preprocessor, teachers, student):
     """Raises where raw records would not be what a model can be trained on.
 
     That is a tokenizer with ids that the embedding has no rows for, or a model of which
@@ -241,10 +246,13 @@ def expect_rows_for_tokens(preprocessor, teacher, student):
 
     Args:
         preprocessor: a `DistillationPreprocessor`, or `None`.
-        teacher, student: the two `ModelView`s.
+        teachers: dict of the teachers' `ModelView`s by their names.
+        student: the student's.
     """
-    for view, role in ((teacher, "teacher"), (student, "student")):
-        found = getattr(preprocessor, f"{role}_preprocessor", None)
+    given = by_teacher(getattr(preprocessor, "teacher_preprocessor", None))
+    given = {**given, "student": getattr(preprocessor, "student_preprocessor", None)}
+    for role, view in {**teachers, "student": student}.items():
+        found = given.get(role)
         if found is not None and not view.sees_hidden_states:
             raise ValueError(
                 "A `DistillationPreprocessor` says at which tokens the models are "
@@ -288,7 +296,7 @@ def resolved_preprocessor(
     Args:
         preprocessor: a `DistillationPreprocessor`, or `None` to make one.
         teacher, student: the two models.
-        energies: dict of energies.
+        energies: dict of the dicts of energies by the teachers' names.
         max_response_length, on_too_long: those of the one that is made; `None` for its
             own defaults.
         prompt_template: that of the one that is made; `"auto"` is its default.
@@ -306,12 +314,32 @@ def resolved_preprocessor(
             f"student.preprocessor={pair[1]}"
         )
     if preprocessor is not None:
+        _expect_teachers_of(preprocessor, energies)
         return preprocessor
     if None in pair:
         return None
-    logits = [e for e in energies.values() if not e.features]
-    cross = bool(logits) and crosses_vocabularies(energies)
+    cross = {name: _compares_texts(own) for name, own in energies.items()}
+    if not isinstance(pair[0], dict):
+        cross = cross[ONE_TEACHER]
     return DistillationPreprocessor(*pair, cross_tokenizer=cross, **options)
+
+
+def _compares_texts(energies):
+    """Whether energies compare logits, and none of them class by class."""
+    logits = [energy for energy in energies.values() if not energy.features]
+    return bool(logits) and crosses_vocabularies(energies)
+
+
+def _expect_teachers_of(preprocessor, teachers):
+    """Raises unless a user's preprocessor is for the teachers of these names."""
+    given = by_teacher(getattr(preprocessor, "teacher_preprocessor", None))
+    if set(given) != set(teachers):
+        raise ValueError(
+            "`preprocessor` must be for the teachers of the distiller: of several, "
+            "give `DistillationPreprocessor` a dict of their preprocessors by their "
+            f"names. Received: a preprocessor for {list(given)}, teachers named "
+            f"{list(teachers)}"
+        )
 
 
 def resolved_optimizer(optimizer, student, auto_scale_loss, betas):

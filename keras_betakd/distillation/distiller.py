@@ -1,5 +1,7 @@
 """`BetaKDDistiller`: trains a student on its labels and on a teacher."""
 
+import contextlib
+import functools
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -14,16 +16,10 @@ from keras_betakd.distillation.arguments import (
     expect_fused,
     expect_parts_apart,
     expect_rows_for_tokens,
-    named_betas,
-    named_energies,
     resolved_preprocessor,
     resolved_task_beta,
 )
-from keras_betakd.distillation.feature_comparison import (
-    ANSWER,
-    ROLES,
-    FeatureComparison,
-)
+from keras_betakd.distillation.feature_comparison import ANSWER, ROLES
 from keras_betakd.distillation.finite_steps_optimizer import innermost
 from keras_betakd.distillation.freezing import (
     apply_freeze,
@@ -50,16 +46,27 @@ from keras_betakd.distillation.outputs import (
 )
 from keras_betakd.distillation.replica_loss import batch_loss
 from keras_betakd.distillation.saving import DistillerSaving, Untracked
-from keras_betakd.distillation.shared_tower import SharedTower
 from keras_betakd.distillation.student_methods import StudentMethods
 from keras_betakd.distillation.summary import LINE_LENGTH, parameter_table, parts_of
+from keras_betakd.distillation.teacher_group import members_of, resolved_teacher
+from keras_betakd.distillation.teacher_parts import (
+    betas_by_energy,
+    energies_by_teacher,
+    teacher_part,
+)
 from keras_betakd.distillation.trainer import DistillationTrainer
 from keras_betakd.distillation.training_data import as_batch
 from keras_betakd.distribution.devices import expect_on_devices
 from keras_betakd.energies import Energy
 from keras_betakd.energies.masking import attached_mask
 from keras_betakd.head_loss.logit_statistics import fits_one_tile
-from keras_betakd.head_loss.terms import AnswerRows, Heads, Weighting, batch_terms
+from keras_betakd.head_loss.terms import (
+    AnswerRows,
+    Heads,
+    TeacherHead,
+    Weighting,
+    batch_terms,
+)
 from keras_betakd.models.outputs import ModelOutputs
 from keras_betakd.models.views import view_of
 from keras_betakd.objective import REDUCTIONS, any_row, row_weights, weighted_mean
@@ -192,13 +199,15 @@ class BetaKDDistiller(
         **kwargs,
     ):
         super().__init__(name=name, **{**kwargs, "dtype": "float32"})
+        teacher = resolved_teacher(teacher)
         self.student_view = view_of(student)
-        self.teacher_view = view_of(teacher)
-        expect_apart(self.student_view, self.teacher_view, freeze)
-        self.energies = named_energies(energies)
-        check_vocabularies(
-            self.teacher_view, self.student_view, self.energies, vocabulary_size
-        )
+        views = {name: view_of(model) for name, model in members_of(teacher).items()}
+        for view in views.values():
+            expect_apart(self.student_view, view, freeze)
+        by_teacher = energies_by_teacher(energies, list(views))
+        for name, own in by_teacher.items():
+            check_vocabularies(views[name], self.student_view, own, vocabulary_size)
+        self.energies = {k: e for own in by_teacher.values() for k, e in own.items()}
         self.vocabulary_size = vocabulary_size
         if reduction not in REDUCTIONS:
             raise ValueError(
@@ -207,7 +216,7 @@ class BetaKDDistiller(
         self.student = student
         self._teacher_holder = Untracked(teacher)
         self.teacher = teacher
-        self.betas = named_betas(beta, list(self.energies))
+        self.betas = betas_by_energy(beta, by_teacher)
         self.schedules = {
             name: energy.schedule
             for name, energy in self.energies.items()
@@ -221,16 +230,21 @@ class BetaKDDistiller(
         self.freeze = freeze
         self.fused = expect_fused(fused)
         self.preprocessor = resolved_preprocessor(
-            *(preprocessor, teacher, student, self.energies),
+            *(preprocessor, teacher, student, by_teacher),
             *(max_response_length, on_too_long, prompt_template),
         )
-        expect_rows_for_tokens(self.preprocessor, self.teacher_view, self.student_view)
+        expect_rows_for_tokens(self.preprocessor, views, self.student_view)
         # Plain objects, which Keras neither tracks nor saves: what they hold of layers
         # and metrics is an attribute of the distiller too.
-        views = self.student_view, self.teacher_view
-        self.feature_comparison = FeatureComparison(self.energies, self.betas, *views)
-        self.projections = self.feature_comparison.projections
-        self._tower = SharedTower(*views)
+        self.teacher_parts = [
+            teacher_part(name, view, self.student_view, by_teacher[name], self.betas)
+            for name, view in views.items()
+        ]
+        self.projections = {
+            name: layer
+            for part in self.teacher_parts
+            for name, layer in part.comparison.projections.items()
+        }
         self.freeze_parts()
         self._build_betas()
         self._make_trackers()
@@ -256,24 +270,31 @@ class BetaKDDistiller(
 
         What other distillers froze of the student is given back first.
         """
-        expect_apart(self.student_view, self.teacher_view, self.freeze)
+        for part in self.teacher_parts:
+            expect_apart(self.student_view, part.view, self.freeze)
         apply_freeze(self.student_view, self.freeze)
         freeze_teacher(self.teacher)
-        self._is_frozen = self.student.built and self.teacher.built
+        models = [self.student, *(part.view.model for part in self.teacher_parts)]
+        self._is_frozen = all(model.built for model in models)
 
     def _build_betas(self):
         """Creates the betas' variables now, so that files can be loaded at once."""
-        for beta in self.all_betas().values():
+        for name, beta in self.all_betas().items():
             if beta.built:
                 continue
-            width = beta.features_width(self.teacher_view)
+            width = beta.features_width(self._part_of(name).view)
             if not beta.uses_features:
                 beta.build((None, None))
             elif width is not None:
                 middle = (None,) if beta.per_token else ()
                 beta.build((None, None), (None, *middle, width))
-        children = [self.student, self.teacher, *self.all_betas().values()]
-        self.built = all(layer.built for layer in children)
+        betas = self.all_betas().values()
+        self.built = self._is_frozen and all(beta.built for beta in betas)
+
+    def _part_of(self, name):
+        """The `TeacherPart` of an energy; of the cross-entropy's beta, the first."""
+        parts = [part for part in self.teacher_parts if name in part.energies]
+        return (parts or self.teacher_parts)[0]
 
     def _make_trackers(self):
         trackers = Trackers(
@@ -298,17 +319,24 @@ class BetaKDDistiller(
 
     def call(self, inputs, training=None):
         inputs = by_model(inputs)
-        with self._tower.once(inputs):
-            if self._predicting:
-                return self._predicted(inputs, training)
+        parts = [(part, part.of_batch(inputs)) for part in self.teacher_parts]
+        if self._predicting:
+            return self._predicted(inputs, training)
+        with contextlib.ExitStack() as once:
+            for part, own in parts:
+                once.enter_context(part.tower.once(own))
             student = self._outputs(self.student_view, "student", inputs, training)
-            inputs = self._tower.with_images(inputs)
-            teacher = self._outputs(self.teacher_view, "teacher", inputs, False)
+            teachers = [self._teacher_outputs(part, own) for part, own in parts]
         if not self._is_frozen:  # models that this batch has built
             self.freeze_parts()
-        finite = finite_rows(teacher)
-        teacher = without_gradient(zero_nonfinite_rows(teacher, finite))
-        return self._distillation_outputs(inputs, student, teacher, finite)
+        return self._distillation_outputs(inputs, student, parts, teachers)
+
+    def _teacher_outputs(self, part, inputs):
+        """The `ModelOutputs` of a teacher, and bool (B, K), where it is finite."""
+        inputs = part.tower.with_images(inputs)
+        outputs = self._outputs(part.view, "teacher", inputs, False, part)
+        finite = finite_rows(outputs)
+        return without_gradient(zero_nonfinite_rows(outputs, finite)), finite
 
     def _predicted(self, inputs, training):
         """The student's logits: (B, K, V), or those of a plain model as they are."""
@@ -316,60 +344,86 @@ class BetaKDDistiller(
             return self.student_view.logits(inputs["student"], training=training)
         return self._outputs(self.student_view, "student", inputs, training).logits
 
-    def _outputs(self, view, role, inputs, training):
+    def _outputs(self, view, role, inputs, training, part=None):
         """The `ModelOutputs` of a model: logits (B, K, V), or rows (B, K, H)."""
         x, positions = inputs[role], inputs.get(f"{role}_positions")
-        wanted = set() if self._predicting else self.feature_comparison.wanted(role)
-        layers = () if self._predicting else self.feature_comparison.layers(role)
-        reader = view.reader(wanted, layers)
+        reader = view.reader(*self._wanted(role, part))
         if positions is None:
             logits, features = reader.logits(x, training=training)
             mask = attached_mask(logits) if role == "student" else None
             return ModelOutputs(logits=as_rows(logits), mask=mask, features=features)
         outputs = reader.outputs(x, positions, training)
         dense = self._predicting or not self._fuses(inputs)
-        if dense or (role == "teacher" and self._makes_teacher_logits(inputs)):
+        if dense or (part is not None and self._makes_logits(part, inputs)):
             outputs.logits = view.head(outputs.head_input)
         return outputs
 
-    def _distillation_outputs(self, inputs, student, teacher, finite):
-        """Weights, feature terms and log betas of what both models computed."""
+    def _wanted(self, role, part):
+        """The names of the features, and of the inner layers, to read of a model."""
+        if self._predicting:
+            return set(), set()
+        parts = self.teacher_parts if part is None else [part]
+        features = [part.comparison.wanted(role) for part in parts]
+        layers = [part.comparison.layers(role) for part in parts]
+        return set().union(*features), set().union(*layers)
+
+    def _distillation_outputs(self, inputs, student, parts, teachers):
+        """Weights, feature terms and log betas of what all models computed.
+
+        Args:
+            inputs: the batch's `x`.
+            student: the student's `ModelOutputs`.
+            parts: pairs of a `TeacherPart` and its `x`.
+            teachers: for each what `_teacher_outputs` returned.
+        """
         labels = label_weights(inputs, student)
-        compared = labels * ops.cast(finite, labels.dtype)
-        if "aligned" in inputs:
-            compared = compared * inputs["aligned"]
-        compared = row_weights(compared, self.reduction)
-        features = self.feature_comparison.compare(
-            student.features, teacher.features, compared
-        )
         answers = row_weights(labels, self.reduction)
-        task = task_weights(inputs, answers)
-        weights = {"answers": answers, "task": task, **features.weights}
-        read = beta_inputs(teacher, compared, self._uncertainty(teacher, compared))
-        log_beta = {}
-        for name, beta in self.all_betas().items():
-            of_beta = beta.features_of(read)
-            at_answer = name == "task" or self.energies[name].features in ANSWER
-            weights[name] = beta.weighted_rows(weights[name], of_beta, read, at_answer)
-            log_beta[name] = beta(weights[name], features=of_beta)
-        ours, theirs = student.rows, teacher.head_input
+        weights = {"answers": answers, "task": task_weights(inputs, answers)}
+        log_beta, values, image_rows, compared = {}, {}, {}, {}
+        for (part, own), (teacher, finite) in zip(parts, teachers, strict=True):
+            rows = labels * ops.cast(finite, labels.dtype)
+            if "aligned" in own:
+                rows = rows * own["aligned"]
+            rows = row_weights(rows, self.reduction)
+            features = part.comparison.compare(student.features, teacher.features, rows)
+            values |= features.values
+            image_rows |= features.image_rows
+            weights |= features.weights
+            read = beta_inputs(teacher, rows, self._uncertainty(part, teacher, rows))
+            for name, beta in self._betas_of(part).items():
+                of_beta = beta.features_of(read)
+                at_answer = name == "task" or self.energies[name].features in ANSWER
+                weights[name] = beta.weighted_rows(
+                    weights[name], of_beta, read, at_answer
+                )
+                log_beta[name] = beta(weights[name], features=of_beta)
+            theirs = teacher.head_input if teacher.logits is None else teacher.logits
+            compared[part.name] = theirs
         return DistillationOutputs(
-            student=ours if student.logits is None else student.logits,
-            teacher=theirs if teacher.logits is None else teacher.logits,
+            student=student.rows if student.logits is None else student.logits,
+            teachers=compared,
             log_beta=log_beta,
             weights=weights,
-            finite=finite,
-            feature_values=features.values,
-            image_rows=features.image_rows,
+            finite={
+                part.name: finite
+                for (part, _), (_, finite) in zip(parts, teachers, strict=True)
+            },
+            feature_values=values,
+            image_rows=image_rows,
         )
 
-    def _makes_teacher_logits(self, inputs):
-        """Whether `call` makes the teacher's logits though the loss is fused.
+    def _betas_of(self, part):
+        """The betas that read a teacher; of several, the first has the task's."""
+        betas = self.all_betas()
+        return {k: beta for k, beta in betas.items() if self._part_of(k) is part}
+
+    def _makes_logits(self, part, inputs):
+        """Whether `call` makes a teacher's logits though the loss is fused.
 
         A beta may need all of them, or few numbers of each row: where all rows fit one
         tile, logits made once then serve beta and loss.
         """
-        betas = self.all_betas().values()
+        betas = self._betas_of(part).values()
         if any(beta.reads_logits for beta in betas):
             return True
         if not any(beta.reads_uncertainty for beta in betas):
@@ -378,15 +432,13 @@ class BetaKDDistiller(
         count = None if None in sizes else math.prod(sizes)
         return fits_one_tile(count, *self._head_shape())
 
-    def _uncertainty(self, teacher, weights):
-        """`uncertainty_of` the teacher's rows, (B, K, 3), where a beta needs it."""
-        betas = self.all_betas().values()
-        if not any(beta.reads_uncertainty for beta in betas):
+    def _uncertainty(self, part, teacher, weights):
+        """`uncertainty_of` a teacher's rows, (B, K, 3), where a beta needs it."""
+        if not any(beta.reads_uncertainty for beta in self._betas_of(part).values()):
             return None
         if teacher.logits is not None:
             return uncertainty_of(teacher.logits)
-        head = self.teacher_view.head
-        return tiled_uncertainty(teacher, weights, head, self._head_shape())
+        return tiled_uncertainty(teacher, weights, part.view.head, self._head_shape())
 
     def _head_shape(self):
         """(V, H) of the student's head, which fuses."""
@@ -427,25 +479,30 @@ class BetaKDDistiller(
     def _terms(self, x, y, y_pred, training):
         labels = ops.reshape(y, ops.shape(y_pred.weights["answers"]))
         return batch_terms(
-            AnswerRows(y_pred.student, y_pred.teacher, labels),
+            AnswerRows(y_pred.student, y_pred.teachers, labels),
             y_pred.feature_values,
             y_pred.image_rows,
             Weighting(y_pred.weights, y_pred.log_beta),
-            self.energies,
             self._heads(x),
             self.task_loss,
             training,
         )
 
     def _heads(self, x):
-        student, teacher = self.student_view.head, self.teacher_view.head
-        fused = self._fuses(x)
+        student, fused = self.student_view.head, self._fuses(x)
+        teachers = {
+            part.name: self._teacher_head(part, x, fused) for part in self.teacher_parts
+        }
+        return Heads(student.matrix() if fused else student, teachers, fused)
+
+    def _teacher_head(self, part, x, fused):
+        head = part.view.head
         if not fused:
-            return Heads(student, teacher, fused, teacher)
-        teacher = teacher.matrix() or teacher
+            return TeacherHead(head, head, part.energies)
+        head = head.matrix() or head
         # Where a beta reads the teacher's logits, `call` has computed them already.
-        answer = ops.stop_gradient if self._makes_teacher_logits(x) else teacher
-        return Heads(student.matrix(), teacher, fused, answer)
+        made = self._makes_logits(part, part.of_batch(x))
+        return TeacherHead(head, ops.stop_gradient if made else head, part.energies)
 
     def _note_nonfinite(self, total, terms, x, y_pred):
         """Whether the batch is finite. If not, no row of it has a weight any more.
@@ -459,7 +516,8 @@ class BetaKDDistiller(
         answers, ids = weights["answers"], x.get("ids")
         self.faults.update_weighting(weights, y_pred.log_beta)
         lost = unweighted_nonfinite(y_pred.student, answers)
-        self.faults.update(y_pred.finite, rows, lost, finite, answers, ids)
+        known = functools.reduce(ops.logical_and, y_pred.finite.values())
+        self.faults.update(known, rows, lost, finite, answers, ids)
         for name, weight in weights.items():
             weights[name] = ops.where(finite, weight, 0.0)
         return finite
@@ -525,7 +583,7 @@ class BetaKDDistiller(
         for line in parameter_table(parts_of(self), line_length or LINE_LENGTH):
             write(line)
         if expand_nested:
-            for model in (self.student, self.teacher):
+            for model in (self.student, *members_of(self.teacher).values()):
                 # By name: keras-hub's tasks take some of them by name alone.
                 model.summary(
                     line_length=line_length,

@@ -25,23 +25,23 @@ class DistillationOutputs(NamedTuple):
 
     Attributes:
         student: (B, K, V) logits, or (B, K, H) hidden states for the fused head.
-        teacher: the same of the teacher.
+        teachers: dict of the same of each teacher, by its name.
         log_beta: dict of the log betas by the names of the energies, and `"task"` where
             the cross-entropy has a beta.
         weights: dict of row weights (B, N) by `"answers"`, `"task"` and the names of
             the energies; all zero once the batch is found not to be finite. Those of
             `"answers"` are the rows whose labels have a weight, and add up to one;
             those of `"task"` are these times the task weight.
-        finite: bool (B, K), where the teacher's output is finite.
+        finite: dict of bool (B, K) by the teachers' names, where its output is finite.
         feature_values: dict of the values (B, N) of energies between features.
         image_rows: dict of the `ImageRows` of energies between logits at image tokens.
     """
 
     student: Any
-    teacher: Any
+    teachers: dict
     log_beta: dict
     weights: dict
-    finite: Any
+    finite: dict
     feature_values: dict
     image_rows: dict
 

@@ -22,6 +22,8 @@ from keras_betakd.distillation.model_state import (
 )
 from keras_betakd.distillation.settings_record import settings_of, warn_of_changes
 from keras_betakd.distillation.summary import bytes_of
+from keras_betakd.distillation.teacher_group import members_of
+from keras_betakd.distillation.teacher_parts import own_name
 from keras_betakd.distillation.weights_files import (
     ARCHIVE,
     WEIGHTS,
@@ -34,6 +36,7 @@ from keras_betakd.distillation.weights_files import (
 from keras_betakd.files import atomic_write
 from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
 from keras_betakd.preprocessing.prompt_templates import serialized_template
+from keras_betakd.preprocessing.teacher_sides import ONE_TEACHER
 
 _RANDOM = "random_state_"
 _BACKEND_RANDOM = "backend_random_state_"
@@ -207,7 +210,7 @@ class DistillerSaving:
             "name": self.name,
             "teacher": _model_config(self.teacher),
             "student": _model_config(self.student),
-            "energies": {k: serialize(v) for k, v in self.energies.items()},
+            "energies": _serialized_energies(self.teacher_parts),
             "betas": {k: serialize(v) for k, v in self.betas.items()},
             "task_beta": self.task_beta and serialize(self.task_beta),
             "reduction": self.reduction,
@@ -322,17 +325,58 @@ def _description(model):
 
 
 def _shared_parts(teacher, student):
-    ours = getattr(student, "preprocessor", None)
-    theirs = getattr(teacher, "preprocessor", None)
+    """What of its preprocessor the teacher has in common with the student.
+
+    `"preprocessor"`, `"tokenizer"` or `None`. Of several teachers, a dict by their
+    names of pairs of that and of the model it is common with, the student or a teacher
+    before.
+    """
+    members = members_of(teacher)
+    if list(members) == [ONE_TEACHER]:
+        return _shared(teacher, student)
+    found, before = {}, {"student": student}
+    for name, member in members.items():
+        pairs = [(_shared(member, other), role) for role, other in before.items()]
+        # The whole preprocessor rather than its tokenizer alone.
+        pairs = sorted((what, role) for what, role in pairs if what is not None)
+        found[name] = pairs[0] if pairs else None
+        before[name] = member
+    return found
+
+
+def _shared(model, other):
+    ours = getattr(other, "preprocessor", None)
+    theirs = getattr(model, "preprocessor", None)
     if ours is None or theirs is None:
         return None
     if ours is theirs:
         return "preprocessor"
-    return "tokenizer" if ours.tokenizer is theirs.tokenizer else None
+    is_one = getattr(ours, "tokenizer", 0) is getattr(theirs, "tokenizer", 1)
+    return "tokenizer" if is_one else None
 
 
 def _share_parts(teacher, student, shared):
-    if shared == "preprocessor":
-        teacher.preprocessor = student.preprocessor
-    elif shared == "tokenizer":
-        teacher.preprocessor.tokenizer = student.preprocessor.tokenizer
+    members = members_of(teacher)
+    if list(members) == [ONE_TEACHER]:
+        shared = {ONE_TEACHER: shared and (shared, "student")}
+    models = {**members, "student": student}
+    for name, pair in shared.items():
+        what, role = pair or (None, "student")
+        if what == "preprocessor":
+            models[name].preprocessor = models[role].preprocessor
+        elif what == "tokenizer":
+            tokenizer = models[role].preprocessor.tokenizer
+            models[name].preprocessor.tokenizer = tokenizer
+
+
+def _serialized_energies(parts):
+    """The configs of the energies, of several teachers by their names."""
+    serialize = keras.saving.serialize_keras_object
+    found = {
+        part.name: {
+            own_name(part.name, name): serialize(energy)
+            for name, energy in part.energies.items()
+        }
+        for part in parts
+    }
+    return found.get(ONE_TEACHER, found)

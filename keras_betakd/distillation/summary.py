@@ -3,6 +3,9 @@
 import math
 import re
 
+from keras_betakd.distillation.teacher_group import members_of
+from keras_betakd.preprocessing.teacher_sides import ONE_TEACHER
+
 _NUMBERS = " {:>15} {:>15} {:>10}"
 LINE_LENGTH = 77
 
@@ -12,7 +15,12 @@ def parts_of(distiller):
     view, student = distiller.student_view, distiller.student.variables
     tower = [v for layer in view.vision_tower() for v in layer.variables]
     shared = {id(v) for v in tower} & {id(v) for v in distiller.teacher.variables}
-    parts = {"teacher": [v for v in distiller.teacher.variables if id(v) not in shared]}
+    parts = {
+        name if name == ONE_TEACHER else f"teacher: {name}": [
+            v for v in teacher.variables if id(v) not in shared
+        ]
+        for name, teacher in members_of(distiller.teacher).items()
+    }
     if shared:
         parts["vision tower of both"] = tower
         student = [v for v in student if id(v) not in shared]

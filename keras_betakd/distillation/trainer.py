@@ -59,7 +59,7 @@ class DistillationTrainer:
     `keras_betakd.preprocessing.batches`) and handed on to `keras.Model`. Mixed into
     `BetaKDDistiller`, in front of `keras.Model`; it reads `preprocessor`, `student`,
     `student_view`, `energies` and `fused`, and calls `freeze_parts()`, `all_betas()`,
-    `_parts_on_devices()` and `_tower.check()`.
+    `_parts_on_devices()` and `teacher_parts`.
     """
 
     on_nonfinite = "skip"
@@ -515,7 +515,7 @@ class DistillationTrainer:
         expect_on_devices(parts)
 
     def _check_tower(self):
-        if self._tower.check():
+        if any([part.tower.check() for part in self.teacher_parts]):
             # Compiled for the other case.
             self.train_function = self.test_function = None
 

@@ -13,8 +13,8 @@ def formatter_of(distiller, labelled=True):
         labelled: whether a batch without labels is an error.
     """
     # Again: a model that was loaded has got its tokens after it was made.
-    views = distiller.teacher_view, distiller.student_view
-    expect_rows_for_tokens(distiller.preprocessor, *views)
+    teachers = {part.name: part.view for part in distiller.teacher_parts}
+    expect_rows_for_tokens(distiller.preprocessor, teachers, distiller.student_view)
 
     def logits_shape(x):
         positions = x.get("student_positions")

@@ -27,14 +27,20 @@ import dataclasses
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_betakd.backends import add_outer
-from keras_betakd.energies.base import Energy, shapes_agree
+from keras_betakd.head_loss.arguments import (
+    as_matrix,
+    expect_energies,
+    expect_rows,
+    expect_same_classes,
+    expect_tile_rows,
+    is_class,
+    unknown_terms,
+)
 from keras_betakd.head_loss.tile_loop import run_in_tiles
-from keras_betakd.head_loss.tiles import HeadTiles, rows_per_tile
-from keras_betakd.models.heads import HeadMatrix
+from keras_betakd.head_loss.tiles import HeadTiles, rows_per_tile, teacher_key
 
 _NAN = float("nan")
 
@@ -56,6 +62,20 @@ class HeadLoss:
     task: Any
     energies: dict
     correct: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """A teacher at the rows, and the energies that compare the student with it.
+
+    Attributes:
+        rows, head: as `teacher_rows` and `teacher_head` of `fused_head_loss`.
+        energies: dict of energies by name.
+    """
+
+    rows: Any
+    head: Any
+    energies: dict
 
 
 def fused_head_loss(
@@ -196,35 +216,69 @@ def fused_head_loss(
     without logits in memory: Cut Cross-Entropy, Wijmans et al. 2024 (arXiv:2411.09009);
     learned weights: Beta-KD 2026 (arXiv:2603.21426).
     """
-    student_head = _as_matrix(student_head)
     if not callable(teacher_head):
-        teacher_head = _as_matrix(teacher_head)
-    student_rows, teacher_rows, labels, coefficients = map(
-        ops.convert_to_tensor, (student_rows, teacher_rows, labels, coefficients)
+        teacher_head = as_matrix(teacher_head)
+    expect_energies(energies)
+    return fused_losses(
+        student_rows,
+        student_head,
+        [Compared(teacher_rows, teacher_head, energies)],
+        labels,
+        coefficients,
+        tile_rows,
+        gradients,
+    )
+
+
+def fused_losses(
+    student_rows,
+    student_head,
+    teachers,
+    labels,
+    coefficients,
+    tile_rows=None,
+    gradients=True,
+):
+    """As `fused_head_loss`, of a student that is compared with several teachers.
+
+    The student's logits are made once for all of them.
+
+    Args:
+        student_rows, student_head, labels, tile_rows, gradients: as for
+            `fused_head_loss`.
+        teachers: list of `Compared`, whose energies all have names of their own.
+        coefficients: (1 + E, N), as for `fused_head_loss`, for the energies of the
+            first teacher, then those of the second, and so on.
+
+    Returns:
+        A `HeadLoss`.
+    """
+    student_head = as_matrix(student_head)
+    energies = {k: e for teacher in teachers for k, e in teacher.energies.items()}
+    student_rows, labels, coefficients, *teacher_rows = map(
+        ops.convert_to_tensor,
+        (student_rows, labels, coefficients, *(t.rows for t in teachers)),
     )
     coefficients = ops.cast(coefficients, "float32")
-    _expect_energies(energies)
-    _expect_rows(student_rows, teacher_rows, labels, coefficients, 1 + len(energies))
-    _expect_same_classes(student_head, teacher_head)
-    if tile_rows is not None and not (isinstance(tile_rows, int) and tile_rows > 0):
-        raise ValueError(
-            "`tile_rows` must be a positive integer or `None`. Received: "
-            f"tile_rows={tile_rows}"
-        )
+    for teacher, rows in zip(teachers, teacher_rows, strict=True):
+        expect_rows(student_rows, rows, labels, coefficients, 1 + len(energies))
+        expect_same_classes(student_head, teacher.head)
+    expect_tile_rows(tile_rows)
     kernel = student_head.kernel
     if tile_rows is None:
         tile_rows = rows_per_tile(*kernel.shape, student_rows.shape[0])
-    job = HeadTiles(student_head, teacher_head, energies, gradients)
+    pairs = [(teacher.head, teacher.energies) for teacher in teachers]
+    job = HeadTiles(student_head, pairs, gradients)
     low_rank = _low_rank_rows(student_rows, student_head)
     supervised = ops.any(coefficients != 0, axis=0)
-    is_class = _is_class(labels, kernel.shape[0])
-    unknown = _unknown_terms(energies, ops.logical_and(supervised, ~is_class))
+    known = is_class(labels, kernel.shape[0])
+    unknown = unknown_terms(energies, ops.logical_and(supervised, ~known))
     spoiling = ops.logical_and(unknown, coefficients != 0)
     data = {
         "rows": student_rows,
-        "teacher": teacher_rows,
-        "labels": ops.cast(ops.where(is_class, labels, 0), "int32"),
+        "labels": ops.cast(ops.where(known, labels, 0), "int32"),
         "coefficients": ops.transpose(ops.where(spoiling, _NAN, coefficients)),
+        **{teacher_key(i): rows for i, rows in enumerate(teacher_rows)},
     }
     if low_rank is not None:
         data["low_rank"] = low_rank
@@ -237,7 +291,7 @@ def fused_head_loss(
         values[1 : 2 + len(energies)],
         values[2 + len(energies) :],
     )
-    correct = ops.where(is_class, correct, 0.0)
+    correct = ops.where(known, correct, 0.0)
     values = ops.where(unknown, _NAN, values)
     # Selected one by one: 0 times an infinite energy would be NaN.
     total = ops.sum(ops.where(coefficients != 0, coefficients * values, 0.0))
@@ -263,89 +317,6 @@ def fused_head_loss(
         ),
         correct=correct,
     )
-
-
-def _is_class(labels, classes):
-    """Where labels are whole numbers from 0 to `classes` - 1: bool (N,)."""
-    found = ops.logical_and(labels >= 0, labels < classes)
-    if "float" in keras.backend.standardize_dtype(labels.dtype):
-        found = ops.logical_and(found, labels == ops.floor(labels))
-    return found
-
-
-def _unknown_terms(energies, unlabelled):
-    """The terms that read labels, at the rows whose label is no class: (1 + E, N).
-
-    Args:
-        energies: dict of E energies.
-        unlabelled: bool (N,), supervised rows whose label is no class.
-    """
-    reads = [True, *(energy.needs_labels for energy in energies.values())]
-    return ops.logical_and(ops.array(reads)[:, None], unlabelled[None])
-
-
-def _as_matrix(head):
-    """The `HeadMatrix` of a kernel; that of one with NumPy arrays has tensors."""
-    if isinstance(head, HeadMatrix):
-        tensors = {
-            name: ops.convert_to_tensor(getattr(head, name))
-            for name in ("kernel", "bias")
-            if isinstance(getattr(head, name), np.ndarray)
-        }
-        return dataclasses.replace(head, **tensors) if tensors else head
-    kernel = ops.convert_to_tensor(head)
-    return HeadMatrix(kernel, dtype=keras.backend.standardize_dtype(kernel.dtype))
-
-
-def _expect_energies(energies):
-    """Raises unless `energies` is a dict of energies that the fused head computes."""
-    if not isinstance(energies, dict) or not all(
-        isinstance(e, Energy) and e.features in (None, "image_logits")
-        for e in energies.values()
-    ):
-        raise ValueError(
-            "`energies` must be a dict of energies between logits, for example "
-            f'{{"kl": ForwardKLEnergy()}}. Received: energies={energies}'
-        )
-    others = [name for name, energy in energies.items() if not energy.fuses]
-    if others:
-        raise ValueError(
-            f"These energies need the full logits and cannot be fused: {others}. Call "
-            "them on the logits instead"
-        )
-
-
-def _expect_rows(student, teacher, labels, coefficients, terms):
-    """Raises unless teacher rows, labels and coefficients are those of N rows."""
-    n = student.shape[0]
-    if n == 0:
-        raise ValueError(
-            "`student_rows` must have at least one row. Received: "
-            f"student_rows.shape={tuple(student.shape)}"
-        )
-    received = {
-        "teacher_rows": (tuple(teacher.shape), (n, *teacher.shape[1:])),
-        "labels": (tuple(labels.shape), (n,)),
-        "coefficients": (tuple(coefficients.shape), (terms, n)),
-    }
-    for name, (shape, expected) in received.items():
-        if not shapes_agree(shape, expected):
-            raise ValueError(
-                f"`{name}` must have the shape {expected}, with N={n} student rows and "
-                f"1 + E = {terms} terms: the cross-entropy and each energy. Received: "
-                f"{name}.shape={shape}"
-            )
-
-
-def _expect_same_classes(student_head, teacher_head):
-    if not isinstance(teacher_head, HeadMatrix):
-        return
-    classes = [head.kernel.shape[0] for head in (student_head, teacher_head)]
-    if classes[0] != classes[1]:
-        raise ValueError(
-            "The two heads must be over the same classes. Received: student_head with "
-            f"{classes[0]}, teacher_head with {classes[1]}"
-        )
 
 
 def _parameter_gradients(energies, coefficients, derivatives):

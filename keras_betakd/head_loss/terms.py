@@ -13,7 +13,12 @@ import keras
 from keras import ops
 
 from keras_betakd.energies.masking import select_supervised
-from keras_betakd.head_loss.fused import HeadLoss, fused_head_loss
+from keras_betakd.head_loss.fused import (
+    Compared,
+    HeadLoss,
+    fused_head_loss,
+    fused_losses,
+)
 from keras_betakd.objective import weighted_energy
 
 _NAN = float("nan")
@@ -21,15 +26,16 @@ _NAN = float("nan")
 
 @dataclasses.dataclass(frozen=True)
 class AnswerRows:
-    """Student, teacher and labels at the answer rows of a batch.
+    """Student, teachers and labels at the answer rows of a batch.
 
     Attributes:
-        student, teacher: (B, K, V) logits, or (B, K, H) the inputs of the LM heads.
+        student: (B, K, V) logits, or (B, K, H) the inputs of the LM head.
+        teachers: dict of the same of each teacher, by its name.
         labels: (B, K) class ids, any where the weight is 0.
     """
 
     student: Any
-    teacher: Any
+    teachers: dict
     labels: Any
 
 
@@ -68,21 +74,41 @@ class Weighting:
 
 
 @dataclasses.dataclass(frozen=True)
-class Heads:
-    """The LM heads that make logits of the rows of student and teacher.
+class TeacherHead:
+    """The LM head of a teacher, and the energies that compare the student with it.
 
     Attributes:
-        student, teacher: callables, (..., H) to (..., V); in the fused head the
-            student's is a `HeadMatrix`, and the teacher's where it has one.
+        head: callable, (..., H) to (..., V); in the fused head a `HeadMatrix`, where it
+            has one.
+        answer: the head for its answer rows, where that is another: the identity if
+            `AnswerRows` holds its logits.
+        energies: dict of these energies.
+    """
+
+    head: Any
+    answer: Any
+    energies: dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """The LM heads that make logits of the rows of student and teachers.
+
+    Attributes:
+        student: callable, (..., H) to (..., V); in the fused head a `HeadMatrix`.
+        teachers: dict of the `TeacherHead` of each teacher, by its name.
         fused: whether the heads run fused with the losses.
-        teacher_answer: the head for the answer rows of the teacher, where it is
-            another than `teacher`: the identity if `AnswerRows` holds its logits.
     """
 
     student: Any
-    teacher: Any
+    teachers: dict
     fused: bool
-    teacher_answer: Any
+
+    @property
+    def energies(self):
+        """Dict of the energies of all teachers."""
+        teachers = self.teachers.values()
+        return {name: e for teacher in teachers for name, e in teacher.energies.items()}
 
 
 def batch_terms(
@@ -90,7 +116,6 @@ def batch_terms(
     feature_values,
     image_rows,
     weighting,
-    energies,
     heads,
     task_loss,
     gradients,
@@ -103,8 +128,7 @@ def batch_terms(
         image_rows: dict of the `ImageRows` of the energies between logits at image
             tokens.
         weighting: the `Weighting` of all terms.
-        energies: dict of all energies.
-        heads: the `Heads`.
+        heads: the `Heads`, with all energies.
         task_loss: a `keras.losses.Loss`, or a function that takes labels and logits and
             returns (B, K). The fused head computes the cross-entropy.
         gradients: whether the total will be differentiated.
@@ -112,31 +136,38 @@ def batch_terms(
     Returns:
         A `HeadLoss` with values (B, N) of every energy.
     """
-    compared = {n: energy for n, energy in energies.items() if energy.features is None}
     if heads.fused:
-        pair = heads.student, heads.teacher_answer
-        terms = fused_terms(answer, weighting, compared, pair, gradients)
+        terms = fused_terms(answer, weighting, heads, gradients)
     else:
-        terms = dense_terms(answer, weighting, compared, task_loss)
+        terms = dense_terms(answer, weighting, heads.teachers, task_loss)
     total, values = terms.total, dict(feature_values)
     for name, value in feature_values.items():
         weights, log_beta = weighting.of(name)
         total = total + weighted_energy(value, log_beta, weights)
-    for name, rows in image_rows.items():
-        term, values[name] = image_logits_term(
-            rows, *weighting.of(name), energies[name], heads, gradients
-        )
-        total = total + term
+    for teacher in heads.teachers.values():
+        pair = heads.student, teacher.head
+        for name, energy in teacher.energies.items():
+            if name in image_rows:
+                rows, of_name = image_rows[name], weighting.of(name)
+                term, values[name] = image_logits_term(
+                    rows, *of_name, energy, pair, heads.fused, gradients
+                )
+                total = total + term
     return dataclasses.replace(terms, total=total, energies=terms.energies | values)
 
 
-def dense_terms(answer, weighting, energies, task_loss):
+def _between_answers(energies):
+    """Those of a dict of energies that compare logits at the answer rows."""
+    return {name: e for name, e in energies.items() if e.features is None}
+
+
+def dense_terms(answer, weighting, teachers, task_loss):
     """Computes cross-entropy and energies from full logits.
 
     Args:
         answer: `AnswerRows` of logits (B, K, V).
         weighting: the `Weighting` of the cross-entropy and the energies.
-        energies: dict of energies between logits.
+        teachers: dict of the `TeacherHead` of each teacher, by its name.
         task_loss: a `keras.losses.Loss`, or a function that takes labels and logits and
             returns (B, K).
 
@@ -145,7 +176,6 @@ def dense_terms(answer, weighting, energies, task_loss):
     """
     answers = weighting.weights["answers"]
     student = select_supervised(answer.student, answers)
-    teacher = select_supervised(answer.teacher, answers)
     # Ignored labels may be no class at all (-100): any class will do there. Elsewhere
     # some backends would take another class in silence.
     classes, counts = student.shape[-1], answers != 0
@@ -159,45 +189,48 @@ def dense_terms(answer, weighting, energies, task_loss):
     task = ops.where(unknown, _NAN, task_loss(labels, ops.cast(student, "float32")))
     weights, log_beta = weighting.of("task")
     total = weighted_energy(task, log_beta, weights)
-    values = {
-        name: energy.call(energy.target(teacher, labels), student)
-        for name, energy in energies.items()
-    }
-    values = {
-        name: ops.where(unknown, _NAN, value) if energies[name].needs_labels else value
-        for name, value in values.items()
-    }
-    for name, value in values.items():
-        weights, log_beta = weighting.of(name)
-        total = total + weighted_energy(value, log_beta, weights)
+    values = {}
+    for teacher_name, teacher in teachers.items():
+        rows = select_supervised(answer.teachers[teacher_name], answers)
+        for name, energy in _between_answers(teacher.energies).items():
+            value = energy.call(energy.target(rows, labels), student)
+            if energy.needs_labels:
+                value = ops.where(unknown, _NAN, value)
+            values[name] = value
+            weights, log_beta = weighting.of(name)
+            total = total + weighted_energy(value, log_beta, weights)
     best = ops.cast(ops.argmax(student, axis=-1), labels.dtype)
     right = ops.logical_and(best == labels, ops.logical_not(unknown))
     correct = ops.cast(right, "float32")
     return HeadLoss(total=total, task=task, energies=values, correct=correct)
 
 
-def fused_terms(answer, weighting, energies, heads, gradients):
+def fused_terms(answer, weighting, heads, gradients):
     """Computes cross-entropy and energies from hidden states, without full logits.
 
     Args:
         answer: `AnswerRows` of hidden states (B, K, H).
-        weighting, energies: as for `dense_terms`.
-        heads: the student's `HeadMatrix`, and the teacher's or a callable.
+        weighting: as for `dense_terms`.
+        heads: the `Heads`.
         gradients: whether the total will be differentiated.
 
     Returns:
         A `HeadLoss` with values (B, K).
     """
     shape = ops.shape(answer.labels)
-    coefficients = [_coefficients(*weighting.of(n)) for n in ("task", *energies)]
-    flat = fused_head_loss(
+    teachers = [
+        Compared(_rows(answer.teachers[name]), x.answer, _between_answers(x.energies))
+        for name, x in heads.teachers.items()
+    ]
+    names = ("task", *(name for teacher in teachers for name in teacher.energies))
+    coefficients = [_coefficients(*weighting.of(name)) for name in names]
+    flat = fused_losses(
         _rows(answer.student),
-        heads[0],
-        _rows(answer.teacher),
-        heads[1],
+        heads.student,
+        # The logits of a teacher whose features alone are compared are not needed.
+        [teacher for teacher in teachers if teacher.energies],
         ops.reshape(answer.labels, (-1,)),
         ops.stack(coefficients),
-        energies,
         gradients=gradients,
     )
     return HeadLoss(
@@ -208,30 +241,31 @@ def fused_terms(answer, weighting, energies, heads, gradients):
     )
 
 
-def image_logits_term(rows, weights, log_beta, energy, heads, gradients):
+def image_logits_term(rows, weights, log_beta, energy, heads, fused, gradients):
     """Computes beta * l of an energy between the logits at image tokens.
 
     Args:
         rows: the `ImageRows`.
         weights, log_beta: (B, N) and broadcastable to it.
         energy: an energy that needs no labels.
-        heads: the `Heads`.
+        heads: the heads of student and teacher.
+        fused: whether they run fused with the loss.
         gradients: whether the term will be differentiated.
 
     Returns:
         `(term, values)`, a scalar and (B, N).
     """
-    if not heads.fused:
-        student = select_supervised(heads.student(rows.student), weights)
-        teacher = select_supervised(heads.teacher(rows.teacher), weights)
+    if not fused:
+        student = select_supervised(heads[0](rows.student), weights)
+        teacher = select_supervised(heads[1](rows.teacher), weights)
         values = energy.call(ops.stop_gradient(teacher), student)
         return weighted_energy(values, log_beta, weights), values
     coefficients = _coefficients(weights, log_beta)
     flat = fused_head_loss(
         _rows(rows.student),
-        heads.student,
+        heads[0],
         _rows(rows.teacher),
-        heads.teacher,
+        heads[1],
         ops.zeros(ops.shape(coefficients), dtype="int32"),
         ops.stack([ops.zeros_like(coefficients), coefficients]),  # no label, no CE
         {"image": energy},

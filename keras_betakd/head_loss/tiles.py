@@ -69,25 +69,33 @@ def _rows_per_block(classes):
     return max(_BLOCK_ROWS, size // (4 * classes))
 
 
+def teacher_key(number):
+    """The name of a teacher's rows among the arrays of a tile."""
+    return f"teacher_{number}"
+
+
 class HeadTiles:
     """Computes the losses and gradients of the rows of one tile.
 
     Args:
         head: the student's `HeadMatrix`.
-        teacher_head: the teacher's `HeadMatrix`, or a callable that returns logits.
-        energies: dict of energies by name.
+        teachers: for each teacher `(head, energies)`: its `HeadMatrix`, or a callable
+            that returns logits, and the energies, a dict, that compare the student with
+            it.
         gradients: whether gradients are computed.
     """
 
-    def __init__(self, head, teacher_head, energies, gradients):
+    def __init__(self, head, teachers, gradients):
         self.head = _without_gradients(head)
-        if isinstance(teacher_head, HeadMatrix):
-            teacher_head = _without_gradients(teacher_head)
-        self.teacher_head = teacher_head
-        self.energies = energies
+        self.teacher_heads = [
+            _without_gradients(h) if isinstance(h, HeadMatrix) else h
+            for h, _ in teachers
+        ]
+        self.energies = [list(energies.values()) for _, energies in teachers]
         self.gradients = gradients
-        learned = sum(e.parameter is not None for e in energies.values())
-        self.columns = 2 + len(energies) + learned  # of `_values_and_gradient`
+        everyone = [energy for energies in self.energies for energy in energies]
+        learned = sum(energy.parameter is not None for energy in everyone)
+        self.columns = 2 + len(everyone) + learned  # of `_values_and_gradient`
 
     def block_rows(self, tile_rows):
         """The rows of a block, in which the logits of a tile are processed.
@@ -102,9 +110,9 @@ class HeadTiles:
         """The values of some rows, and the gradients of their weighted sum.
 
         Args:
-            data: dict of the rows' arrays: `"rows"` (n, H_s) of the student,
-                `"teacher"` (n, H_t), `"labels"` (n,), `"coefficients"` (n, 1 + E) and,
-                for a head with LoRA, `"low_rank"` (n, r).
+            data: dict of the rows' arrays: `"rows"` (n, H_s) of the student, (n, H_t)
+                of each teacher by its `teacher_key`, `"labels"` (n,), `"coefficients"`
+                (n, 1 + E) and, for a head with LoRA, `"low_rank"` (n, r).
             block: the rows of a block, see `block_rows`.
             sums: gradients summed over the tiles before, by name; `None` if this is the
                 only tile.
@@ -116,14 +124,17 @@ class HeadTiles:
             holds pairs (n, V) and (n, .) whose product left^T @ right is a gradient.
         """
         # Before the student's logits, which are read first and then still in the cache.
-        teacher = ops.cast(self.teacher_head(data["teacher"]), "float32")
+        teachers = [
+            ops.cast(head(data[teacher_key(i)]), "float32")
+            for i, head in enumerate(self.teacher_heads)
+        ]
         capped = self.head.without_bias(data["rows"])
         bias = self.head.bias
         if bias is not None:
             logits = capped + bias
         else:  # the soft cap's gradient reads them later, and PyTorch changes logits
             logits = capped if self.head.soft_cap is None else ops.copy(capped)
-        inputs = logits, teacher, data["labels"], data["coefficients"]
+        inputs = logits, data["labels"], data["coefficients"], *teachers
         work = self._values_and_gradient
         values, gradient = _by_blocks(work, inputs, block, self.columns)
         rows = {"values": values}
@@ -132,17 +143,17 @@ class HeadTiles:
         gradient = add_at(gradient, data["labels"], -data["coefficients"][:, 0])
         return self._gradients(rows, gradient, capped, data, sums)
 
-    def _values_and_gradient(self, student, teacher, labels, coefficients):
+    def _values_and_gradient(self, student, labels, coefficients, *teachers):
         """The values of a block, and the gradient of their weighted sum in the logits.
 
         The gradient lacks the term of the cross-entropy at the label's logit, minus its
         coefficient, which costs less to add for a whole tile.
 
         Args:
-            student, teacher: (n, V) logits; PyTorch writes the gradient over the
-                student's.
+            student: (n, V) logits; PyTorch writes the gradient over them.
             labels: (n,).
             coefficients: (n, 1 + E).
+            *teachers: (n, V) logits of each teacher.
 
         Returns:
             `(values, gradient)`, (n, 2 + E + P) and (n, V). The values are correctness,
@@ -150,11 +161,18 @@ class HeadTiles:
             a parameter.
         """
         correct = is_argmax(student, labels)
-        student, teacher = LogitRows(student, labels), LogitRows(teacher)
+        student = LogitRows(student, labels)
         task = -student.log_probability_of(labels)
         values, derivatives = [ops.cast(correct, "float32"), task], []
         q, times_q, gradient = student.probabilities(), coefficients[:, :1], None
-        for k, energy in enumerate(self.energies.values(), start=1):
+        pairs = [
+            (rows, energy)
+            for rows, energies in zip(
+                map(LogitRows, teachers), self.energies, strict=True
+            )
+            for energy in energies
+        ]
+        for k, (teacher, energy) in enumerate(pairs, start=1):
             if energy.parameter is None:
                 value, parts = energy.value_and_gradient(teacher, student)
             else:

@@ -4,6 +4,7 @@ from keras_betakd.distribution.replicas import process_position
 from keras_betakd.preprocessing.encoding import Encoder
 from keras_betakd.preprocessing.image_formats import format_of
 from keras_betakd.preprocessing.iterables import IterableBatches, StreamBatches
+from keras_betakd.preprocessing.teacher_sides import by_teacher
 
 
 def expect_readable_anew(dataset, data):
@@ -79,25 +80,27 @@ def expect_on_policy(distiller, max_new_tokens, steps):
 
 
 def _expect_models(distiller, preprocessor):
-    if isinstance(preprocessor.teacher_preprocessor, Encoder):
+    teachers = by_teacher(preprocessor.teacher_preprocessor)
+    if any(isinstance(x, Encoder) for x in teachers.values()):
         raise ValueError(
             "A cached teacher knows given answers only. Give the teacher itself to "
             "train on answers of the student."
         )
-    if preprocessor.cross_tokenizer:
+    if any(by_teacher(preprocessor.cross_tokenizer).values()):
         raise ValueError(
             "Answers of the student are ids of its own tokenizer, and the teacher has "
             "another one. Train on given answers, or with a teacher of the student's "
             "family."
         )
-    for role in ("student", "teacher"):
-        family = format_of(getattr(preprocessor, f"{role}_preprocessor"))
-        if not family.repeats_prompt:
-            model = type(getattr(distiller, role)).__name__
+    models = {"student": distiller.student}
+    models |= {part.name: part.view.model for part in distiller.teacher_parts}
+    given = {"student": preprocessor.student_preprocessor, **teachers}
+    for role, model in models.items():
+        if not format_of(given[role]).repeats_prompt:
             raise ValueError(
                 "Answers of the student can be trained on by models that read prompt "
-                f"and answer as one sequence. The {role}, a {model}, has an encoder "
-                "for its prompts: train it on given answers."
+                f"and answer as one sequence. The {role}, a {type(model).__name__}, "
+                "has an encoder for its prompts: train it on given answers."
             )
 
 

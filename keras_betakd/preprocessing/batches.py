@@ -217,6 +217,8 @@ def _described(x):
     student = x["student"]
     if isinstance(student, dict):
         return f"the keys {sorted(map(str, student))}"
+    if isinstance(student, (list, tuple)):
+        return f"a {type(student).__name__} of {len(student)}"
     return f"inputs of shape {np.shape(student)}"
 
 

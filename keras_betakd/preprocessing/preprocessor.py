@@ -11,12 +11,9 @@ import copy
 import numbers
 from typing import Any
 
-import numpy as np
-
 from keras_betakd.preprocessing.adapters import take_records
-from keras_betakd.preprocessing.chat_template import ChatTemplate
-from keras_betakd.preprocessing.checks import RecordsTooLong, check_same_answers
-from keras_betakd.preprocessing.encoding import Encoder, ModelEncoder
+from keras_betakd.preprocessing.checks import RecordsTooLong
+from keras_betakd.preprocessing.encoding import Encoder
 from keras_betakd.preprocessing.image_formats import format_of
 from keras_betakd.preprocessing.image_inputs import drop_mark
 from keras_betakd.preprocessing.prompt_templates import (
@@ -24,7 +21,6 @@ from keras_betakd.preprocessing.prompt_templates import (
     by_role,
     remember_template,
     resolved_template,
-    template_label,
 )
 from keras_betakd.preprocessing.read_ahead import default_workers
 from keras_betakd.preprocessing.record_checks import (
@@ -33,7 +29,12 @@ from keras_betakd.preprocessing.record_checks import (
     expect_prompts,
 )
 from keras_betakd.preprocessing.records import encoded_ids
-from keras_betakd.preprocessing.token_alignment import aligned_slots
+from keras_betakd.preprocessing.teacher_sides import (
+    TeacherSide,
+    by_teacher,
+    encoder_of,
+    joined,
+)
 
 
 class DistillationPreprocessor:
@@ -41,7 +42,7 @@ class DistillationPreprocessor:
 
     Args:
         teacher_preprocessor: the teacher's keras-hub `CausalLMPreprocessor`, or that
-            of a `CachedTeacher`.
+            of a `CachedTeacher`; of several teachers, a dict of these by their names.
         student_preprocessor: the student's. Unless `cross_tokenizer`, both must have
             the same vocabulary.
         max_response_length: K, the maximum number of answer tokens of a record, its end
@@ -53,7 +54,8 @@ class DistillationPreprocessor:
         cross_tokenizer: whether the two have different tokenizers. Each answer token of
             the student is then paired with the teacher's token that continues the same
             text; `x["aligned"]`, (B, K), is 1 where there is one and 0 elsewhere. Only
-            `ULDEnergy` and energies of features compare such models.
+            `ULDEnergy` and energies of features compare such models. Of several
+            teachers, one value for all, or a dict by their names.
         on_too_long: what to do about a record that does not fit in a sequence, or whose
             answer has more than K tokens. `"raise"` (default): an error that names it.
             `"skip"`: another record that fits takes its row with weight 0, so that it
@@ -71,13 +73,13 @@ class DistillationPreprocessor:
             (`keras_betakd.preprocessing.chat_template`), for both models; `None` for
             prompts as they are; or a function of a list of messages, `{"role",
             "content"}` each, that returns the prompt. Or a dict of these for
-            `"teacher"` and `"student"`.
+            `"teacher"` and `"student"`; of several teachers it may have their names.
         trained_turns: the `"all"` (default) or the `"last"` of the answers of a
             conversation are trained, with the mark that ends each.
 
     Attributes:
-        prompt_templates: dict of `"teacher"` and `"student"` to the `ChatTemplate`, the
-            function, or `None`.
+        prompt_templates: dict of `"teacher"` (or the names of several) and `"student"`
+            to the `ChatTemplate`, the function, or `None`.
         skipped: dict of the names of records left out to the reasons, since `fit`
             last reported them. (Processes of a data set with `use_multiprocessing`
             have copies of their own, which are not reported.)
@@ -133,7 +135,7 @@ class DistillationPreprocessor:
         student_preprocessor: Any,
         max_response_length: int = 64,
         blind_student: bool = False,
-        cross_tokenizer: bool = False,
+        cross_tokenizer: bool | dict[str, bool] = False,
         on_too_long: str = "raise",
         workers: int | None = None,
         max_queue_size: int | None = None,
@@ -168,92 +170,87 @@ class DistillationPreprocessor:
             self.workers = min(self.workers, 1)  # a record that fit is remembered
         self.max_queue_size = max_queue_size or self.workers + 1
         self.trained_turns = trained_turns
-        self.prompt_templates = self._resolved_templates(prompt_template)
+        teachers = by_teacher(teacher_preprocessor)
+        self.prompt_templates = self._resolved_templates(prompt_template, teachers)
         self.skipped: dict[str, str] = {}
         self._filler = None
-        self._vocabularies_checked = False
-        if cross_tokenizer and self._teacher.tokenizer is None:
-            raise ValueError(
-                "A cached teacher has the answer tokens of its own tokenizer only. For "
-                "different tokenizers (`ULDEnergy`) give the teacher itself."
-            )
+        self._student = encoder_of(
+            student_preprocessor,
+            "student",
+            self.prompt_templates["student"],
+            trained_turns,
+        )
+        self._sides = {name: self._side(name, x) for name, x in teachers.items()}
 
-    def _resolved_templates(self, prompt_template):
-        given = by_role(prompt_template)
+    def _resolved_templates(self, prompt_template, teachers):
+        given = by_role(prompt_template, teachers)
+        preprocessors = {**teachers, "student": self.student_preprocessor}
         found = {
-            role: template
+            role: given[role]
             if isinstance(preprocessor, Encoder)
-            else resolved_template(template, format_of(preprocessor))
-            for (role, template), preprocessor in zip(
-                given.items(),
-                (self.teacher_preprocessor, self.student_preprocessor),
-                strict=True,
-            )
+            else resolved_template(given[role], format_of(preprocessor))
+            for role, preprocessor in preprocessors.items()
         }
-        if isinstance(self.teacher_preprocessor, Encoder):
-            self.teacher_preprocessor.expect_template(found["teacher"])
-        is_pair = self.teacher_preprocessor is not self.student_preprocessor
-        if is_pair and given["student"] != "auto":
+        for name, teacher in teachers.items():
+            if isinstance(teacher, Encoder):
+                teacher.expect_template(found[name])
+        is_apart = all(t is not self.student_preprocessor for t in teachers.values())
+        if is_apart and given["student"] != "auto":
             # Where it is evaluated or saved, it is prompted as in training; a function
             # cannot be saved, so that nothing is better than an earlier one's name.
             named = None if callable(given["student"]) else given["student"]
             remember_template(self.student_preprocessor, named)
         return found
 
-    @property
-    def _teacher(self):
-        return self._encoder("teacher", self.teacher_preprocessor)
-
-    @property
-    def _student(self):
-        return self._encoder("student", self.student_preprocessor)
-
-    def _encoder(self, role, preprocessor):
-        if isinstance(preprocessor, Encoder):
-            return preprocessor
-        options = self.prompt_templates[role], self.trained_turns
-        return ModelEncoder(preprocessor, role, *options)
+    def _side(self, name, preprocessor):
+        crosses = self.cross_tokenizer
+        if isinstance(crosses, dict):
+            crosses = crosses[name]
+        return TeacherSide(
+            preprocessor,
+            self.student_preprocessor,
+            (self.prompt_templates[name], self.prompt_templates["student"]),
+            crosses,
+            self.trained_turns,
+            name,
+        )
 
     def __call__(self, records):
         records = _with_responses(records)
-        if self.cross_tokenizer:
+        if any(side.crosses for side in self._sides.values()):
             _expect_texts(records)
-        else:
-            self._check_vocabularies()
+        for side in self._sides.values():
+            side.check_vocabulary()
         ids = records.names
-        shares_images = self._shares_images()
-        if shares_images:
-            records = self._with_resized_images(records)
-        records, student, teacher, reasons = self._fitting(records, ids)
+        sharing = self._sharing_images()
+        records, student, teachers, reasons = self._fitting(records, ids, sharing)
         self.skipped.update({ids[row]: reason for row, reason in reasons.items()})
         student.weights[list(reasons)] = 0
+        parts = {
+            name: side.part_of_batch(teachers[name], student, ids, name in sharing)
+            for name, side in self._sides.items()
+        }
         x = {
             "student": student.inputs,
-            "teacher": self._without_images(teacher.inputs)
-            if shares_images
-            else teacher.inputs,
             "student_positions": student.positions,
+            **joined(parts),
         }
-        if self.cross_tokenizer:
-            x.update(self._aligned(teacher, student))
-        else:
-            check_same_answers(teacher.labels, student.labels, ids)
-            x["teacher_positions"] = teacher.positions
         if records["ids"] is not None:
             x["ids"] = encoded_ids(records["ids"])
         return x, student.labels, student.weights
 
-    def _fitting(self, records, ids):
-        """The records, encoded for both models; others in place of what is too long.
+    def _fitting(self, records, ids, sharing):
+        """The records, encoded for all models; others in place of what is too long.
 
         Returns:
-            `(records, student, teacher, reasons)`: the records that were encoded, what
-            they became, and a dict of the rows left out to the reasons.
+            `(records, student, teachers, reasons)`: the records that were encoded, the
+            `Encoded` of the student, a dict of those of the teachers, and a dict of the
+            rows left out to the reasons.
         """
         reasons = {}
         while True:
             try:
-                student, teacher = self._encode(records, ids)
+                student, teachers = self._encode(records, ids, sharing)
             except RecordsTooLong as error:
                 if self.on_too_long == "raise":
                     raise
@@ -263,7 +260,7 @@ class DistillationPreprocessor:
                 fit = [row for row in range(len(ids)) if row not in reasons]
                 if self.on_too_long == "skip" and fit:
                     self._filler = take_records(dict(records), fit[:1])
-                return records, student, teacher, reasons
+                return records, student, teachers, reasons
 
     def _refilled(self, records, reasons, error):
         """Records with one that fits in the rows of those that do not."""
@@ -282,82 +279,36 @@ class DistillationPreprocessor:
                     whole[key][row] = values[0]
         return whole
 
-    def _encode(self, records, ids):
+    def _encode(self, records, ids, sharing):
         length = self.max_response_length
-        shown = without_images(records) if self.blind_student else records
+        # In the size of all models, which then keep it; a cache knows them as they were.
+        resized = self._with_resized_images(records) if sharing else records
+        shown = without_images(records) if self.blind_student else resized
         student = self._student.encode(shown, ids, length)
-        is_one = self.teacher_preprocessor is self.student_preprocessor
-        templates = self.prompt_templates
-        if is_one and templates["teacher"] == templates["student"]:
-            return student, student
-        return student, self._teacher.encode(records, ids, length)
+        teachers = {}
+        for name, side in self._sides.items():
+            if side.equals_student() and not self.blind_student:
+                teachers[name] = student
+            else:
+                own = resized if name in sharing else records
+                teachers[name] = side.encoder.encode(own, ids, length)
+        return student, teachers
 
-    def _check_vocabularies(self):
-        # Not in the constructor: a model that is being loaded gets its vocabulary
-        # after it is made.
-        if not self._vocabularies_checked:
-            self._teacher.check_vocabulary(self.student_preprocessor)
-            self._expect_same_ends()
-            self._vocabularies_checked = True
+    def _sharing_images(self):
+        """The names of the teachers that take the student's arrays of the images.
 
-    def _expect_same_ends(self):
-        """Raises where answers end with one mark for one model, with another for one.
-
-        Class by class, all their labels must be equal.
+        Those that take images, where all of them make the same arrays as the student.
         """
-        if isinstance(self.teacher_preprocessor, Encoder):
-            return
-        found = {
-            role: template.end.strip() if isinstance(template, ChatTemplate) else None
-            for role, template in self.prompt_templates.items()
-        }
-        tokenizer = self.student_preprocessor.tokenizer
-        end = getattr(tokenizer, "end_token", None)
-        ends = {role: mark or end for role, mark in found.items()}
-        if ends["teacher"] != ends["student"]:
-            names = {r: template_label(t) for r, t in self.prompt_templates.items()}
-            raise ValueError(
-                f"Answers of the teacher end with {ends['teacher']!r}, the student's "
-                f"with {ends['student']!r}, by their prompt templates {names}: their "
-                "labels would differ. Give one `prompt_template` that both have, or "
-                "`None`."
-            )
-
-    def _aligned(self, teacher, student):
-        """The teacher's positions for the student's answer tokens, as a part of `x`."""
-        positions = np.zeros_like(teacher.positions)
-        aligned = np.zeros_like(student.weights)
-        for i in range(len(positions)):
-            turns = zip(_turns(teacher, i), _turns(student, i), strict=True)
-            for of_teacher, of_student in turns:
-                slots = aligned_slots(
-                    *(self._teacher.tokenizer, self._student.tokenizer),
-                    *(teacher.labels[i][of_teacher], student.labels[i][of_student]),
-                )
-                found = of_student[slots >= 0]
-                slots = of_teacher[slots[slots >= 0]]
-                positions[i, found] = teacher.positions[i, slots]
-                aligned[i, found] = 1.0
-        return {"teacher_positions": positions, "aligned": aligned}
-
-    def _shares_images(self):
-        """Whether both models make equal arrays of equal images."""
-        form = self._teacher.image_form()
-        return form is not None and form == self._student.image_form()
+        forms = {name: s.encoder.image_form() for name, s in self._sides.items()}
+        forms = {name: form for name, form in forms.items() if form is not None}
+        alike = all(form == self._student.image_form() for form in forms.values())
+        return set(forms) if alike else set()
 
     def _with_resized_images(self, records):
-        """The records with images in the size of both models, which then keep it."""
+        """The records with images in the size of the student."""
         family = format_of(self.student_preprocessor)
         images = family.resized_images(records["images"])
         return CheckedRecords({**records, "images": images}, records.names)
-
-    def _without_images(self, inputs):
-        """The teacher's inputs without images that equal the student's.
-
-        The distiller hands the student's images to a teacher that has none.
-        """
-        shared = format_of(self.student_preprocessor).image_keys
-        return {name: value for name, value in inputs.items() if name not in shared}
 
 
 def _expect_count(name, value, least):
@@ -367,13 +318,6 @@ def _expect_count(name, value, least):
         raise ValueError(
             f"`{name}` must be an integer, at least {least}. Received: {name}={value!r}"
         )
-
-
-def _turns(encoded, row):
-    """The slots of each answer of a conversation: between two, there is a prompt."""
-    slots = np.flatnonzero(encoded.weights[row] > 0)
-    gaps = np.flatnonzero(np.diff(encoded.positions[row][slots]) > 1) + 1
-    return np.split(slots, gaps)
 
 
 def _with_responses(records):

@@ -77,21 +77,28 @@ def resolved_template(prompt_template, family):
     )
 
 
-def by_role(prompt_template):
-    """The `prompt_template` of each model of a pair: a dict by their roles.
+def by_role(prompt_template, teachers=("teacher",)):
+    """The `prompt_template` of each model: a dict by the teachers' names and "student".
 
     Args:
-        prompt_template: one for both, or a dict of `"teacher"` and `"student"`.
+        prompt_template: one for all, or a dict of `"teacher"`, which stands for every
+            teacher, the name of a teacher, and `"student"`.
+        teachers: the names of the teachers.
     """
+    roles = (*teachers, "student")
     if not isinstance(prompt_template, dict):
-        return {"teacher": prompt_template, "student": prompt_template}
-    unknown = set(prompt_template) - {"teacher", "student"}
-    if unknown:
+        return dict.fromkeys(roles, prompt_template)
+    known = dict.fromkeys(("teacher", *roles))
+    if set(prompt_template) - set(known):
         raise ValueError(
-            'A dict as `prompt_template` has the keys "teacher" and "student". '
+            "A dict as `prompt_template` has the keys "
+            f"{', '.join(repr(name) for name in known)}. "
             f"Received: {sorted(map(str, prompt_template))}"
         )
-    return {role: prompt_template.get(role, "auto") for role in ("teacher", "student")}
+    every = prompt_template.get("teacher", "auto")
+    student = prompt_template.get("student", "auto")
+    found = {name: prompt_template.get(name, every) for name in teachers}
+    return {**found, "student": student}
 
 
 def _automatic(family):

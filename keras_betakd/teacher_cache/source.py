@@ -12,6 +12,7 @@ from keras_betakd.distillation.distiller import BetaKDDistiller
 from keras_betakd.models.views import view_of
 from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
 from keras_betakd.preprocessing.prompt_templates import encoding_label
+from keras_betakd.preprocessing.teacher_sides import by_teacher
 from keras_betakd.teacher_cache.files import FORMAT, CacheSettings, with_template
 from keras_betakd.teacher_cache.outputs import CachedOutputs, is_by_token
 
@@ -38,8 +39,8 @@ class TeacherSource:
     def __init__(self, source, max_response_length, top_k, prompt_template="auto"):
         features, by_token = set(), False
         if isinstance(source, BetaKDDistiller):
-            self.view, pair = source.teacher_view, source.preprocessor
-            features = source.feature_comparison.wanted("teacher")
+            part, pair = _only_teacher(source), source.preprocessor
+            self.view, features = part.view, part.comparison.wanted("teacher")
             by_token = any(map(_reads_rows, [*source.betas.values(), source.task_beta]))
         else:
             self.view, pair = view_of(source), None
@@ -53,7 +54,7 @@ class TeacherSource:
         if isinstance(preprocessor, CachedOutputs):
             raise ValueError("The teacher is a cached one already.")
         if pair is not None:
-            if pair.cross_tokenizer:
+            if any(by_teacher(pair.cross_tokenizer).values()):
                 raise ValueError(
                     "A cache holds the answer tokens of the teacher's tokenizer, so it "
                     "cannot serve a student with another tokenizer."
@@ -133,6 +134,19 @@ class TeacherSource:
         return kept
 
 
+def _only_teacher(distiller):
+    """The `TeacherPart` of a distiller; raises where it has several teachers."""
+    parts = distiller.teacher_parts
+    if len(parts) > 1:
+        raise ValueError(
+            "A cache is of one teacher. Give a distiller of this teacher alone and its "
+            "energies, one after the other, so that one is in memory at a time; then "
+            "train with a dict of the `CachedTeacher`s. Received: a distiller with the "
+            f"teachers {[part.name for part in parts]}"
+        )
+    return parts[0]
+
+
 def _template_of(pair, prompt_template):
     """The template of a pair's teacher; raises if another one is asked for."""
     if not isinstance(prompt_template, str) or prompt_template != "auto":
@@ -140,7 +154,7 @@ def _template_of(pair, prompt_template):
             "A distiller's own `prompt_template` is that of the cache. Give it to the "
             f"distiller. Received: prompt_template={prompt_template!r}"
         )
-    return pair.prompt_templates["teacher"]
+    return next(t for role, t in pair.prompt_templates.items() if role != "student")
 
 
 def _expect_one_size(view, features):
