@@ -281,7 +281,7 @@ class DistillationPreprocessor:
 
     def _encode(self, records, ids, sharing):
         length = self.max_response_length
-        # In the size of all models, which then keep it; a cache knows them as they were.
+        # In the size that all models keep; a cache knows them as they were.
         resized = self._with_resized_images(records) if sharing else records
         shown = without_images(records) if self.blind_student else resized
         student = self._student.encode(shown, ids, length)
