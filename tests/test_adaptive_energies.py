@@ -114,6 +114,7 @@ def test_dkd_without_labels_raises():
         DKDEnergy()(logits(0, 2, 9), logits(1, 2, 9))
 
 
+@pytest.mark.pytorch
 def test_a_distiller_hands_on_the_labels_fused_or_not():
     histories = []
     for fused in (True, False):

@@ -40,7 +40,9 @@ def from_weights(writer):
     "load",
     [
         pytest.param(load_archive, marks=pytest.mark.pytorch),
-        functools.partial(from_weights, "torch"),
+        pytest.param(
+            functools.partial(from_weights, "torch"), marks=pytest.mark.pytorch
+        ),
         pytest.param(functools.partial(from_weights, "jax"), marks=pytest.mark.pytorch),
     ],
 )

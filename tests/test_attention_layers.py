@@ -57,7 +57,6 @@ def test_a_group_of_layers_against_the_softmax_of_each():
     np.testing.assert_allclose(logs["attention"], expected, rtol=1e-4)
 
 
-@pytest.mark.backends
 @pytest.mark.traced
 def test_the_student_learns_where_to_look():
     teacher, student = models()

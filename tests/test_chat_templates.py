@@ -517,7 +517,6 @@ def distiller_of(teacher, student, **kwargs):
     return distiller
 
 
-@pytest.mark.backends
 def test_a_conversation_trains_generates_and_is_saved(tmp_path):
     teacher, student = tiny_qwen3(), tiny_qwen3()
     distiller = distiller_of(teacher, student, prompt_template="qwen3")

@@ -24,7 +24,6 @@ import os, pathlib, random, sys, time, types
 package = types.ModuleType("keras_betakd")
 package.__path__ = [{str(ROOT / "keras_betakd")!r}]
 sys.modules["keras_betakd"] = package
-from keras_betakd.data import load_llava
 from keras_betakd.files import atomic_write
 from keras_betakd.folders import FolderInUseError, FolderOwner
 folder, seed = pathlib.Path(sys.argv[1]), int(sys.argv[2])

@@ -137,7 +137,6 @@ def test_decoder_layers_of_a_causal_lm_at_the_answer():
     np.testing.assert_allclose(logs["inner"], expected, rtol=1e-4)
 
 
-@pytest.mark.backends
 @pytest.mark.traced
 def test_it_trains_is_saved_and_goes_on(tmp_path):
     x, y = images(8)

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from marks import kept
 from plain_models import CLASSES, linear_model, token_batch
 
 from keras_betakd import BetaKDDistiller, ForwardKLEnergy
@@ -42,8 +43,10 @@ def losses(model):
     return model.evaluate(X, Y, verbose=0, return_dict=True)
 
 
-@pytest.mark.parametrize("bad", [0, 2])
-@pytest.mark.parametrize("method", ["fit", "evaluate", "validation"])
+@pytest.mark.parametrize("bad", kept([0, 2], 2))
+@pytest.mark.parametrize(
+    "method", kept(["fit", "evaluate", "validation"], "validation")
+)
 def test_a_refused_batch_takes_no_value_away(method, bad):
     """On JAX the variables were left without values: the next call ended in
     "'NoneType' object is not callable", and what had been trained was lost."""

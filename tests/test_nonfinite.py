@@ -60,8 +60,13 @@ def state(model):
     "value, energy, beta",
     [
         (np.nan, ForwardKLEnergy, TaskBeta),
-        (np.inf, ReverseKLEnergy, AnalyticBeta),
-        (-np.inf, ForwardKLEnergy, lambda: TokenBeta(features="uncertainty")),
+        pytest.param(np.inf, ReverseKLEnergy, AnalyticBeta, marks=pytest.mark.pytorch),
+        pytest.param(
+            -np.inf,
+            ForwardKLEnergy,
+            lambda: TokenBeta(features="uncertainty"),
+            marks=pytest.mark.pytorch,
+        ),
     ],
 )
 def test_a_bad_step_is_as_if_it_had_not_been(value, energy, beta):

@@ -77,7 +77,11 @@ def test_one_excluded_class_is_not_counted_as_nonfinite():
 
 
 @pytest.mark.parametrize(
-    "beta", [pytest.param(TaskBeta, marks=pytest.mark.traced), InstanceBeta]
+    "beta",
+    [
+        pytest.param(TaskBeta, marks=pytest.mark.traced),
+        pytest.param(InstanceBeta, marks=pytest.mark.pytorch),
+    ],
 )
 def test_a_model_that_overflows_behind_one_word(beta):
     """With the fused head; the word that overflows is in the second of two batches."""

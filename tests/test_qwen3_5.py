@@ -118,7 +118,6 @@ def test_inputs_and_logits_are_the_published_ones(family):
     assert max(off(x)) < TOLERANCE
 
 
-@pytest.mark.backends
 def test_logits_of_the_last_layer_alone_are_the_published_ones(family):
     """The one with full attention; JAX compiles the linear ones for minutes."""
     view, whole = view_of(tiny()), tiny().backbone

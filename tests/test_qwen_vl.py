@@ -84,7 +84,7 @@ def test_records_become_the_published_ids_positions_and_labels(family):
 
 
 @pytest.mark.backends
-@pytest.mark.parametrize("family", kept(FOLDERS, "qwen2_5_vl", "qwen3_vl"))
+@pytest.mark.parametrize("family", kept(FOLDERS, "qwen2_5_vl"))
 def test_image_features(family):
     model, expected = golden_model(family), golden(family)
     x, _, _ = inputs_of(model, family)

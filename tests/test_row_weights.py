@@ -93,6 +93,7 @@ def test_rows_weighted_by_the_teachers_entropy(fused):
     assert abs(logs["some"] - logs["all"]) > 1e-3 * logs["all"]
 
 
+@pytest.mark.pytorch
 def test_it_trains_is_saved_and_goes_on(tmp_path):
     def make():
         keras.utils.set_random_seed(0)
