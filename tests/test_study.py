@@ -1,5 +1,6 @@
 """`benchmarks/study`: its data, its statistics, its report, and one tiny real run."""
 
+import dataclasses
 import json
 import math
 import os
@@ -325,3 +326,18 @@ def test_own_answers_stand_behind_the_given_rows():
     scenes = part[1].reshape(-1)
     ours = x["student"]["images"][chosen]
     np.testing.assert_array_equal(ours, inputs["images"][scenes])
+
+
+def test_of_two_teachers_the_wrong_one_is_weighed_down(tmp_path, monkeypatch):
+    """In the part in which it was taught wrong, by betas that know its uncertainty."""
+    monkeypatch.setenv("KERAS_BACKEND", keras.backend.backend())  # it asks for JAX
+    import tasks
+    import two_teachers
+
+    monkeypatch.setattr(tasks, "COUNTS", {"train": 300, "validation": 1, "test": 300})
+    both, experiment = two_teachers.load_both(tmp_path, wrong=0.4)
+    experiment = dataclasses.replace(experiment, steps=200)
+    distiller = two_teachers.trained("both, instance", 1, both, experiment)
+    found = two_teachers.measured(distiller, both)
+    assert both["biased"].test.biased.sum() > 20
+    assert found["auc"] > 0.65 and found["auc_ratio"] > 0.65
