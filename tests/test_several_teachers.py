@@ -175,6 +175,14 @@ def test_teachers_of_another_tokenizer_and_of_the_students_own():
         )
 
 
+def test_the_student_answers_before_all_teachers():
+    distiller = distiller_of(teachers(), of_energies(), kd.InstanceBeta())
+    answers = kd.StudentAnswers(vqa_records(4), 1.0, max_new_tokens=3)
+    history = distiller.fit(answers, verbose=0).history
+    assert history["answers"] == [4]
+    assert all(np.isfinite(history[f"{name}_kl"]) for name in NAMES)
+
+
 def test_a_teacher_that_is_not_finite_leaves_the_other_its_rows():
     broken = teachers()
     weights = broken["far"].backbone.token_embedding.embeddings

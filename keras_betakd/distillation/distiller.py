@@ -99,16 +99,22 @@ class BetaKDDistiller(
 
     Args:
         teacher: a `keras_hub.models.CausalLM` (Gemma 3, PaliGemma, any text family), or
-            any `keras.Model` whose output is logits.
+            any `keras.Model` whose output is logits. Or several: a dict by names of
+            your choice, or a list (then `"teacher_1"` and so on). They are members of
+            `distiller.teacher.members`.
         student: a smaller one over the same vocabulary.
         energies: a `keras_betakd.Energy`, or a list or dict of them. Each is reported
-            under its name, or its key, and its beta under that with `_beta`.
+            under its name, or its key, and its beta under that with `_beta`. Of several
+            teachers, one energy for all, or a dict by their names with any of these;
+            reported under `teacher_energy`.
         beta: a beta layer (`TaskBeta()` if `None`); a list or dict gives each energy
-            its own, and a single layer is copied for each energy.
+            its own, and a single layer is copied for each energy. Of several teachers,
+            the same, or a dict by their names with any of these.
         task_beta: the beta of CE, if it has one of its own too (Kendall and Gal 2018):
             a beta layer, or `True` for a `TaskBeta()`. `None` (default) leaves CE as it
             is, as in the paper. A beta helps where labels may be wrong: they keep CE
-            large, and so its beta small (`docs/study.md`).
+            large, and so its beta small (`docs/study.md`). A predicted one reads the
+            first of several teachers.
         reduction: `"example"` (default) averages over the tokens of an example, then
             over examples; `"token"` over all tokens. With gradient accumulation these
             are the means of each batch, which are then averaged with equal weight:

@@ -14,6 +14,9 @@ That is `(x, y, sample_weight)`: labels y (B, K), their weights (B, K), and a di
     aligned             (B, K): 1 where teacher and student predict after the same text,
                         0 elsewhere. Only for models with different tokenizers.
     ids                 (B, 64): the ids of the records as bytes. Only if they have ids.
+
+Of several teachers, `teacher`, `teacher_positions` and `aligned` are dicts by their
+names.
 """
 
 import numbers
