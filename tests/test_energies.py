@@ -642,7 +642,7 @@ def test_every_public_energy_is_tested():
     }
     # One needs labels (tests/test_adaptive_energies.py), one the length of training
     # and is no function of its inputs alone (test_taid.py), some compare no logits
-    # at the answer (tests/test_features.py).
+    # at the answer (tests/test_features.py, test_image_attention.py).
     features = {
         getattr(library, name)
         for name in (
@@ -651,6 +651,7 @@ def test_every_public_energy_is_tested():
             "FeatureEnergy",
             "FeatureMSEEnergy",
             "FeatureRelationEnergy",
+            "ImageAttentionEnergy",
             "ImageTokenEnergy",
         )
     }

@@ -49,6 +49,7 @@ def fitted(energy, y, model):
         kb.FeatureMSEEnergy(),
         kb.FeatureCosineEnergy(),
         kb.AttentionEnergy(),
+        kb.ImageAttentionEnergy([0], [0]),
     ],
     ids=lambda energy: energy.name,
 )

@@ -167,7 +167,16 @@ FEATURES = {
     "feature_mse": (kd.FeatureMSEEnergy, exact.mse_logits),
     "feature_cosine": (kd.FeatureCosineEnergy, exact.feature_cosine),
     "attention": (kd.AttentionEnergy, lambda t, s: ((t - s) ** 2).sum(-1)),
+    "image_attention": (
+        functools.partial(kd.ImageAttentionEnergy, [0], [0]),
+        lambda t, s: exact.feature_cosine(of_any_scale(t), of_any_scale(s)),
+    ),
 }
+
+
+def of_any_scale(x):
+    largest = np.abs(x).max(-1, keepdims=True)
+    return x / np.where(largest == 0, 1, largest)
 
 
 def of_features(function):
@@ -181,6 +190,7 @@ SUBJECTS |= {
     for name, (make, value) in FEATURES.items()
 }
 SUBJECTS["feature_cosine"].smallest = 1e-6
+SUBJECTS["image_attention"].smallest = 1e-30
 SUBJECTS["image_token"] = Subject(
     "image_token",
     functools.partial(kd.ImageTokenEnergy, kd.ForwardKLEnergy()),

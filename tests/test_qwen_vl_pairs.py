@@ -17,6 +17,7 @@ from keras_betakd import (
     FeatureMSEEnergy,
     FeatureRelationEnergy,
     ForwardKLEnergy,
+    ImageAttentionEnergy,
     ImageTokenEnergy,
     InstanceBeta,
     TaskBeta,
@@ -60,6 +61,7 @@ def all_energies():
         FeatureRelationEnergy(),
         ImageTokenEnergy(ForwardKLEnergy()),
         AttentionEnergy(),
+        ImageAttentionEnergy([(0, 1)], [-1]),
     ]
 
 

@@ -8,8 +8,14 @@ from typing import NamedTuple
 
 from keras import ops
 
+from keras_betakd.distillation.image_attention import compare_image_attention
 from keras_betakd.distillation.layer_comparison import compare_layers, set_widths
-from keras_betakd.distillation.token_grids import resized, token_counts, token_mask
+from keras_betakd.distillation.token_grids import (
+    kept_tokens,
+    on_students_grid,
+    present_in_both,
+    token_counts,
+)
 from keras_betakd.distillation.token_weights import features_for, spread, token_weights
 from keras_betakd.head_loss.terms import ImageRows
 from keras_betakd.models.attention import attention_name
@@ -77,7 +83,7 @@ class FeatureComparison:
             role: `"student"` or `"teacher"`.
         """
         energies = self._energies.values()
-        wanted = {feature_name(e, role) for e in energies} - {None, "layers"}
+        wanted = set().union(*(feature_names(e, role) for e in energies)) - {"layers"}
         if "image_logits" in wanted:
             wanted = wanted - {"image_logits"} | {"image_hidden_states"}
         if role == "teacher":
@@ -129,16 +135,19 @@ class FeatureComparison:
         return terms
 
 
-def feature_name(energy, role):
-    """The name of the `Features` of a model that an energy compares, or `None`."""
-    if energy.features != "attention":
-        return energy.features
-    return attention_name("attention", getattr(energy, f"{role}_layers"))
+def feature_names(energy, role):
+    """The names of the `Features` of a model that an energy compares, in order."""
+    kind = energy.features
+    if kind == "attention":
+        return [attention_name(kind, getattr(energy, f"{role}_layers"))]
+    if kind == "image_attention":
+        return [attention_name(kind, blocks) for blocks in energy.groups(role)]
+    return [] if kind is None else [kind]
 
 
 def _check_features(name, energy, beta, views):
     for role, view in zip(ROLES, views, strict=True):
-        if not view.sees(feature_name(energy, role)):
+        if not all(map(view.sees, feature_names(energy, role))):
             if energy.features == "layers":
                 raise ValueError(
                     f"The energy '{name}' compares inner layers, which a teacher cache "
@@ -187,15 +196,15 @@ def _compare_hidden_states(energy, student, teacher):
 
 
 def _compare_attention(energy, student, teacher):
-    present = _present(student, teacher)
+    present = present_in_both(student, teacher)
     # (B, P, T, K): the answer rows as the width of an image token.
     ours, theirs = (
-        ops.transpose(x.named(feature_name(energy, role)), (0, 2, 3, 1))
+        ops.transpose(x.named(*feature_names(energy, role)), (0, 2, 3, 1))
         for role, x in zip(ROLES, (student, teacher), strict=True)
     )
     counts = token_counts(teacher.grids, theirs) / token_counts(student.grids, ours)
-    theirs = _on_students_grid(theirs, ours, student, teacher) * counts[..., None, None]
-    kept = _kept_tokens(present, ours, student)[..., None]
+    theirs = on_students_grid(theirs, ours, student, teacher) * counts[..., None, None]
+    kept = kept_tokens(present, ours, student)[..., None]
     ours, theirs = (
         ops.transpose(ops.where(kept, x, 0.0), (0, 3, 1, 2)) for x in (ours, theirs)
     )
@@ -204,8 +213,16 @@ def _compare_attention(energy, student, teacher):
     return value, ops.any(present, axis=1, keepdims=True)
 
 
+def _compare_image_attention(energy, student, teacher):
+    theirs, ours = (
+        [x.named(name) for name in feature_names(energy, role)]
+        for role, x in (("teacher", teacher), ("student", student))
+    )
+    return compare_image_attention(energy, theirs, ours, teacher, student)
+
+
 def _compare_images(energy, student, teacher):
-    present = _present(student, teacher)
+    present = present_in_both(student, teacher)
     if energy.align == "pool":
         ours, theirs = (
             _pooled(energy.features, x, present) for x in (student, teacher)
@@ -213,7 +230,7 @@ def _compare_images(energy, student, teacher):
         value = energy.call(theirs, ours)[:, None]
         return value, ops.any(present, axis=1, keepdims=True)
     theirs, ours = _image_tokens(energy.features, student, teacher)
-    kept = _kept_tokens(present, ours, student)
+    kept = kept_tokens(present, ours, student)
     # The placeholder of a missing image is replaced before any arithmetic, padding
     # within an image by zeros, which are similar to no token.
     filler = ops.where(present[:, :, None, None], 0.0, 1.0)
@@ -232,43 +249,20 @@ def _compare_images(energy, student, teacher):
 _COMPARISONS = {
     "hidden_states": _compare_hidden_states,
     "attention": _compare_attention,
+    "image_attention": _compare_image_attention,
 }
-
-
-def _present(student, teacher):
-    """Images that both models take: bool (B, P)."""
-    ours, theirs = student.present, teacher.present
-    if None not in (ours.shape[1], theirs.shape[1]) and ours.shape != theirs.shape:
-        raise ValueError(
-            "Teacher and student must take the same number of images a record for "
-            "their images to be compared (`max_images_per_prompt` of their "
-            f"preprocessors). Received: student={ours.shape[1]}, "
-            f"teacher={theirs.shape[1]}"
-        )
-    return ops.logical_and(ours, theirs)
 
 
 def _image_tokens(kind, student, teacher):
     """Teacher's and student's image tokens, (B, P, T, D), on the student's grid."""
     ours, theirs = getattr(student, kind), getattr(teacher, kind)
-    return _on_students_grid(theirs, ours, student, teacher), ours
-
-
-def _on_students_grid(theirs, ours, student, teacher):
-    """What the teacher has at its image tokens, (B, P, T, D), for the student's."""
-    count = ours.shape[2] if student.grids is None else ops.shape(ours)[2]
-    return resized(theirs, count, teacher.grids, student.grids)
-
-
-def _kept_tokens(present, tokens, features):
-    """The tokens (B, P, T, ...) of images that both models take: bool (B, P, T)."""
-    return ops.logical_and(present[..., None], token_mask(features.grids, tokens))
+    return on_students_grid(theirs, ours, student, teacher), ours
 
 
 def _image_rows(student, teacher):
     """Hidden states (B, P * T, H) at the image tokens, and a mask of those compared."""
     theirs, ours = _image_tokens("image_hidden_states", student, teacher)
-    mask = _flat(_kept_tokens(_present(student, teacher), ours, student))
+    mask = _flat(kept_tokens(present_in_both(student, teacher), ours, student))
     ours, theirs = (
         ops.reshape(x, (ops.shape(x)[0], -1, x.shape[-1])) for x in (ours, theirs)
     )
@@ -283,7 +277,7 @@ def _flat(mask):
 def _pooled(kind, features, present):
     """Mean over the tokens of the present images: (B, P, T, D) to (B, D)."""
     tokens = ops.cast(getattr(features, kind), "float32")
-    kept = _kept_tokens(present, tokens, features)
+    kept = kept_tokens(present, tokens, features)
     total = ops.sum(ops.where(kept[..., None], tokens, 0.0), axis=(1, 2))
     count = ops.sum(ops.cast(kept, "float32"), axis=(1, 2))
     return total / ops.maximum(count, 1.0)[:, None]
@@ -297,7 +291,7 @@ def _most_salient(energy, student, teacher, kept, ours):
             f"tokens, but the student has only {ours.shape[2]} for an image."
         )
     saliency = teacher.named("saliency")[..., None]
-    saliency = _on_students_grid(saliency, ours, student, teacher)[..., 0]
+    saliency = on_students_grid(saliency, ours, student, teacher)[..., 0]
     saliency = _flat(ops.where(kept, saliency, -1.0))
     rank = ops.argsort(ops.argsort(-saliency, axis=1), axis=1)
     return ops.reshape(rank < energy.top_tokens, ops.shape(kept))

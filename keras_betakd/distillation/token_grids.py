@@ -1,8 +1,44 @@
-"""Image tokens on the grid of another model: bilinear, for images of any size."""
+"""Image tokens of both models: which count, and the teacher's on the student's grid."""
 
 import math
 
 from keras import ops
+
+
+def present_in_both(student, teacher):
+    """Images that both models take: bool (B, P).
+
+    Args:
+        student, teacher: the `Features` of the two models.
+
+    Raises:
+        ValueError: the models take different numbers of images a record.
+    """
+    ours, theirs = student.present, teacher.present
+    if None not in (ours.shape[1], theirs.shape[1]) and ours.shape != theirs.shape:
+        raise ValueError(
+            "Teacher and student must take the same number of images a record for "
+            "their images to be compared (`max_images_per_prompt` of their "
+            f"preprocessors). Received: student={ours.shape[1]}, "
+            f"teacher={theirs.shape[1]}"
+        )
+    return ops.logical_and(ours, theirs)
+
+
+def on_students_grid(theirs, ours, student, teacher):
+    """What the teacher has at its image tokens, (B, P, T, D), for the student's.
+
+    Args:
+        theirs, ours: what the teacher and the student have there.
+        student, teacher: the `Features` of the two models.
+    """
+    count = ours.shape[2] if student.grids is None else ops.shape(ours)[2]
+    return resized(theirs, count, teacher.grids, student.grids)
+
+
+def kept_tokens(present, tokens, features):
+    """The tokens (B, P, T, ...) of images that both models take: bool (B, P, T)."""
+    return ops.logical_and(present[..., None], token_mask(features.grids, tokens))
 
 
 def resized(tokens, count, grids=None, new_grids=None):

@@ -29,6 +29,7 @@ from keras_betakd.energies.features import (
     FeatureMSEEnergy,
     FeatureRelationEnergy,
 )
+from keras_betakd.energies.image_attention import ImageAttentionEnergy
 from keras_betakd.energies.image_energies import AttentionEnergy, ImageTokenEnergy
 from keras_betakd.energies.masking import select_supervised
 from keras_betakd.energies.probability import ProbabilityEnergy
@@ -51,6 +52,7 @@ __all__ = [
     "FeatureMSEEnergy",
     "FeatureRelationEnergy",
     "ForwardKLEnergy",
+    "ImageAttentionEnergy",
     "ImageTokenEnergy",
     "JensenShannonEnergy",
     "MSELogitsEnergy",

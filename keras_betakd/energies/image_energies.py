@@ -66,8 +66,8 @@ class AttentionEnergy(Energy):
         dtype: str | None = None,
     ):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self.teacher_layers = _layer_numbers("teacher_layers", teacher_layers)
-        self.student_layers = _layer_numbers("student_layers", student_layers)
+        self.teacher_layers = layer_numbers("teacher_layers", teacher_layers)
+        self.student_layers = layer_numbers("student_layers", student_layers)
 
     def pointwise(self, teacher, student):
         return squared_distance(teacher, student)
@@ -80,7 +80,7 @@ class AttentionEnergy(Energy):
         }
 
 
-def _layer_numbers(argument, value):
+def layer_numbers(argument, value):
     """A tuple of the numbers of decoder blocks."""
     given = [value] if isinstance(value, numbers.Integral) else value
     wrong = not isinstance(given, (list, tuple)) or not given
@@ -191,7 +191,7 @@ class ImageTokenEnergy(Energy):
         super().__init__(name=name, reduction=reduction, dtype=dtype or energy.dtype)
         self.energy = energy
         self.token_weights = weights
-        (self.saliency_layer,) = _layer_numbers("saliency_layer", [saliency_layer])
+        (self.saliency_layer,) = layer_numbers("saliency_layer", [saliency_layer])
         self.schedule = energy.schedule
         self.parameter = energy.parameter
         self.fuses = energy.fuses

@@ -7,13 +7,14 @@ recorded in the layer, and the softmax of the few rows needed is computed again.
 
 import math
 
+import keras
 from keras import ops
 
 from keras_betakd.models.hooks import recorded
 
 # Features that are made of attention; of other blocks than the first, their names end
 # in the numbers of these: "attention:3,4".
-KINDS = ("attention", "saliency", "prompt_saliency")
+KINDS = ("attention", "saliency", "prompt_saliency", "image_attention")
 FIRST = (0,)
 
 
@@ -63,13 +64,52 @@ def attention_weights(layer, calls, rows=None):
     Returns:
         (B, K, T) float32; each row sums to 1.
     """
+    return _weights(layer, *_recorded(calls), rows)
+
+
+def attention_among(layer, calls, positions):
+    """The attention among the tokens of each image, averaged over the heads.
+
+    Of the weights, which are shares of all that a query attends to, those of keys in
+    the same image are taken. For the gradient they are computed a second time, so that
+    of all decoder blocks that are read, one at a time holds them for each head.
+
+    Args:
+        layer: the self-attention layer of a decoder block.
+        calls: the calls that `record_attention` yielded, after the model ran.
+        positions: int (B, P, T), of the tokens of each image.
+
+    Returns:
+        (B, P, T, T) float32, queries by keys.
+    """
+    query, key, mask = _recorded(calls)
+    batch, images, tokens = ops.shape(positions)
+    square = batch, images, tokens, tokens
+    rows = ops.reshape(positions, (batch, images * tokens))
+    keys = ops.broadcast_to(positions[:, :, None], square)
+    keys = ops.reshape(keys, (batch, images * tokens, tokens))
+
+    def among(query, key):
+        weights = _weights(layer, query, key, mask, rows)
+        return ops.take_along_axis(weights, keys, axis=2)
+
+    return ops.reshape(keras.remat(among)(query, key), square)
+
+
+def _recorded(calls):
+    """Queries, keys and mask of the recorded calls."""
     (attention, rotations) = calls
     _, arguments, _ = attention[0]
-    query, key = (ops.cast(output, "float32") for _, _, output in rotations)
-    mask = _mask(layer, arguments["attention_mask"])
+    query, key = (output for _, _, output in rotations)
+    return query, key, arguments["attention_mask"]
+
+
+def _weights(layer, query, key, mask, rows):
+    query, key = (ops.cast(x, "float32") for x in (query, key))
     if rows is not None:
         query = ops.take_along_axis(query, rows[:, :, None, None], axis=1)
         mask = ops.take_along_axis(mask, rows[:, :, None], axis=1)
+    mask = _mask(layer, mask, rows)
     width = query.shape[-1]
     groups = layer.num_query_heads // layer.num_key_value_heads
     key = ops.repeat(key, groups, axis=2)
@@ -86,12 +126,13 @@ def _model_width_per_head(layer):
     return layer.hidden_dim // layer.num_query_heads
 
 
-def _mask(layer, mask):
-    """The layer's mask, bool (B, T, T), with its sliding window applied."""
+def _mask(layer, mask, rows):
+    """The layer's mask of some rows, bool (B, K, T), with its sliding window."""
     mask = ops.cast(mask, "bool")
     if not layer.use_sliding_window_attention:
         return mask
     positions = ops.arange(ops.shape(mask)[-1], dtype="int32")
-    distance = positions[:, None] - positions[None]
+    rows = positions if rows is None else ops.cast(rows, "int32")
+    distance = rows[..., None] - positions
     window = layer.sliding_window_size
     return ops.logical_and(mask, ops.logical_and(distance < window, -distance < window))

@@ -247,7 +247,7 @@ class CausalLMView(ModelView):
         raise ValueError(
             f"The attention of {type(self.model).__name__} cannot be read. Use an "
             "energy without attention, or a family whose attention can be read: "
-            "Gemma 3, PaliGemma."
+            "Gemma 3, PaliGemma, Qwen2-VL, Qwen2.5-VL, Qwen3-VL."
         )
 
 

@@ -1,10 +1,12 @@
 """`FeatureReader`: runs a model once and reads its hidden states and features."""
 
 import contextlib
+import functools
 
 from keras import ops
 
 from keras_betakd.models.attention import (
+    attention_among,
     attention_weights,
     kind_and_blocks,
     record_attention,
@@ -130,16 +132,19 @@ class FeatureReader:
             found.image_hidden_states = ops.reshape(_at(hidden, flat), tokens)
         names = [n for n in sorted(self.wanted) if kind_and_blocks(n)[1] is not None]
         if names:
-            places = flat, shape, rows
+            among = functools.cache(lambda block: self._among(block, positions))
+            places = flat, shape, rows, among
             found.attention = {
                 n: self._read_attention(n, inputs, *places) for n in names
             }
         return found
 
-    def _read_attention(self, name, inputs, flat, shape, rows):
+    def _read_attention(self, name, inputs, flat, shape, rows, among):
         """One feature of attention at the image tokens, averaged over its blocks."""
         kind, blocks = kind_and_blocks(name)
-        if kind == "attention":
+        if kind == "image_attention":
+            found = [among(block) for block in blocks]
+        elif kind == "attention":
             found = [self._attention_to(block, flat, shape, rows) for block in blocks]
         else:
             queries = self.view.text_mask(inputs)
@@ -152,6 +157,10 @@ class FeatureReader:
 
     def _weights_of(self, block, rows=None):
         return attention_weights(self._blocks[block], self._attention[block], rows)
+
+    def _among(self, block, positions):
+        calls = self._attention[block]
+        return attention_among(self._blocks[block], calls, positions)
 
     def _attention_from(self, block, queries, flat, shape):
         """The mean over the rows in `queries`, bool (B, T), at the image tokens."""

@@ -18,7 +18,9 @@ class Features:
         attention: dict by `keras_betakd.models.attention.attention_name`, each averaged
             over heads and blocks: `"attention"` (B, K, P, T), from the answer rows to
             the image tokens; `"saliency"` (B, P, T), the same averaged over all text
-            rows; `"prompt_saliency"` (B, P, T), over the text of the prompt alone.
+            rows; `"prompt_saliency"` (B, P, T), over the text of the prompt alone;
+            `"image_attention"` (B, P, T, T), among the tokens of each image, queries
+            by keys.
         layers: dict of the outputs of inner layers by their names: (B, K, D) at the
             answer rows, or (B, ..., D) of a plain model.
         present: (B, P), false where a record has fewer images.
