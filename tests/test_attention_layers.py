@@ -38,7 +38,7 @@ def test_a_group_of_layers_against_the_softmax_of_each():
     """In float64: teacher's blocks 1 and 2, averaged, and the student's block 1."""
     distiller = pair({"attention": grouped()}, *models())
     # Attention of new models is nearly even.
-    for view in (distiller.teacher_view, distiller.student_view):
+    for view in (distiller.teacher_parts[0].view, distiller.student_view):
         for layer in view.attention_layers():
             layer.query_norm.scale.assign(20.0 + layer.query_norm.scale)
     inputs, _, weight = distiller.preprocessor(vqa_records(3))

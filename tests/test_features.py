@@ -352,7 +352,7 @@ def test_top_tokens_are_those_the_teachers_text_looks_at():
     gap = found["teacher"]["image"] - (found["student"]["image"] @ kernel + bias)
     values = np.mean(gap[:, 0] ** 2, axis=-1)
     x = {**inputs["student"], **inputs["teacher"]}
-    softmax = distiller.teacher_view.attention_layers()[0].softmax
+    softmax = distiller.teacher_parts[0].view.attention_layers()[0].softmax
     with recorded(softmax) as calls:
         distiller.teacher.backbone(x)
     attention = ops.convert_to_numpy(calls[0][0][2]).mean(axis=(1, 2))

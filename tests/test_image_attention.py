@@ -33,7 +33,7 @@ def gemma_pair(**options):
     teacher = tiny_gemma3(16, grid=4, num_layers=2, **options)
     distiller = pair({"image": energy_of()}, teacher, tiny_gemma3(**options))
     # Attention of new models is nearly even.
-    for view in (distiller.teacher_view, distiller.student_view):
+    for view in (distiller.teacher_parts[0].view, distiller.student_view):
         for layer in view.attention_layers():
             layer.query_norm.scale.assign(5.0 + layer.query_norm.scale)
     return distiller
@@ -297,9 +297,13 @@ def test_a_batch_against_float64_and_the_student_learns():
         batch["prompts"][i] = "<image>" * count + words
     inputs, _, _ = distiller.preprocessor(batch)
     maps = {}
+    views = {
+        "teacher": distiller.teacher_parts[0].view,
+        "student": distiller.student_view,
+    }
     for role, groups in (("teacher", GROUPS), ("student", [(0,), (0,)])):
         x = {**inputs["student"], **inputs[role]}
-        found = attention64(getattr(distiller, f"{role}_view"), x)
+        found = attention64(views[role], x)
         places = x["vision_indices"].astype(int).reshape(3, 2, -1)
         maps[role] = [among64(found[list(g)].mean(0), places) for g in groups]
 

@@ -190,7 +190,7 @@ def test_all_classes_but_one_are_all_there_is(tmp_path):
     data, teacher = rows_of("Llama", 4), model_of("Llama", 1, width=16)
     energies = ForwardKLEnergy(), ReverseKLEnergy(), CosineProbsEnergy()
     live = distiller_of(teacher, model_of("Llama", 0), *parts(*energies))
-    classes = live.teacher_view.vocabulary_size
+    classes = live.teacher_parts[0].view.vocabulary_size
     cached = cache_teacher(live, data, tmp_path, top_k=classes - 1, verbose=0)
     fed = distiller_of(cached, model_of("Llama", 0), *parts(*energies))
     assert_same(evaluated(fed, data), evaluated(live, data))

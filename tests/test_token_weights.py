@@ -111,14 +111,14 @@ def test_saliency_is_the_attention_of_the_prompts_text(fused):
     """The mean of a batch against each token's energy, weighted in float64."""
     energies = {"image": image_energy("saliency", saliency_layer=1)}
     distiller = pair(energies, tiny_gemma3(16, num_layers=2), fused=fused)
-    query = distiller.teacher_view.attention_layers()[-1].query_norm.scale
+    query = distiller.teacher_parts[0].view.attention_layers()[-1].query_norm.scale
     query.assign(20.0 + query)  # attention of new models is nearly even
     inputs, _, _ = distiller.preprocessor(vqa_records(3))
     logs = numbers(distiller.test_on_batch(vqa_records(3), return_dict=True))
     states = {}
     for role in ("teacher", "student"):
         x = {**inputs["student"], **inputs[role]}
-        softmax = getattr(distiller, f"{role}_view").attention_layers()[-1].softmax
+        softmax = VIEW.attention_layers()[-1].softmax
         with recorded(softmax) as calls:
             hidden = ops.convert_to_numpy(getattr(distiller, role).backbone(x))
         where = x["vision_indices"].astype(int)
