@@ -243,6 +243,22 @@ class DistillationPreprocessor:
             x["ids"] = encoded_ids(records["ids"])
         return x, student.labels, student.weights
 
+    def student_side(self, records):
+        """The student's side of a batch, as it is trained.
+
+        Args:
+            records: dict of raw records, as when called.
+
+        Returns:
+            An `Encoded`.
+
+        Raises:
+            ValueError: as when called; `RecordsTooLong`, whatever `on_too_long` is.
+        """
+        records = _with_responses(records)
+        shown = without_images(records) if self.blind_student else records
+        return self._student.encode(shown, records.names, self.max_response_length)
+
     def _fitting(self, records, ids):
         """The records, encoded for both models; others in place of what is too long.
 
@@ -284,8 +300,7 @@ class DistillationPreprocessor:
 
     def _encode(self, records, ids):
         length = self.max_response_length
-        shown = without_images(records) if self.blind_student else records
-        student = self._student.encode(shown, ids, length)
+        student = self.student_side(records)
         is_one = self.teacher_preprocessor is self.student_preprocessor
         templates = self.prompt_templates
         if is_one and templates["teacher"] == templates["student"]:
@@ -328,7 +343,7 @@ class DistillationPreprocessor:
         positions = np.zeros_like(teacher.positions)
         aligned = np.zeros_like(student.weights)
         for i in range(len(positions)):
-            turns = zip(_turns(teacher, i), _turns(student, i), strict=True)
+            turns = zip(teacher.turns(i), student.turns(i), strict=True)
             for of_teacher, of_student in turns:
                 slots = aligned_slots(
                     *(self._teacher.tokenizer, self._student.tokenizer),
@@ -367,13 +382,6 @@ def _expect_count(name, value, least):
         raise ValueError(
             f"`{name}` must be an integer, at least {least}. Received: {name}={value!r}"
         )
-
-
-def _turns(encoded, row):
-    """The slots of each answer of a conversation: between two, there is a prompt."""
-    slots = np.flatnonzero(encoded.weights[row] > 0)
-    gaps = np.flatnonzero(np.diff(encoded.positions[row][slots]) > 1) + 1
-    return np.split(slots, gaps)
 
 
 def _with_responses(records):
