@@ -24,7 +24,7 @@ class NextToken(keras.Model):
 
     def __init__(self, view, as_logits=False):
         super().__init__()
-        self.network = view.model
+        self.network = view.computing_layers
         self._view = view
         self._as_logits = as_logits
 
