@@ -47,6 +47,7 @@ from keras_betakd.energies import (
 )
 from keras_betakd.on_policy.answer_records import answer_records
 from keras_betakd.on_policy.student_answers import StudentAnswers
+from keras_betakd.on_policy.student_branches import StudentBranches
 from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
 from keras_betakd.preprocessing.process_share import ProcessShare
 from keras_betakd.released import released_energy, released_weighting
@@ -89,6 +90,7 @@ __all__ = [
     "SkewForwardKLEnergy",
     "SkewReverseKLEnergy",
     "StudentAnswers",
+    "StudentBranches",
     "TAIDEnergy",
     "TaskBeta",
     "TeacherOutputs",

@@ -19,7 +19,7 @@ FOLDER = os.path.join(ROOT, "benchmarks", "study")
 sys.path.append(FOLDER)
 
 from arm_models import BETAS, energies_and_beta  # noqa: E402
-from arms import GROUPS, arms_of  # noqa: E402
+from arms import GROUPS, arms_of, program_of  # noqa: E402
 from easy_vqa_problems import as_problem  # noqa: E402
 from paired import paired_difference, spread  # noqa: E402
 from problems import FAMILIES, make_problems  # noqa: E402
@@ -303,25 +303,34 @@ def test_own_answers_stand_behind_the_given_rows():
         "images": np.random.default_rng(0).normal(size=(4, 2, 3)).astype("float32"),
         "tokens": np.ones((4, LONGEST), "int32"),
     }
-    train = types.SimpleNamespace(student=inputs, teacher_at=teacher_at)
     labels = np.ones((4, LONGEST), "int32")
-    weight = np.ones(labels.shape, "float32")
+    labels[:, 5:] = 0
+    weight = (labels > 0).astype("float32")
+    train = types.SimpleNamespace(student=inputs, teacher_at=teacher_at, labels=labels)
     x = {"student": inputs, "teacher": {"teacher_logits": np.ones((4, 22, classes))}}
     x["sample_weight"] = weight
-    jobs = [(f"reverse-kl / task, on_policy={share}", "s", 0) for share in (0.5, 1)]
-    tasks = [types.SimpleNamespace(train=train)] * 2
-    own = OwnAnswers(jobs, tasks, [0, 0], (x, labels, weight), 8, student)
-    part = np.arange(16).reshape(2, 2, 4) % 4
+    options = "on_policy=0.5", "on_policy=1", "branches=1"
+    jobs = [(f"reverse-kl / task, {option}", "s", 0) for option in options]
+    assert len({program_of(arm) for arm, _, _ in jobs}) == 1
+    tasks = [types.SimpleNamespace(train=train)] * 3
+    own = OwnAnswers(jobs, tasks, [0] * 3, (x, labels, weight), 8, student)
+    part = np.arange(24).reshape(3, 2, 4) % 4
     weights_of = lambda i: [v.value for v in student.trainable_variables]  # noqa: E731
     np.testing.assert_array_equal(own.replaced(0, part, weights_of), part)
     rows = own.replaced(WARM_START, part, weights_of)
-    assert [(run >= 4).sum() for run in rows] == [4, 8]
+    assert [(run >= 4).sum() for run in rows] == [4, 8, 8]
     x, labels, weight = own.data
     assert (x["task_weight"][:4] == 1).all() and (x["task_weight"][4:] == 0).all()
-    np.testing.assert_array_equal(x["student"]["tokens"][4:, 1:], labels[4:, :-1])
+    before = x["student"]["tokens"]
+    np.testing.assert_array_equal(before[4:16, 1:], labels[4:16, :-1])
     theirs = x["teacher"]["teacher_logits"][4:, :, 0]
     np.testing.assert_array_equal(theirs, x["student"]["tokens"][4:])
-    np.testing.assert_array_equal(weight[4:], labels[4:] > 0)
+    np.testing.assert_array_equal(weight[4:16], labels[4:16] > 0)
+    # One word of each branch is the student's, and the one row behind it counts.
+    assert (weight[16:].sum(axis=1) == 1).all() and (weight[16:, [0, 5]] == 0).all()
+    changed = before[16:] != inputs["tokens"][part[2].reshape(-1)]
+    assert changed.any() and not (changed & (weight[16:] == 0)).any()
+    assert not np.isin(before[16:][weight[16:] > 0], [0, WORDS.index("<end>")]).any()
     chosen = rows[1].reshape(-1)
     scenes = part[1].reshape(-1)
     ours = x["student"]["images"][chosen]

@@ -116,9 +116,13 @@ def test_saliency_is_the_attention_of_the_prompts_text(fused):
     inputs, _, _ = distiller.preprocessor(vqa_records(3))
     logs = numbers(distiller.test_on_batch(vqa_records(3), return_dict=True))
     states = {}
-    for role in ("teacher", "student"):
+    views = {
+        "teacher": distiller.teacher_parts[0].view,
+        "student": distiller.student_view,
+    }
+    for role, view in views.items():
         x = {**inputs["student"], **inputs[role]}
-        softmax = VIEW.attention_layers()[-1].softmax
+        softmax = view.attention_layers()[-1].softmax
         with recorded(softmax) as calls:
             hidden = ops.convert_to_numpy(getattr(distiller, role).backbone(x))
         where = x["vision_indices"].astype(int)

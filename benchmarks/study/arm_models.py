@@ -58,7 +58,8 @@ def energies_and_beta(name):
     kind, *options = beta.split(", ")
     options = dict(option.split("=") for option in options)
     options.pop("clip", None)  # the optimizer's
-    options.pop("on_policy", None)  # the data's
+    for of_data in ("on_policy", "branches"):
+        options.pop(of_data, None)
     of_energy = {k: float(options.pop(k)) for k in ("temperature",) if k in options}
     energies = {e: ENERGIES[e](**of_energy) for e in energies.split(" + ")}
     reduction = options.pop("reduction", "example")

@@ -4,8 +4,8 @@ A name is `ce`, or `energy / beta` with options, such as `cosine-probs / instanc
 `cosine-probs / instance, dim=4`. Options are arguments of the beta; the energy's
 `temperature`; the distiller's `reduction`; `task_loss=weighted`, which gives the
 cross-entropy a beta, too (`task_loss=task`: one for all examples); `clip=off`, which
-leaves gradients unclipped; or `on_policy`, the share of answers that the student writes
-itself. `peers` are
+leaves gradients unclipped; `on_policy`, the share of answers that the student writes
+itself; or `branches`, that of answers in which it changes one word. `peers` are
 `keras.distillation` and the weightings of the code released with the paper.
 """
 
@@ -20,12 +20,28 @@ LEARNED = ("instance", "task", "analytic")
 
 def program_of(arm):
     """Arms with the same differ in the values of variables alone."""
-    return arm.split(", value=")[0].split(", on_policy=")[0] + ", own" * on_policy(arm)
+    base = arm
+    for option in ("value", "on_policy", "branches"):
+        base = base.split(f", {option}=")[0]
+    return base + ", own" * on_policy(arm)
 
 
 def on_policy(arm):
-    """Whether a share of the answers are the student's own."""
-    return ", on_policy=" in arm
+    """Whether a share of the answers are the student's own, or branches of its own."""
+    return own_share(arm) is not None
+
+
+def own_share(arm):
+    """`(kind, share)` of what the student makes itself; `None` of other arms.
+
+    >>> own_share("reverse-kl / task, on_policy=0.5"), own_share("reverse-kl / task")
+    (('on_policy', 0.5), None)
+    """
+    for kind in ("on_policy", "branches"):
+        _, found, share = arm.partition(f", {kind}=")
+        if found:
+            return kind, float(share)
+    return None
 
 
 def _named(energies, betas):

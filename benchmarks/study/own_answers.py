@@ -3,26 +3,19 @@
 An arm with `on_policy=0.5` trains on the student's own descriptions for half of the
 rows, drawn anew and written anew in each part of the training (80 steps), as
 `keras_betakd.StudentAnswers` does it in each epoch: one word after another from the
-student's own distribution, without cross-entropy. The first parts are on given answers.
+student's own distribution, without cross-entropy. An arm with `branches=0.5` has
+one-token branches instead (`own_branches.py`). The first parts are on given answers.
 """
 
 import functools
 
 import keras
 import numpy as np
+from arms import own_share
+from own_branches import Brancher
 from scenes import END, LONGEST, WORDS
 
 WARM_START = 2  # parts on given answers
-
-
-def share_of(arm):
-    """The share of rows that an arm's students answer; `None` of other arms.
-
-    >>> share_of("reverse-kl / task, on_policy=0.5"), share_of("reverse-kl / task")
-    (0.5, None)
-    """
-    _, found, share = arm.partition(", on_policy=")
-    return float(share) if found else None
 
 
 class OwnAnswers:
@@ -40,7 +33,7 @@ class OwnAnswers:
     """
 
     def __init__(self, jobs, tasks, firsts, data, rows, student):
-        self.shares = [share_of(arm) for arm, _, _ in jobs]
+        self.kinds, self.shares = zip(*(own_share(job[0]) for job in jobs), strict=True)
         self.seeds = [seed for _, _, seed in jobs]
         self.tasks, self.firsts = tasks, firsts
         counts = [round(share * rows) for share in self.shares]
@@ -51,7 +44,7 @@ class OwnAnswers:
         self.data = keras.tree.map_structure(
             lambda rows: _with_room(rows, sum(counts)), given
         )
-        self._write = writer(student)
+        self._write, self._brancher = writer(student), Brancher(student)
 
     def replaced(self, number, part, weights_of):
         """The rows of a part, (jobs, steps, batch), with those of own answers.
@@ -74,17 +67,26 @@ class OwnAnswers:
         return found
 
     def _answer(self, i, ours, scenes, weights, number):
-        split = self.tasks[i].train
+        split, seed = self.tasks[i].train, self.seeds[i] * 100 + number
         images = split.student["images"][scenes]
-        words = np.asarray(self._write(weights, images, self.seeds[i] * 100 + number))
-        before = np.concatenate([np.full((len(words), 1), START), words[:, :-1]], 1)
+        if self.kinds[i] == "branches":
+            found = self._brancher.rows(split, scenes, weights, seed)
+        else:
+            found = self._written(images, weights, seed)
+        before, words, weight_of = found
         x, labels, weight = self.data
         x["student"]["images"][ours] = images
         x["student"]["tokens"][ours] = before
         x["teacher"]["teacher_logits"][ours] = split.teacher_at(before, images)
         labels[ours] = words
-        weight[ours] = x["sample_weight"][ours] = words > 0
+        weight[ours] = x["sample_weight"][ours] = weight_of
         x["task_weight"][ours] = 0
+
+    def _written(self, images, weights, seed):
+        """`(before, words, weight)` of whole answers, (N, K) each."""
+        words = np.asarray(self._write(weights, images, seed))
+        before = np.concatenate([np.full((len(words), 1), START), words[:, :-1]], 1)
+        return before, words, words > 0
 
 
 def _with_room(rows, count):

@@ -16,14 +16,14 @@ from keras_betakd.distillation.finite_steps_optimizer import (
 )
 from keras_betakd.distillation.freezing import computes_in_float16
 from keras_betakd.energies.base import Energy
-from keras_betakd.on_policy.answers import DIRECTIONS
+from keras_betakd.on_policy import answers, branches
 from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
 from keras_betakd.preprocessing.teacher_sides import ONE_TEACHER, by_teacher
 
 # Names of what the distiller itself reports, and of its weights of rows.
 _REPORTED = (
     *("loss", "objective", "accuracy", "task", "task_loss", "task_beta"),
-    *DIRECTIONS,
+    *(*answers.DIRECTIONS, *branches.DIRECTIONS),
 )
 
 

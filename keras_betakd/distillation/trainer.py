@@ -39,10 +39,9 @@ from keras_betakd.distillation.training_data import (
 )
 from keras_betakd.distribution.devices import expect_on_devices
 from keras_betakd.distribution.replicas import expect_process_group, reduced_gradients
-from keras_betakd.on_policy.answers import DIRECTIONS
 from keras_betakd.on_policy.refusals import expect_other_validation
-from keras_betakd.on_policy.report import AnswerReport
-from keras_betakd.on_policy.student_answers import StudentAnswers, released
+from keras_betakd.on_policy.report import StudentReport
+from keras_betakd.on_policy.student_data import StudentData, released
 from keras_betakd.preprocessing.adapters import (
     raw_records,
     split_records,
@@ -242,11 +241,11 @@ class DistillationTrainer:
             SkippedReport(self.preprocessor, at_epochs=True),
             BoundsReport(self.all_betas()),
         ]
-        answers = x if isinstance(x, StudentAnswers) else None
-        if answers is not None:
+        own = x if isinstance(x, StudentData) else None
+        if own is not None:
             expect_other_validation(validation_data)
-            answers.bind(self, batch_size, shuffle, steps_per_epoch, verbose)
-            ours.append(AnswerReport(answers))
+            own.bind(self, batch_size, shuffle, steps_per_epoch, verbose)
+            ours.append(StudentReport(own))
         x, sample_weight = weighted_records(x, sample_weight)
         records = raw_records(x) if validation_split else None
         if records is not None:
@@ -281,11 +280,11 @@ class DistillationTrainer:
         callbacks = with_callbacks(callbacks, *ours)
         betas = self.all_betas().values()
         directions = self._trackers.directions()
-        directions |= {} if answers is None else DIRECTIONS
+        directions |= {} if own is None else own.directions
         direct_monitors(callbacks, directions, betas)
         announce_compiling(self, verbose, self.train_function)
         with (
-            released(answers),
+            released(own),
             closed(x, validation),
             unwrapped_errors(x, validation),
             values_kept(self),

@@ -108,6 +108,19 @@ class ModelView:
         return layer_width(find_layer(self.model, name))
 
     @property
+    def computing_layers(self):
+        """Layers that have all variables of the model, without its preprocessor.
+
+        For a `keras.Model` that runs this one: on JAX, Keras runs it once more, not
+        compiled, before each batch while one of its layers is not built, as
+        preprocessors and tokenizers never are.
+        """
+        layers = self.model.layers
+        found = {id(v) for layer in layers for v in layer.variables}
+        is_whole = found >= {id(v) for v in self.model.variables}
+        return layers if is_whole else [self.model]
+
+    @property
     def is_patched(self):
         """Whether `patched` changes what the model computes."""
         return False

@@ -12,9 +12,24 @@ def stop_tokens(preprocessor, inputs):
     """The ids of the tokens that end an answer to inputs of `model_inputs`.
 
     Returns:
+        List of ints, those of `end_tokens`.
+    """
+    chats = inputs.get("chats", ())
+    return end_tokens(preprocessor, chats[0].template if chats else None)
+
+
+def end_tokens(preprocessor, template=None):
+    """The ids of the tokens that end an answer to prompts in a template.
+
+    Args:
+        preprocessor: a keras-hub preprocessor.
+        template: as for `model_inputs`, resolved.
+
+    Returns:
         List of ints: those at which keras-hub stops by itself, and the mark that ends
         an answer in the chat template.
     """
+    from keras_betakd.preprocessing.chat_template import ChatTemplate
     from keras_betakd.preprocessing.chat_tokens import end_id, token_id
 
     tokenizer = preprocessor.tokenizer
@@ -22,7 +37,8 @@ def stop_tokens(preprocessor, inputs):
     found = [getattr(tokenizer, name, None) for name in names]
     found += [token_id(mark, tokenizer) for mark in _ENDS_OF_TURNS]
     found = [token for token in found if token is not None]
-    found += [end_id(chat.template, tokenizer) for chat in inputs.get("chats", ())[:1]]
+    if isinstance(template, ChatTemplate):
+        found.append(end_id(template, tokenizer))
     return list(dict.fromkeys(found))
 
 

@@ -16,7 +16,7 @@ class NextToken(keras.Model):
 
     Call arguments:
         inputs: Dict of `"x"`, the inputs of the view's model, and `"last"`, int (B,),
-            the position of each sequence's last token.
+            the position of each sequence's last token in its text.
 
     Returns:
         Int (B,), token ids; or float32 (B, V).
@@ -24,13 +24,14 @@ class NextToken(keras.Model):
 
     def __init__(self, view, as_logits=False):
         super().__init__()
-        self.network = view.model
+        self.network = view.computing_layers
         self._view = view
         self._as_logits = as_logits
 
     def call(self, inputs):
         hidden = self._view.hidden_states(inputs["x"], training=False)
-        rows = ops.take_along_axis(hidden, inputs["last"][:, None, None], axis=1)
+        last = self._view.row_positions(inputs["last"])
+        rows = ops.take_along_axis(hidden, last[:, None, None], axis=1)
         logits = self._view.head(rows)[:, 0]
         if self._as_logits:
             return ops.cast(logits, "float32")

@@ -22,12 +22,16 @@ Reference: generalised knowledge distillation (GKD), Agarwal et al. 2024
 from keras_betakd.on_policy.answer_records import answer_records
 from keras_betakd.on_policy.answered import AnsweredDataset, AnsweredRecords
 from keras_betakd.on_policy.answers import Answer
+from keras_betakd.on_policy.branches import Branch
 from keras_betakd.on_policy.student_answers import StudentAnswers
+from keras_betakd.on_policy.student_branches import StudentBranches
 
 __all__ = [
     "Answer",
     "AnsweredDataset",
     "AnsweredRecords",
+    "Branch",
     "StudentAnswers",
+    "StudentBranches",
     "answer_records",
 ]

@@ -1,10 +1,11 @@
-"""`Answer`: what a model answered, and `report_of`: what an epoch's are like."""
+"""`Answer`: what a model answered, and what an epoch's answers are like."""
 
 import dataclasses
 
 _NAN = float("nan")
 # Which values are better, for callbacks that monitor them.
 DIRECTIONS = {"answers": None, "answer_tokens": None, "answers_ended": "max"}
+_FEWEST_ENDED = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,3 +49,23 @@ def report_of(answers):
         "answer_tokens": sum(len(a.tokens) for a in answers) / size,
         "answers_ended": sum(a.ended for a in answers) / size,
     }
+
+
+def warning_of(answers, epoch):
+    """A warning of a student that collapses; `None` for others.
+
+    Args:
+        answers: list of `Answer`, of one epoch.
+        epoch: its number.
+    """
+    found = report_of(answers)
+    ended = found["answers_ended"]
+    if not ended < _FEWEST_ENDED:
+        return None
+    return (
+        f"Of the student's own answers in epoch {epoch + 1}, {ended:.0%} ended "
+        f"by themselves, with {found['answer_tokens']:.1f} tokens on average. "
+        "It may repeat itself without end. Look at `StudentAnswers.last`; "
+        "train on given answers first, give a smaller `on_policy` or learning "
+        "rate, or raise `max_new_tokens` if answers are longer than it."
+    )

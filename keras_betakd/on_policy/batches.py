@@ -1,5 +1,7 @@
 """Batches of raw records of which the answers are made here, not given."""
 
+import itertools
+
 import numpy as np
 
 from keras_betakd.data.batches import EpochDataset, EpochParts
@@ -45,6 +47,33 @@ def column_of(batch, key):
     """A column of raw records as a list, of `None` where there is no such column."""
     values = batch.get(key)
     return [None] * len(batch["prompts"]) if values is None else list(values)
+
+
+# What a model reads of a record.
+_READ = ("ids", "prompts", "responses", "response_tokens", "images", "system")
+
+
+def grouped_records(parts, size):
+    """Yields raw records in groups of one size, the last one of what is left.
+
+    Args:
+        parts: pairs of a list of keys and the `PlacedRecords` that they stand for; read
+            as needed.
+        size: the number of records of a group.
+
+    Yields:
+        Pairs of the same form, without weights.
+    """
+    singles = (
+        (key, take_records(records, [row]))
+        for keys, records in parts
+        for row, key in enumerate(keys)
+    )
+    while group := list(itertools.islice(singles, size)):
+        keys, records = zip(*group, strict=True)
+        columns = {key: [column_of(r, key)[0] for r in records] for key in _READ}
+        found = {k: v for k, v in columns.items() if any(x is not None for x in v)}
+        yield list(keys), PlacedRecords(found, [r.places[0] for r in records])
 
 
 def unanswered(batch):

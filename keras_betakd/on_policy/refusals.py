@@ -7,19 +7,20 @@ from keras_betakd.preprocessing.iterables import IterableBatches, StreamBatches
 from keras_betakd.preprocessing.teacher_sides import by_teacher
 
 
-def expect_readable_anew(dataset, data):
+def expect_readable_anew(dataset, data, name):
     """Raises a `ValueError` unless a data set tells its length and is read anew.
 
     Args:
         dataset: the `PyDataset` that was made of it; `None` for arrays.
         data: what was given.
+        name: the class that it was given to.
     """
     once = dataset is None or dataset.num_batches is None
     if once or isinstance(dataset, (IterableBatches, StreamBatches)):
         raise ValueError(
-            "`StudentAnswers` takes raw records, or a `keras.utils.PyDataset` of "
-            "batches of them that tells their number: each epoch is read twice, to be "
-            "answered and to be trained on. Received: data of type "
+            f"`{name}` takes raw records, or a `keras.utils.PyDataset` of batches of "
+            "them that tells their number: each epoch is read twice, by the student "
+            "that answers and to be trained on. Received: data of type "
             f"{type(data).__name__}"
         )
 
@@ -27,20 +28,36 @@ def expect_readable_anew(dataset, data):
 def expect_other_validation(validation_data):
     """Raises a `ValueError` where a student would be validated on its own answers."""
     first = validation_data[:1] if isinstance(validation_data, tuple) else ()
-    if any(getattr(x, "changes_at_epochs", False) for x in (validation_data, *first)):
+    for x in (validation_data, *first):
+        if getattr(x, "changes_at_epochs", False):
+            raise ValueError(
+                f"`validation_data` cannot be `{type(x).__name__}`: the student would "
+                "be validated on answers that it made itself, without labels. Give the "
+                "data that it was made of."
+            )
+
+
+def expect_room(max_new_tokens, preprocessor):
+    """Raises a `ValueError` unless answers fit in the rows of a batch.
+
+    Args:
+        max_new_tokens: the most tokens of an answer.
+        preprocessor: the `DistillationPreprocessor`.
+    """
+    if max_new_tokens > preprocessor.max_response_length:
         raise ValueError(
-            "`validation_data` cannot be `StudentAnswers`: the student would be "
-            "validated on answers that it made itself, without labels. Give the data "
-            "that it was made of."
+            "Answers of the student need a row of logits for each of their tokens. "
+            f"Received: max_new_tokens={max_new_tokens}, more than the preprocessor's "
+            f"max_response_length={preprocessor.max_response_length}"
         )
 
 
-def expect_on_policy(distiller, max_new_tokens, steps):
-    """Raises a `ValueError` unless a distiller can train on answers of its student.
+def expect_on_policy(distiller, name, steps):
+    """Raises a `ValueError` unless a distiller can train on tokens of its student.
 
     Args:
         distiller: the `BetaKDDistiller`.
-        max_new_tokens: the most tokens of an answer.
+        name: the class of the data that the student makes.
         steps: the `steps_per_epoch` of `fit`.
     """
     preprocessor = distiller.preprocessor
@@ -50,17 +67,11 @@ def expect_on_policy(distiller, max_new_tokens, steps):
             "distiller has none. Give `preprocessor=DistillationPreprocessor(...)`. "
             f"Received: a student of type {type(distiller.student).__name__}"
         )
-    if max_new_tokens > preprocessor.max_response_length:
-        raise ValueError(
-            "Answers of the student need a row of logits for each of their tokens. "
-            f"Received: max_new_tokens={max_new_tokens}, more than the preprocessor's "
-            f"max_response_length={preprocessor.max_response_length}"
-        )
     if steps is not None:
         raise ValueError(
-            "`steps_per_epoch` cannot be given with `StudentAnswers`: on TensorFlow a "
-            "batch would be read before the student has answered. Divide the data by "
-            "`StudentAnswers(EpochParts(dataset, parts=...))`. Received: "
+            f"`steps_per_epoch` cannot be given with `{name}`: on TensorFlow a batch "
+            "would be read before the student has answered. Divide the data by "
+            f"`{name}(EpochParts(dataset, parts=...))`. Received: "
             f"steps_per_epoch={steps}"
         )
     if process_position()[1] > 1:

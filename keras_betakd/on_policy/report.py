@@ -1,19 +1,15 @@
-"""`AnswerReport`: tells what the answers of a student are like, epoch by epoch."""
+"""`StudentReport`: tells what a student makes of its training data, epoch by epoch."""
 
 import warnings
 
 import keras
 
-from keras_betakd.on_policy.answers import report_of
 
-_FEWEST_ENDED = 0.1
-
-
-class AnswerReport(keras.callbacks.Callback):
-    """Adds `report_of` the answers to the logs, and warns of a student that collapses.
+class StudentReport(keras.callbacks.Callback):
+    """Adds the report of a `StudentData` to the logs, and hands on its warning, once.
 
     Args:
-        data: the `StudentAnswers`.
+        data: the `StudentData`.
     """
 
     def __init__(self, data):
@@ -23,18 +19,10 @@ class AnswerReport(keras.callbacks.Callback):
         self._warned = False
 
     def on_epoch_end(self, epoch, logs=None):
-        found = report_of(self.data.last)
         if logs is not None:
-            logs.update(found)
+            logs.update(self.data.report())
         self._epochs += 1
-        ended = found["answers_ended"]
-        if self._epochs > 1 and ended < _FEWEST_ENDED and not self._warned:
+        warning = self.data.warning(epoch, self._epochs)
+        if warning is not None and not self._warned:
             self._warned = True
-            warnings.warn(
-                f"Of the student's own answers in epoch {epoch + 1}, {ended:.0%} ended "
-                f"by themselves, with {found['answer_tokens']:.1f} tokens on average. "
-                "It may repeat itself without end. Look at `StudentAnswers.last`; "
-                "train on given answers first, give a smaller `on_policy` or learning "
-                "rate, or raise `max_new_tokens` if answers are longer than it.",
-                stacklevel=2,
-            )
+            warnings.warn(warning, stacklevel=2)

@@ -118,11 +118,12 @@ class BatchFormatter:
             raise ValueError(f"There are no examples. Received: x with {_described(x)}")
         if sample_weight is None:
             sample_weight = x.get("sample_weight", np.ones(np.shape(y), "float32"))
-        sample_weight = _per_label(sample_weight, y)
+        sample_weight = per_label(sample_weight, np.shape(y))
         names = names or _names(x, places, len(y))
         x, read = {**x, "sample_weight": sample_weight}, True
         if x.get("task_weight") is not None:
-            task = x["task_weight"] = _per_label(x["task_weight"], y, "task_weight")
+            task = per_label(x["task_weight"], np.shape(y), "task_weight")
+            x["task_weight"] = task
             expect_weights("task_weight", task, names)
             read = self.reads_labels | (task > 0)
         y = expect_classes(y, sample_weight, shape[-1], names, read)
@@ -149,9 +150,9 @@ class BatchFormatter:
         x, y, sample_weight = self.preprocessor(records)  # which checks the records
         names = record_ids(records, len(records["prompts"]))
         if weight is not None:
-            sample_weight = sample_weight * _per_label(weight, y)
+            sample_weight = sample_weight * per_label(weight, np.shape(y))
         if task is not None:
-            x["task_weight"] = _per_label(task, y, "task_weight")
+            x["task_weight"] = per_label(task, np.shape(y), "task_weight")
         return x, y, sample_weight, names
 
 
@@ -225,10 +226,18 @@ def _described(x):
     return f"inputs of shape {np.shape(student)}"
 
 
-def _per_label(sample_weight, y, name="sample_weight"):
-    """One weight per label; weights (B,) or (B, 1) are repeated for all K labels."""
+def per_label(sample_weight, shape, name="sample_weight"):
+    """One weight per label; weights (B,) or (B, 1) are repeated for all K labels.
+
+    Args:
+        sample_weight: the weights.
+        shape: that of the labels, (B, K).
+        name: what the weights are called in errors.
+
+    Raises:
+        ValueError: they are no numbers, or of another shape.
+    """
     weight = _real_numbers(sample_weight, name)
-    shape = np.shape(y)
     if weight.ndim < len(shape):
         weight = weight.reshape(weight.shape + (1,) * (len(shape) - weight.ndim))
     try:

@@ -36,6 +36,17 @@ class Encoded:
     positions: Any
     weights: Any = None
 
+    def turns(self, row):
+        """The slots of each answer of a conversation: a list of arrays of ints.
+
+        Args:
+            row: the number of the record in the batch.
+        """
+        slots = np.flatnonzero(self.weights[row] > 0)
+        # Between two answers there is a prompt.
+        gaps = np.flatnonzero(np.diff(self.positions[row][slots]) > 1) + 1
+        return np.split(slots, gaps)
+
 
 class Encoder:
     """Base class: encodes raw records for one model of a pair.

@@ -239,6 +239,22 @@ class DistillationPreprocessor:
             x["ids"] = encoded_ids(records["ids"])
         return x, student.labels, student.weights
 
+    def student_side(self, records):
+        """The student's side of a batch, as it is trained.
+
+        Args:
+            records: dict of raw records, as when called.
+
+        Returns:
+            An `Encoded`.
+
+        Raises:
+            ValueError: as when called; `RecordsTooLong`, whatever `on_too_long` is.
+        """
+        records = _with_responses(records)
+        shown = without_images(records) if self.blind_student else records
+        return self._student.encode(shown, records.names, self.max_response_length)
+
     def _fitting(self, records, ids, sharing):
         """The records, encoded for all models; others in place of what is too long.
 

@@ -136,7 +136,7 @@ class TeacherSide:
         positions = np.zeros_like(teacher.positions)
         aligned = np.zeros_like(student.weights)
         for i in range(len(positions)):
-            turns = zip(_turns(teacher, i), _turns(student, i), strict=True)
+            turns = zip(teacher.turns(i), student.turns(i), strict=True)
             for of_teacher, of_student in turns:
                 labels = teacher.labels[i][of_teacher], student.labels[i][of_student]
                 slots = aligned_slots(*tokenizers, *labels)
@@ -145,13 +145,6 @@ class TeacherSide:
                 positions[i, found] = teacher.positions[i, slots]
                 aligned[i, found] = 1.0
         return {"teacher_positions": positions, "aligned": aligned}
-
-
-def _turns(encoded, row):
-    """The slots of each answer of a conversation: between two, there is a prompt."""
-    slots = np.flatnonzero(encoded.weights[row] > 0)
-    gaps = np.flatnonzero(np.diff(encoded.positions[row][slots]) > 1) + 1
-    return np.split(slots, gaps)
 
 
 def joined(parts):
