@@ -19,7 +19,7 @@ FOLDER = os.path.join(ROOT, "benchmarks", "study")
 sys.path.append(FOLDER)
 
 from arm_models import BETAS, energies_and_beta  # noqa: E402
-from arms import GROUPS, arms_of, program_of  # noqa: E402
+from arms import GROUPS, arms_of  # noqa: E402
 from easy_vqa_problems import as_problem  # noqa: E402
 from paired import paired_difference, spread  # noqa: E402
 from problems import FAMILIES, make_problems  # noqa: E402
@@ -309,32 +309,42 @@ def test_own_answers_stand_behind_the_given_rows():
     train = types.SimpleNamespace(student=inputs, teacher_at=teacher_at, labels=labels)
     x = {"student": inputs, "teacher": {"teacher_logits": np.ones((4, 22, classes))}}
     x["sample_weight"] = weight
-    options = "on_policy=0.5", "on_policy=1", "branches=1"
+    options = "on_policy=0.5", "on_policy=1"
     jobs = [(f"reverse-kl / task, {option}", "s", 0) for option in options]
-    assert len({program_of(arm) for arm, _, _ in jobs}) == 1
-    tasks = [types.SimpleNamespace(train=train)] * 3
-    own = OwnAnswers(jobs, tasks, [0] * 3, (x, labels, weight), 8, student)
-    part = np.arange(24).reshape(3, 2, 4) % 4
+    tasks = [types.SimpleNamespace(train=train)] * 2
+    data = x, labels, weight
+    own = OwnAnswers(jobs, tasks, [0, 0], data, 8, student)
+    part = np.arange(16).reshape(2, 2, 4) % 4
     weights_of = lambda i: [v.value for v in student.trainable_variables]  # noqa: E731
-    np.testing.assert_array_equal(own.replaced(0, part, weights_of), part)
-    rows = own.replaced(WARM_START, part, weights_of)
-    assert [(run >= 4).sum() for run in rows] == [4, 8, 8]
+    np.testing.assert_array_equal(own.with_own(0, part, weights_of), part)
+    rows = own.with_own(WARM_START, part, weights_of)
+    assert [(run >= 4).sum() for run in rows] == [4, 8]
     x, labels, weight = own.data
     assert (x["task_weight"][:4] == 1).all() and (x["task_weight"][4:] == 0).all()
     before = x["student"]["tokens"]
-    np.testing.assert_array_equal(before[4:16, 1:], labels[4:16, :-1])
+    np.testing.assert_array_equal(before[4:, 1:], labels[4:, :-1])
     theirs = x["teacher"]["teacher_logits"][4:, :, 0]
-    np.testing.assert_array_equal(theirs, x["student"]["tokens"][4:])
-    np.testing.assert_array_equal(weight[4:16], labels[4:16] > 0)
-    # One word of each branch is the student's, and the one row behind it counts.
-    assert (weight[16:].sum(axis=1) == 1).all() and (weight[16:, [0, 5]] == 0).all()
-    changed = before[16:] != inputs["tokens"][part[2].reshape(-1)]
-    assert changed.any() and not (changed & (weight[16:] == 0)).any()
-    assert not np.isin(before[16:][weight[16:] > 0], [0, WORDS.index("<end>")]).any()
+    np.testing.assert_array_equal(theirs, before[4:])
+    np.testing.assert_array_equal(weight[4:], labels[4:] > 0)
     chosen = rows[1].reshape(-1)
     scenes = part[1].reshape(-1)
     ours = x["student"]["images"][chosen]
     np.testing.assert_array_equal(ours, inputs["images"][scenes])
+    # Branches stand beside the given rows: one word and the row behind it each.
+    own = OwnAnswers(
+        [("forward-kl / task, branches=0.5", "s", 0)], tasks, [0], data, 8, student
+    )
+    rows = own.with_own(WARM_START, part[:1], weights_of)
+    np.testing.assert_array_equal(rows[..., :4], part[:1])
+    np.testing.assert_array_equal(rows[..., 4:], [[[4, 5], [6, 7]]])
+    x, labels, weight = own.data
+    before, rows = x["student"]["tokens"][4:], weight[4:] > 0
+    assert (x["task_weight"][4:] == 0).all() and (labels[4:] == labels[:4]).all()
+    assert (rows.sum(axis=1) == 1).all() and not rows[:, [0, 5]].any()
+    assert (before[rows] != 1).any() and (before[~rows] == 1).all()
+    assert not np.isin(before[rows], [0, WORDS.index("<end>")]).any()
+    theirs = x["teacher"]["teacher_logits"][4:, :, 0]
+    np.testing.assert_array_equal(theirs, before)
 
 
 def test_of_two_teachers_the_wrong_one_is_weighed_down(tmp_path, monkeypatch):

@@ -5,7 +5,8 @@ A name is `ce`, or `energy / beta` with options, such as `cosine-probs / instanc
 `temperature`; the distiller's `reduction`; `task_loss=weighted`, which gives the
 cross-entropy a beta, too (`task_loss=task`: one for all examples); `clip=off`, which
 leaves gradients unclipped; `on_policy`, the share of answers that the student writes
-itself; or `branches`, that of answers in which it changes one word. `peers` are
+itself; or `branches`, the number of answers of which it changes one word, as a share of
+the given ones, beside which they stand. `peers` are
 `keras.distillation` and the weightings of the code released with the paper.
 """
 
@@ -20,10 +21,8 @@ LEARNED = ("instance", "task", "analytic")
 
 def program_of(arm):
     """Arms with the same differ in the values of variables alone."""
-    base = arm
-    for option in ("value", "on_policy", "branches"):
-        base = base.split(f", {option}=")[0]
-    return base + ", own" * on_policy(arm)
+    base = arm.split(", value=")[0].split(", on_policy=")[0]
+    return base + ", own" * (", on_policy=" in arm)
 
 
 def on_policy(arm):

@@ -3,8 +3,9 @@
 An arm with `on_policy=0.5` trains on the student's own descriptions for half of the
 rows, drawn anew and written anew in each part of the training (80 steps), as
 `keras_betakd.StudentAnswers` does it in each epoch: one word after another from the
-student's own distribution, without cross-entropy. An arm with `branches=0.5` has
-one-token branches instead (`own_branches.py`). The first parts are on given answers.
+student's own distribution, without cross-entropy. An arm with `branches=0.5` has half
+as many one-token branches (`own_branches.py`) beside the given rows, in batches that
+are larger by them. The first parts are on given answers.
 """
 
 import functools
@@ -46,8 +47,11 @@ class OwnAnswers:
         )
         self._write, self._brancher = writer(student), Brancher(student)
 
-    def replaced(self, number, part, weights_of):
-        """The rows of a part, (jobs, steps, batch), with those of own answers.
+    def with_own(self, number, part, weights_of):
+        """The rows of a part, (jobs, steps, batch), with those that students make.
+
+        Own answers stand in the place of given ones, branches beside them in larger
+        batches.
 
         Args:
             number: the number of the part; writes the answers into `data`.
@@ -56,15 +60,19 @@ class OwnAnswers:
         """
         if number < WARM_START:
             return part
-        found = part.copy()
+        found, beside = part.copy(), []
         for i, share in enumerate(self.shares):
             rows = found[i].reshape(-1)
             rng = np.random.default_rng((self.seeds[i], number, 11))
             places = rng.permutation(len(rows))[: round(share * len(rows))]
             ours = slice(self._starts[i], self._starts[i + 1])
             self._answer(i, ours, rows[places] - self.firsts[i], weights_of(i), number)
-            rows[places] = np.arange(ours.start, ours.stop)
-        return found
+            made = np.arange(ours.start, ours.stop)
+            if self.kinds[i] == "branches":
+                beside.append(made.reshape(part.shape[1], -1))
+            else:
+                rows[places] = made
+        return np.concatenate([found, beside], axis=2) if beside else found
 
     def _answer(self, i, ours, scenes, weights, number):
         split, seed = self.tasks[i].train, self.seeds[i] * 100 + number

@@ -3,7 +3,8 @@
 A place k is drawn uniformly from 1 .. K - 1 of the K words of a description, and a word
 from the student's own distribution behind the k - 1 words before it. Teacher and
 student are compared at the one row behind that word. The end of a description is never
-drawn: nothing follows it.
+drawn: nothing follows it. As many branches beside the given rows of a batch are what
+`StudentBranches(on_policy=0.5)` makes of batches of twice the size.
 """
 
 import functools

@@ -92,7 +92,7 @@ class Trainer:
         for number, part in enumerate(parts):
             if own is not None:
                 weights_of = student_weights(model, student, states)
-                part = own.replaced(number, part, weights_of)
+                part = own.with_own(number, part, weights_of)
             states = train(states, data, part)
             found = read(states, [task.validation for task in tasks])
             for i, (curve, task) in enumerate(zip(curves, tasks, strict=True)):
