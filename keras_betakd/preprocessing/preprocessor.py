@@ -22,7 +22,6 @@ from keras_betakd.preprocessing.image_inputs import drop_mark
 from keras_betakd.preprocessing.prompt_templates import (
     PromptTemplate,
     by_role,
-    remember_template,
     resolved_template,
     template_label,
 )
@@ -33,6 +32,7 @@ from keras_betakd.preprocessing.record_checks import (
     expect_prompts,
 )
 from keras_betakd.preprocessing.records import encoded_ids
+from keras_betakd.preprocessing.student_template import remember_for_student
 from keras_betakd.preprocessing.token_alignment import aligned_slots
 
 
@@ -103,11 +103,12 @@ class DistillationPreprocessor:
         weights; both are 0 in unused slots.
 
     Raises:
-        ValueError: different vocabularies; unless they are skipped, a record that does
-            not fit in a sequence (its text, answer or image tokens would be cut) or
-            whose answer has more than K tokens; a number of images that differs from
-            that of the marks; a missing or empty text, an image that cannot be read, a
-            special token of the model in a text (see
+        ValueError: different vocabularies; two prompt templates for models that share
+            one preprocessor object; unless they are skipped, a record that does not fit
+            in a sequence (its text, answer or image tokens would be cut) or whose
+            answer has more than K tokens; a number of images that differs from that of
+            the marks; a missing or empty text, an image that cannot be read, a special
+            token of the model in a text (see
             `keras_betakd.preprocessing.model_inputs`). The message names the record,
             and the limit and the length needed.
 
@@ -192,13 +193,12 @@ class DistillationPreprocessor:
         }
         if isinstance(self.teacher_preprocessor, Encoder):
             self.teacher_preprocessor.expect_template(found["teacher"])
-        is_pair = self.teacher_preprocessor is not self.student_preprocessor
-        if is_pair and given["student"] != "auto":
-            # Where it is evaluated or saved, it is prompted as in training; a function
-            # cannot be saved, so that nothing is better than an earlier one's name.
-            named = None if callable(given["student"]) else given["student"]
-            remember_template(self.student_preprocessor, named)
+        self._remember(given, found)
         return found
+
+    def _remember(self, given, found):
+        pair = self.teacher_preprocessor, self.student_preprocessor
+        remember_for_student(*pair, given, found)
 
     @property
     def _teacher(self):

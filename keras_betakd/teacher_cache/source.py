@@ -60,7 +60,7 @@ class TeacherSource:
                 )
             max_response_length = pair.max_response_length
             prompt_template = _template_of(pair, prompt_template)
-        self.preprocessor = DistillationPreprocessor(
+        self.preprocessor = _TeacherPreprocessor(
             preprocessor,
             preprocessor,
             max_response_length,
@@ -131,6 +131,13 @@ class TeacherSource:
             value = np.asarray(value)
             kept[name] = value[used] if is_by_token(name) else value
         return kept
+
+
+class _TeacherPreprocessor(DistillationPreprocessor):
+    """That of a teacher alone, which is no student that remembers its template."""
+
+    def _remember(self, given, found):
+        pass
 
 
 def _template_of(pair, prompt_template):
