@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_betakd.data.batches import expect_positive
 from keras_betakd.preprocessing.adapters import take_records
 from keras_betakd.preprocessing.chat_template import ChatTemplate
 from keras_betakd.preprocessing.checks import RecordsTooLong, check_same_answers
@@ -146,11 +147,7 @@ class DistillationPreprocessor:
                 '`on_too_long` must be "raise" or "skip". Received: '
                 f"on_too_long={on_too_long!r}"
             )
-        if not isinstance(max_response_length, int) or max_response_length < 1:
-            raise ValueError(
-                "`max_response_length` must be a positive integer. Received: "
-                f"max_response_length={max_response_length}"
-            )
+        expect_positive("max_response_length", max_response_length)
         if trained_turns not in ("all", "last"):
             raise ValueError(
                 '`trained_turns` must be "all" or "last". Received: '
