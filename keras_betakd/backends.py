@@ -340,7 +340,7 @@ def set_random_state(states):
 
 
 def value_and_gradient(function, x):
-    """`function(x)` and the gradient of its sum with respect to `x`.
+    """`function(x)` and the gradient of its sum with respect to `x`, 0 if it has none.
 
     Args:
         function: takes a tensor like `x` and returns a tensor.
@@ -367,7 +367,12 @@ def _torch(function, x):
     with torch.enable_grad():
         x = x.requires_grad_()
         value = function(x)
-        return value, torch.autograd.grad(value.sum(), x)[0]
+        if not value.requires_grad:  # nothing in it depends on `x`
+            return value, torch.zeros_like(x)
+        (gradient,) = torch.autograd.grad(
+            value.sum(), x, allow_unused=True, materialize_grads=True
+        )
+        return value, gradient
 
 
 def _tensorflow(function, x):
@@ -376,7 +381,8 @@ def _tensorflow(function, x):
     with tf.GradientTape() as tape:
         tape.watch(x)
         value = function(x)
-    return value, tape.gradient(value, x)
+    none = tf.UnconnectedGradients.ZERO
+    return value, tape.gradient(value, x, unconnected_gradients=none)
 
 
 _BACKENDS = {"jax": _jax, "torch": _torch, "tensorflow": _tensorflow}

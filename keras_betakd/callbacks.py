@@ -48,9 +48,9 @@ class DistillationHistory(keras.callbacks.Callback):
 
     def __init__(self, every: int = 10, path: str | os.PathLike | None = None):
         super().__init__()
-        if not isinstance(every, int) or every < 1:
+        if type(every) is not int or every < 1:
             raise ValueError(
-                f"`every` must be a positive integer. Received: every={every}"
+                f"`every` must be a positive integer. Received: every={every!r}"
             )
         self.every = every
         self.path = path

@@ -7,6 +7,7 @@ import os
 import pathlib
 import secrets
 import socket
+from collections.abc import Sized
 
 
 @contextlib.contextmanager
@@ -98,6 +99,30 @@ def _json_object(line, where):
     if not isinstance(value, dict):
         raise ValueError(f"{where}: must be a JSON object. Received: {line.strip()!r}")
     return value
+
+
+def expect_entries(path: str | os.PathLike, entries: Sized, what: str = "records"):
+    """Returns what was read of a file, if it is anything.
+
+    Args:
+        path: The file.
+        entries: What was read.
+        what: What there must be in it, in the plural, for the message.
+
+    Raises:
+        ValueError: There is nothing; the message names the file.
+
+    Example:
+
+    >>> expect_entries("answers.jsonl", [{"id": 1}])
+    [{'id': 1}]
+    """
+    if not entries:
+        raise ValueError(
+            f"{os.fspath(path)!r} holds no {what}: a download or an export may have "
+            f"stopped at its beginning. Received: {os.path.getsize(path)} bytes"
+        )
+    return entries
 
 
 def unique_keys(pairs: list[tuple[str, object]]) -> dict:

@@ -13,7 +13,7 @@ X, Y, WEIGHT = token_batch()
 
 
 def warned(energy, beta, epochs=3):
-    """The messages of a training that are about bounds."""
+    """The messages of a training that are about bounds and signs."""
     model = BetaKDDistiller(
         linear_model(1), linear_model(2), ConstantEnergy(energy), beta
     )
@@ -21,7 +21,7 @@ def warned(energy, beta, epochs=3):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.fit(X, Y, sample_weight=WEIGHT, epochs=epochs, verbose=0)
-    return [str(w.message) for w in caught if "bound" in str(w.message)]
+    return [str(w.message) for w in caught if "in this epoch" in str(w.message)]
 
 
 def test_it_is_told_once_which_bound_and_why():
@@ -35,6 +35,14 @@ def test_the_lower_bound_says_that_the_teacher_is_off():
     beta = TaskBeta(initial_value=0.0101, min_value=0.01)
     (message,) = warned(energy=1e4, beta=beta)
     assert "lower bound, 0.01" in message and "teacher has next to no" in message
+
+
+def test_a_negative_energy_is_told_of_in_place_of_the_bound():
+    """Its beta went to the upper bound, which was said to be no fault."""
+    (message,) = warned(-0.5, TaskBeta(initial_value=49.9, max_value=50.0))
+    assert "mean energy of 'constant' was negative in this epoch, -0.5." in message
+    assert warned(-0.5, FixedBeta(3.0)) == []
+    assert warned(-1e-8, TaskBeta()) == []  # an energy of 0, rounded
 
 
 @pytest.mark.parametrize("beta", [FixedBeta(3.0), TaskBeta()], ids=["fixed", "learned"])

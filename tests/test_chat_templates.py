@@ -1,5 +1,6 @@
 """Chat templates: the published strings, their tokens and weights, who gets which."""
 
+import copy
 import dataclasses
 import json
 import logging
@@ -499,6 +500,38 @@ def test_answers_that_end_differently_are_refused_at_once():
     assert ((y == end) & (weight > 0)).sum(axis=1).tolist() == [1] * 4
     # What the student is trained with is what it is evaluated and saved with.
     assert remembered_template(student.preprocessor) == "gemma3"
+
+
+def test_a_preprocessor_of_both_models_remembers_the_template_of_both():
+    """It did not, so that the student was evaluated and saved without its template."""
+    model = tiny_gemma3()
+    shared = model.preprocessor
+    DistillationPreprocessor(shared, shared, prompt_template="gemma3")
+    assert remembered_template(shared) == "gemma3"
+    assert "chats" in model_inputs(shared, vqa_records(1), "auto")
+    with pytest.warns(UserWarning, match="remembered the prompt template 'gemma3' and"):
+        DistillationPreprocessor(shared, shared, prompt_template=None)
+    # One note cannot be right for two.
+    remember_template(shared, "gemma3")
+    different = {"teacher": "auto", "student": None}
+    with pytest.raises(ValueError, match=r"copy\.copy\(preprocessor\)`. Received"):
+        DistillationPreprocessor(shared, shared, prompt_template=different)
+    assert remembered_template(shared) == "gemma3"
+    own = copy.copy(shared)  # as the message says
+    DistillationPreprocessor(shared, own, prompt_template=different)
+    assert remembered_template(shared) == "gemma3"
+    assert remembered_template(own) is None
+
+
+def test_a_cache_leaves_the_teacher_its_template(tmp_path, recwarn):
+    """A cache encodes the teacher's side alone: there is no student to remember one."""
+    teacher = tiny_gemma3()
+    remember_template(teacher.preprocessor, "gemma3")
+    cache_teacher(
+        teacher, vqa_records(1), tmp_path / "cache", prompt_template=None, verbose=0
+    )
+    assert remembered_template(teacher.preprocessor) == "gemma3"
+    assert not [w for w in recwarn if "prompt template" in str(w.message)]
 
 
 def test_prompts_as_they_are_stay_as_they_were():

@@ -422,7 +422,10 @@ def test_no_questions_or_the_same_twice(data, tmp_path, capsys):
     shutil.copytree(data["gqa"], folder)
     path = folder / "llava_gqa_testdev_balanced.jsonl"
     lines = read_jsonl(path)
-    for found, message in (([], "0 questions"), (lines * 2, "has the id '200'")):
+    for found, message in (
+        ([], f"'{path}' holds no questions"),
+        (lines * 2, "has the id '200'"),
+    ):
         path.write_text("\n".join(map(json.dumps, found)))
         assert main(arguments("gqa", folder, "any", tmp_path / "out")) == 2
         assert message in capsys.readouterr().err

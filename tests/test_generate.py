@@ -130,6 +130,18 @@ def test_text_models_take_text_alone():
         distiller.generate({"prompts": QUESTION, "images": IMAGES[0]})
 
 
+@pytest.mark.parametrize("wrong", [0, -3, True, 20.0, "20"])
+def test_a_length_that_is_none_is_refused(wrong):
+    """0 was the default length, and others were errors of slices inside keras-hub."""
+    student = tiny_gemma_text()
+    distiller = BetaKDDistiller(tiny_gemma_text(), student, CosineProbsEnergy())
+    with pytest.raises(ValueError, match="`max_length` must be a positive integer. Re"):
+        distiller.generate("what color?", max_length=wrong)
+    for name in ("max_length", "max_new_tokens", "batch_size"):
+        with pytest.raises(ValueError, match=f"`{name}` must be a positive integer. R"):
+            generate_answers(student, {"prompts": ["what color?"]}, **{name: wrong})
+
+
 def test_a_student_without_vision_is_shown_the_text_alone():
     student, teacher = loud(tiny_gemma_text()), tiny_gemma3()
     pair = DistillationPreprocessor(

@@ -13,10 +13,13 @@ from keras_betakd.data import (
     LlavaDataset,
     ScienceQADataset,
     load_captions,
+    load_chat,
     load_gqa,
+    load_llava,
     load_scienceqa,
     load_textvqa,
     load_vqa,
+    load_vqav2,
 )
 from keras_betakd.data.llava_records import read_images
 
@@ -85,6 +88,48 @@ def test_a_row_of_csv_is_skipped(folder):
     with pytest.warns(UserWarning, match="1 of 3 .*'1'.*line 3"):
         records = load_vqa(folder / "rows.csv", on_error="skip")
     assert [record.id for record in records] == ["0", "2"]
+
+
+def _vqav2(path):
+    return load_vqav2(path, path)
+
+
+@pytest.mark.parametrize(
+    "name, text, load",
+    [
+        ("rows.json", "[]", load_vqa),
+        ("rows.jsonl", "", load_chat),
+        ("rows.jsonl", "\n \n", load_llava),
+        ("rows.csv", "question,answer\n", load_vqa),
+        ("rows.tsv", "file_name\ttext\n", load_captions),
+        ("coco.json", '{"images": [], "annotations": []}', load_captions),
+        ("gqa.json", "{}", load_gqa),
+        ("textvqa.json", '{"data": []}', load_textvqa),
+        ("vqav2.json", '{"questions": [], "annotations": []}', _vqav2),
+    ],
+)
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_a_file_without_records_is_named(name, text, load, on_error, folder):
+    """Training said that there were none, and not of which file."""
+    path = folder / name
+    path.write_text(text)
+    options = {} if load is _vqav2 else {"on_error": on_error}
+    with pytest.raises(ValueError, match=rf"{name}' holds no \w+: a download"):
+        load(path, **options)
+
+
+def test_a_table_of_parquet_without_rows_is_named(folder):
+    columns = {"image": [], "question": [], "answer": []}
+    parquet.write_table(pyarrow.table(columns), folder / "0.parquet")
+    with pytest.raises(ValueError, match="0.parquet' holds no records"):
+        load_vqa(folder / "0.parquet")
+
+
+def test_a_split_of_scienceqa_without_questions_is_named(folder):
+    (folder / "problems.json").write_text("{}")
+    (folder / "pid_splits.json").write_text('{"train": []}')
+    with pytest.raises(ValueError, match="pid_splits.json' holds no ids of the split"):
+        load_scienceqa(folder)
 
 
 # --- Answers ---

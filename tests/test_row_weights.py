@@ -94,6 +94,24 @@ def test_rows_weighted_by_the_teachers_entropy(fused):
 
 
 @pytest.mark.pytorch
+def test_features_by_a_callable_are_given_the_uncertainty_too():
+    """`row_weights` were, but as `features` the same function met `None`."""
+    seen = []
+
+    def given(teacher):
+        seen.append(teacher)
+        return ops.mean(teacher.uncertainty, axis=1)
+
+    beta = kd.InstanceBeta(features=given)
+    distiller = pair(kd.ReverseKLEnergy(), tiny_gemma3(16), beta=beta)
+    distiller.test_on_batch(vqa_records(3))
+    probs = ops.softmax(seen[-1].logits, axis=-1)
+    entropy = -ops.sum(probs * ops.log(probs), axis=-1)
+    found = ops.convert_to_numpy(seen[-1].uncertainty[..., 0])
+    np.testing.assert_allclose(found, ops.convert_to_numpy(entropy), rtol=1e-5)
+
+
+@pytest.mark.pytorch
 def test_it_trains_is_saved_and_goes_on(tmp_path):
     def make():
         keras.utils.set_random_seed(0)

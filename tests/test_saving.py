@@ -1,8 +1,10 @@
 """Weights files, archives, presets: what they hold, and that training goes on."""
 
+import functools
 import os
 import subprocess
 import sys
+import warnings
 
 import h5py
 import keras
@@ -199,6 +201,55 @@ def test_compile_arguments_come_back(tmp_path):
     assert {k: float(v) for k, v in before.items()} == pytest.approx(
         {k: float(v) for k, v in after.items()}
     )
+
+
+def every_row(teacher, log_beta):
+    return keras.ops.ones_like(teacher.weights)
+
+
+def relu(layer):  # a name that Keras has, too
+    return False
+
+
+@pytest.mark.pytorch
+def test_functions_that_loading_cannot_find_are_named_before_an_archive_is_written(
+    tmp_path,
+):
+    """Nothing was said, and the archive failed to load, or took Keras' own `relu`."""
+    path = tmp_path / "distiller.keras"
+    beta = TaskBeta(row_weights=every_row)
+    distiller = plain_distiller(beta=beta, freeze=relu)
+    with pytest.warns(UserWarning, match="not registered") as told:
+        distiller.save(path)
+    (message,) = [str(w.message) for w in told if "not registered" in str(w.message)]
+    assert "`freeze=relu`, `betas['forward_kl'].row_weights=every_row`." in message
+    objects = {"every_row": every_row, "relu": relu}
+    assert "`custom_objects={'every_row': every_row, 'relu': relu}`" in message
+    loaded = keras.saving.load_model(path, custom_objects=objects)
+    assert loaded.freeze is relu and loaded.betas["forward_kl"].row_weights is every_row
+    with keras.saving.custom_object_scope(objects), warnings.catch_warnings():
+        warnings.filterwarnings("error", "The archive names")
+        distiller.save(path)  # found by their names
+
+
+@pytest.mark.pytorch
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: lambda teacher, log_beta: every_row(teacher, log_beta),
+        lambda: functools.partial(every_row),
+    ],
+)
+def test_weights_files_need_no_names_of_functions(tmp_path, make):
+    """A `functools.partial` was an error at the end of an epoch, and a lambda, whose
+    code has line numbers, another loss."""
+    path = tmp_path / "pair.weights.h5"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "The (object|weights)")
+        plain_distiller(beta=TaskBeta(row_weights=make())).save_weights(path)
+        plain_distiller(beta=TaskBeta(row_weights=make())).load_weights(path)
+    with pytest.warns(UserWarning, match="trained by another loss"):
+        plain_distiller(beta=TaskBeta()).load_weights(path)
 
 
 @keras.saving.register_keras_serializable(package="test_saving")

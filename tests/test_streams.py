@@ -74,6 +74,12 @@ def test_captions_out_of_tar_files(tmp_path):
     assert ids(load_captions(zipped)) == expected[:3]
 
 
+def test_a_tar_file_without_members_is_named(tmp_path):
+    stream = load_captions(write_tar(tmp_path / "a.tar", []))
+    with pytest.raises(ValueError, match=r"no records in the tar files \['.*a\.tar'\]"):
+        list(stream)
+
+
 def test_conversations_out_of_tar_files(tmp_path):
     turns = [{"role": "user", "content": "<image> or <image>?"}]
     turns.append({"role": "assistant", "content": "Both."})

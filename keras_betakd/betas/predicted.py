@@ -55,8 +55,9 @@ class InstanceBeta(LearnedBeta):
             holds those of a few rows at a time where the fused head does.
             `"hidden_states"`: the teacher's last hidden states, averaged over the
             positions that are not padding. Give them a `shrinkage` of 4 to 16.
-            Or a callable that takes a `keras_betakd.TeacherOutputs` and returns (B, F);
-            register it with `keras.saving` to save the distiller.
+            Or a callable that takes a `keras_betakd.TeacherOutputs`, with its `logits`
+            and `uncertainty`, and returns (B, F); register it with `keras.saving` to
+            save the distiller.
         shrinkage: kappa, at least 0. Defaults to 0.
         speed: about how much log beta changes per step at first, see
             `keras_betakd.betas`. Defaults to 0.1.
@@ -144,7 +145,8 @@ class InstanceBeta(LearnedBeta):
 
     @property
     def reads_uncertainty(self):
-        return self.features == "uncertainty" or super().reads_uncertainty
+        reads = callable(self.features) or self.features == "uncertainty"
+        return reads or super().reads_uncertainty
 
     def features_of(self, teacher):
         return ops.stop_gradient(self._features_of(teacher, per_token=self.per_token))

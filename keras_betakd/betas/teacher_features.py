@@ -18,11 +18,14 @@ NO_HIDDEN_STATES = (
 
 @dataclasses.dataclass(frozen=True)
 class TeacherOutputs:
-    """The teacher's outputs for a batch, the input of a beta's `features`.
+    """The teacher's outputs for a batch: what a beta's callables are given.
+
+    These are `features` of a predicted beta, and `row_weights`.
 
     Attributes:
         weights: (B, K), the row weights: zero where nothing is supervised.
-        logits: (B, K, V), at the answer rows; `None` if no beta reads them.
+        logits: (B, K, V), at the answer rows; for `row_weights` alone they are not
+            made, and may be `None`.
         hidden_states: (B, T, H), the last hidden states at all positions; `None` for a
             model whose layers are not known.
         padding_mask: (B, T), true where the position is not padding, or `None`.
@@ -30,8 +33,8 @@ class TeacherOutputs:
         hidden_mean: (B, H), the mean of the hidden states over the positions that are
             not padding, of a teacher whose hidden states are not stored
             (`CachedTeacher`), or `None`.
-        uncertainty: (B, K, 3), `uncertainty_of` the logits at the answer rows, where
-            they were not all held at a time; or `None`.
+        uncertainty: (B, K, 3), entropy in nats, top probability and its margin over the
+            second at the answer rows. A distiller gives it to every callable.
     """
 
     weights: Any

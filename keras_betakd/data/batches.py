@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import numbers
 import reprlib
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -337,7 +338,8 @@ def expect_positive(name: str, value) -> None:
 
     >>> expect_positive("batch_size", 8)
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_integer or value < 1:
         raise ValueError(
             f"`{name}` must be a positive integer. Received: {name}={value!r}"
         )

@@ -11,7 +11,7 @@ from keras_betakd.data.batches import Records, expect_on_error, record_error
 from keras_betakd.data.images import expect_no_mark
 from keras_betakd.data.loading import RecordMaker, loaded
 from keras_betakd.data.vqa import question_chat
-from keras_betakd.files import read_json
+from keras_betakd.files import expect_entries, read_json
 
 
 def load_textvqa(
@@ -57,6 +57,7 @@ def load_textvqa(
         )
     names = ("image_id", "question", "answers")
     read = _Reader(names, image_folder, prompt_suffix)
+    expect_entries(path, rows, "questions")
     return loaded(rows, read.maker, read, on_error, "question_id")
 
 
@@ -99,6 +100,7 @@ def load_gqa(
             f"{os.fspath(path)!r} must hold an object with an entry for each question "
             f"id, as GQA's files do. Received: {reprlib.repr(value)}"
         )
+    expect_entries(path, value, "questions")
     rows = [{**entry, "id": name} for name, entry in value.items()]
     read = _Reader(("imageId", "question", "answer"), image_folder, prompt_suffix)
     return loaded(rows, read.maker, read, on_error, "id")

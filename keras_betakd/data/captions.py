@@ -18,7 +18,7 @@ from keras_betakd.data.row_files import json_rows
 from keras_betakd.data.sources import RowStream, rows_of
 from keras_betakd.data.streams import RecordStream
 from keras_betakd.data.vqa import question_chat
-from keras_betakd.files import read_json
+from keras_betakd.files import expect_entries, read_json
 
 CAPTION_COLUMNS = ("caption", "captions", "text", "txt")
 """Where captions are, if no column is named."""
@@ -180,6 +180,7 @@ def _coco_rows(path):
     images, annotations = (value.get(key) for key in ("images", "annotations"))
     if not isinstance(images, list) or not isinstance(annotations, list):
         return None
+    expect_entries(path, annotations, "annotations")
     names = {
         image["id"]: image.get("file_name")
         for image in images

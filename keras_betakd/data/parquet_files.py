@@ -24,8 +24,8 @@ def parquet_rows(
 
     Raises:
         FileNotFoundError: There is no Parquet file.
-        ValueError: A file is no Parquet file, a column is missing or there twice, or
-            the files are of several splits.
+        ValueError: A file is no Parquet file, a column is missing or there twice, the
+            files are of several splits, or there are no rows.
         ImportError: There are Parquet files to read, but no pyarrow.
 
     Example:
@@ -50,9 +50,17 @@ def parquet_rows(
         except pyarrow.ArrowException as error:
             raise ValueError(f"Not a Parquet file: '{file}' ({error})") from error
 
+    def names_and_size(file):
+        with parquet.ParquetFile(file) as opened:
+            return opened.schema_arrow.names, opened.metadata.num_rows
+
+    count = 0
     for file in files:
-        names = errors_named(file, lambda file=file: parquet.read_schema(file)).names
+        names, size = errors_named(file, lambda file=file: names_and_size(file))
+        count += size
         expect_columns(f"'{file}'", names, [*dict.fromkeys([*names, *columns])], advice)
+    if not count:
+        raise ValueError(f"'{path}' holds no records: there are no rows.")
 
     def rows():
         for file in files:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from keras_betakd.files import open_text, unique_keys
+from keras_betakd.files import expect_entries, open_text, unique_keys
 
 CSV_ENDINGS = {".csv": ",", ".tsv": "\t"}
 """The endings of files of comma or tab separated values, and what separates them."""
@@ -28,7 +28,7 @@ def json_rows(path: str | os.PathLike, on_error: str) -> list:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is not in this format. The message names it.
+        ValueError: The file is empty or not in this format. The message names it.
 
     Example:
 
@@ -41,10 +41,13 @@ def json_rows(path: str | os.PathLike, on_error: str) -> list:
         # Takes the byte order mark away, where there is one.
         with open(path, encoding="utf-8-sig") as file:
             text = file.read()
+        rows = None
         if re.match(r"\s*\[", text):
-            return json.loads(text, object_pairs_hook=unique_keys)
+            rows = json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise _file_error(path, error) from error
+    if rows is not None:
+        return expect_entries(path, rows)
     # Not `splitlines`: it also splits at signs that JSON allows inside a string.
     items = [
         _parse_line(path, number, line)
@@ -54,7 +57,7 @@ def json_rows(path: str | os.PathLike, on_error: str) -> list:
     damaged = [item for item in items if isinstance(item, ValueError)]
     if damaged and (on_error == "raise" or len(damaged) == len(items)):
         raise damaged[0]
-    return items
+    return expect_entries(path, items)
 
 
 def _expect_file(path):

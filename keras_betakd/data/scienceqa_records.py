@@ -21,7 +21,7 @@ from keras_betakd.data.scienceqa_tables import (
     scienceqa_rows,
     table_fields,
 )
-from keras_betakd.files import read_json
+from keras_betakd.files import expect_entries, read_json
 from keras_betakd.folders import inside
 
 LETTERS = "ABCDE"
@@ -187,6 +187,8 @@ def load_scienceqa(
             "pid_splits.json must hold a list of ids for each split. Received: "
             f"{type(splits[split]).__name__} for {split!r}"
         )
+    where = os.path.join(directory, "pid_splits.json")
+    expect_entries(where, splits[split], f"ids of the split {split!r}")
     seen = set()
 
     def read(pid, _):

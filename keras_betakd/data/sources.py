@@ -22,6 +22,7 @@ from keras_betakd.data.tables import (
     undecoded,
 )
 from keras_betakd.data.tar_files import TAR_ENDINGS, TarRows
+from keras_betakd.files import expect_entries
 
 
 class RowStream:
@@ -63,7 +64,7 @@ def rows_of(
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: A file is damaged, or a column is missing.
+        ValueError: A file is damaged or empty, or a column is missing.
         TypeError: `source` is of a type that has no rows.
 
     Example:
@@ -82,7 +83,8 @@ def rows_of(
             return RowStream(TarRows(source).__iter__)
         if kind == "parquet":
             return parquet_rows(source, columns, advice)
-        rows = list(csv_rows(source)) if kind == "csv" else json_rows(source, on_error)
+        rows = json_rows(source, on_error) if kind is None else list(csv_rows(source))
+        expect_entries(source, rows)
         where = f"'{os.fspath(source)}'"
         return _expect_columns_of_list(where, rows, needed, advice)
     if isinstance(source, RowStream):

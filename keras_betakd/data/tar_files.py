@@ -45,8 +45,8 @@ class TarRows:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: While rows are read: a row is of images alone. Its text may stand
-            elsewhere in the file, and would be trained blind.
+        ValueError: While rows are read: there are none, or a row is of images alone.
+            Its text may stand elsewhere in the file, and would be trained blind.
 
     Example:
 
@@ -60,8 +60,16 @@ class TarRows:
         self.paths = [path for entry in listed for path in _files_of(entry)]
 
     def __iter__(self) -> Iterator[dict | ValueError]:
+        is_empty = True
         for path in self.paths:
-            yield from _rows_of_file(path)
+            for row in _rows_of_file(path):
+                is_empty = False
+                yield row
+        if is_empty:
+            raise ValueError(
+                f"There are no records in the tar files {self.paths[:3]}: none of "
+                f"them has a member. Received: {len(self.paths)} files"
+            )
 
 
 def _files_of(entry):

@@ -22,7 +22,7 @@ from keras_betakd.data.loading import RecordMaker, loaded
 from keras_betakd.data.row_files import is_csv_file
 from keras_betakd.data.streams import RecordStream
 from keras_betakd.data.tables import expect_columns
-from keras_betakd.files import read_json
+from keras_betakd.files import expect_entries, read_json
 
 IMAGE_COLUMN = "image"
 """The default name of the column of the images."""
@@ -214,6 +214,7 @@ def _entries(path, key, on_error):
             f"{os.fspath(path)!r} must hold an object with a list under {key!r}, as "
             "VQAv2's files do."
         )
+    expect_entries(path, entries, key)
     checked = []
     for number, entry in enumerate(entries):
         name = entry.get("question_id") if isinstance(entry, dict) else None

@@ -24,6 +24,7 @@ from keras_betakd.distillation.settings_record import settings_of, warn_of_chang
 from keras_betakd.distillation.summary import bytes_of
 from keras_betakd.distillation.teacher_group import members_of
 from keras_betakd.distillation.teacher_parts import own_name
+from keras_betakd.distillation.unregistered import warn_of_unregistered
 from keras_betakd.distillation.weights_files import (
     ARCHIVE,
     WEIGHTS,
@@ -106,6 +107,10 @@ class DistillerSaving:
     def save(self, filepath, overwrite=True, **kwargs):
         """Saves everything, the teacher too; a file is replaced once complete.
 
+        Functions and classes of your own are written by their names, and must be
+        registered (`keras.saving.register_keras_serializable`) to be found again; a
+        warning names those that are not.
+
         Args:
             filepath: the file, which ends in ".keras".
             overwrite: whether to replace a file without asking. Defaults to `True`.
@@ -120,6 +125,7 @@ class DistillerSaving:
                 f"The name of an archive must end in '{ARCHIVE}' (weights alone: "
                 f"`save_weights`, '{WEIGHTS}'). Received: filepath='{filepath}'"
             )
+        warn_of_unregistered(self)
         save = functools.partial(super().save, overwrite=overwrite, **kwargs)
         with unmerged(self.student, self.teacher):
             if not _replaces(filepath, ARCHIVE, overwrite):

@@ -14,11 +14,10 @@ import numpy as np
 
 def settings_of(distiller):
     """The configs of all that the loss is made of, as the bytes of a JSON object."""
-    serialize = keras.saving.serialize_keras_object
     parts = {
-        **{f"energies['{k}']": serialize(v) for k, v in distiller.energies.items()},
-        **{f"betas['{k}']": serialize(v) for k, v in distiller.betas.items()},
-        "task_beta": distiller.task_beta and serialize(distiller.task_beta),
+        **{f"energies['{k}']": _config(v) for k, v in distiller.energies.items()},
+        **{f"betas['{k}']": _config(v) for k, v in distiller.betas.items()},
+        "task_beta": distiller.task_beta and _config(distiller.task_beta),
         "reduction": distiller.reduction,
     }
     return np.frombuffer(json.dumps(_named(parts), default=repr).encode(), "uint8")
@@ -39,8 +38,25 @@ def warn_of_changes(distiller, saved):
         )
 
 
+def _config(part):
+    """The config of a part of the loss, or its class where that is all that is known.
+
+    A callable that is no function (a `functools.partial`) has none. It can be no part
+    of an archive, but a weights file needs none of it.
+    """
+    with warnings.catch_warnings():
+        # Of a lambda Keras says how its archive is loaded, which is none here.
+        warnings.filterwarnings("ignore", "The object being serialized includes a `lam")
+        try:
+            return keras.saving.serialize_keras_object(part)
+        except TypeError:
+            return type(part).__name__
+
+
 def _named(config):
     """A config without what is no setting: modules, and names, which Keras counts."""
+    if isinstance(config, dict) and config.get("class_name") == "__lambda__":
+        return "lambda"  # its code, line numbers included, is not compared
     if isinstance(config, dict) and "class_name" in config:
         return {config["class_name"]: _named(config["config"])}
     if isinstance(config, dict):

@@ -1,6 +1,7 @@
 """`StudentMethods`: what people do with a keras-hub model, for the student alone."""
 
 from keras_betakd.distillation.generation import as_records, student_answers
+from keras_betakd.on_policy.arguments import expect_counts
 from keras_betakd.preprocessing.preprocessor import without_images
 
 
@@ -38,9 +39,9 @@ class StudentMethods:
             gives greedy ones, the same in every batch.
 
         Raises:
-            ValueError: an image without a mark, or a mark without an image; keys that
-                are unknown; a prompt that leaves no room for an answer. The message
-                names the record.
+            ValueError: a `max_length` that is no positive integer; an image without a
+                mark, or a mark without an image; keys that are unknown; a prompt that
+                leaves no room for an answer. The message names the record.
 
         Example:
 
@@ -51,6 +52,7 @@ class StudentMethods:
         )
         ```
         """
+        expect_counts(max_length=max_length)
         options = {
             "max_length": max_length,
             "stop_token_ids": stop_token_ids,

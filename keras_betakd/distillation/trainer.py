@@ -13,6 +13,7 @@ from keras_betakd.distillation.arguments import (
     warn_of_unequal_parts,
 )
 from keras_betakd.distillation.bounds_report import BoundsReport
+from keras_betakd.distillation.energy_gradient import warn_of_no_gradient
 from keras_betakd.distillation.freezing import expect_trainable, warn_of_quantized
 from keras_betakd.distillation.interrupted_step import unwrapped_errors, values_kept
 from keras_betakd.distillation.metric_arguments import (
@@ -130,6 +131,7 @@ class DistillationTrainer:
         )
         self._needs_logits = loss != "auto" or bool(others)
         self._check_fused()
+        warn_of_no_gradient(self.energies, self.student_view)
         learned = [v for b in self.all_betas().values() for v in b.variables]
         learned += [e.parameter for e in self.energies.values()]
         exclude_from_weight_decay(optimizer, [v for v in learned if v is not None])

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from keras_betakd.data.batches import Records
+from keras_betakd.data.batches import Records, expect_positive
 from keras_betakd.data.llava import LlavaDataset
 from keras_betakd.data.llava_records import LlavaRecord
 from keras_betakd.evaluation.decoding import answered_groups
@@ -65,9 +65,10 @@ def generate_answers(
         follows, and `clean_answer` returns it.
 
     Raises:
-        ValueError: A prompt leaves no room for its answer (keras-hub would truncate it
-            without a message); the images do not match the marks or the model; an id
-            occurs twice. The message names the record.
+        ValueError: A number of tokens or prompts is no positive integer; a prompt
+            leaves no room for its answer (keras-hub would truncate it without a
+            message); the images do not match the marks or the model; an id occurs
+            twice. The message names the record.
         TypeError: The model has no preprocessor or does not generate.
 
     Example:
@@ -87,8 +88,8 @@ def generate_answers(
         ("max_length", max_length),
         ("max_new_tokens", max_new_tokens),
     ):
-        if value is not None and value < 1:
-            raise ValueError(f"`{name}` must be positive. Received: {name}={value}")
+        if value is not None:
+            expect_positive(name, value)
     batches = _in_batches(batches, batch_size)
     room = max_new_tokens or 1
     reader = PromptReader(model.preprocessor, max_length, room, prompt_template)

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from keras_betakd.data.batches import naming
 from keras_betakd.data.images import IMAGE_MARK, neutralize_image_marks
-from keras_betakd.files import read_jsonl
+from keras_betakd.files import expect_entries, read_jsonl
 from keras_betakd.folders import inside
 
 SHORT_ANSWER_SUFFIX = "\nAnswer the question using a single word or phrase."
@@ -77,9 +77,9 @@ def read_questions(
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: A line is no JSON object, lacks a key, its image lies outside
-            `image_folder`, or its text does not end with `SHORT_ANSWER_SUFFIX`, so that
-            the prompt would be another.
+        ValueError: There is no line, or one is no JSON object, lacks a key, its image
+            lies outside `image_folder`, or its text does not end with
+            `SHORT_ANSWER_SUFFIX`, so that the prompt would be another.
 
     Example:
 
@@ -88,7 +88,8 @@ def read_questions(
     ```
     """
     questions = []
-    for number, fields in enumerate(read_jsonl(path), 1):
+    lines = expect_entries(path, read_jsonl(path), "questions")
+    for number, fields in enumerate(lines, 1):
         where = f"{os.fspath(path)!r}, question {number}"
         name, text, image = require_texts(
             fields, ("question_id", "text", "image"), where

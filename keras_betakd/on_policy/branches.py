@@ -4,7 +4,11 @@ import dataclasses
 
 _NAN = float("nan")
 # Which values are better, for callbacks that monitor them.
-DIRECTIONS = {"branches": None, "branches_given": None, "unbranched": None}
+DIRECTIONS: dict[str, str | None] = {
+    "branches": None,
+    "branches_given": None,
+    "unbranched": None,
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ import copy
 import numbers
 from typing import Any
 
+from keras_betakd.data.batches import expect_positive
 from keras_betakd.preprocessing.adapters import take_records
 from keras_betakd.preprocessing.checks import RecordsTooLong
 from keras_betakd.preprocessing.encoding import Encoder
@@ -19,7 +20,6 @@ from keras_betakd.preprocessing.image_inputs import drop_mark
 from keras_betakd.preprocessing.prompt_templates import (
     PromptTemplate,
     by_role,
-    remember_template,
     resolved_template,
 )
 from keras_betakd.preprocessing.read_ahead import default_workers
@@ -29,6 +29,7 @@ from keras_betakd.preprocessing.record_checks import (
     expect_prompts,
 )
 from keras_betakd.preprocessing.records import encoded_ids
+from keras_betakd.preprocessing.student_template import remember_for_student
 from keras_betakd.preprocessing.teacher_sides import (
     TeacherSide,
     by_teacher,
@@ -105,11 +106,12 @@ class DistillationPreprocessor:
         weights; both are 0 in unused slots.
 
     Raises:
-        ValueError: different vocabularies; unless they are skipped, a record that does
-            not fit in a sequence (its text, answer or image tokens would be cut) or
-            whose answer has more than K tokens; a number of images that differs from
-            that of the marks; a missing or empty text, an image that cannot be read, a
-            special token of the model in a text (see
+        ValueError: different vocabularies; two prompt templates for models that share
+            one preprocessor object; unless they are skipped, a record that does not fit
+            in a sequence (its text, answer or image tokens would be cut) or whose
+            answer has more than K tokens; a number of images that differs from that of
+            the marks; a missing or empty text, an image that cannot be read, a special
+            token of the model in a text (see
             `keras_betakd.preprocessing.model_inputs`). The message names the record,
             and the limit and the length needed.
 
@@ -147,11 +149,7 @@ class DistillationPreprocessor:
                 '`on_too_long` must be "raise" or "skip". Received: '
                 f"on_too_long={on_too_long!r}"
             )
-        if not isinstance(max_response_length, int) or max_response_length < 1:
-            raise ValueError(
-                "`max_response_length` must be a positive integer. Received: "
-                f"max_response_length={max_response_length}"
-            )
+        expect_positive("max_response_length", max_response_length)
         if trained_turns not in ("all", "last"):
             raise ValueError(
                 '`trained_turns` must be "all" or "last". Received: '
@@ -194,13 +192,11 @@ class DistillationPreprocessor:
         for name, teacher in teachers.items():
             if isinstance(teacher, Encoder):
                 teacher.expect_template(found[name])
-        is_apart = all(t is not self.student_preprocessor for t in teachers.values())
-        if is_apart and given["student"] != "auto":
-            # Where it is evaluated or saved, it is prompted as in training; a function
-            # cannot be saved, so that nothing is better than an earlier one's name.
-            named = None if callable(given["student"]) else given["student"]
-            remember_template(self.student_preprocessor, named)
+        self._remember(teachers, given, found)
         return found
+
+    def _remember(self, teachers, given, found):
+        remember_for_student(teachers, self.student_preprocessor, given, found)
 
     def _side(self, name, preprocessor):
         crosses = self.cross_tokenizer

@@ -40,6 +40,11 @@ def remembered_template(preprocessor):
     return getattr(preprocessor, _ATTRIBUTE, None)
 
 
+def as_template(noted):
+    """What was noted on a preprocessor as a `ChatTemplate`, or `None`."""
+    return chat_template(noted) if isinstance(noted, str) else noted
+
+
 def resolved_template(prompt_template, family):
     """What a `prompt_template` of a user means for a model.
 
@@ -107,9 +112,8 @@ def _automatic(family):
     if family.chat_form is None:
         return None
     model = type(preprocessor).__name__.removesuffix("Preprocessor")
-    found = remembered_template(preprocessor)
+    found = as_template(remembered_template(preprocessor))
     if found is not None:
-        found = chat_template(found) if isinstance(found, str) else found
         _say_once(
             f"prompt_template='auto': prompts of this {model} are written in its own "
             f"chat template, {found.name!r}."

@@ -61,7 +61,7 @@ class TeacherSource:
                 )
             max_response_length = pair.max_response_length
             prompt_template = _template_of(pair, prompt_template)
-        self.preprocessor = DistillationPreprocessor(
+        self.preprocessor = _TeacherPreprocessor(
             preprocessor,
             preprocessor,
             max_response_length,
@@ -145,6 +145,13 @@ def _only_teacher(distiller):
             f"teachers {[part.name for part in parts]}"
         )
     return parts[0]
+
+
+class _TeacherPreprocessor(DistillationPreprocessor):
+    """That of a teacher alone, which is no student that remembers its template."""
+
+    def _remember(self, teachers, given, found):
+        pass
 
 
 def _template_of(pair, prompt_template):

@@ -16,6 +16,7 @@ from keras_betakd.data.scienceqa import LETTER_PROMPT_SUFFIX
 from keras_betakd.evaluation.benchmarks.tsv_tables import read_tsv
 from keras_betakd.evaluation.llava_protocol import VQAQuestion
 from keras_betakd.evaluation.predictions import answers_of
+from keras_betakd.files import expect_entries
 
 OPTION_LETTERS = "ABCD"
 INSTRUCTIONS = {"en": LETTER_PROMPT_SUFFIX, "cn": "\n请直接回答选项字母。"}
@@ -205,6 +206,7 @@ def load_mmbench(path: str | os.PathLike) -> list[MMBenchQuestion]:
     ```
     """
     rows = read_tsv(path, ("index", "question", "A"))
+    expect_entries(path, rows, "questions")
     images = {row["index"]: row.get("image") for _, row in rows}
     language = "cn" if "_cn" in os.path.basename(path).lower() else "en"
     questions: dict[str, MMBenchQuestion] = {}
