@@ -410,7 +410,7 @@ def test_wrong_templates_are_refused():
     for wrong, match in (
         ("gema3", "did you mean 'gemma3'"),
         (3, "`prompt_template` must be"),
-        ({"teacher": None, "pupil": None}, 'the keys "teacher" and "student"'),
+        ({"teacher": None, "pupil": None}, "the keys 'teacher', 'student'"),
     ):
         with pytest.raises(ValueError, match=match):
             DistillationPreprocessor(
