@@ -44,6 +44,7 @@ from keras_betakd.distillation.outputs import (
     tiled_uncertainty,
     without_gradient,
 )
+from keras_betakd.distillation.rematerialized import remat_of
 from keras_betakd.distillation.replica_loss import batch_loss
 from keras_betakd.distillation.saving import DistillerSaving, Untracked
 from keras_betakd.distillation.student_methods import StudentMethods
@@ -149,6 +150,11 @@ class BetaKDDistiller(
         prompt_template: for the same preprocessor: the template that the prompts of
             instruction-tuned models are written in. `"auto"` (default) is the model's
             own where it is known; see `DistillationPreprocessor`.
+        remat: whether the student's blocks are computed a second time for their
+            gradient instead of keeping their activations (gradient checkpointing, by
+            `keras.remat`): the same numbers, with less memory for long sequences and
+            one more forward pass of the student. Blocks within which an energy reads
+            attention or an inner layer keep them, as does Gemma 3n's vision tower.
 
     Raises:
         ValueError: an argument is not one of those above, the vocabularies differ,
@@ -201,6 +207,7 @@ class BetaKDDistiller(
         max_response_length: int | None = None,
         on_too_long: str | None = None,
         prompt_template: PromptTemplate | dict[str, PromptTemplate] = "auto",
+        remat: bool = False,
         name: str | None = None,
         **kwargs,
     ):
@@ -251,6 +258,8 @@ class BetaKDDistiller(
             for part in self.teacher_parts
             for name, layer in part.comparison.projections.items()
         }
+        self.remat = remat
+        self._student_remat = remat_of(self.student_view, self._wanted, remat)
         self.freeze_parts()
         self._build_betas()
         self._make_trackers()
@@ -331,7 +340,8 @@ class BetaKDDistiller(
         with contextlib.ExitStack() as once:
             for part, own in parts:
                 once.enter_context(part.tower.once(own))
-            student = self._outputs(self.student_view, "student", inputs, training)
+            with self._student_remat(training):
+                student = self._outputs(self.student_view, "student", inputs, training)
             teachers = [self._teacher_outputs(part, own) for part, own in parts]
         if not self._is_frozen:  # models that this batch has built
             self.freeze_parts()
