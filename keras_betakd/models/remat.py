@@ -46,7 +46,7 @@ class BlockRemat:
                 "`remat=True` would change nothing: attention or inner layers are read "
                 f"within each of the {len(kept)} blocks of {type(view.model).__name__},"
                 " and such blocks keep their activations. Read fewer of them "
-                "(`blocks` or `layers` of the energies), or leave `remat` out."
+                "(`layers` of the energies), or leave `remat` out."
             )
 
     @contextlib.contextmanager
