@@ -1,5 +1,6 @@
 """`remat=True`: the same numbers from blocks that keep no activations."""
 
+import concurrent.futures
 import contextlib
 
 import keras
@@ -47,7 +48,7 @@ def trained(distiller, rows, steps=2):
     return losses, [ops.convert_to_numpy(v) for v in distiller.student.variables]
 
 
-def expect_same_training(make, rows, steps=2):
+def expect_same_training(make, rows, steps=2, tolerance=1e-6):
     """Without and with `remat`, which `make` is given; it returns a new distiller."""
     runs = []
     for remat in (False, True):
@@ -55,10 +56,9 @@ def expect_same_training(make, rows, steps=2):
         before = [ops.convert_to_numpy(v) for v in distiller.student.variables]
         runs.append(trained(distiller, rows, steps))
         assert any((a != b).any() for a, b in zip(before, runs[-1][1], strict=True))
-    np.testing.assert_allclose(runs[0][0], runs[1][0], rtol=1e-6)
+    np.testing.assert_allclose(runs[0][0], runs[1][0], rtol=tolerance)
     for plain, found in zip(runs[0][1], runs[1][1], strict=True):
-        np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-6)
-    return distiller
+        np.testing.assert_allclose(found, plain, rtol=10 * tolerance, atol=tolerance)
 
 
 @pytest.mark.traced
@@ -131,6 +131,24 @@ def test_activations_within_blocks_are_not_saved():
     ]
     growth, with_remat = sizes[1] - sizes[0], sizes[3] - sizes[2]
     assert 0 < with_remat < growth / 10
+
+
+@torch_only
+def test_the_second_run_may_come_in_another_thread():
+    """As on a GPU, where PyTorch runs the backward pass in threads of its own."""
+    found = []
+    for in_thread in (False, True):
+        keras.utils.set_random_seed(0)
+        model = Trunk(True, "mixed_bfloat16")
+        loss = ops.sum(model(np.ones((4, 6), "float32"), training=True))
+        if in_thread:
+            with concurrent.futures.ThreadPoolExecutor() as pool:
+                pool.submit(loss.backward).result()
+        else:
+            loss.backward()
+        found.append([v.value.grad.numpy() for v in model.trainable_variables])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @torch_only
@@ -281,7 +299,9 @@ def test_lora_in_mixed_precision_with_parts_of_a_step():
         distiller.compile(optimizer=optimizer)
         return distiller
 
-    expect_same_training(make, rows)
+    # XLA rounds to bfloat16 in other places of another program.
+    eager = keras.backend.backend() == "torch"
+    expect_same_training(make, rows, tolerance=1e-6 if eager else 1e-3)
 
 
 def test_blocks_that_are_read_within_keep_what_they_compute():
@@ -328,7 +348,7 @@ def test_batch_normalisation_within_blocks_is_refused():
     model = keras.Sequential([keras.Input((4,)), block, keras.layers.Dense(3)])
     view = ModelView(model)
     view.blocks = lambda: [block]
-    with pytest.raises(ValueError, match="moving means.*stem"):
+    with pytest.raises(ValueError, match="moving means of `.*batch_norm"):
         BlockRemat(view)
 
 

@@ -6,6 +6,7 @@ the gradient computes each block a second time from its inputs.
 
 import contextlib
 import enum
+import functools
 
 import keras
 from keras import ops
@@ -32,48 +33,59 @@ class BlockRemat:
     """
 
     def __init__(self, view, read=()):
-        tower = [v for layer in view.vision_tower() for v in layer.variables]
-        ours = {id(v) for v in tower}
-        self._tower = tower
-        blocks = [_Block(layer) for layer in view.blocks()]
-        # A tower that does not train holds nothing for a gradient as it is.
-        self._of_tower = [b for b in blocks if ours & {id(v) for v in b.weights}]
-        self._others = [b for b in blocks if not ours & {id(v) for v in b.weights}]
+        blocks, towers = view.blocks(), view.vision_tower()
+        of_tower = {id(x) for layer in towers for x in (layer, *sublayers(layer))}
+        self._tower = [_Block(x) for x in blocks if id(x) in of_tower]
+        self._others = [_Block(x) for x in blocks if id(x) not in of_tower]
+        self._tower_variables = [v for layer in towers for v in layer.variables]
+        for layer in blocks:
+            _expect_no_batch_normalisation(layer)
         found = {id(layer) for layer in read}
-        kept = [b for b in self._others if found & {id(x) for x in b.inner}]
-        if len(kept) == len(self._others):
+        if all(found & {id(x) for x in sublayers(b.layer)} for b in self._others):
             raise ValueError(
                 "`remat=True` would change nothing: attention or inner layers are read "
-                f"within each of the {len(kept)} blocks of {type(view.model).__name__},"
-                " and such blocks keep their activations. Read fewer of them "
-                "(`layers` of the energies), or leave `remat` out."
+                f"within all {len(self._others)} blocks of {type(view.model).__name__},"
+                " and such blocks keep their activations. Read fewer of them, or leave "
+                "`remat` out."
             )
 
     @contextlib.contextmanager
     def applied(self):
         """A context in which the model runs in training."""
-        trains = any(v.trainable for v in self._tower)
-        blocks = self._others + (self._of_tower if trains else [])
+        # A tower that does not train holds nothing for a gradient as it is.
+        trains = any(v.trainable for v in self._tower_variables)
+        blocks = self._others + (self._tower if trains else [])
         with contextlib.ExitStack() as stack:
             for block in blocks:
                 stack.enter_context(replaced(block.layer, block.call))
             yield
 
 
+def _expect_no_batch_normalisation(block):
+    for layer in (block, *sublayers(block)):
+        if isinstance(layer, keras.layers.BatchNormalization):
+            raise ValueError(
+                "`remat=True` would count each batch twice in the moving means of "
+                f"`{layer.path or layer.name}`, a batch normalisation in a block of "
+                "the student. Leave such blocks out of the `blocks` of its view."
+            )
+
+
 class _Block:
     """A block and what a second pass through it must not change."""
 
     def __init__(self, layer):
-        self.layer, self.inner = layer, sublayers(layer)
-        self.weights = layer.weights
-        known = {id(v) for v in self.weights}
-        self.random = [v for v in layer.variables if id(v) not in known]
-        if any(isinstance(x, keras.layers.BatchNormalization) for x in self.inner):
-            raise ValueError(
-                "`remat=True` would count the batch twice in the moving means of a "
-                "block with batch normalisation. Leave such blocks out of the view's "
-                f"`blocks`. Received: {layer.path or layer.name}"
-            )
+        self.layer = layer
+
+    @functools.cached_property
+    def inner(self):
+        return sublayers(self.layer)
+
+    @functools.cached_property
+    def random(self):
+        """The states of its random generators, which are no weights."""
+        weights = {id(w) for w in self.layer.weights}
+        return [v for v in self.layer.variables if id(v) not in weights]
 
     def call(self, compute, *args, **kwargs):
         """What `compute`, the layer's own call, returns; see `replaced`."""
