@@ -91,7 +91,8 @@ def make_step(options):
         del teacher, model
         model = distiller(cached, student, remat=path.endswith("remat"))
         model.folder = folder  # removed with the model
-    return model, lambda: model.fit(DATA, verbose=0)
+    batch = model.preprocessor(DATA)
+    return model, lambda: model.train_on_batch(*batch)
 
 
 def distiller(teacher, student, remat):
