@@ -35,6 +35,10 @@ from keras_betakd.preprocessing.record_checks import (
 from keras_betakd.preprocessing.records import encoded_ids
 from keras_betakd.preprocessing.student_template import remember_for_student
 from keras_betakd.preprocessing.token_alignment import aligned_slots
+from keras_betakd.preprocessing.unknown_tokens import (
+    UnknownTokensWarning,
+    unknown_tokens,
+)
 
 
 class DistillationPreprocessor:
@@ -168,6 +172,7 @@ class DistillationPreprocessor:
         self.trained_turns = trained_turns
         self.prompt_templates = self._resolved_templates(prompt_template)
         self.skipped: dict[str, str] = {}
+        self.note_unknown = UnknownTokensWarning()
         self._filler = None
         self._vocabularies_checked = False
         if cross_tokenizer and self._teacher.tokenizer is None:
@@ -224,6 +229,8 @@ class DistillationPreprocessor:
         records, student, teacher, reasons = self._fitting(records, ids)
         self.skipped.update({ids[row]: reason for row, reason in reasons.items()})
         student.weights[list(reasons)] = 0
+        tokenizer = self.student_preprocessor.tokenizer
+        self.note_unknown(unknown_tokens(student, tokenizer, records))
         x = {
             "student": student.inputs,
             "teacher": self._without_images(teacher.inputs)
