@@ -36,6 +36,10 @@ from keras_betakd.preprocessing.teacher_sides import (
     encoder_of,
     joined,
 )
+from keras_betakd.preprocessing.unknown_tokens import (
+    UnknownTokensWarning,
+    unknown_tokens,
+)
 
 
 class DistillationPreprocessor:
@@ -171,6 +175,7 @@ class DistillationPreprocessor:
         teachers = by_teacher(teacher_preprocessor)
         self.prompt_templates = self._resolved_templates(prompt_template, teachers)
         self.skipped: dict[str, str] = {}
+        self.note_unknown = UnknownTokensWarning()
         self._filler = None
         self._student = encoder_of(
             student_preprocessor,
@@ -226,6 +231,8 @@ class DistillationPreprocessor:
             name: side.part_of_batch(teachers[name], student, ids, name in sharing)
             for name, side in self._sides.items()
         }
+        tokenizer = self._student.tokenizer
+        self.note_unknown(unknown_tokens(student, tokenizer, records))
         x = {
             "student": student.inputs,
             "student_positions": student.positions,
