@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import re
+from typing import Any
 
 import keras
 
@@ -59,7 +60,7 @@ class TrainingBackup(keras.callbacks.Callback):
     def __init__(self, directory: str | os.PathLike):
         super().__init__()
         self.directory = pathlib.Path(directory)
-        self._owner = None
+        self._owner: FolderOwner | None = None
         self._ours: set[str] = set()  # the files that this backup may remove
         self._checked = False
         probe = self.directory / "can_be_written"
@@ -111,17 +112,17 @@ class TrainingBackup(keras.callbacks.Callback):
         self._ours |= {path.name for path in saved.values()}
         return epoch
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._owner = FolderOwner(self.directory, type(self).__name__)
         self._checked = False
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         # Keras does not tell `on_train_begin` at which epoch a training begins.
         if not self._checked:
             self._expect_nothing_above(epoch)
             self._checked = True
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         try:
             with self._owned() as owner:
                 owner.expect()
@@ -138,7 +139,7 @@ class TrainingBackup(keras.callbacks.Callback):
             if other != path and other.name in self._ours:
                 other.unlink(missing_ok=True)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if self._owner is not None:
             self._owner.release()
             self._owner = None
