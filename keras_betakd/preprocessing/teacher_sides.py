@@ -115,8 +115,8 @@ class TeacherSide:
             ValueError: the two have different answer tokens. The message names the
                 record.
         """
-        inputs = self._without_images(teacher.inputs) if shares_images else None
-        x = {"teacher": inputs or teacher.inputs}
+        inputs = teacher.inputs
+        x = {"teacher": self._without_images(inputs) if shares_images else inputs}
         if self.crosses:
             return x | self._aligned(teacher, student)
         check_same_answers(teacher.labels, student.labels, ids)
