@@ -173,7 +173,7 @@ def is_whole(path):
     """Whether the digest of a weights file is that of its bytes.
 
     Args:
-        path: the file, of which as much is read.
+        path: the file, all of which is read.
     """
     try:
         return _expect_whole(os.fspath(path))
@@ -186,11 +186,14 @@ def _newest_whole_beside(name):
 
     A folder may hold many gigabytes, so that the first one that is whole ends it.
     """
-    folder = pathlib.Path(name).parent
-    others = [path for path in folder.glob(f"*{WEIGHTS}") if path.name[0] != "."]
-    others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    own = pathlib.Path(name).name
-    return next((path for path in others if path.name != own and is_whole(path)), None)
+    own = pathlib.Path(name)
+    others = [
+        p for p in own.parent.glob(f"*{WEIGHTS}") if p.name[0] != "." and p != own
+    ]
+    with contextlib.suppress(OSError):  # a run may remove its files meanwhile
+        others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+        return next(filter(is_whole, others), None)
+    return None
 
 
 def _hdf5_size(path):

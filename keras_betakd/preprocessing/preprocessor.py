@@ -88,6 +88,9 @@ class DistillationPreprocessor:
         skipped: dict of the names of records left out to the reasons, since `fit`
             last reported them. (Processes of a data set with `use_multiprocessing`
             have copies of their own, which are not reported.)
+        note_unknown: function that is given a dict of the names of a batch's records
+            whose answers have tokens that the tokenizer does not know, to how many. It
+            warns of the first batch with one.
 
     Call arguments:
         records: dict of lists or arrays with `"prompts"`, `"responses"` and, for models
@@ -161,7 +164,7 @@ class DistillationPreprocessor:
             )
         self.teacher_preprocessor = teacher_preprocessor
         self.student_preprocessor = student_preprocessor
-        self.max_response_length = max_response_length
+        self.max_response_length = int(max_response_length)
         self.blind_student = blind_student
         self.cross_tokenizer = cross_tokenizer
         self.on_too_long = on_too_long
