@@ -114,12 +114,6 @@ def answers():
     return distiller, keras_betakd.StudentAnswers(vqa_records(8), 0.5)
 
 
-def branches():
-    """The student changes a token of a part of the answers, by a pass of its own."""
-    distiller, _ = answers()  # whose step is compiled already
-    return distiller, keras_betakd.StudentBranches(vqa_records(8), 0.5)
-
-
 def trained(case, seed=0):
     """Trains a case; returns what training reports, and all variables."""
     keras.utils.set_random_seed(seed)
@@ -127,7 +121,7 @@ def trained(case, seed=0):
     distiller.compile(keras.optimizers.SGD(0.02, momentum=0.5))
     given = [as_list(w) for w in distiller.teacher.weights]
     options = {"epochs": 2, "verbose": 0, "shuffle": False}
-    if case in (answers, branches):
+    if case is answers:
         options["batch_size"] = 4
     else:
         dataset = ProcessShare(dataset, batch_size=4)
@@ -185,8 +179,7 @@ def on_devices(folder):
         return
     parallel = keras.distribution.DataParallel(auto_shard_dataset=False)
     with parallel.scope():
-        cases = plain, answers, branches
-        write(folder, **{f.__name__: trained(f) for f in cases})
+        write(folder, plain=trained(plain), answers=trained(answers))
     devices = keras.distribution.list_devices()
     mesh = keras.distribution.DeviceMesh((2, 4), ("batch", "model"), devices)
     layouts = keras_betakd.layout_map(mesh)
