@@ -2,6 +2,7 @@
 
     python distribution_cases.py FOLDER devices       8 devices of JAX, 2 of TensorFlow
     python distribution_cases.py FOLDER process       one process of several
+    python distribution_cases.py FOLDER answers       8 devices of JAX
 
 Each case trains on a last batch that does not divide, and returns all that must be the
 same on one device and on many.
@@ -179,12 +180,18 @@ def on_devices(folder):
         return
     parallel = keras.distribution.DataParallel(auto_shard_dataset=False)
     with parallel.scope():
-        write(folder, plain=trained(plain), answers=trained(answers))
+        write(folder, plain=trained(plain))
     devices = keras.distribution.list_devices()
     mesh = keras.distribution.DeviceMesh((2, 4), ("batch", "model"), devices)
     layouts = keras_betakd.layout_map(mesh)
     with keras.distribution.ModelParallel(layout_map=layouts).scope():
         write(folder, images=trained(images))
+
+
+def answers_on_devices(folder):
+    """Runs the case of own answers on several devices of this process, with JAX."""
+    with keras.distribution.DataParallel(auto_shard_dataset=False).scope():
+        write(folder, answers=trained(answers))
 
 
 def in_process(folder):
@@ -211,4 +218,5 @@ def in_process(folder):
 
 
 if __name__ == "__main__":
-    {"devices": on_devices, "process": in_process}[sys.argv[2]](sys.argv[1])
+    ways = {"devices": on_devices, "process": in_process, "answers": answers_on_devices}
+    ways[sys.argv[2]](sys.argv[1])

@@ -111,6 +111,7 @@ def test_a_step_is_the_sum_of_the_steps_of_each(fused):
 
 @pytest.mark.backends
 @pytest.mark.parametrize("fused", kept([True, False], False))
+@pytest.mark.one_of_two("tensorflow")
 def test_energies_and_betas_are_those_of_each_alone(fused):
     """Features, image tokens and predicted betas, each of its own teacher."""
     energies = lambda: {  # noqa: E731

@@ -149,6 +149,7 @@ def test_all_given_tokens_together_are_plain_distillation_from_the_second_row():
 
 @pytest.mark.backends
 @pytest.mark.traced
+@pytest.mark.one_of_two("tensorflow")
 def test_tokens_are_those_of_the_weights_at_the_beginning_of_the_epoch(monkeypatch):
     """And nothing is compiled again from epoch to epoch."""
     calls, call = [], NextToken.call
