@@ -187,7 +187,8 @@ class _Panels:
         _share(right, "answers_ended", self.colors["answers_ended"])
 
     def _branches(self, axis):
-        note = f"{self._range_of('branches')} an epoch; their token is the given one"
+        number = self._range_of("branches")
+        note = f"{number} an epoch, and the share whose token is the given one"
         _head(axis, "Branches of the student", note)
         self._curves(axis, ["branches_given"], scaled=False)
         _share(axis, "branches_given", self.colors["branches_given"])

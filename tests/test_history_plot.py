@@ -157,7 +157,7 @@ def test_branches_of_the_student_are_drawn():
     logs = answering().fit(data, callbacks=[history], **options).history
     found = panels(history.plot())
     axis = found["Branches of the student"]
-    assert note(axis) == "2 an epoch; their token is the given one"
+    assert note(axis) == "4 an epoch, and the share whose token is the given one"
     steps, values = curves(axis)["branches_given"].get_data()
     assert list(steps) == [2, 4] and list(values) == logs["branches_given"]
     assert not {"branches", "unbranched"} & set(found)
