@@ -118,10 +118,18 @@ class DistillationHistory(keras.callbacks.Callback):
             if name in means and count > before[1]:
                 means[name] = (total - before[0]) / (count - before[1])
         if self._objective and "objective" in means:
-            means["objective"] = float(self._objective(means))
+            means["objective"] = float(self._objective(means, self._label_share(sums)))
         self._step += done - self._done
         self.rows.append({"step": self._step, **means})
         self._done, self._sums = done, sums
+
+    def _label_share(self, sums):
+        """The share of the answers' weight in a window that has labels."""
+        counts = [
+            sums[name][1] - self._sums.get(name, (0.0, 0.0))[1]
+            for name in ("task_loss", "loss")
+        ]
+        return counts[0] / counts[1] if counts[1] else 1.0
 
     def write_csv(self, path: str | os.PathLike) -> None:
         """Writes the rows to a CSV file, one line a window."""

@@ -59,6 +59,7 @@ from keras_betakd.preprocessing.adapters import is_raw_records
 from keras_betakd.preprocessing.batches import by_model
 from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
 from keras_betakd.preprocessing.prompt_templates import PromptTemplate
+from keras_betakd.preprocessing.teacher_sides import of_teacher
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
@@ -90,8 +91,8 @@ class BetaKDDistiller(
         student: a smaller one over the same vocabulary.
         energies: a `keras_betakd.Energy`, or a list or dict of them. Each is reported
             under its name, or its key, and its beta under that with `_beta`. Of several
-            teachers, one energy for all, or a dict by their names with any of these;
-            reported under `teacher_energy`.
+            teachers, one energy for all, or a dict by their names (of a list of them, a
+            list) with any of these; reported under `teacher_energy`.
         beta: a beta layer (`TaskBeta()` if `None`); a list or dict gives each energy
             its own, and a single layer is copied for each energy. Of several teachers,
             the same, or a dict by their names with any of these.
@@ -197,7 +198,8 @@ class BetaKDDistiller(
             expect_apart(self.student_view, view, freeze)
         by_teacher = energies_by_teacher(energies, list(views))
         for name, own in by_teacher.items():
-            check_vocabularies(views[name], self.student_view, own, vocabulary_size)
+            with of_teacher(name):
+                check_vocabularies(views[name], self.student_view, own, vocabulary_size)
         self.energies = {k: e for own in by_teacher.values() for k, e in own.items()}
         self.vocabulary_size = vocabulary_size
         if reduction not in REDUCTIONS:
@@ -228,7 +230,10 @@ class BetaKDDistiller(
         # Plain objects, which Keras neither tracks nor saves: what they hold of layers
         # and metrics is an attribute of the distiller too.
         self.teacher_parts = [
-            teacher_part(name, view, self.student_view, by_teacher[name], self.betas)
+            teacher_part(
+                *(name, view, self.student_view),
+                *(by_teacher[name], self.betas, list(views)),
+            )
             for name, view in views.items()
         ]
         self._forward = ForwardPass(
@@ -399,17 +404,20 @@ class BetaKDDistiller(
         counted = given_weights(x, weights)["task"]
         return super().compute_metrics(x, y, y_pred.student, counted)
 
-    def objective(self, values):
+    def objective(self, values, label_share=1.0):
         """The loss at the best betas, from means by the names of their metrics.
 
         Args:
             values: dict of `"task_loss"` and the energies, in nats per token or in the
                 unit of the energy.
+            label_share: the share of the answers' weight that has labels, less than 1
+                where records have a `"task_weight"` or the student answers itself.
 
         Returns:
-            A scalar: CE + sum_k min over beta of [ beta * l_k - (d_k / 2) * log beta ].
+            A scalar: label_share * CE + sum_k min over beta of
+            [ beta * l_k - (d_k / 2) * log beta ].
         """
-        return self._trackers.objective_of(values)
+        return self._trackers.objective_of(values, label_share)
 
     def count_params(self):
         """The number of parameters of teacher, student, betas and energies."""
