@@ -37,7 +37,8 @@ def in_rounds(rounds, jobs):
         jobs: dict by any name of the arguments of `in_fresh_process`.
 
     Returns:
-        Dict by name: the seconds of all rounds and the largest memory, or the failure.
+        Dict by name: the seconds of all rounds and the largest memory, what else the
+        last one reports, or the failure.
     """
     results = {name: {"seconds": [], "megabytes": 0.0} for name in jobs}
     for _ in range(rounds):
@@ -50,12 +51,12 @@ def in_rounds(rounds, jobs):
                 continue
             seconds = results[name]["seconds"] + numbers["seconds"]
             megabytes = max(results[name]["megabytes"], numbers["megabytes"])
-            results[name] = {"seconds": seconds, "megabytes": megabytes}
+            results[name] = {**numbers, "seconds": seconds, "megabytes": megabytes}
     return results
 
 
-def report(step, repeats, parts=1):
-    """Writes seconds of each run of `step`, over `parts`, and its peak memory.
+def report(step, repeats, parts=1, **others):
+    """Writes seconds of each run of `step`, over `parts`, its peak memory, and others.
 
     Memory is of a run after the first one, which is not timed either, above what was
     held before the first one: what a compiler keeps counts, what it gives back not.
@@ -66,7 +67,7 @@ def report(step, repeats, parts=1):
     step()
     memory = peak_memory(step) - start
     seconds = [_seconds(step) / parts for _ in range(repeats)]
-    numbers = {"seconds": seconds, "megabytes": memory}
+    numbers = {"seconds": seconds, "megabytes": memory, **others}
     sys.stdout.write("\n" + json.dumps(numbers) + "\n")
 
 

@@ -34,6 +34,7 @@ from keras_betakd.distillation.nonfinite import (
 from keras_betakd.distillation.outputs import (
     mean_weights,
 )
+from keras_betakd.distillation.rematerialized import remat_of
 from keras_betakd.distillation.replica_loss import batch_loss
 from keras_betakd.distillation.saving import DistillerSaving, Untracked
 from keras_betakd.distillation.student_methods import StudentMethods
@@ -135,6 +136,11 @@ class BetaKDDistiller(
         prompt_template: for the same preprocessor: the template that the prompts of
             instruction-tuned models are written in. `"auto"` (default) is the model's
             own where it is known; see `DistillationPreprocessor`.
+        remat: whether the student's blocks are computed a second time for their
+            gradient instead of keeping their activations (gradient checkpointing, by
+            `keras.remat`): the same numbers, with less memory for long sequences and
+            one more forward pass of the student. Blocks within which an energy reads
+            attention or an inner layer keep them, as does Gemma 3n's vision tower.
 
     Raises:
         ValueError: an argument is not one of those above, the vocabularies differ,
@@ -187,6 +193,7 @@ class BetaKDDistiller(
         max_response_length: int | None = None,
         on_too_long: str | None = None,
         prompt_template: PromptTemplate | dict[str, PromptTemplate] = "auto",
+        remat: bool = False,
         name: str | None = None,
         **kwargs,
     ):
@@ -244,6 +251,10 @@ class BetaKDDistiller(
             for part in self.teacher_parts
             for name, layer in part.comparison.projections.items()
         }
+        self.remat = remat
+        self._student_remat = remat_of(
+            self.student_view, self._forward.student_reader, remat
+        )
         self.freeze_parts()
         self._build_betas()
         self._make_trackers()
@@ -315,7 +326,9 @@ class BetaKDDistiller(
         inputs = by_model(inputs)
         if self._predicting:
             return self._forward.predicted(inputs, training)
-        found = self._forward.models(inputs, training, self._fuses(inputs))
+        found = self._forward.models(
+            inputs, training, self._fuses(inputs), self._student_remat(training)
+        )
         if not self._is_frozen:  # models that this batch has built
             self.freeze_parts()
         return self._forward.weighted(inputs, *found)

@@ -47,6 +47,10 @@ class ForwardPass:
         parts = [part for part in self._parts if name in part.energies]
         return (parts or self._parts)[0]
 
+    def student_reader(self):
+        """The reader of the student, of all that energies compare."""
+        return self._student_view.reader(*self._wanted("student", self._parts))
+
     def predicted(self, inputs, training):
         """The student's logits: (B, K, V), or those of a plain model as they are.
 
@@ -60,13 +64,14 @@ class ForwardPass:
         outputs = view.reader(set()).outputs(inputs["student"], positions, training)
         return view.head(outputs.head_input)
 
-    def models(self, inputs, training, fused):
+    def models(self, inputs, training, fused, around_student):
         """Runs all models.
 
         Args:
             inputs: the batch's `x`.
             training: as for any Keras layer.
             fused: whether the heads will run with the loss.
+            around_student: a context in which the student runs.
 
         Returns:
             `(student, teachers)`: the student's `ModelOutputs`, and for each teacher
@@ -76,33 +81,36 @@ class ForwardPass:
         with contextlib.ExitStack() as once:
             for part, own in pairs:
                 once.enter_context(part.tower.once(own))
-            wanted = self._wanted("student", self._parts)
-            student = self._outputs(
-                self._student_view, "student", inputs, training, wanted, not fused
-            )
+            with around_student:
+                reader = self.student_reader()
+                head = None if fused else self._student_view.head
+                student = self._outputs(reader, head, "student", inputs, training)
             teachers = [self._teacher_outputs(*pair, fused) for pair in pairs]
         return student, teachers
 
     def _teacher_outputs(self, part, inputs, fused):
         inputs = part.tower.with_images(inputs)
         dense = not fused or self._makes_logits(part, inputs)
-        wanted = self._wanted("teacher", [part])
-        outputs = self._outputs(part.view, "teacher", inputs, False, wanted, dense)
+        reader = part.view.reader(*self._wanted("teacher", [part]))
+        head = part.view.head if dense else None
+        outputs = self._outputs(reader, head, "teacher", inputs, False)
         finite = finite_rows(outputs)
         return without_gradient(zero_nonfinite_rows(outputs, finite)), finite
 
     @staticmethod
-    def _outputs(view, role, inputs, training, wanted, dense):
-        """The `ModelOutputs` of a model: logits (B, K, V), or rows (B, K, H)."""
+    def _outputs(reader, head, role, inputs, training):
+        """The `ModelOutputs` of a model: logits (B, K, V), or rows (B, K, H).
+
+        Without a `head`, there are rows alone where there are positions.
+        """
         x, positions = inputs[role], inputs.get(f"{role}_positions")
-        reader = view.reader(*wanted)
         if positions is None:
             logits, features = reader.logits(x, training=training)
             mask = attached_mask(logits) if role == "student" else None
             return ModelOutputs(logits=as_rows(logits), mask=mask, features=features)
         outputs = reader.outputs(x, positions, training)
-        if dense:
-            outputs.logits = view.head(outputs.head_input)
+        if head is not None:
+            outputs.logits = head(outputs.head_input)
         return outputs
 
     @staticmethod

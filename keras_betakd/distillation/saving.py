@@ -223,6 +223,7 @@ class DistillerSaving:
             "freeze": freeze,
             "fused": self.fused,
             "vocabulary_size": self.vocabulary_size,
+            "remat": self.remat,
             "max_response_length": length,
             "blind_student": getattr(self.preprocessor, "blind_student", False),
             "cross_tokenizer": getattr(self.preprocessor, "cross_tokenizer", False),

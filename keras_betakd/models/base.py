@@ -135,6 +135,18 @@ class ModelView:
         """
         return contextlib.nullcontext()
 
+    def blocks(self) -> list[keras.layers.Layer]:
+        """The blocks of decoder, encoder and vision tower that `remat` runs again.
+
+        Each is one layer, and none is within another.
+        """
+        raise ValueError(
+            f"`remat=True` needs the blocks of {type(self.model).__name__}, which are "
+            "not known. Build the model within a `keras.RematScope`, which does the "
+            "same for models of your own, or register a view whose `blocks` returns "
+            "them (`keras_betakd.models.register_view`)."
+        )
+
     def vision_tower(self) -> list[keras.layers.Layer]:
         """The layers that process images alone, the projector not included."""
         return []
@@ -189,6 +201,15 @@ class CausalLMView(ModelView):
                 f"backbone.token_embedding={embedding}"
             )
         return embedding
+
+    def blocks(self):
+        if not hasattr(self.backbone, "transformer_layers"):
+            return super().blocks()
+        return [*self.vision_blocks(), *self.backbone.transformer_layers]
+
+    def vision_blocks(self):
+        """Those of `blocks` that process images."""
+        return []
 
     @property
     def hidden_dim(self) -> int:

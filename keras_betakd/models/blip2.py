@@ -16,6 +16,12 @@ class _QFormer:
             return None
         return self.backbone.language_model.language_projection
 
+    def vision_blocks(self):
+        if self.backbone.vision_encoder is None:
+            return []
+        tower = self.backbone.vision_encoder.get_layer("encoder")
+        return [*tower.encoder_layers, *self.backbone.qformer.transformer_layers]
+
     def projector(self):
         if self.backbone.vision_encoder is None:
             return []
@@ -28,6 +34,10 @@ class BLIP2View(_QFormer, PrefixView):
     @property
     def image_tokens(self):
         return self.backbone.num_query_tokens
+
+    def blocks(self):
+        model = self.backbone.language_model
+        return [*self.vision_blocks(), *model.transformer_layers]
 
 
 class BLIP2Seq2SeqView(_QFormer, CausalLMView):
@@ -43,6 +53,11 @@ class BLIP2Seq2SeqView(_QFormer, CausalLMView):
     @property
     def vocabulary_size(self):
         return self.backbone.language_model.vocabulary_size
+
+    def blocks(self):
+        t5 = self.backbone.language_model.t5
+        coders = t5.encoder_transformer_layers, t5.decoder_transformer_layers
+        return [*self.vision_blocks(), *coders[0], *coders[1]]
 
     def padding_mask(self, inputs):
         return super().padding_mask({"padding_mask": inputs["decoder_padding_mask"]})

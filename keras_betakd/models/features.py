@@ -45,6 +45,12 @@ class FeatureReader:
             number: attention_layer(view, number) for number in set().union(*blocks)
         }
 
+    @property
+    def layers(self):
+        """The layers whose calls are recorded."""
+        found = [] if self._layers is None else self._layers.layers
+        return [*found, *self._blocks.values()]
+
     def expect_nothing(self):
         """Raises if features are wanted: for a batch without answer positions."""
         if self.wanted:

@@ -40,6 +40,9 @@ class _GemmaView(MarkedImagesView):
 class Gemma3View(_GemmaView):
     """`keras_hub.models.Gemma3CausalLM`, with or without its vision tower."""
 
+    def vision_blocks(self):
+        return [block for tower in self.vision_tower() for block in tower.resblocks]
+
     def attention_layers(self):
         return [block.attention for block in self.backbone.transformer_layers]
 
@@ -86,6 +89,9 @@ class PaliGemmaView(PrefixView):
 
     def vision_tower(self):
         return [self.backbone.vit_encoder.get_layer("image_encoder")]
+
+    def vision_blocks(self):
+        return self.vision_tower()[0].resblocks
 
     def image_projector(self):
         return self.backbone.vit_encoder
@@ -154,6 +160,10 @@ class Gemma3nView(_GemmaView):
         tower = self.backbone.vision_encoder
         return [] if tower is None else [tower]
 
+    def blocks(self):
+        # Those of the convolutional vision tower have batch normalisation.
+        return self.backbone.language_model.transformer_layers
+
     def image_projector(self):
         return self.backbone.embed_vision
 
@@ -190,6 +200,10 @@ class Gemma4View(_GemmaView):
                 interleave = self.backbone.interleave_embeddings
                 stack.enter_context(replaced(interleave, _interleave))
             yield
+
+    def vision_blocks(self):
+        towers = self.vision_tower()
+        return [block for tower in towers for block in tower.encoder_blocks]
 
     def _pool_by_own_width(self, compute, inputs, pixel_position_ids):
         if 0 in inputs.shape[1:3]:

@@ -67,6 +67,10 @@ class LayerRecorder:
         self._layers = {name: find_layer(model, name) for name in sorted(names)}
         self._calls = {}
 
+    @property
+    def layers(self):
+        return list(self._layers.values())
+
     @contextlib.contextmanager
     def recording(self):
         """A context in which the model runs once."""

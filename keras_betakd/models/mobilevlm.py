@@ -18,6 +18,9 @@ class MobileVLMView(MarkedImagesView):
     def vision_tower(self):
         return [self.backbone.vision_tower]
 
+    def vision_blocks(self):
+        return self.backbone.vision_tower.encoder.encoder_layers
+
     def image_projector(self):
         return self.backbone.projector
 

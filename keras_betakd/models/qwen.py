@@ -58,6 +58,10 @@ class Qwen3_5View(CausalLMView):
             [] if tower is None else [tower.patch_embed, tower.pos_embed, *tower.blocks]
         )
 
+    def vision_blocks(self):
+        tower = self.backbone.vision_encoder
+        return [] if tower is None else tower.blocks
+
     def image_projector(self):
         tower = self.backbone.vision_encoder
         return None if tower is None else tower.merger

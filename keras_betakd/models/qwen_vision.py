@@ -8,6 +8,7 @@ and W is computed inside the step.
 
 from keras import ops
 
+from keras_betakd.models.hooks import called
 from keras_betakd.vision_language.patch_grid import PatchGrid, rotated
 
 
@@ -36,7 +37,7 @@ def image_tokens(encoder, pixel_values, grids):
     head_dim = encoder.hidden_size // encoder.num_heads
     rotation = grid.rotation(head_dim, encoder.rotary_pos_emb.theta)
     for block in encoder.blocks:
-        x = _block(block, x, rotation, grid.mask)
+        x = called(block, _block, x, rotation, grid.mask)
     merged = encoder.merger(ops.reshape(x, (-1, encoder.hidden_size)))
     return ops.reshape(merged, (shape[0], shape[1], -1, encoder.out_hidden_size))
 

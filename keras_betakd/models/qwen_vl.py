@@ -13,6 +13,9 @@ class QwenVLView(CausalLMView):
     def vision_tower(self):
         return [self.backbone.vision_encoder]
 
+    def vision_blocks(self):
+        return self.backbone.vision_encoder.blocks
+
     def image_projector(self):
         return self.backbone.projector
 
