@@ -51,11 +51,15 @@ def _with_label_noise(record, rng):
     return dataclasses.replace(record, answer=rng.choice(wrong))
 
 
-def make_student(teacher):
+def make_student(teacher, layers=STUDENT_LAYERS):
     """A Gemma 3 with a fraction of the teacher's language model, untrained.
 
     As in the paper, it has the teacher's pretrained vision tower, which stays frozen;
     its projector and its language model start from random weights.
+
+    Args:
+        teacher: the `Gemma3CausalLM` that it is to learn from.
+        layers: the number of its decoder blocks.
     """
     tower = teacher.backbone.vision_encoder
     config = {**tower.get_config(), "output_dim": STUDENT_WIDTH, "name": "vision"}
@@ -65,7 +69,7 @@ def make_student(teacher):
     backbone = keras_hub.models.Gemma3Backbone(
         vocabulary_size=teacher.backbone.vocabulary_size,
         image_size=teacher.backbone.image_size,
-        num_layers=STUDENT_LAYERS,
+        num_layers=layers,
         num_query_heads=STUDENT_HEADS,
         num_key_value_heads=STUDENT_HEADS // 2,
         hidden_dim=STUDENT_WIDTH,

@@ -57,14 +57,15 @@ class DistillationHistory(keras.callbacks.Callback):
         self.rows: list[dict] = []
         self._step = 0
         self._terms: dict[str, tuple] = {}
+        self._sums: dict[str, tuple] = {}
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._expect_own_file()
-        betas = getattr(self.model, "all_betas", dict)()
+        betas: dict = getattr(self.model, "all_betas", dict)()
         self._terms = {f"{n}_beta": (b.dim, b.bounds) for n, b in betas.items()}
         self._objective = getattr(self.model, "objective", None)
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._done, self._sums = 0, {}
         if epoch and not self.rows:
             # The training resumes after so many steps.
@@ -92,13 +93,15 @@ class DistillationHistory(keras.callbacks.Callback):
             ]
         return [{**row, "step": int(row["step"])} for row in rows]
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
         done = batch + 1
         self._last = (done, logs)
         if done - self._done >= self.every:
             self._close_window(done, logs)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         whole, (done, logs) = logs, self._last
         if done > self._done:
             self._close_window(done, logs)
@@ -115,10 +118,18 @@ class DistillationHistory(keras.callbacks.Callback):
             if name in means and count > before[1]:
                 means[name] = (total - before[0]) / (count - before[1])
         if self._objective and "objective" in means:
-            means["objective"] = float(self._objective(means))
+            means["objective"] = float(self._objective(means, self._label_share(sums)))
         self._step += done - self._done
         self.rows.append({"step": self._step, **means})
         self._done, self._sums = done, sums
+
+    def _label_share(self, sums):
+        """The share of the answers' weight in a window that has labels."""
+        counts = [
+            sums[name][1] - self._sums.get(name, (0.0, 0.0))[1]
+            for name in ("task_loss", "loss")
+        ]
+        return counts[0] / counts[1] if counts[1] else 1.0
 
     def write_csv(self, path: str | os.PathLike) -> None:
         """Writes the rows to a CSV file, one line a window."""

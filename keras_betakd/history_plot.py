@@ -7,6 +7,7 @@ from keras_betakd.files import atomic_write
 VALIDATION = "val_"
 MONITORED = ("task_loss", "accuracy", "objective")
 ANSWERS = ("answers", "answer_tokens", "answers_ended")
+BRANCHES = ("branches", "branches_given", "unbranched")
 # A beta beyond these has no bound that a reader could look for.
 _BOUNDS_SHOWN = (1e-6, 1e6)
 # Okabe and Ito's colours, which colour-blind readers tell apart. An energy, its beta
@@ -18,6 +19,7 @@ _COLORS = {
     "loss": "#A0A0A0",
     "answer_tokens": "#0072B2",
     "answers_ended": "#D55E00",
+    "branches_given": "#0072B2",
 }
 _ENERGY_COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#A6761D", "#5D3A9B")
 
@@ -99,7 +101,8 @@ class _Panels:
         self.found += [self._energies] * bool(self.energies)
         self.found += [self._betas] * bool(self.betas)
         self.found += [self._answers] * ("answer_tokens" in trained)
-        known = {"loss", *MONITORED, *ANSWERS, *self.energies, *self.betas}
+        self.found += [self._branches] * ("branches_given" in trained)
+        known = {"loss", *MONITORED, *ANSWERS, *BRANCHES, *self.energies, *self.betas}
         for name in trained:
             if name not in known:
                 self.found.append(lambda axis, name=name: self._other(axis, name))
@@ -174,16 +177,27 @@ class _Panels:
         return (steps, best) if best else None
 
     def _answers(self, axis):
-        numbers = self.series["answers"][1]
-        least, most = int(min(numbers)), int(max(numbers))
-        number = f"{least}" if least == most else f"{least} to {most}"
-        _head(axis, "The student's own answers", f"{number} prompts an epoch")
+        note = f"{self._range_of('answers')} prompts an epoch"
+        _head(axis, "The student's own answers", note)
         self._curves(axis, ["answer_tokens"], scaled=False)
         _side(axis, "answer_tokens (mean)", self.colors["answer_tokens"])
         axis.set_ylim(bottom=0)
         right = axis.twinx()
         self._curves(right, ["answers_ended"])
         _share(right, "answers_ended", self.colors["answers_ended"])
+
+    def _branches(self, axis):
+        number = self._range_of("branches")
+        note = f"{number} an epoch, and the share whose token is the given one"
+        _head(axis, "Branches of the student", note)
+        self._curves(axis, ["branches_given"], scaled=False)
+        _share(axis, "branches_given", self.colors["branches_given"])
+
+    def _range_of(self, name):
+        """The least and the greatest of whole numbers, in words."""
+        numbers = self.series[name][1]
+        least, most = int(min(numbers)), int(max(numbers))
+        return f"{least}" if least == most else f"{least} to {most}"
 
     def _other(self, axis, name):
         _head(axis, name, "")

@@ -4,10 +4,12 @@ import contextlib
 import os
 import pathlib
 import re
+from typing import Any
 
 import keras
 
 from keras_betakd.distillation.saving import load_state, save_state
+from keras_betakd.distillation.weights_files import DamagedFileError, is_whole
 from keras_betakd.files import atomic_write
 from keras_betakd.folders import FolderOwner
 
@@ -58,7 +60,7 @@ class TrainingBackup(keras.callbacks.Callback):
     def __init__(self, directory: str | os.PathLike):
         super().__init__()
         self.directory = pathlib.Path(directory)
-        self._owner = None
+        self._owner: FolderOwner | None = None
         self._ours: set[str] = set()  # the files that this backup may remove
         self._checked = False
         probe = self.directory / "can_be_written"
@@ -78,7 +80,8 @@ class TrainingBackup(keras.callbacks.Callback):
         Raises:
             FolderInUseError: another process uses the folder.
             ValueError: the file is damaged, or of another model; model and optimizer
-                are then as they were before.
+                are then as they were before. The message names the latest state beside
+                it that is whole.
         """
         if not model.compiled:
             raise ValueError(
@@ -96,26 +99,30 @@ class TrainingBackup(keras.callbacks.Callback):
             model.optimizer.build(model.trainable_variables)
         try:
             load_state(model, saved[epoch])
+        except DamagedFileError as error:
+            raise DamagedFileError(
+                f"{error} To train on, {_removal(epoch, saved)}."
+            ) from error
         except ValueError as error:
             raise ValueError(
                 f"'{saved[epoch]}' does not hold the state of this model: {error} "
-                "Build the model as it was when the file was written, or remove the "
-                f"file to {_without(epoch, saved)}."
+                "Build the model as it was when the file was written, or "
+                f"{_removal(epoch, saved)}."
             ) from error
         self._ours |= {path.name for path in saved.values()}
         return epoch
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._owner = FolderOwner(self.directory, type(self).__name__)
         self._checked = False
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         # Keras does not tell `on_train_begin` at which epoch a training begins.
         if not self._checked:
             self._expect_nothing_above(epoch)
             self._checked = True
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         try:
             with self._owned() as owner:
                 owner.expect()
@@ -132,7 +139,7 @@ class TrainingBackup(keras.callbacks.Callback):
             if other != path and other.name in self._ours:
                 other.unlink(missing_ok=True)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if self._owner is not None:
             self._owner.release()
             self._owner = None
@@ -161,7 +168,19 @@ class TrainingBackup(keras.callbacks.Callback):
         return {int(match[1]): path for match, path in found.items() if match}
 
 
-def _without(epoch, saved):
-    """What a training can do once the file of an epoch is gone."""
-    others = [path.name for e, path in sorted(saved.items()) if e != epoch]
-    return f"go on from {others[-1]}, which is beside it" if others else "start anew"
+def _removal(epoch, saved):
+    """What to remove so that a training can go on without the file of an epoch.
+
+    Args:
+        epoch: the latest in `saved`.
+        saved: dict of the files by their number of epochs.
+    """
+    damaged = ["the file"]
+    for earlier in sorted(saved, reverse=True)[1:]:
+        name = saved[earlier].name
+        if is_whole(saved[earlier]):
+            return (
+                f"remove {' and '.join(damaged)} to go on from {name}, which is whole"
+            )
+        damaged.append(f"{name}, which is damaged, too,")
+    return f"remove {' and '.join(damaged)} to start anew"

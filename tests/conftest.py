@@ -84,14 +84,16 @@ def pytest_collection_modifyitems(config, items):
     _keep(config, items, lambda item: str(item.path) in files)
     if keras.backend.backend() == "torch" or config.getoption("--everywhere"):
         return
-    _keep(
-        config,
-        items,
-        lambda item: (
-            item.get_closest_marker("backends")
-            and not item.get_closest_marker("pytorch")
-        ),
-    )
+    _keep(config, items, _is_of_this_backend)
+
+
+def _is_of_this_backend(item):
+    """Whether a test is for JAX, or for TensorFlow, too, by its marks."""
+    one = item.get_closest_marker("one_of_two")
+    if one is not None and one.args[0] != keras.backend.backend():
+        return False
+    is_marked = item.get_closest_marker("backends") is not None
+    return is_marked and item.get_closest_marker("pytorch") is None
 
 
 def _keep(config, items, chosen):

@@ -2,6 +2,7 @@
 
     python distribution_cases.py FOLDER devices       8 devices of JAX, 2 of TensorFlow
     python distribution_cases.py FOLDER process       one process of several
+    python distribution_cases.py FOLDER answers       8 devices of JAX
 
 Each case trains on a last batch that does not divide, and returns all that must be the
 same on one device and on many.
@@ -114,12 +115,6 @@ def answers():
     return distiller, keras_betakd.StudentAnswers(vqa_records(8), 0.5)
 
 
-def branches():
-    """The student changes a token of a part of the answers, by a pass of its own."""
-    distiller, _ = answers()  # whose step is compiled already
-    return distiller, keras_betakd.StudentBranches(vqa_records(8), 0.5)
-
-
 def trained(case, seed=0):
     """Trains a case; returns what training reports, and all variables."""
     keras.utils.set_random_seed(seed)
@@ -127,7 +122,7 @@ def trained(case, seed=0):
     distiller.compile(keras.optimizers.SGD(0.02, momentum=0.5))
     given = [as_list(w) for w in distiller.teacher.weights]
     options = {"epochs": 2, "verbose": 0, "shuffle": False}
-    if case in (answers, branches):
+    if case is answers:
         options["batch_size"] = 4
     else:
         dataset = ProcessShare(dataset, batch_size=4)
@@ -185,13 +180,18 @@ def on_devices(folder):
         return
     parallel = keras.distribution.DataParallel(auto_shard_dataset=False)
     with parallel.scope():
-        cases = plain, answers, branches
-        write(folder, **{f.__name__: trained(f) for f in cases})
+        write(folder, plain=trained(plain))
     devices = keras.distribution.list_devices()
     mesh = keras.distribution.DeviceMesh((2, 4), ("batch", "model"), devices)
     layouts = keras_betakd.layout_map(mesh)
     with keras.distribution.ModelParallel(layout_map=layouts).scope():
         write(folder, images=trained(images))
+
+
+def answers_on_devices(folder):
+    """Runs the case of own answers on several devices of this process, with JAX."""
+    with keras.distribution.DataParallel(auto_shard_dataset=False).scope():
+        write(folder, answers=trained(answers))
 
 
 def in_process(folder):
@@ -218,4 +218,5 @@ def in_process(folder):
 
 
 if __name__ == "__main__":
-    {"devices": on_devices, "process": in_process}[sys.argv[2]](sys.argv[1])
+    ways = {"devices": on_devices, "process": in_process, "answers": answers_on_devices}
+    ways[sys.argv[2]](sys.argv[1])

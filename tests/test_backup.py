@@ -150,13 +150,37 @@ def test_a_folder_that_cannot_be_written_is_found_before_training(tmp_path):
         TrainingBackup(tmp_path / "file" / "backup")
 
 
+def test_a_damaged_file_is_named_with_the_latest_one_that_is_whole(tmp_path):
+    """Only "an older file" was advised, and one beside it named without a look."""
+    backup = TrainingBackup(tmp_path)
+    fit(distiller(), [backup], epochs=1)
+    (first,) = tmp_path.iterdir()
+    whole = first.read_bytes()
+    first.write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match="epoch_1.*damaged.* a copy. .*to start anew"):
+        backup.restore(distiller())
+    for epoch, data in enumerate((whole, whole[:-1], whole[:900] + whole[901:]), 1):
+        (tmp_path / f"epoch_{epoch}.weights.h5").write_bytes(data)
+    # Newer, and no weights file at all.
+    (tmp_path / "notes.weights.h5").write_text("")
+    advice = (
+        "epoch_1.weights.h5' is whole. .*the file and epoch_2.weights.h5, which is "
+    )
+    advice += "damaged, too, to go on from epoch_1.weights.h5, which is whole"
+    with pytest.raises(ValueError, match=f"epoch_3.*{advice}"):
+        backup.restore(distiller())
+    with pytest.raises(ValueError, match="epoch_2.*damaged.*epoch_1.weights.h5' is wh"):
+        distiller().load_weights(tmp_path / "epoch_2.weights.h5")
+
+
 def test_a_file_of_another_model_is_named(tmp_path):
     backup = TrainingBackup(tmp_path)
     fit(distiller(), [backup], epochs=1)
-    (path,) = tmp_path.iterdir()
-    path.write_bytes(path.read_bytes()[:-100])
+    wide = [linear_model(seed, width=7) for seed in (1, 2)]
+    other = BetaKDDistiller(*wide, TAIDEnergy(20), AnalyticBeta())
+    other.compile(optimizer="adam")
     with pytest.raises(ValueError, match="epoch_1.weights.h5' does not hold the state"):
-        backup.restore(distiller())
+        backup.restore(other)
 
 
 def test_a_file_is_there_as_a_whole_or_not_at_all(tmp_path):

@@ -41,6 +41,7 @@ EVERYWHERE = ("adamw, clipped",)
         for n in OPTIMIZERS
     ],
 )
+@pytest.mark.one_of_two("jax")
 def test_a_task_beta_settles_calmly_with_every_optimizer(name):
     beta = TaskBeta(speed=0.05)
     model = BetaKDDistiller(linear_model(1), linear_model(2), ConstantEnergy(0.1), beta)

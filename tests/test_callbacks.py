@@ -121,3 +121,19 @@ def test_nothing_recorded_is_said():
         DistillationHistory().write_csv("never.csv")
     with pytest.raises(ValueError, match="Received: every=0"):
         DistillationHistory(every=0)
+
+
+def test_the_objective_of_rows_counts_labels_as_the_epochs_does():
+    """Where half of the records had no label, rows added the whole cross-entropy."""
+    x, y, weight = token_batch()
+    task_weight = np.array([[1.0], [0.0], [1.0], [0.0]], "float32")
+    distiller = BetaKDDistiller(
+        linear_model(1), linear_model(2), ForwardKLEnergy(), FixedBeta(1.0)
+    )
+    distiller.compile(optimizer=keras.optimizers.SGD(0.0))
+    history = DistillationHistory()
+    x = {"student": x, "teacher": x, "task_weight": task_weight}
+    logs = distiller.fit(x, y, sample_weight=weight, verbose=0, callbacks=[history])
+    objective = logs.history["objective"][0]
+    assert history.rows[-1]["objective"] == pytest.approx(objective, rel=1e-5)
+    assert objective == pytest.approx(logs.history["loss"][0], rel=1e-5)

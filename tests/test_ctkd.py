@@ -276,6 +276,7 @@ def test_saved_and_resumed(name, tmp_path):
 
 
 @pytest.mark.parametrize("image", kept([False, True], True))
+@pytest.mark.one_of_two("jax")
 def test_the_fused_head_trains_the_temperature_too(image):
     histories = []
     for fused in (True, False):

@@ -14,6 +14,9 @@ pytestmark = [pytest.mark.backends, pytest.mark.traced]
 
 SCRIPT = distribution_cases.__file__
 BACKEND = keras.backend.backend()
+EIGHT_DEVICES = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +24,7 @@ def expected():
     """The results of each case on one device."""
     names = {
         "tensorflow": ("plain",),
-        "jax": ("plain", "images", "answers", "branches"),
+        "jax": ("plain", "images"),
         "torch": ("plain", "images"),
     }[BACKEND]
     return {
@@ -63,14 +66,18 @@ if BACKEND != "torch":
     def test_devices_of_one_process(tmp_path, expected):
         """JAX: eight, each with rows, then two times four that share the weights.
         TensorFlow: two that mirror them."""
-        flags = os.environ.get("XLA_FLAGS", "")
-        flags += " --xla_force_host_platform_device_count=8"
-        finish(start(tmp_path, "devices", XLA_FLAGS=flags))
+        finish(start(tmp_path, "devices", XLA_FLAGS=EIGHT_DEVICES))
         for name, values in expected.items():
             distribution_cases.check_same(read(tmp_path, name), values)
 
 
 if BACKEND == "jax":
+
+    @pytest.mark.pytorch  # with `--everywhere` alone: answering compiles for long
+    def test_answers_on_devices_of_one_process(tmp_path):
+        finish(start(tmp_path, "answers", XLA_FLAGS=EIGHT_DEVICES))
+        expected = distribution_cases.trained(distribution_cases.answers)
+        distribution_cases.check_same(read(tmp_path, "answers"), expected)
 
     def test_two_processes(tmp_path, expected):
         with socket.socket() as free:

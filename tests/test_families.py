@@ -41,10 +41,11 @@ SHAPES = [(IMAGE_SIZE, IMAGE_SIZE), (8, 32), (40, 12)]
 # head that is the embedding, and one that is not. Without those that take longest to
 # compile, and those whose logits other files compare with the published ones.
 OWN_VIEWS = ["Gemma3", "PaliGemma", "BLIP2_OPT", "GPT2"]
-# Those in which a batch's images can be mixed up in more than one way.
-MIXED = ["Gemma3", "Qwen2_5VL"]
+# One in which a batch's images can be mixed up in more than one way; other files have
+# Qwen-VL's.
+MIXED = ["Gemma3"]
 # A step compiles for long; what differs by family is in the rows, compared for all.
-STEPPED = ["Gemma3", "BLIP2_FlanT5"]
+STEPPED = ["Gemma3"]
 
 
 def on_backends(names, marked):

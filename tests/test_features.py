@@ -291,6 +291,7 @@ def test_numbers_against_separate_runs_in_float64():
     ],
     ids=["grid2", "grid4"],
 )
+@pytest.mark.one_of_two("tensorflow")
 def test_fused_and_full_logits_train_alike(grid, names):
     runs = []
     for fused in (True, False):

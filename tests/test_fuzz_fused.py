@@ -267,6 +267,7 @@ def check(setup, data):
 @pytest.mark.parametrize("setup", SETUPS, ids=Setup.label)
 @few
 @given(data=st.data())
+@pytest.mark.one_of_two("jax")
 def test_fused_dense_and_float64_agree(setup, data):
     check(setup, data.draw(arrays(setup)))
     EXAMPLES["fused"] += 1

@@ -26,8 +26,6 @@ OWN = {
     "Qwen2_5VL": "<|vision_start|><|image_pad|><|vision_end|>",
 }
 QUESTION = "\nwhat color?"
-# What generates is compiled by each backend, for long; families differ in their inputs.
-COMPILED = ["Gemma3"]
 
 
 def loud(model):
@@ -58,13 +56,7 @@ def max_length(name):
 IMAGES = [random_image(0, 20, 12), random_image(1), random_image(2, 9, 30)]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=[pytest.mark.backends] if n in COMPILED else [])
-        for n in VISION
-    ],
-)
+@pytest.mark.parametrize("name", VISION)
 def test_the_mark_of_the_library_is_that_of_the_family(name):
     """It stayed text, and the image was never seen: other answers, without a word."""
     generate, distiller = asking(name)

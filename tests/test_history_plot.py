@@ -13,6 +13,7 @@ from keras_betakd import (
     FixedBeta,
     ForwardKLEnergy,
     StudentAnswers,
+    StudentBranches,
     TaskBeta,
 )
 from keras_betakd.history_plot import history_figure
@@ -146,6 +147,20 @@ def test_the_students_own_answers_are_drawn():
         steps, values = lines[name].get_data()
         assert list(steps) == [2, 4]
         assert list(values) == logs[name]
+
+
+def test_branches_of_the_student_are_drawn():
+    """By one curve: their number is the same in most epochs."""
+    history = DistillationHistory(every=1)
+    options = {"epochs": 2, "batch_size": 4, "verbose": 0}
+    data = StudentBranches(records(), 0.5)
+    logs = answering().fit(data, callbacks=[history], **options).history
+    found = panels(history.plot())
+    axis = found["Branches of the student"]
+    assert note(axis) == "4 an epoch, and the share whose token is the given one"
+    steps, values = curves(axis)["branches_given"].get_data()
+    assert list(steps) == [2, 4] and list(values) == logs["branches_given"]
+    assert not {"branches", "unbranched"} & set(found)
 
 
 def test_steps_are_whole_and_scales_fit(tmp_path, drawn):

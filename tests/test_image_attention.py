@@ -286,6 +286,7 @@ def test_one_block_at_a_time_is_held_for_each_head():
 
 @pytest.mark.backends
 @pytest.mark.traced
+@pytest.mark.one_of_two("tensorflow")
 def test_a_batch_against_float64_and_the_student_learns():
     """Records of two images, of one and of none; the mean of each, then of both."""
     distiller = gemma_pair(max_images=2)

@@ -33,6 +33,7 @@ class ResidentSize(keras.callbacks.Callback):
 @pytest.mark.backends
 @pytest.mark.traced
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.one_of_two("jax")
 def test_memory_is_flat_over_500_steps():
     """A graph or batch that is kept at each step ends a long run after hours."""
     teacher, student = (

@@ -93,6 +93,7 @@ def test_pictures_become_the_published_patches(family, picture):
 
 
 @pytest.mark.backends
+@pytest.mark.one_of_two("tensorflow")
 def test_features_are_the_published_ones(family):
     """Of pictures of different sizes, padded to the largest."""
     parts = [family._converted(golden()[f"image/{picture}"]) for picture in "ABCD"]

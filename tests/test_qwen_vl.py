@@ -85,6 +85,7 @@ def test_records_become_the_published_ids_positions_and_labels(family):
 
 @pytest.mark.backends
 @pytest.mark.parametrize("family", kept(FOLDERS, "qwen2_5_vl"))
+@pytest.mark.one_of_two("tensorflow")
 def test_image_features(family):
     model, expected = golden_model(family), golden(family)
     x, _, _ = inputs_of(model, family)
@@ -145,6 +146,7 @@ def test_greedy_answers_of_a_mixed_batch(family):
 
 @pytest.mark.backends
 @pytest.mark.parametrize("sampler", kept(["greedy", "beam"], "greedy"))
+@pytest.mark.one_of_two("jax")
 def test_answers_alone_and_in_a_batch(sampler):
     """`<|endoftext|>` pads and ends: keras-hub took the padding where the answer was to
     stand for its end. And beams are rows of their own, for which prompts are repeated.

@@ -17,6 +17,7 @@ TEXT = {"prompts": ["is ice cold?", "and fire?"], "responses": ["yes", "no"]}
 
 
 @pytest.mark.backends
+@pytest.mark.one_of_two("tensorflow")
 def test_a_first_batch_without_images_or_with_one_token(tmp_path):
     """Keras builds a model with ones for all numbers: there was one token alone."""
     for images in ([[], []], [[random_image(0, 8, 8)], []]):

@@ -226,6 +226,7 @@ def test_a_qwen2_vl_learns_from_a_qwen2_5_vl(tmp_path):
 
 @pytest.mark.backends
 @pytest.mark.parametrize("several", kept([6, 0], 6))
+@pytest.mark.one_of_two("tensorflow")
 def test_batches_after_the_first_have_images_of_other_sizes(several):
     """On TensorFlow, a third batch of another shape once ended the training.
 

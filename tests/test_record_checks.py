@@ -1,6 +1,7 @@
 """Raw records are checked where they enter: keys, ids, texts; nothing is guessed."""
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from keras_betakd import (
 from keras_betakd.evaluation import generate_answers
 from keras_betakd.preprocessing import model_inputs
 from keras_betakd.preprocessing.record_checks import checked_records, expect_known_keys
+from keras_betakd.preprocessing.unknown_tokens import unknown_id
 
 SURROGATE = "what color\ud800"
 
@@ -228,6 +230,35 @@ def test_every_way_in_checks(way, corrupt, message, tmp_path):
     corrupt(records)
     with pytest.raises(ValueError, match=message):
         WAYS[way](records, tmp_path)
+
+
+def test_answers_that_become_the_unknown_token_are_named():
+    """They were trained as `<unk>` without a word."""
+    records = vqa_records(4)
+    records["responses"][:2] = ["\u65e5\u672c", "red \u8a9e"]
+    model = distiller()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert model.check_records(records, batch_size=1) == 4
+        for _ in range(2):
+            x, y, weight = model.preprocessor(records)
+    unknown = model.student.preprocessor.tokenizer.token_to_id("<unk>")
+    assert ((y == unknown) & (weight > 0)).sum(axis=1).tolist() == [1, 1, 0, 0]
+    messages = [str(w.message) for w in told if "unknown token" in str(w.message)]
+    # One for `check_records`, with all of them, and one for the first batch.
+    assert len(messages) == 2
+    for message in messages:
+        assert "(2 of " in message and "'q0'" in message and "'q1'" in message
+        assert "'q2'" not in message
+    assert "(2 of 4)" in messages[0]
+    assert messages[1].endswith(
+        "`distiller.check_records(data)` names all such records."
+    )
+
+
+def test_tokenizers_that_know_every_byte_have_no_unknown_token():
+    assert unknown_id(FAMILIES["Qwen3_5"]().preprocessor.tokenizer) is None
+    assert unknown_id(tiny_gemma3().preprocessor.tokenizer) == 3
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -250,3 +250,25 @@ def test_log_beta_is_that_of_each_example():
     np.testing.assert_allclose(
         ops.convert_to_numpy(rows), ops.convert_to_numpy(weights), rtol=1e-6
     )
+
+
+@pytest.mark.pytorch
+@pytest.mark.parametrize(
+    "beta, made, form",
+    [
+        (kd.TokenBeta, lambda t: ops.mean(t.logits, axis=1), r"\(B, K, F\)"),
+        (kd.TokenBeta, lambda t: t.logits[..., 0], r"\(B, K, F\)"),
+        (kd.InstanceBeta, lambda t: ops.mean(t.logits, axis=1)[:1], r"\(B, F\)"),
+        (kd.InstanceBeta, lambda t: t.logits, r"\(B, F\)"),
+        (kd.InstanceBeta, lambda t: None, r"\(B, F\)"),
+    ],
+)
+def test_features_of_a_wrong_shape_are_refused(beta, made, form):
+    """Some trained in silence, where the batch had as many examples as rows or one."""
+    distiller = kd.BetaKDDistiller(
+        linear_model(1), linear_model(2), kd.ForwardKLEnergy(), beta(features=made)
+    )
+    distiller.compile(optimizer="sgd")
+    x, y, weight = token_batch()
+    with pytest.raises(ValueError, match=f"`features` must return a tensor of {form}"):
+        distiller.train_on_batch(x[:3], y[:3], weight[:3])

@@ -63,6 +63,7 @@ def plain_distiller(seed=1, **kwargs):
 
 
 @pytest.mark.traced
+@pytest.mark.one_of_two("tensorflow")
 def test_archive_brings_everything_back(tmp_path):
     """The losses are the same afterwards, and the teacher is frozen: a model built from
     a config with `trainable=False` did not pass that on to its vision tower."""
@@ -103,6 +104,7 @@ def test_archive_of_models_that_share_their_preprocessor(tmp_path, shared):
     )
 
 
+@pytest.mark.pytorch
 def test_weights_file_holds_no_teacher_and_training_goes_on(tmp_path):
     """A new process with other initial weights loads a file and has the same losses."""
     distiller = gemma_distiller()

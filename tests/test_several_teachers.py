@@ -111,6 +111,7 @@ def test_a_step_is_the_sum_of_the_steps_of_each(fused):
 
 @pytest.mark.backends
 @pytest.mark.parametrize("fused", kept([True, False], False))
+@pytest.mark.one_of_two("tensorflow")
 def test_energies_and_betas_are_those_of_each_alone(fused):
     """Features, image tokens and predicted betas, each of its own teacher."""
     energies = lambda: {  # noqa: E731
@@ -198,6 +199,50 @@ def test_a_teacher_that_is_not_finite_leaves_the_other_its_rows():
     assert int(ops.convert_to_numpy(distiller.faults.teacher.count)) > 0
 
 
+def test_a_file_of_another_order_is_refused(tmp_path):
+    """Keras finds layers by their places: each energy got the other one's beta."""
+    swapped = dict(reversed(of_energies().items()))
+    first = distiller_of(teachers(), of_energies(), kd.TaskBeta())
+    first.train_on_batch(vqa_records(4))
+    first.save_weights(tmp_path / "run.weights.h5")
+    pair = dict(reversed(teachers().items()))
+    for models, energies in (
+        (pair, swapped),
+        ({"far": teachers()["far"]}, {"far": of_energies()["far"]}),
+    ):
+        second = distiller_of(models, energies, kd.TaskBeta())
+        with pytest.raises(ValueError, match="another order.*near_kl.*far_kl"):
+            second.load_weights(tmp_path / "run.weights.h5")
+
+
+def test_each_teacher_needs_positions_of_its_own():
+    """One array was used for all of them, and other rows compared."""
+    distiller = distiller_of(teachers(), of_energies(), None)
+    x, y, weight = distiller.preprocessor(vqa_records(4))
+    for key, value, message in (
+        ("teacher_positions", x["teacher_positions"]["far"], "Received: [A-Z]"),
+        ("teacher_positions", {"far": x["teacher_positions"]["far"]}, r"\['far'\]"),
+        (
+            "teacher",
+            {**x["teacher"], "other": x["teacher"]["far"]},
+            r"\['far', 'near', 'other'\]",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"{key}.*dict with an entry.*{message}"):
+            distiller.evaluate({**x, key: value}, y, sample_weight=weight, verbose=0)
+
+
+def test_errors_say_of_which_teacher():
+    other = tiny_gemma3(extra_word="quagga")
+    preprocessor = kd.DistillationPreprocessor(
+        {"near": tiny_gemma3().preprocessor, "far": other.preprocessor},
+        tiny_gemma3().preprocessor,
+        K,
+    )
+    with pytest.raises(ValueError, match="Of the teacher 'far': "):
+        preprocessor(vqa_records(1))
+
+
 def test_it_is_saved_and_goes_on(tmp_path):
     def make():
         keras.utils.set_random_seed(0)
@@ -240,6 +285,8 @@ def test_one_energy_and_one_beta_serve_all(capsys):
         ({"teacher": {"student": linear_model(1)}}, "other than 'teacher' and"),
         ({"energies": {"near": ENERGY}}, r"their names \['near', 'far'\]"),
         ({"energies": [ENERGY]}, r"their names \['near', 'far'\]"),
+        # It looked as if each teacher had both.
+        ({"energies": [ENERGY, kd.ReverseKLEnergy()]}, "of a list of teachers"),
         ({"beta": {"near": kd.TaskBeta()}}, "names of all energies.*near_kl"),
         ({"beta": [kd.TaskBeta()] * 3}, r"their names \['near', 'far'\]"),
     ],
@@ -265,6 +312,15 @@ def test_a_cache_is_of_one_teacher(tmp_path):
     distiller = distiller_of(teachers(), of_energies(), None)
     with pytest.raises(ValueError, match="of one teacher.*'near', 'far'"):
         kd.cache_teacher(distiller, vqa_records(2), tmp_path)
+
+
+@pytest.mark.parametrize("flags", ["yes", {"far": True}, {"near": 1, "far": 0}])
+def test_flags_that_do_not_fit_are_refused(flags):
+    pair = {name: model.preprocessor for name, model in teachers().items()}
+    with pytest.raises(ValueError, match="`cross_tokenizer` must be"):
+        kd.DistillationPreprocessor(
+            pair, tiny_gemma3().preprocessor, K, cross_tokenizer=flags
+        )
 
 
 def test_a_preprocessor_of_one_teacher_is_refused():

@@ -87,6 +87,7 @@ def test_training_gives_the_same_numbers_as_with_two_towers():
 
 @pytest.mark.traced
 @pytest.mark.parametrize("entry", kept(["train_on_batch", "evaluate"], "evaluate"))
+@pytest.mark.one_of_two("jax")
 def test_weights_loaded_later_part_the_towers(entry):
     """What was compiled for one tower would keep giving both models its features."""
     distiller, records = pair(), vqa_records(EXAMPLES)

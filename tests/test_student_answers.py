@@ -95,6 +95,7 @@ class Read(keras.callbacks.Callback):
 
 
 @pytest.mark.backends
+@pytest.mark.one_of_two("tensorflow")
 def test_answers_are_those_of_the_weights_at_the_beginning_of_the_epoch():
     """Where batches are read ahead, they were those of a student of a step before."""
     model = distiller()
@@ -286,6 +287,7 @@ def test_the_students_own_sampler_is_given_back():
 
 @pytest.mark.backends
 @pytest.mark.traced
+@pytest.mark.one_of_two("jax")
 def test_nothing_is_compiled_again_from_epoch_to_epoch():
     model = distiller()
     traces, step = [], model.student.generate_step

@@ -30,6 +30,7 @@ def pair():
 
 
 @pytest.mark.backends
+@pytest.mark.one_of_two("tensorflow")
 def test_raw_records_can_be_called_and_predicted_on():
     """Texts ended in an error of Keras' about positional arguments."""
     distiller, records = pair(), vqa_records(2)

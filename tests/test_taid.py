@@ -121,6 +121,7 @@ def test_t_moves_in_fit_and_resumes_where_it_was_saved(tmp_path):
 
 
 @pytest.mark.parametrize("form", kept(["divergence", "cross_entropy"], "divergence"))
+@pytest.mark.one_of_two("jax")
 def test_the_fused_head_reads_the_t_of_the_step(form):
     # A t that a compiler took for a constant would show after the first step.
     histories = []

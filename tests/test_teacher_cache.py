@@ -113,6 +113,7 @@ CASES = {
 @pytest.mark.parametrize(
     "case", kept(CASES, "images and features", "the teacher's uncertainty")
 )
+@pytest.mark.one_of_two("jax")
 def test_losses_are_those_of_the_live_teacher(case, tmp_path):
     name, make = CASES[case]
     data = rows_of(name, 4)

@@ -170,8 +170,6 @@ def test_grids_of_several_sizes(weights):
     np.testing.assert_allclose(together["image"], np.mean(alone), rtol=2e-4)
 
 
-@pytest.mark.backends
-@pytest.mark.traced
 def test_it_trains_is_saved_and_goes_on(tmp_path):
     def make():
         keras.utils.set_random_seed(0)

@@ -4,6 +4,7 @@ The teacher is frozen and no gradient flows through the features.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 from keras import ops
@@ -115,10 +116,26 @@ FEATURES = {
 def teacher_features(features):
     """The function `(teacher, per_token)` -> features of a name or a callable."""
     if callable(features):
-        return lambda teacher, per_token: ops.cast(features(teacher), "float32")
+        return functools.partial(_features_by, features)
     if features not in FEATURES:
         raise ValueError(
             f"`features` must be one of {sorted(FEATURES)} or a callable that takes a "
             f"`TeacherOutputs`. Received: features={features}"
         )
     return FEATURES[features]
+
+
+def _features_by(function, teacher, per_token):
+    """What a callable returns, if it is what a beta of its kind reads."""
+    features, rows = function(teacher), tuple(teacher.weights.shape[: 1 + per_token])
+    shape = tuple(getattr(features, "shape", ()))
+    known = zip(shape, rows, strict=False)
+    fits = len(shape) == len(rows) + 1 and shape[-1] != 0
+    if not fits or any(None not in pair and pair[0] != pair[1] for pair in known):
+        form = "(B, K, F)" if per_token else "(B, F)"
+        raise ValueError(
+            f"`features` must return a tensor of {form}, numbers for each "
+            f"{'answer row' if per_token else 'example'}; here {form[:-4]}) is {rows}. "
+            f"Received: {type(features).__name__} of shape {shape}"
+        )
+    return ops.cast(features, "float32")

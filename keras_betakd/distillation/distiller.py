@@ -1,6 +1,5 @@
 """`BetaKDDistiller`: trains a student on its labels and on a teacher."""
 
-import contextlib
 import functools
 import math
 import sys
@@ -10,7 +9,6 @@ import keras
 from keras import ops
 
 from keras_betakd.betas import Beta
-from keras_betakd.betas.teacher_features import uncertainty_of
 from keras_betakd.distillation.arguments import (
     check_vocabularies,
     expect_fused,
@@ -19,8 +17,9 @@ from keras_betakd.distillation.arguments import (
     resolved_preprocessor,
     resolved_task_beta,
 )
-from keras_betakd.distillation.feature_comparison import ANSWER, ROLES
+from keras_betakd.distillation.feature_comparison import ROLES
 from keras_betakd.distillation.finite_steps_optimizer import innermost
+from keras_betakd.distillation.forward import ForwardPass
 from keras_betakd.distillation.freezing import (
     apply_freeze,
     expect_apart,
@@ -29,20 +28,11 @@ from keras_betakd.distillation.freezing import (
 from keras_betakd.distillation.metrics import Trackers, given_weights
 from keras_betakd.distillation.nonfinite import (
     NonFiniteCounts,
-    finite_rows,
     nonfinite_rows,
     unweighted_nonfinite,
-    zero_nonfinite_rows,
 )
 from keras_betakd.distillation.outputs import (
-    DistillationOutputs,
-    as_rows,
-    beta_inputs,
-    label_weights,
     mean_weights,
-    task_weights,
-    tiled_uncertainty,
-    without_gradient,
 )
 from keras_betakd.distillation.rematerialized import remat_of
 from keras_betakd.distillation.replica_loss import batch_loss
@@ -59,22 +49,18 @@ from keras_betakd.distillation.trainer import DistillationTrainer
 from keras_betakd.distillation.training_data import as_batch
 from keras_betakd.distribution.devices import expect_on_devices
 from keras_betakd.energies import Energy
-from keras_betakd.energies.masking import attached_mask
-from keras_betakd.head_loss.logit_statistics import fits_one_tile
 from keras_betakd.head_loss.terms import (
     AnswerRows,
-    Heads,
-    TeacherHead,
     Weighting,
     batch_terms,
 )
-from keras_betakd.models.outputs import ModelOutputs
 from keras_betakd.models.views import view_of
-from keras_betakd.objective import REDUCTIONS, any_row, row_weights, weighted_mean
+from keras_betakd.objective import REDUCTIONS, any_row, weighted_mean
 from keras_betakd.preprocessing.adapters import is_raw_records
 from keras_betakd.preprocessing.batches import by_model
 from keras_betakd.preprocessing.preprocessor import DistillationPreprocessor
 from keras_betakd.preprocessing.prompt_templates import PromptTemplate
+from keras_betakd.preprocessing.teacher_sides import of_teacher
 
 
 @keras.saving.register_keras_serializable(package="keras_betakd")
@@ -106,8 +92,8 @@ class BetaKDDistiller(
         student: a smaller one over the same vocabulary.
         energies: a `keras_betakd.Energy`, or a list or dict of them. Each is reported
             under its name, or its key, and its beta under that with `_beta`. Of several
-            teachers, one energy for all, or a dict by their names with any of these;
-            reported under `teacher_energy`.
+            teachers, one energy for all, or a dict by their names (of a list of them, a
+            list) with any of these; reported under `teacher_energy`.
         beta: a beta layer (`TaskBeta()` if `None`); a list or dict gives each energy
             its own, and a single layer is copied for each energy. Of several teachers,
             the same, or a dict by their names with any of these.
@@ -219,7 +205,8 @@ class BetaKDDistiller(
             expect_apart(self.student_view, view, freeze)
         by_teacher = energies_by_teacher(energies, list(views))
         for name, own in by_teacher.items():
-            check_vocabularies(views[name], self.student_view, own, vocabulary_size)
+            with of_teacher(name):
+                check_vocabularies(views[name], self.student_view, own, vocabulary_size)
         self.energies = {k: e for own in by_teacher.values() for k, e in own.items()}
         self.vocabulary_size = vocabulary_size
         if reduction not in REDUCTIONS:
@@ -250,16 +237,24 @@ class BetaKDDistiller(
         # Plain objects, which Keras neither tracks nor saves: what they hold of layers
         # and metrics is an attribute of the distiller too.
         self.teacher_parts = [
-            teacher_part(name, view, self.student_view, by_teacher[name], self.betas)
+            teacher_part(
+                *(name, view, self.student_view),
+                *(by_teacher[name], self.betas, list(views)),
+            )
             for name, view in views.items()
         ]
+        self._forward = ForwardPass(
+            self.student_view, self.teacher_parts, self.all_betas(), reduction
+        )
         self.projections = {
             name: layer
             for part in self.teacher_parts
             for name, layer in part.comparison.projections.items()
         }
         self.remat = remat
-        self._student_remat = remat_of(self.student_view, self._wanted, remat)
+        self._student_remat = remat_of(
+            self.student_view, self._forward.student_reader, remat
+        )
         self.freeze_parts()
         self._build_betas()
         self._make_trackers()
@@ -297,7 +292,7 @@ class BetaKDDistiller(
         for name, beta in self.all_betas().items():
             if beta.built:
                 continue
-            width = beta.features_width(self._part_of(name).view)
+            width = beta.features_width(self._forward.part_of(name).view)
             if not beta.uses_features:
                 beta.build((None, None))
             elif width is not None:
@@ -305,11 +300,6 @@ class BetaKDDistiller(
                 beta.build((None, None), (None, *middle, width))
         betas = self.all_betas().values()
         self.built = self._is_frozen and all(beta.built for beta in betas)
-
-    def _part_of(self, name):
-        """The `TeacherPart` of an energy; of the cross-entropy's beta, the first."""
-        parts = [part for part in self.teacher_parts if name in part.energies]
-        return (parts or self.teacher_parts)[0]
 
     def _make_trackers(self):
         trackers = Trackers(
@@ -334,131 +324,14 @@ class BetaKDDistiller(
 
     def call(self, inputs, training=None):
         inputs = by_model(inputs)
-        parts = [(part, part.of_batch(inputs)) for part in self.teacher_parts]
         if self._predicting:
-            return self._predicted(inputs, training)
-        with contextlib.ExitStack() as once:
-            for part, own in parts:
-                once.enter_context(part.tower.once(own))
-            with self._student_remat(training):
-                student = self._outputs(self.student_view, "student", inputs, training)
-            teachers = [self._teacher_outputs(part, own) for part, own in parts]
+            return self._forward.predicted(inputs, training)
+        found = self._forward.models(
+            inputs, training, self._fuses(inputs), self._student_remat(training)
+        )
         if not self._is_frozen:  # models that this batch has built
             self.freeze_parts()
-        return self._distillation_outputs(inputs, student, parts, teachers)
-
-    def _teacher_outputs(self, part, inputs):
-        """The `ModelOutputs` of a teacher, and bool (B, K), where it is finite."""
-        inputs = part.tower.with_images(inputs)
-        outputs = self._outputs(part.view, "teacher", inputs, False, part)
-        finite = finite_rows(outputs)
-        return without_gradient(zero_nonfinite_rows(outputs, finite)), finite
-
-    def _predicted(self, inputs, training):
-        """The student's logits: (B, K, V), or those of a plain model as they are."""
-        if inputs.get("student_positions") is None:
-            return self.student_view.logits(inputs["student"], training=training)
-        return self._outputs(self.student_view, "student", inputs, training).logits
-
-    def _outputs(self, view, role, inputs, training, part=None):
-        """The `ModelOutputs` of a model: logits (B, K, V), or rows (B, K, H)."""
-        x, positions = inputs[role], inputs.get(f"{role}_positions")
-        reader = view.reader(*self._wanted(role, part))
-        if positions is None:
-            logits, features = reader.logits(x, training=training)
-            mask = attached_mask(logits) if role == "student" else None
-            return ModelOutputs(logits=as_rows(logits), mask=mask, features=features)
-        outputs = reader.outputs(x, positions, training)
-        dense = self._predicting or not self._fuses(inputs)
-        if dense or (part is not None and self._makes_logits(part, inputs)):
-            outputs.logits = view.head(outputs.head_input)
-        return outputs
-
-    def _wanted(self, role, part):
-        """The names of the features, and of the inner layers, to read of a model."""
-        if self._predicting:
-            return set(), set()
-        parts = self.teacher_parts if part is None else [part]
-        features = [part.comparison.wanted(role) for part in parts]
-        layers = [part.comparison.layers(role) for part in parts]
-        return set().union(*features), set().union(*layers)
-
-    def _distillation_outputs(self, inputs, student, parts, teachers):
-        """Weights, feature terms and log betas of what all models computed.
-
-        Args:
-            inputs: the batch's `x`.
-            student: the student's `ModelOutputs`.
-            parts: pairs of a `TeacherPart` and its `x`.
-            teachers: for each what `_teacher_outputs` returned.
-        """
-        labels = label_weights(inputs, student)
-        answers = row_weights(labels, self.reduction)
-        weights = {"answers": answers, "task": task_weights(inputs, answers)}
-        log_beta, values, image_rows, compared = {}, {}, {}, {}
-        for (part, own), (teacher, finite) in zip(parts, teachers, strict=True):
-            rows = labels * ops.cast(finite, labels.dtype)
-            if "aligned" in own:
-                rows = rows * own["aligned"]
-            rows = row_weights(rows, self.reduction)
-            features = part.comparison.compare(student.features, teacher.features, rows)
-            values |= features.values
-            image_rows |= features.image_rows
-            weights |= features.weights
-            read = beta_inputs(teacher, rows, self._uncertainty(part, teacher, rows))
-            for name, beta in self._betas_of(part).items():
-                of_beta = beta.features_of(read)
-                at_answer = name == "task" or self.energies[name].features in ANSWER
-                weights[name] = beta.weighted_rows(
-                    weights[name], of_beta, read, at_answer
-                )
-                log_beta[name] = beta(weights[name], features=of_beta)
-            theirs = teacher.head_input if teacher.logits is None else teacher.logits
-            compared[part.name] = theirs
-        return DistillationOutputs(
-            student=student.rows if student.logits is None else student.logits,
-            teachers=compared,
-            log_beta=log_beta,
-            weights=weights,
-            finite={
-                part.name: finite
-                for (part, _), (_, finite) in zip(parts, teachers, strict=True)
-            },
-            feature_values=values,
-            image_rows=image_rows,
-        )
-
-    def _betas_of(self, part):
-        """The betas that read a teacher; of several, the first has the task's."""
-        betas = self.all_betas()
-        return {k: beta for k, beta in betas.items() if self._part_of(k) is part}
-
-    def _makes_logits(self, part, inputs):
-        """Whether `call` makes a teacher's logits though the loss is fused.
-
-        A beta may need all of them, or few numbers of each row: where all rows fit one
-        tile, logits made once then serve beta and loss.
-        """
-        betas = self._betas_of(part).values()
-        if any(beta.reads_logits for beta in betas):
-            return True
-        if not any(beta.reads_uncertainty for beta in betas):
-            return False
-        sizes = inputs["teacher_positions"].shape
-        count = None if None in sizes else math.prod(sizes)
-        return fits_one_tile(count, *self._head_shape())
-
-    def _uncertainty(self, part, teacher, weights):
-        """`uncertainty_of` a teacher's rows, (B, K, 3), where a beta needs it."""
-        if not any(beta.reads_uncertainty for beta in self._betas_of(part).values()):
-            return None
-        if teacher.logits is not None:
-            return uncertainty_of(teacher.logits)
-        return tiled_uncertainty(teacher, weights, part.view.head, self._head_shape())
-
-    def _head_shape(self):
-        """(V, H) of the student's head, which fuses."""
-        return self.student_view.logit_size, self.student_view.hidden_dim
+        return self._forward.weighted(inputs, *found)
 
     def _fuses(self, inputs):
         """Whether this batch goes through the fused head."""
@@ -499,26 +372,10 @@ class BetaKDDistiller(
             y_pred.feature_values,
             y_pred.image_rows,
             Weighting(y_pred.weights, y_pred.log_beta),
-            self._heads(x),
+            self._forward.heads(x, self._fuses(x)),
             self.task_loss,
             training,
         )
-
-    def _heads(self, x):
-        student, fused = self.student_view.head, self._fuses(x)
-        teachers = {
-            part.name: self._teacher_head(part, x, fused) for part in self.teacher_parts
-        }
-        return Heads(student.matrix() if fused else student, teachers, fused)
-
-    def _teacher_head(self, part, x, fused):
-        head = part.view.head
-        if not fused:
-            return TeacherHead(head, head, part.energies)
-        head = head.matrix() or head
-        # Where a beta reads the teacher's logits, `call` has computed them already.
-        made = self._makes_logits(part, part.of_batch(x))
-        return TeacherHead(head, ops.stop_gradient if made else head, part.energies)
 
     def _note_nonfinite(self, total, terms, x, y_pred):
         """Whether the batch is finite. If not, no row of it has a weight any more.
@@ -560,17 +417,20 @@ class BetaKDDistiller(
         counted = given_weights(x, weights)["task"]
         return super().compute_metrics(x, y, y_pred.student, counted)
 
-    def objective(self, values):
+    def objective(self, values, label_share=1.0):
         """The loss at the best betas, from means by the names of their metrics.
 
         Args:
             values: dict of `"task_loss"` and the energies, in nats per token or in the
                 unit of the energy.
+            label_share: the share of the answers' weight that has labels, less than 1
+                where records have a `"task_weight"` or the student answers itself.
 
         Returns:
-            A scalar: CE + sum_k min over beta of [ beta * l_k - (d_k / 2) * log beta ].
+            A scalar: label_share * CE + sum_k min over beta of
+            [ beta * l_k - (d_k / 2) * log beta ].
         """
-        return self._trackers.objective_of(values)
+        return self._trackers.objective_of(values, label_share)
 
     def count_params(self):
         """The number of parameters of teacher, student, betas and energies."""

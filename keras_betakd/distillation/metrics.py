@@ -61,14 +61,15 @@ class Trackers:
             **{metric.name: "max" for metric in larger},
         }
 
-    def objective_of(self, values):
+    def objective_of(self, values, label_share=1.0):
         """The loss at the best betas (see `Objective`), from means by their names.
 
         Args:
             values: dict of numbers by metric: `"task_loss"`, and the energies.
+            label_share: the share of the answers' weight that has labels.
         """
-        terms = {"task": "task_loss", **{name: name for name in self.energies}}
-        return sum(self._best(name, values[metric]) for name, metric in terms.items())
+        task = label_share * self._best("task", values["task_loss"])
+        return task + sum(self._best(name, values[name]) for name in self.energies)
 
     def _objective(self):
         """The objective of the means of the epoch so far; 0 where no row counts."""

@@ -5,12 +5,12 @@ import contextlib
 from keras_betakd.models.remat import BlockRemat
 
 
-def remat_of(view, wanted, remat):
+def remat_of(view, reader, remat):
     """A function of `training` that returns a context for the student's forward pass.
 
     Args:
         view: the student's `ModelView`.
-        wanted: what the distiller reads of it, a function of the model's role.
+        reader: function that returns its `FeatureReader`.
         remat: as for `BetaKDDistiller`.
 
     Raises:
@@ -20,5 +20,5 @@ def remat_of(view, wanted, remat):
         raise ValueError(f"`remat` must be `True` or `False`. Received: remat={remat}")
     if not remat:
         return lambda training: contextlib.nullcontext()
-    blocks = BlockRemat(view, view.reader(*wanted("student", None)).layers)
+    blocks = BlockRemat(view, reader().layers)
     return lambda training: blocks.applied() if training else contextlib.nullcontext()

@@ -24,9 +24,14 @@ def settings_of(distiller):
 
 
 def warn_of_changes(distiller, saved):
-    """Warns once of each part of the loss that a file's training had otherwise."""
+    """Warns once of each part of the loss that a file's training had otherwise.
+
+    Raises:
+        ValueError: an energy stands at another place than in the file.
+    """
     before = json.loads(np.asarray(saved).tobytes())
     now = json.loads(settings_of(distiller).tobytes())
+    _expect_places(before, now)
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         name = changed[0]
@@ -35,6 +40,25 @@ def warn_of_changes(distiller, saved):
             f"{', '.join(changed)} differ. Training goes on with the present one. In "
             f"the file, {name} is {before.get(name)}; here it is {now[name]}.",
             stacklevel=2,
+        )
+
+
+def _expect_places(before, now):
+    """Raises where energies would get each other's betas and projections.
+
+    Keras finds the layers of a dict by their places.
+    """
+    ours, theirs = (
+        [name for name in names if name.startswith("energies[")]
+        for names in (now, before)
+    )
+    moved = {*ours} & {*theirs}
+    if any(ours.index(name) != theirs.index(name) for name in moved):
+        raise ValueError(
+            "Its energies stand in another order, or among others, than those they are "
+            "loaded for: each would get the beta of the one at its place. Give "
+            "`energies` (and teachers) as they were. "
+            f"In the file: {', '.join(theirs)}; here: {', '.join(ours)}"
         )
 
 

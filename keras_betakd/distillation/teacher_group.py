@@ -76,6 +76,11 @@ def members_of(teacher):
     return {ONE_TEACHER: teacher}
 
 
+def numbered_names(count):
+    """The names of a list of teachers."""
+    return [f"teacher_{i}" for i in range(1, count + 1)]
+
+
 def resolved_teacher(teacher):
     """The teacher as one model, of a model, or of a dict or list of several.
 
@@ -86,7 +91,8 @@ def resolved_teacher(teacher):
         ValueError: not a model, or names that cannot be used.
     """
     if isinstance(teacher, (list, tuple)):
-        teacher = {f"teacher_{i}": model for i, model in enumerate(teacher, start=1)}
+        names = numbered_names(len(teacher))
+        teacher = dict(zip(names, teacher, strict=True))
     if not isinstance(teacher, dict):
         return teacher
     wrong = [x for x in teacher.values() if not isinstance(x, keras.Model)]

@@ -387,6 +387,9 @@ class DistillationTrainer:
             ValueError: records that cannot be used. The message lists them, with ids,
                 places in the data and the lengths that they need.
 
+        A warning names records with words in their answers that the student's tokenizer
+        does not know, which would be trained as its unknown token.
+
         Example:
 
         ```python

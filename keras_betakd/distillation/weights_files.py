@@ -8,6 +8,7 @@ and Keras write, are read as well; their names and shapes are compared all the s
 import contextlib
 import hashlib
 import os
+import pathlib
 import re
 import threading
 import warnings
@@ -65,12 +66,18 @@ def write_weights(save, path, size, *models):
         append_digest(draft)
 
 
+class DamagedFileError(ValueError):
+    """A file does not hold the bytes that were written."""
+
+
 def names_in(path):
     """The names of the numbers in a weights file; none for an archive.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or has a link to another file.
+        DamagedFileError: the file is damaged. The message names the newest one beside
+            it that is whole.
+        ValueError: the file has a link to another file.
     """
     with _naming(path):
         return _names_in(os.fspath(path))
@@ -116,7 +123,8 @@ def _naming(path):
     except Exception as error:
         # Keras lists all layers behind its example, with the numbers in them.
         reason = str(error).partition("\n\nList of objects that could not be loaded")[0]
-        raise ValueError(
+        kind = DamagedFileError if isinstance(error, DamagedFileError) else ValueError
+        raise kind(
             f"'{os.fspath(path)}' cannot be loaded, and nothing of it was: {reason}"
         ) from error
 
@@ -128,8 +136,25 @@ def _names_in(name):
         with zipfile.ZipFile(name) as archive:
             damaged = archive.testzip()
         if damaged:
-            raise ValueError(f"The file is damaged: the checksum of {damaged} differs.")
+            raise DamagedFileError(
+                f"The file is damaged: the checksum of {damaged} differs."
+            )
         return []
+    try:
+        _expect_whole(name)
+    except DamagedFileError as error:
+        beside = _newest_whole_beside(name)
+        advice = f"'{beside}' is whole." if beside else "Use an older file, or a copy."
+        raise DamagedFileError(f"{error} {advice}") from error
+    return _datasets(name)
+
+
+def _expect_whole(name):
+    """Raises a `DamagedFileError` for a file that is not as it was written.
+
+    Returns:
+        Whether it has a digest, which alone proves it.
+    """
     size = os.path.getsize(name)
     with open(name, "rb") as file:
         file.seek(max(0, size - END_SIZE))
@@ -138,23 +163,50 @@ def _names_in(name):
     if behind != (END_SIZE if end else 0) or (
         end and _digest(name, size - END_SIZE).encode() != end[1]
     ):
-        raise ValueError(
-            "The file is damaged: its bytes are not those that were written. Use an "
-            "older file, or a copy of it."
+        raise DamagedFileError(
+            "The file is damaged: its bytes are not those that were written."
         )
-    return _datasets(name)
+    return end is not None
+
+
+def is_whole(path):
+    """Whether the digest of a weights file is that of its bytes.
+
+    Args:
+        path: the file, all of which is read.
+    """
+    try:
+        return _expect_whole(os.fspath(path))
+    except (OSError, ValueError):
+        return False
+
+
+def _newest_whole_beside(name):
+    """The path of the newest other weights file of a folder that is whole, or `None`.
+
+    A folder may hold many gigabytes, so that the first one that is whole ends it.
+    """
+    own = pathlib.Path(name)
+    others = [
+        p for p in own.parent.glob(f"*{WEIGHTS}") if p.name[0] != "." and p != own
+    ]
+    with contextlib.suppress(OSError):  # a run may remove its files meanwhile
+        others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+        return next(filter(is_whole, others), None)
+    return None
 
 
 def _hdf5_size(path):
     """The size of an HDF5 file by its first bytes; what follows is not of HDF5.
 
     Raises:
-        ValueError: it is none.
+        DamagedFileError: it is none.
+        ValueError: it is of a version that is not known.
     """
     with open(path, "rb") as file:
         start = file.read(60)
     if len(start) < 60 or not start.startswith(b"\x89HDF\r\n\x1a\n"):
-        raise ValueError("It is no HDF5 file.")
+        raise DamagedFileError("It is no HDF5 file.")
     # Where the address of the end stands, by the version of the superblock.
     place = {0: 40, 1: 44, 2: 28, 3: 28}.get(start[8])
     if place is None:

@@ -1,5 +1,8 @@
 """The backbone of MobileVLM V2 and LLaVA-1.5: CLIP, a projector and Llama."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 import keras_hub
 from keras import ops
@@ -95,25 +98,25 @@ class MobileVLMBackbone(keras_hub.models.Backbone):
 
     def __init__(
         self,
-        vocabulary_size,
-        num_layers,
-        num_query_heads,
-        num_key_value_heads,
-        hidden_dim,
-        intermediate_dim,
-        vision_num_layers=24,
-        vision_num_heads=16,
-        vision_hidden_dim=1024,
-        vision_intermediate_dim=4096,
-        image_size=336,
-        patch_size=14,
-        vision_feature_layer=-2,
-        projector_type="ldpnetv2",
-        image_grid_size=12,
-        rope_max_wavelength=10000,
-        layer_norm_epsilon=1e-6,
-        dropout=0,
-        dtype=None,
+        vocabulary_size: int,
+        num_layers: int,
+        num_query_heads: int,
+        num_key_value_heads: int,
+        hidden_dim: int,
+        intermediate_dim: int,
+        vision_num_layers: int = 24,
+        vision_num_heads: int = 16,
+        vision_hidden_dim: int = 1024,
+        vision_intermediate_dim: int = 4096,
+        image_size: int = 336,
+        patch_size: int = 14,
+        vision_feature_layer: int = -2,
+        projector_type: str = "ldpnetv2",
+        image_grid_size: int = 12,
+        rope_max_wavelength: float = 10000,
+        layer_norm_epsilon: float = 1e-6,
+        dropout: float = 0,
+        dtype: Any = None,
         **kwargs,
     ):
         # === Layers ===
@@ -192,7 +195,9 @@ class MobileVLMBackbone(keras_hub.models.Backbone):
         # For preprocessors, which leave room for as many tokens.
         self.num_image_tokens = image_features.shape[-2]
 
-    def enable_lora(self, rank, target_layer_names=None):
+    def enable_lora(
+        self, rank: int, target_layer_names: Sequence[str] | None = None
+    ) -> None:
         """Adds LoRA to the language model, and freezes everything else.
 
         It is `keras_hub.models.Backbone.enable_lora` without the vision tower, whose

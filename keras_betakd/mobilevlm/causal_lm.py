@@ -1,5 +1,7 @@
 """MobileVLM V2 and LLaVA-1.5 as a `keras_hub.models.CausalLM`, which generates text."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -44,7 +46,9 @@ class MobileVLMCausalLM(ImageTextCausalLM):
     backbone_cls = MobileVLMBackbone
     preprocessor_cls = MobileVLMCausalLMPreprocessor
 
-    def call_with_cache(self, parts, cache, cache_update_index):
+    def call_with_cache(
+        self, parts: dict[str, Any], cache: Any, cache_update_index: Any
+    ) -> tuple:
         """Runs the decoder on a part of the sequence; the cache holds what is before.
 
         Args:

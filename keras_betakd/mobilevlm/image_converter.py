@@ -44,7 +44,12 @@ class MobileVLMImageConverter(keras_hub.layers.ImageConverter):
 
     backbone_cls = MobileVLMBackbone
 
-    def __init__(self, image_size=(336, 336), aspect_ratio="pad", **kwargs):
+    def __init__(
+        self,
+        image_size: tuple[int, int] = (336, 336),
+        aspect_ratio: str = "pad",
+        **kwargs,
+    ):
         if aspect_ratio not in ("pad", "crop"):
             raise ValueError(
                 "`aspect_ratio` must be 'pad' or 'crop'. Received: "

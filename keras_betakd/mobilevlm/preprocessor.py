@@ -1,5 +1,7 @@
 """Turns records into inputs of `MobileVLMCausalLM`, as the released code does."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -66,12 +68,12 @@ class MobileVLMCausalLMPreprocessor(ImageTextPreprocessor):
 
     def __init__(
         self,
-        tokenizer,
-        image_converter=None,
-        num_image_tokens=144,
-        sequence_length=2048,
-        max_images_per_prompt=1,
-        template="v1",
+        tokenizer: MobileVLMTokenizer,
+        image_converter: MobileVLMImageConverter | None = None,
+        num_image_tokens: int = 144,
+        sequence_length: int = 2048,
+        max_images_per_prompt: int = 1,
+        template: str = "v1",
         **kwargs,
     ):
         super().__init__(tokenizer, sequence_length=sequence_length, **kwargs)
@@ -99,7 +101,9 @@ class MobileVLMCausalLMPreprocessor(ImageTextPreprocessor):
         labels = np.where(trained, token_ids, self.tokenizer.pad_token_id)[:, 1:]
         return x, labels, trained[:, 1:].astype("float32")
 
-    def generate_preprocess(self, x, sequence_length=None):
+    def generate_preprocess(
+        self, x: Any, sequence_length: int | None = None
+    ) -> dict[str, Any]:
         """The inputs of `generate_step`: the prompts alone.
 
         Args:
@@ -121,11 +125,11 @@ class MobileVLMCausalLMPreprocessor(ImageTextPreprocessor):
         }
         return {key: ops.convert_to_tensor(value) for key, value in result.items()}
 
-    def prompt_lengths(self, x):
+    def prompt_lengths(self, x: Any) -> list[int]:
         """The number of tokens of each prompt, those of its images included: B ints."""
         return [len(self._spread(ids, ids)) for ids, _ in self._encoded(x)]
 
-    def token_counts(self, x):
+    def token_counts(self, x: Any) -> list[tuple[int, int]]:
         """Counts the tokens of records, to find those that are too long beforehand.
 
         Args:

@@ -42,7 +42,7 @@ class LDPv2Projector(keras.layers.Layer):
     Source: Chu et al. 2024 (MobileVLM V2, arXiv 2402.03766), section 3.3.
     """
 
-    def __init__(self, output_dim, grid_size=12, **kwargs):
+    def __init__(self, output_dim: int, grid_size: int = 12, **kwargs):
         super().__init__(**kwargs)
         self.output_dim = output_dim
         self.grid_size = grid_size
@@ -105,7 +105,7 @@ class MLPProjector(keras.layers.Layer):
     Source: Liu et al. 2024 (LLaVA-1.5, arXiv 2310.03744), section 3.2.
     """
 
-    def __init__(self, output_dim, depth=2, **kwargs):
+    def __init__(self, output_dim: int, depth: int = 2, **kwargs):
         super().__init__(**kwargs)
         self.output_dim = output_dim
         self.depth = depth

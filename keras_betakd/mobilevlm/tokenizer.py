@@ -28,7 +28,7 @@ class MobileVLMTokenizer(keras_hub.models.LlamaTokenizer):
 
     backbone_cls = MobileVLMBackbone
 
-    def encode_prompt(self, text):
+    def encode_prompt(self, text: str) -> list[int]:
         """The token ids of a prompt, images and special tokens included.
 
         The pieces of text between `<image>`, `<s>`, `</s>` and `<unk>` are encoded one

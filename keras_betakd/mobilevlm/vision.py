@@ -44,13 +44,13 @@ class CLIPVisionTower(keras.layers.Layer):
 
     def __init__(
         self,
-        image_size,
-        patch_size,
-        hidden_dim,
-        num_layers,
-        num_heads,
-        intermediate_dim,
-        feature_layer=-2,
+        image_size: int,
+        patch_size: int,
+        hidden_dim: int,
+        num_layers: int,
+        num_heads: int,
+        intermediate_dim: int,
+        feature_layer: int = -2,
         **kwargs,
     ):
         super().__init__(**kwargs)

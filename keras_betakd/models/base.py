@@ -8,12 +8,14 @@ form needs neither.
 """
 
 import contextlib
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_betakd.models.features import FeatureReader
-from keras_betakd.models.heads import CroppedHead, EmbeddingHead
+from keras_betakd.models.heads import CroppedHead, EmbeddingHead, LMHead
 from keras_betakd.models.inner_layers import find_layer, layer_width
 
 
@@ -33,23 +35,23 @@ class ModelView:
             how many.
     """
 
-    sees_hidden_states = False
-    images_vary = False
-    placeholder_ids = ()
-    head = None
+    sees_hidden_states: bool = False
+    images_vary: bool = False
+    placeholder_ids: Sequence[int] = ()
+    head: LMHead | None = None
     _classes = None
     _known_shape = None
 
-    def __init__(self, model):
+    def __init__(self, model: keras.Model):
         self.model = model
 
-    def crop(self, size):
+    def crop(self, size: int) -> None:
         """Keeps only the first `size` classes of the logits, here and in `head`."""
         self._classes = size
         if self.head is not None:
             self.head = CroppedHead(self.head, size)
 
-    def logits(self, inputs, training=None):
+    def logits(self, inputs: Any, training: bool | None = None) -> Any:
         """The full logits of the model: (B, ..., V)."""
         with self.patched():
             logits = self.model(inputs, training=training)
@@ -61,7 +63,7 @@ class ModelView:
             )
         return logits if self._classes is None else logits[..., : self._classes]
 
-    def logits_shape(self, inputs):
+    def logits_shape(self, inputs: Any) -> tuple[int | None, ...]:
         """The shape (B, ..., V) of `logits`, `None` where it is unknown.
 
         A model that has no shape before it is called is called without values.
@@ -82,7 +84,7 @@ class ModelView:
             self._known_shape = key, tuple(self.model(specs, training=False).shape)
         return self._known_shape[1]
 
-    def sees(self, features):
+    def sees(self, features: str) -> bool:
         """Whether the model provides the features of this name (see `Features`)."""
         if features == "layers":
             return True
@@ -90,7 +92,7 @@ class ModelView:
             return self.sees_hidden_states
         return self.sees_hidden_states and self.image_projector() is not None
 
-    def reader(self, wanted, layers=()):
+    def reader(self, wanted: set[str], layers: Sequence[str] = ()) -> FeatureReader:
         """A `FeatureReader` that runs the model and reads features of these names.
 
         Args:
@@ -99,7 +101,7 @@ class ModelView:
         """
         return FeatureReader(self, wanted, layers)
 
-    def layer_width(self, name):
+    def layer_width(self, name: str) -> int | None:
         """The width of an inner layer's output; `None` where only a batch tells it.
 
         Args:
@@ -108,7 +110,7 @@ class ModelView:
         return layer_width(find_layer(self.model, name))
 
     @property
-    def computing_layers(self):
+    def computing_layers(self) -> list[keras.layers.Layer]:
         """Layers that have all variables of the model, without its preprocessor.
 
         For a `keras.Model` that runs this one: on JAX, Keras runs it once more, not
@@ -121,11 +123,11 @@ class ModelView:
         return layers if is_whole else [self.model]
 
     @property
-    def is_patched(self):
+    def is_patched(self) -> bool:
         """Whether `patched` changes what the model computes."""
         return False
 
-    def patched(self):
+    def patched(self) -> contextlib.AbstractContextManager:
         """A context in which a record's outputs do not depend on its batch.
 
         Within, the layers of some keras-hub families that mix up the images of a batch
@@ -133,7 +135,7 @@ class ModelView:
         """
         return contextlib.nullcontext()
 
-    def blocks(self):
+    def blocks(self) -> list[keras.layers.Layer]:
         """The blocks of decoder, encoder and vision tower that `remat` runs again.
 
         Each is one layer, and none is within another.
@@ -145,11 +147,11 @@ class ModelView:
             "them (`keras_betakd.models.register_view`)."
         )
 
-    def vision_tower(self):
+    def vision_tower(self) -> list[keras.layers.Layer]:
         """The layers that process images alone, the projector not included."""
         return []
 
-    def projector(self):
+    def projector(self) -> list[keras.layers.Layer]:
         """The layers between the vision tower and the language model."""
         last = self.image_projector()
         if last is None:
@@ -158,7 +160,7 @@ class ModelView:
         inner = getattr(last, "layers", None) or [last]
         return [layer for layer in inner if not any(layer is t for t in tower)]
 
-    def image_projector(self):
+    def image_projector(self) -> keras.layers.Layer | None:
         """The layer whose outputs are the image tokens that enter the language model.
 
         It returns (B * P, T, H) or (B, P * T, H): T tokens for each of P images. `None`
@@ -182,7 +184,7 @@ class CausalLMView(ModelView):
 
     sees_hidden_states = True
 
-    def __init__(self, model):
+    def __init__(self, model: keras.Model):
         super().__init__(model)
         self.backbone = model.backbone
         self.embedding = self._find_embedding()
@@ -210,32 +212,34 @@ class CausalLMView(ModelView):
         return []
 
     @property
-    def hidden_dim(self):
+    def hidden_dim(self) -> int:
         return self.embedding.output_dim
 
     @property
-    def vocabulary_size(self):
+    def vocabulary_size(self) -> int:
         return self.embedding.input_dim
 
     @property
-    def logit_size(self):
+    def logit_size(self) -> int:
         """The number of classes of the logits, after `crop`."""
         return self._classes or self.vocabulary_size
 
-    def hidden_states(self, inputs, training=None):
+    def hidden_states(
+        self, inputs: dict[str, Any], training: bool | None = None
+    ) -> Any:
         """The last hidden states of the whole sequence: (B, T, H)."""
         with self.patched():
             return self.backbone(inputs, training=training)
 
-    def padding_mask(self, inputs):
+    def padding_mask(self, inputs: dict[str, Any]) -> Any:
         """True where `hidden_states` belong to tokens, not to padding: bool (B, T)."""
         return ops.cast(inputs["padding_mask"], "bool")
 
-    def row_positions(self, positions):
+    def row_positions(self, positions: Any) -> Any:
         """The positions in `hidden_states` of these positions in the text."""
         return positions
 
-    def image_layout(self, inputs):
+    def image_layout(self, inputs: dict[str, Any]) -> tuple[Any, Any]:
         """The positions of the image tokens in `hidden_states`.
 
         Returns:
@@ -248,7 +252,7 @@ class CausalLMView(ModelView):
             "known places, so features of images cannot be compared with it."
         )
 
-    def image_grids(self, inputs):
+    def image_grids(self, inputs: dict[str, Any]) -> Any:
         """Rows and columns of the tokens of each image: int (B, P, 2).
 
         Of the T tokens of `image_layout`, those beyond are padding. `None`, the
@@ -256,11 +260,11 @@ class CausalLMView(ModelView):
         """
         return None
 
-    def text_mask(self, inputs):
+    def text_mask(self, inputs: dict[str, Any]) -> Any:
         """True where `hidden_states` belong to text, not image or padding: (B, T)."""
         return self.padding_mask(inputs)
 
-    def image_features(self, calls, inputs):
+    def image_features(self, calls: list, inputs: dict[str, Any]) -> Any:
         """The projector's output for each image: (B, P, T, H).
 
         Args:
@@ -271,7 +275,7 @@ class CausalLMView(ModelView):
         output = calls[0][2]
         return ops.reshape(output, (-1, *ops.shape(positions)[1:], output.shape[-1]))
 
-    def attention_layers(self):
+    def attention_layers(self) -> list[keras.layers.Layer]:
         """The self-attention layers of the decoder blocks, in their order.
 
         Queries and keys of each must be the outputs of the two calls of its
@@ -289,7 +293,7 @@ class PrefixView(CausalLMView):
     """The view of a model with its image tokens before the text, one image a record."""
 
     @property
-    def image_tokens(self):
+    def image_tokens(self) -> int:
         """The number of positions before the text."""
         raise NotImplementedError
 
@@ -317,15 +321,15 @@ class MarkedImagesView(CausalLMView):
     """The view of a model whose image tokens stand where the prompt marks images."""
 
     @property
-    def tokens_per_image(self):
+    def tokens_per_image(self) -> int:
         """The number of tokens of an image."""
         raise NotImplementedError
 
-    def is_image(self, inputs):
+    def is_image(self, inputs: dict[str, Any]) -> Any:
         """True at image tokens: bool (B, T)."""
         raise NotImplementedError
 
-    def present(self, is_image, places):
+    def present(self, is_image: Any, places: int) -> Any:
         """Which of a record's `places` for images hold one: bool (B, places)."""
         marked = ops.sum(ops.cast(is_image, "int32"), axis=1)
         numbers = ops.arange(1, places + 1, dtype="int32")

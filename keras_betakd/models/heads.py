@@ -8,6 +8,7 @@ a matrix, but a function will do.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -45,11 +46,11 @@ class HeadMatrix:
     soft_cap: float | None = None
     low_rank: tuple | None = None
 
-    def __call__(self, rows):
+    def __call__(self, rows: Any) -> Any:
         logits = self.without_bias(rows)
         return logits if self.bias is None else logits + self.bias
 
-    def without_bias(self, rows):
+    def without_bias(self, rows: Any) -> Any:
         """The logits without the bias."""
         kernel = ops.cast(self.kernel, self.dtype)
         logits = logits_of(ops.cast(rows, self.dtype), kernel)
@@ -63,18 +64,18 @@ class LMHead:
         function: rows (..., H) to logits (..., V).
     """
 
-    def __init__(self, function):
+    def __init__(self, function: Callable[[Any], Any]):
         self.function = function
 
-    def __call__(self, rows):
+    def __call__(self, rows: Any) -> Any:
         return self.function(rows)
 
     @property
-    def has_matrix(self):
+    def has_matrix(self) -> bool:
         """Whether `matrix` returns one; that may cost a copy of the head (LoRA)."""
         return False
 
-    def matrix(self):
+    def matrix(self) -> HeadMatrix | None:
         """The head as a `HeadMatrix`, or `None`."""
         return None
 
@@ -88,7 +89,9 @@ class EmbeddingHead(LMHead):
             layer's own, or `None`.
     """
 
-    def __init__(self, embedding, soft_cap=None):
+    def __init__(
+        self, embedding: keras.layers.ReversibleEmbedding, soft_cap: float | None = None
+    ):
         super().__init__(lambda rows: capped(embedding(rows, reverse=True), soft_cap))
         self.embedding = embedding
         self.soft_cap = soft_cap
@@ -119,7 +122,9 @@ class TransposedEmbeddingHead(LMHead):
         soft_cap: c of c tanh(logits / c), or `None`.
     """
 
-    def __init__(self, embedding, soft_cap=None):
+    def __init__(
+        self, embedding: keras.layers.Embedding, soft_cap: float | None = None
+    ):
         super().__init__(self._logits)
         self.embedding = embedding
         self.soft_cap = soft_cap
@@ -146,7 +151,7 @@ class TransposedEmbeddingHead(LMHead):
 class DenseHead(LMHead):
     """A `keras.layers.Dense` without activation."""
 
-    def __init__(self, layer):
+    def __init__(self, layer: keras.layers.Dense):
         super().__init__(layer)
         self.layer = layer
 
@@ -179,7 +184,7 @@ class CroppedHead(LMHead):
             they get no probability and no gradient.
     """
 
-    def __init__(self, head, size):
+    def __init__(self, head: LMHead, size: int):
         super().__init__(lambda rows: head(rows)[..., :size])
         self.head = head
         self.size = size

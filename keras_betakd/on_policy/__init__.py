@@ -12,6 +12,9 @@ flows through the student's distribution at each of its tokens, as in GKD.
 with w the weights of the rows, which add up to one over all of them, and a the task
 weight: 1 where the answer was given, 0 where the student made it up.
 
+`StudentBranches` goes one step of this: one token of a given answer is the student's,
+and one row counts, the one behind it.
+
 `answer_records` lets a teacher answer instead, once and ahead of training, and makes
 labels of its answers (sequence-level distillation).
 

@@ -72,7 +72,13 @@ def grouped_records(parts, size):
     while group := list(itertools.islice(singles, size)):
         keys, records = zip(*group, strict=True)
         columns = {key: [column_of(r, key)[0] for r in records] for key in _READ}
-        found = {k: v for k, v in columns.items() if any(x is not None for x in v)}
+        # A missing response is an error that names its record.
+        kept = {k for k in columns if k in records[0]} & {"prompts", "responses"}
+        found = {
+            k: v
+            for k, v in columns.items()
+            if k in kept or any(x is not None for x in v)
+        }
         yield list(keys), PlacedRecords(found, [r.places[0] for r in records])
 
 

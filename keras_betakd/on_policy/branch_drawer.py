@@ -73,17 +73,17 @@ class BranchDrawer:
         rows, encoded = self._encoded(records, len(names))
         if not rows:
             return found
-        slots = [encoded.turns(row)[-1] for row in range(len(rows))]
-        drawn = self._generator.random(len(rows))
-        places = [1 + int(u * (len(s) - 1)) for u, s in zip(drawn, slots, strict=True)]
-        last = [encoded.positions[i, s[k - 1]] for i, s, k in _numbered(slots, places)]
-        tokens = self._tokens(encoded.inputs, np.array(last, "int32"), size)
-        for i, answer, place in _numbered(slots, places):
+        answers = [encoded.turns(i)[-1] for i in range(len(rows))]
+        places = [self._generator.integers(1, max(len(a), 2)) for a in answers]
+        before = [a[k - 1] for a, k in zip(answers, places, strict=True)]
+        last = encoded.positions[np.arange(len(rows)), before]
+        tokens = self._tokens(encoded.inputs, last.astype("int32"), size)
+        for i, (slots, place) in enumerate(zip(answers, places, strict=True)):
             found[rows[i]] = None, None
-            if len(answer) > 1:
-                given = tuple(encoded.labels[i, answer].tolist())
-                branch = Branch(names[rows[i]], given, place, int(tokens[i]))
-                found[rows[i]] = branch, int(answer[place])
+            if len(slots) > 1:
+                given = tuple(encoded.labels[i, slots].tolist())
+                branch = Branch(names[rows[i]], given, int(place), int(tokens[i]))
+                found[rows[i]] = branch, int(slots[place])
         return found
 
     def _encoded(self, records, count):
@@ -104,13 +104,12 @@ class BranchDrawer:
         rows = np.minimum(np.arange(size), len(last) - 1)
         filled = keras.tree.map_structure(lambda x: np.asarray(x)[rows], inputs)
         logits = self._next_token.predict_on_batch({"x": filled, "last": last[rows]})
-        # Replicas of TensorFlow would each return all of them.
-        probabilities = self.sampler.compute_probabilities(
-            keras.ops.convert_to_tensor(logits[:size])
-        )
+        # Replicas of TensorFlow return all rows each.
+        logits = np.array(logits[:size])
+        # Before the softmax: beside a token that is sure the others would be 0.
+        logits[:, list(self.sampler.excluded)] = -np.inf
+        logits[:, self.sampler.classes :] = -np.inf
+        logits = keras.ops.convert_to_tensor(logits)
+        probabilities = self.sampler.compute_probabilities(logits)
         found = self.sampler.get_next_token(probabilities)
         return keras.ops.convert_to_numpy(found)[: len(last)]
-
-
-def _numbered(slots, places):
-    return zip(range(len(places)), slots, places, strict=True)

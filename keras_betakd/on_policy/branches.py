@@ -77,6 +77,5 @@ def warning_of(branches, unbranched, epoch):
         f"Of the {len(branches) + unbranched} records drawn to branch off in epoch "
         f"{epoch + 1}, {unbranched} have an answer of one token, behind which there is "
         "no row: they have weight 0 in that epoch. `History` has their number as "
-        "`unbranched`. Leave such records to another data set, or give a smaller "
-        "`on_policy`."
+        "`unbranched`. Give a smaller `on_policy`, or data without such records."
     )

@@ -137,8 +137,7 @@ class StudentAnswers(StudentData):
 
     def _make(self, drawn):
         """Answers the prompts of the epoch."""
-        names: dict[tuple[int, int], str] = {}
-        decoder = self._decoder
+        names, decoder = {}, self._decoder
         decoder.begin(hashed_seed(self.seed, self._epoch))
         found = decoder.answered(self._prompts(drawn, names), self._group_size)
         # Closed at once where this ends early: the student's sampler is given back.

@@ -1,7 +1,7 @@
 """`StudentData`: training data of which the student makes a share, epoch by epoch."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -45,7 +45,7 @@ class StudentData(keras.utils.PyDataset):
     # Batches that were looked at before an epoch are not those of the epoch.
     changes_at_epochs = True
     unit = ""
-    directions: dict[str, str | None] = {}
+    directions: Mapping[str, str | None] = {}
 
     def __init__(
         self,

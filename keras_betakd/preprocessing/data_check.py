@@ -6,6 +6,7 @@ from keras_betakd.preprocessing.adapters import as_dataset, is_raw_records, take
 from keras_betakd.preprocessing.epochs import FormattedDataset
 from keras_betakd.preprocessing.iterables import begin
 from keras_betakd.preprocessing.records import PlacedRecords
+from keras_betakd.preprocessing.unknown_tokens import warn_of_unknown
 
 # How many problems an error lists.
 LISTED = 100
@@ -24,20 +25,25 @@ def check_records(x, formatter, batch_size=None):
 
     Raises:
         ValueError: records that cannot be used. The message lists them.
+
+    A warning names those whose answers have words that the tokenizer does not know.
     """
+    unknown = {}
     dataset = None if hasattr(x, "__next__") else as_dataset(x, batch_size)
     if dataset is None:
         raise ValueError(
             "Records in batches can be checked, or raw records; a generator would be "
             f"used up by it. Received: x of type {type(x)}"
         )
-    formatter = _raising(formatter)
+    formatter = _raising(formatter, unknown)
     checked = FormattedDataset(dataset, lambda *batch: _checked(formatter, *batch))
     begin(dataset)
     count, problems = 0, []
     for size, found in checked:
         count += size
         problems += found
+    if unknown:
+        warn_of_unknown(unknown, count)
     if problems:
         more = len(problems) - LISTED
         raise ValueError(
@@ -48,13 +54,19 @@ def check_records(x, formatter, batch_size=None):
     return count
 
 
-def _raising(formatter):
-    """A copy of the formatter whose preprocessor leaves nothing out."""
+def _raising(formatter, unknown):
+    """A copy of the formatter whose preprocessor leaves nothing out.
+
+    Args:
+        formatter: a `BatchFormatter`.
+        unknown: dict that gets what `unknown_tokens` returns of each batch.
+    """
     formatter = copy.copy(formatter)
     formatter.parts = 1
     if formatter.preprocessor is not None:
         formatter.preprocessor = copy.copy(formatter.preprocessor)
         formatter.preprocessor.on_too_long = "raise"
+        formatter.preprocessor.note_unknown = unknown.update
     return formatter
 
 

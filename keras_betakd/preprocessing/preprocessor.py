@@ -35,6 +35,11 @@ from keras_betakd.preprocessing.teacher_sides import (
     by_teacher,
     encoder_of,
     joined,
+    of_teacher,
+)
+from keras_betakd.preprocessing.unknown_tokens import (
+    UnknownTokensWarning,
+    unknown_tokens,
 )
 
 
@@ -84,6 +89,9 @@ class DistillationPreprocessor:
         skipped: dict of the names of records left out to the reasons, since `fit`
             last reported them. (Processes of a data set with `use_multiprocessing`
             have copies of their own, which are not reported.)
+        note_unknown: function that is given a dict of the names of a batch's records
+            whose answers have tokens that the tokenizer does not know, to how many. It
+            warns of the first batch with one.
 
     Call arguments:
         records: dict of lists or arrays with `"prompts"`, `"responses"` and, for models
@@ -157,9 +165,9 @@ class DistillationPreprocessor:
             )
         self.teacher_preprocessor = teacher_preprocessor
         self.student_preprocessor = student_preprocessor
-        self.max_response_length = max_response_length
+        self.max_response_length = int(max_response_length)
         self.blind_student = blind_student
-        self.cross_tokenizer = cross_tokenizer
+        self.cross_tokenizer = _expect_flags(cross_tokenizer, teacher_preprocessor)
         self.on_too_long = on_too_long
         _expect_count("workers", workers, 0)
         _expect_count("max_queue_size", max_queue_size, 1)
@@ -171,6 +179,7 @@ class DistillationPreprocessor:
         teachers = by_teacher(teacher_preprocessor)
         self.prompt_templates = self._resolved_templates(prompt_template, teachers)
         self.skipped: dict[str, str] = {}
+        self.note_unknown = UnknownTokensWarning()
         self._filler = None
         self._student = encoder_of(
             student_preprocessor,
@@ -215,17 +224,22 @@ class DistillationPreprocessor:
         records = _with_responses(records)
         if any(side.crosses for side in self._sides.values()):
             _expect_texts(records)
-        for side in self._sides.values():
-            side.check_vocabulary()
+        for name, side in self._sides.items():
+            with of_teacher(name):
+                side.check_vocabulary()
         ids = records.names
         sharing = self._sharing_images()
         records, student, teachers, reasons = self._fitting(records, ids, sharing)
         self.skipped.update({ids[row]: reason for row, reason in reasons.items()})
         student.weights[list(reasons)] = 0
-        parts = {
-            name: side.part_of_batch(teachers[name], student, ids, name in sharing)
-            for name, side in self._sides.items()
-        }
+        parts = {}
+        for name, side in self._sides.items():
+            with of_teacher(name):
+                parts[name] = side.part_of_batch(
+                    teachers[name], student, ids, name in sharing
+                )
+        tokenizer = self._student.tokenizer
+        self.note_unknown(unknown_tokens(student, tokenizer, records))
         x = {
             "student": student.inputs,
             "student_positions": student.positions,
@@ -303,7 +317,8 @@ class DistillationPreprocessor:
                 teachers[name] = student
             else:
                 own = resized if name in sharing else records
-                teachers[name] = side.encoder.encode(own, ids, length)
+                with of_teacher(name):
+                    teachers[name] = side.encoder.encode(own, ids, length)
         return student, teachers
 
     def _sharing_images(self):
@@ -321,6 +336,23 @@ class DistillationPreprocessor:
         family = format_of(self.student_preprocessor)
         images = family.resized_images(records["images"])
         return CheckedRecords({**records, "images": images}, records.names)
+
+
+def _expect_flags(cross_tokenizer, teacher_preprocessor):
+    """`cross_tokenizer`, if it is a bool, or a dict with one for each teacher."""
+    several = isinstance(teacher_preprocessor, dict)
+    flags = by_teacher(cross_tokenizer)
+    named = not isinstance(cross_tokenizer, dict) or (
+        several and set(flags) == set(teacher_preprocessor)
+    )
+    if not named or not all(isinstance(flag, bool) for flag in flags.values()):
+        names = list(teacher_preprocessor) if several else "there is one teacher"
+        raise ValueError(
+            "`cross_tokenizer` must be `True` or `False`, or of several teachers a "
+            f"dict with one for each: {names}. Received: "
+            f"cross_tokenizer={cross_tokenizer!r}"
+        )
+    return cross_tokenizer
 
 
 def _expect_count(name, value, least):

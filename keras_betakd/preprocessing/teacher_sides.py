@@ -1,9 +1,11 @@
 """`TeacherSide`: what one teacher adds to the batches of a distiller."""
 
+import contextlib
+
 import numpy as np
 
 from keras_betakd.preprocessing.chat_template import ChatTemplate
-from keras_betakd.preprocessing.checks import check_same_answers
+from keras_betakd.preprocessing.checks import RecordsTooLong, check_same_answers
 from keras_betakd.preprocessing.encoding import Encoder, ModelEncoder
 from keras_betakd.preprocessing.image_formats import format_of
 from keras_betakd.preprocessing.prompt_templates import template_label
@@ -15,6 +17,19 @@ ONE_TEACHER = "teacher"  # its name, where there is one
 def by_teacher(value):
     """A dict by the names of the teachers, of what is given for one or for several."""
     return value if isinstance(value, dict) else {ONE_TEACHER: value}
+
+
+@contextlib.contextmanager
+def of_teacher(name):
+    """Within, errors say of which of several teachers they are."""
+    try:
+        yield
+    except RecordsTooLong:  # which says so itself, for each record
+        raise
+    except ValueError as error:
+        if name == ONE_TEACHER:
+            raise
+        raise ValueError(f"Of the teacher {name!r}: {error}") from error
 
 
 def encoder_of(preprocessor, role, template, trained_turns):
@@ -115,8 +130,8 @@ class TeacherSide:
             ValueError: the two have different answer tokens. The message names the
                 record.
         """
-        inputs = self._without_images(teacher.inputs) if shares_images else None
-        x = {"teacher": inputs or teacher.inputs}
+        inputs = teacher.inputs
+        x = {"teacher": self._without_images(inputs) if shares_images else inputs}
         if self.crosses:
             return x | self._aligned(teacher, student)
         check_same_answers(teacher.labels, student.labels, ids)

@@ -1,5 +1,8 @@
 """The backbone of Qwen2-VL, Qwen2.5-VL and Qwen3-VL, up to the last hidden states."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 import keras_hub
 from keras import ops
@@ -88,30 +91,30 @@ class QwenVLBackbone(keras_hub.models.Backbone):
 
     def __init__(
         self,
-        family,
-        vocabulary_size,
-        num_layers,
-        num_query_heads,
-        num_key_value_heads,
-        head_dim,
-        hidden_dim,
-        intermediate_dim,
-        vision_num_layers,
-        vision_num_heads,
-        vision_hidden_dim,
-        vision_intermediate_dim,
-        patch_size=14,
-        temporal_patch_size=2,
-        spatial_merge_size=2,
-        window_size=None,
-        full_attention_layers=(),
-        num_position_embeddings=0,
-        deepstack_layers=(),
-        rope_max_wavelength=1000000,
-        rope_sections=(16, 24, 24),
-        tie_word_embeddings=False,
-        layer_norm_epsilon=1e-6,
-        dtype=None,
+        family: str,
+        vocabulary_size: int,
+        num_layers: int,
+        num_query_heads: int,
+        num_key_value_heads: int,
+        head_dim: int,
+        hidden_dim: int,
+        intermediate_dim: int,
+        vision_num_layers: int,
+        vision_num_heads: int,
+        vision_hidden_dim: int,
+        vision_intermediate_dim: int,
+        patch_size: int = 14,
+        temporal_patch_size: int = 2,
+        spatial_merge_size: int = 2,
+        window_size: int | None = None,
+        full_attention_layers: Sequence[int] = (),
+        num_position_embeddings: int = 0,
+        deepstack_layers: Sequence[int] = (),
+        rope_max_wavelength: float = 1000000,
+        rope_sections: Sequence[int] = (16, 24, 24),
+        tie_word_embeddings: bool = False,
+        layer_norm_epsilon: float = 1e-6,
+        dtype: Any = None,
         **kwargs,
     ):
         # === Config ===
@@ -214,7 +217,7 @@ class QwenVLBackbone(keras_hub.models.Backbone):
         for name, value in arguments.items():
             setattr(self, name, tuple(value) if isinstance(value, list) else value)
 
-    def embeddings(self, inputs):
+    def embeddings(self, inputs: dict[str, Any]) -> tuple[Any, list]:
         """The embeddings that enter the decoder, and what is added in it.
 
         Args:

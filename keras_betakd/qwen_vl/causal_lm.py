@@ -1,5 +1,7 @@
 """Qwen2-VL, Qwen2.5-VL and Qwen3-VL as a `keras_hub.models.CausalLM`."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -44,7 +46,9 @@ class QwenVLCausalLM(ImageTextCausalLM):
     backbone_cls = QwenVLBackbone
     preprocessor_cls = QwenVLCausalLMPreprocessor
 
-    def call_with_cache(self, parts, cache, cache_update_index):
+    def call_with_cache(
+        self, parts: dict[str, Any], cache: Any, cache_update_index: Any
+    ) -> tuple:
         backbone = self.backbone
         x, rotation = parts["embeddings"], (parts["cosine"], parts["sine"])
         mask = _cached_mask(ops.shape(x)[1], ops.shape(cache[0])[2], cache_update_index)

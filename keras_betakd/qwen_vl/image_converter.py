@@ -1,5 +1,7 @@
 """Makes patches of images of any size as the published models' own code does."""
 
+from collections.abc import Sequence
+
 import keras
 import keras_hub
 import numpy as np
@@ -61,12 +63,12 @@ class QwenVLImageConverter(keras_hub.layers.ImageConverter):
 
     def __init__(
         self,
-        patch_size=14,
-        spatial_merge_size=2,
-        min_pixels=200704,
-        max_pixels=1003520,
-        mean=CLIP_MEAN,
-        std=CLIP_STD,
+        patch_size: int = 14,
+        spatial_merge_size: int = 2,
+        min_pixels: int = 200704,
+        max_pixels: int = 1003520,
+        mean: Sequence[float] = CLIP_MEAN,
+        std: Sequence[float] = CLIP_STD,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -104,7 +106,7 @@ class QwenVLImageConverter(keras_hub.layers.ImageConverter):
         patches = patches_of(pixels, self.patch_size, self.spatial_merge_size)
         return {"patches": patches, "grid_thw": np.array(grid, "int32")}
 
-    def grid(self, height, width):
+    def grid(self, height: int, width: int) -> tuple[int, int, int]:
         """`(1, rows, columns)` of the patches of an image of this size in pixels."""
         factor = self.patch_size * self.spatial_merge_size
         size = smart_size(height, width, factor, self.min_pixels, self.max_pixels)

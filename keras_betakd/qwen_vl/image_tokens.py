@@ -36,10 +36,10 @@ class PatchMerger(keras.layers.Layer):
 
     def __init__(
         self,
-        family,
-        output_dim,
-        spatial_merge_size=2,
-        norm_after_merging=False,
+        family: str,
+        output_dim: int,
+        spatial_merge_size: int = 2,
+        norm_after_merging: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)

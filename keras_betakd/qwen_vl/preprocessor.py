@@ -1,5 +1,7 @@
 """Turns records into inputs of `QwenVLCausalLM`."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -8,6 +10,7 @@ from keras_betakd.preprocessing.checks import check_lengths
 from keras_betakd.preprocessing.image_formats import format_of
 from keras_betakd.preprocessing.model_inputs import model_inputs, without_last_answers
 from keras_betakd.preprocessing.prompt_templates import (
+    PromptTemplate,
     remember_template,
     remembered_template,
     serialized_template,
@@ -64,10 +67,10 @@ class QwenVLCausalLMPreprocessor(ImageTextPreprocessor):
 
     def __init__(
         self,
-        tokenizer,
-        image_converter=None,
-        sequence_length=2048,
-        prompt_template=None,
+        tokenizer: QwenVLTokenizer,
+        image_converter: QwenVLImageConverter | None = None,
+        sequence_length: int = 2048,
+        prompt_template: PromptTemplate | dict = None,
         **kwargs,
     ):
         kwargs.setdefault("add_start_token", False)
@@ -86,7 +89,7 @@ class QwenVLCausalLMPreprocessor(ImageTextPreprocessor):
             remember_template(self, prompt_template)
 
     @property
-    def prompt_template(self):
+    def prompt_template(self) -> PromptTemplate:
         return remembered_template(self)
 
     def _training(self, x, sequence_length):
@@ -96,7 +99,9 @@ class QwenVLCausalLMPreprocessor(ImageTextPreprocessor):
         check_lengths(self, inputs, (x, weight), records.names, "model")
         return x, y, weight.astype("float32")
 
-    def generate_preprocess(self, x, sequence_length=None):
+    def generate_preprocess(
+        self, x: Any, sequence_length: int | None = None
+    ) -> dict[str, Any]:
         """The inputs of `generate_step`: the prompts alone.
 
         Args:

@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import keras_hub
@@ -72,7 +74,13 @@ class QwenVLTokenizer(keras_hub.tokenizers.Tokenizer):
     Source: `Qwen2Tokenizer` in `transformers`.
     """
 
-    def __init__(self, vocabulary=None, merges=None, added_tokens=None, **kwargs):
+    def __init__(
+        self,
+        vocabulary: dict[str, int] | str | os.PathLike | None = None,
+        merges: Sequence[str] | str | os.PathLike | None = None,
+        added_tokens: Sequence[tuple[str, int, bool]] | None = None,
+        **kwargs,
+    ):
         super().__init__(**{"dtype": "int32", **kwargs})
         self.file_assets = list(_FILES)
         self.start_token = self.start_token_id = None
@@ -116,27 +124,27 @@ class QwenVLTokenizer(keras_hub.tokenizers.Tokenizer):
             )
 
     @property
-    def special_tokens(self):
+    def special_tokens(self) -> list[str]:
         """The texts of all special tokens."""
         return [text for text, _, is_special in self.added_tokens or () if is_special]
 
     @property
-    def special_token_ids(self):
+    def special_token_ids(self) -> list[int]:
         """The ids of all special tokens, which are left out of answers."""
         self._expect_vocabulary()
         return [number for _, number, is_special in self.added_tokens if is_special]
 
-    def get_vocabulary(self):
+    def get_vocabulary(self) -> list[str]:
         """All tokens in the order of their ids: a list of strings."""
         self._expect_vocabulary()
         return sorted(self.vocabulary, key=self.vocabulary.get)
 
-    def vocabulary_size(self):
+    def vocabulary_size(self) -> int:
         """The number of tokens, added ones included."""
         self._expect_vocabulary()
         return len(self.vocabulary)
 
-    def id_to_token(self, id):
+    def id_to_token(self, id: int) -> str:
         """The token of an id; raises a `ValueError` if there is none."""
         self._expect_vocabulary()
         found = self._encoder.id_to_token(int(id)) if id >= 0 else None
@@ -146,7 +154,7 @@ class QwenVLTokenizer(keras_hub.tokenizers.Tokenizer):
             )
         return found
 
-    def token_to_id(self, token):
+    def token_to_id(self, token: str) -> int:
         """The id of a token; raises a `ValueError` if there is none."""
         self._expect_vocabulary()
         if token not in self.vocabulary:
@@ -156,7 +164,7 @@ class QwenVLTokenizer(keras_hub.tokenizers.Tokenizer):
     def call(self, inputs, *args, training=None, **kwargs):
         return self.tokenize(inputs)
 
-    def tokenize(self, inputs):
+    def tokenize(self, inputs: Any):
         """The token ids of a string, or of each string of a list."""
         self._expect_vocabulary()
         if in_graph():
@@ -196,7 +204,7 @@ class QwenVLTokenizer(keras_hub.tokenizers.Tokenizer):
             return ids
         return tf.RaggedTensor.from_row_lengths(ids, lengths)
 
-    def detokenize(self, inputs, skip_special_tokens=False):
+    def detokenize(self, inputs: Any, skip_special_tokens: bool = False):
         """The text of token ids, or the texts of rows of them.
 
         Bytes that are no UTF-8 become the replacement character. Ids without a token,
@@ -228,7 +236,7 @@ class QwenVLTokenizer(keras_hub.tokenizers.Tokenizer):
                 "and `merges`, or load its files by `load_assets`."
             )
 
-    def save_assets(self, dir_path):
+    def save_assets(self, dir_path: str | os.PathLike) -> None:
         self._expect_vocabulary()
         merges = "".join(f"{merge}\n" for merge in self.merges)
         # With the added tokens, whose ids may be any of the vocabulary.
@@ -241,6 +249,6 @@ class QwenVLTokenizer(keras_hub.tokenizers.Tokenizer):
             with open(path, "w", encoding="utf-8", newline="\n") as file:
                 file.write(text)
 
-    def load_assets(self, dir_path):
+    def load_assets(self, dir_path: str | os.PathLike) -> None:
         vocabulary, merges, added = (os.path.join(dir_path, name) for name in _FILES)
         self._set(vocabulary, merges, read_json(added))

@@ -1,5 +1,7 @@
 """The vision encoders of Qwen2-VL, Qwen2.5-VL and Qwen3-VL, with static shapes."""
 
+from collections.abc import Sequence
+
 import keras
 from keras import ops
 
@@ -45,18 +47,18 @@ class QwenVLVisionEncoder(keras.layers.Layer):
 
     def __init__(
         self,
-        family,
-        hidden_dim,
-        num_layers,
-        num_heads,
-        intermediate_dim,
-        patch_size=14,
-        temporal_patch_size=2,
-        spatial_merge_size=2,
-        window_size=None,
-        full_attention_layers=(),
-        num_position_embeddings=0,
-        deepstack_layers=(),
+        family: str,
+        hidden_dim: int,
+        num_layers: int,
+        num_heads: int,
+        intermediate_dim: int,
+        patch_size: int = 14,
+        temporal_patch_size: int = 2,
+        spatial_merge_size: int = 2,
+        window_size: int | None = None,
+        full_attention_layers: Sequence[int] = (),
+        num_position_embeddings: int = 0,
+        deepstack_layers: Sequence[int] = (),
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)

@@ -1,5 +1,8 @@
 """`ImageTextCausalLM`: generates text from prompts with images, for its subclasses."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras_hub
 from keras import ops
 
@@ -17,7 +20,12 @@ class ImageTextCausalLM(keras_hub.models.CausalLM):
         **kwargs: as for any `keras_hub.models.CausalLM`.
     """
 
-    def __init__(self, backbone, preprocessor=None, **kwargs):
+    def __init__(
+        self,
+        backbone: keras_hub.models.Backbone,
+        preprocessor: keras_hub.models.CausalLMPreprocessor | None = None,
+        **kwargs,
+    ):
         # === Layers ===
         self.backbone = backbone
         self.preprocessor = preprocessor
@@ -27,7 +35,9 @@ class ImageTextCausalLM(keras_hub.models.CausalLM):
         outputs = backbone.token_embedding(backbone(inputs), reverse=True)
         super().__init__(inputs=inputs, outputs=outputs, **kwargs)
 
-    def call_with_cache(self, parts, cache, cache_update_index):
+    def call_with_cache(
+        self, parts: dict[str, Any], cache: Any, cache_update_index: Any
+    ) -> tuple:
         """Runs the decoder on a part of the sequence; the cache holds what is before.
 
         Args:
@@ -63,7 +73,9 @@ class ImageTextCausalLM(keras_hub.models.CausalLM):
             for _ in range(backbone.num_layers)
         )
 
-    def generate_step(self, inputs, stop_token_ids=None):
+    def generate_step(
+        self, inputs: dict[str, Any], stop_token_ids: Sequence[int] | None = None
+    ) -> dict[str, Any]:
         """Decodes one batch; `generate` compiles this function.
 
         Args:

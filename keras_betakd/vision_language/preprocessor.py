@@ -1,6 +1,7 @@
 """`ImageTextPreprocessor`: records to arrays, in Python or in graphs of `tf.data`."""
 
 import functools
+from typing import Any
 
 import keras
 import keras_hub
@@ -42,7 +43,7 @@ class ImageTextPreprocessor(keras_hub.models.CausalLMPreprocessor):
             return outside_graph(training, x, self._specs(sequence_length))
         return keras.utils.pack_x_y_sample_weight(*training(x))
 
-    def generate_postprocess(self, x):
+    def generate_postprocess(self, x: dict[str, Any]) -> list[str]:
         """The texts of the tokens under the mask, without image and special tokens."""
         token_ids = ops.convert_to_numpy(x["token_ids"])
         # The ids of image tokens may be negative.
