@@ -110,6 +110,7 @@ class _SecondPass:
         self._start = [ops.copy(state) for state in block.random]
         self._structure = None
         self.tensors = [self._values[i] for i in self._floats]
+        self._masks = [_Mask.of(x) for x in self.tensors]
 
     def run(self, *tensors):
         """The flat tensors of the block's outputs, its losses, and random states."""
@@ -152,8 +153,8 @@ class _SecondPass:
     def _bound(self, tensors):
         """The block's call on its arguments, with these in place of float tensors."""
         values = list(self._values)
-        for i, tensor in zip(self._floats, tensors, strict=True):
-            values[i] = tensor
+        for i, tensor, mask in zip(self._floats, tensors, self._masks, strict=True):
+            values[i] = tensor if mask is None else mask(tensor)
         args, kwargs = keras.tree.pack_sequence_as(self._arguments, values)
         return lambda: self._compute(*args, **kwargs)
 
@@ -174,6 +175,34 @@ class _Again(keras.layers.Layer):
         return self._function()
 
 
+class _Mask(keras.layers.Layer):
+    """The mask that Keras has attached to a tensor, to be attached to another.
+
+    Layers within a block may read it, and the arguments of the second run are new
+    tensors without it.
+    """
+
+    def __init__(self):
+        super().__init__(autocast=False)
+        self.supports_masking = self.built = True
+        self._found = None
+
+    @classmethod
+    def of(cls, tensor):
+        """That of a tensor, or `None`."""
+        mask = cls()
+        mask(tensor)
+        return None if mask._found is None else mask
+
+    def call(self, x, mask=None):
+        if self._found is None:
+            self._found = mask
+        return x
+
+    def compute_mask(self, x, previous_mask):
+        return self._found
+
+
 class _Place(enum.Enum):
     """Stands for a tensor in the structure of what a block returns."""
 
@@ -189,7 +218,7 @@ def _added_losses(layers):
     """Collects what layers pass to `add_loss` instead of adding it."""
     found = []
     for layer in layers:
-        layer.add_loss = found.append
+        layer.add_loss = lambda loss: found.extend(keras.tree.flatten(loss))
     try:
         yield found
     finally:
