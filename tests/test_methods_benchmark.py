@@ -88,7 +88,7 @@ def test_the_table_pairs_runs_by_seed():
     ).confidence_interval(0.95)
     difference = f"+1.5 ({interval.low:+.1f} to {interval.high:+.1f})"
     assert lines[2:] == [
-        f"| {methods.LABELS} | 1 | 60.0 ± 0.0 |  |  |",
+        f"| {methods.LABELS} | 1 | 60.0 | -20.0 | 0.40 |",
         f"| {methods.BASE} | 4 | 63.2 ± 35.6 |  | 1.00 |",
         f"| {name} | 3 | 82.5 ± 1.8 | {difference} | 1.50 |",
     ]
@@ -102,7 +102,7 @@ def test_a_tiny_run_and_what_is_not_made_again(monkeypatch, tmp_path, capsys):
     command = [
         *("methods.py", "--methods", *chosen, "--seeds", "0", "--epochs", "1"),
         *("--questions", "4", "--test-questions", "2", "--batch-size", "4"),
-        *("--output", str(tmp_path)),
+        *("--runs", str(tmp_path / "runs.jsonl"), "--output", str(tmp_path)),
     ]
     monkeypatch.setattr(sys, "argv", command)
     methods.main()
