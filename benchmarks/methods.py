@@ -33,6 +33,7 @@ import keras
 import keras_hub
 import numpy as np
 from keras import ops
+from scipy import special
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.append(os.path.join(HERE, "study"))
@@ -163,7 +164,10 @@ class Pair:
         self.paired = kd.DistillationPreprocessor(
             preprocessor, preprocessor, MAX_RESPONSE_LENGTH
         )(train)
-        print(f"The teacher: {accuracy(self.teacher, self.test):.1f} %", flush=True)
+        print(f"The teacher: {accuracy(self.teacher, self.test):.1f} %")
+        mean, share = doubts(self.teacher, self.labelled)
+        print(f"Its entropy at the tokens of answers: {mean:.3f} nats on average; half")
+        print(f"of it at {share:.1f} % of the tokens", flush=True)
 
     def measured(self, method, seed):
         """Trains a student; its test accuracy and the processor's seconds of a step."""
@@ -272,11 +276,31 @@ class Clock(keras.callbacks.Callback):
 
 def accuracy(model, test):
     """Per cent of the questions whose answer is right to its end."""
-    x, labels, weights = keras.tree.map_structure(ops.convert_to_numpy, test)
-    plain = keras.Model(model.input, model.output)  # takes preprocessed inputs
-    found = plain.predict(x, batch_size=200, verbose=0).argmax(axis=-1)
+    found = logits_of(model, test).argmax(axis=-1)
+    _, labels, weights = keras.tree.map_structure(ops.convert_to_numpy, test)
     right = (found == labels) | (weights == 0)
     return 100 * float(right.all(axis=1).mean())
+
+
+def doubts(model, data):
+    """Mean entropy in nats at the tokens of answers, and where it is concentrated.
+
+    Returns:
+        `(mean, share)`: `share` per cent of the tokens, the least certain ones, have
+        half of all entropy.
+    """
+    logits = logits_of(model, data)[ops.convert_to_numpy(data[2]) > 0]
+    log_p = logits - special.logsumexp(logits, axis=-1, keepdims=True)
+    entropies = np.sort(-(np.exp(log_p) * log_p).sum(axis=-1))[::-1]
+    reached = np.cumsum(entropies) < entropies.sum() / 2
+    return entropies.mean(), 100 * (reached.sum() + 1) / len(entropies)
+
+
+def logits_of(model, data):
+    """(B, T, V) of preprocessed inputs, in float64."""
+    x = keras.tree.map_structure(ops.convert_to_numpy, data[0])
+    plain = keras.Model(model.input, model.output)  # does not preprocess them again
+    return plain.predict(x, batch_size=200, verbose=0).astype("float64")
 
 
 def versions():
@@ -307,11 +331,8 @@ def cells_of(runs, base, is_base):
         {seed: run["accuracy"] for seed, run in x.items()} for x in (runs, base)
     )
     mean, deviation = spread(accuracies.values())
-    several = len(runs) > 1
-    cells = [
-        str(len(runs)),
-        f"{mean:.1f} ± {deviation:.1f}" if several else f"{mean:.1f}",
-    ]
+    found = f"{mean:.1f} ± {deviation:.1f}" if len(runs) > 1 else f"{mean:.1f}"
+    cells = [str(len(runs)), found]
     both = sorted(set(runs) & set(base))
     if is_base or not both:
         return [*cells, "", "1.00" if is_base else ""]
