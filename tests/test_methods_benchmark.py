@@ -69,6 +69,20 @@ def test_an_answer_is_right_if_all_its_tokens_are():
     assert methods.accuracy(model, (x, labels, weights)) == 75.0
 
 
+def test_where_the_entropy_is():
+    """Of 7 log 2 nats at five tokens three have 2 log 2: two of them are over half."""
+    even = {1: [50, 0, 0, 0], 2: [0, 0, -99, -99], 4: [0, 0, 0, 0]}
+    logits = np.array([[even[1], even[4]], [even[2], even[4]], [even[4], even[1]]])
+    weights = np.array([[1, 1], [1, 1], [1, 0]])
+    ids = keras.Input((2,), dtype="int32")
+    table = keras.layers.Embedding(6, 4, weights=[logits.reshape(6, 4)])
+    model = keras.Model(ids, table(ids))
+    data = np.arange(6).reshape(3, 2), np.zeros((3, 2)), weights
+    mean, share = methods.doubts(model, data)
+    np.testing.assert_allclose(mean, (np.log(2) + 3 * np.log(4)) / 5, rtol=1e-6)
+    assert share == 40.0
+
+
 def run_of(method, seed, accuracy, step):
     return {"arm": method, "seed": seed, "accuracy": accuracy, "step": step}
 
@@ -88,7 +102,7 @@ def test_the_table_pairs_runs_by_seed():
     ).confidence_interval(0.95)
     difference = f"+1.5 ({interval.low:+.1f} to {interval.high:+.1f})"
     assert lines[2:] == [
-        f"| {methods.LABELS} | 1 | 60.0 ± 0.0 |  |  |",
+        f"| {methods.LABELS} | 1 | 60.0 | -20.0 | 0.40 |",
         f"| {methods.BASE} | 4 | 63.2 ± 35.6 |  | 1.00 |",
         f"| {name} | 3 | 82.5 ± 1.8 | {difference} | 1.50 |",
     ]
@@ -102,7 +116,7 @@ def test_a_tiny_run_and_what_is_not_made_again(monkeypatch, tmp_path, capsys):
     command = [
         *("methods.py", "--methods", *chosen, "--seeds", "0", "--epochs", "1"),
         *("--questions", "4", "--test-questions", "2", "--batch-size", "4"),
-        *("--output", str(tmp_path)),
+        *("--runs", str(tmp_path / "runs.jsonl"), "--output", str(tmp_path)),
     ]
     monkeypatch.setattr(sys, "argv", command)
     methods.main()
