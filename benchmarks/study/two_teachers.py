@@ -72,7 +72,9 @@ def trained(arm, seed, tasks, experiment):
     x = {
         "student": split.student,
         "teacher": {name: tasks[name].train.teacher for name in names},
-        "teacher_positions": np.zeros(split.labels.shape, "int32"),
+        "teacher_positions": dict.fromkeys(
+            names, np.zeros(split.labels.shape, "int32")
+        ),
     }
     epochs = -(-experiment.steps * BATCH // len(split))
     distiller.fit(x, split.labels, batch_size=BATCH, epochs=epochs, verbose=0)
