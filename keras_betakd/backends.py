@@ -6,6 +6,7 @@ gradient of an energy inside the forward pass, for which Keras has no public fun
 and elementwise operations without additional memory on PyTorch.
 """
 
+import contextlib
 import math
 
 import keras
@@ -305,6 +306,20 @@ def _call(function):
 
 def _returning_nothing(function):
     return lambda: _call(function)
+
+
+def whole_second_runs():
+    """A context of calls of `keras.remat` whose functions run to their end both times.
+
+    PyTorch leaves the second run by an error once it has what it needs. Keras refers to
+    that error from the frames of the layers that it passes, which keep their tensors
+    until Python next looks for cycles.
+    """
+    if keras.backend.backend() != "torch":
+        return contextlib.nullcontext()
+    import torch.utils.checkpoint
+
+    return torch.utils.checkpoint.set_checkpoint_early_stop(False)
 
 
 def random_state():

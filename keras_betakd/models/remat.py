@@ -11,6 +11,7 @@ import functools
 import keras
 from keras import ops
 
+from keras_betakd.backends import whole_second_runs
 from keras_betakd.models.hooks import replaced
 from keras_betakd.models.layers import sublayers
 
@@ -55,7 +56,7 @@ class BlockRemat:
         # A tower that does not train holds nothing for a gradient as it is.
         trains = any(v.trainable for v in self._tower_variables)
         blocks = self._others + (self._tower if trains else [])
-        with contextlib.ExitStack() as stack:
+        with whole_second_runs(), contextlib.ExitStack() as stack:
             for block in blocks:
                 stack.enter_context(replaced(block.layer, block.call))
             yield
@@ -80,6 +81,10 @@ class _Block:
     @functools.cached_property
     def inner(self):
         return sublayers(self.layer)
+
+    @functools.cached_property
+    def runner(self):
+        return _Runner(self.layer)
 
     @functools.cached_property
     def random(self):
@@ -119,11 +124,11 @@ class _SecondPass:
             state.assign(value)
         try:
             with _added_losses([self._block.layer, *self._block.inner]) as losses:
-                output = _Again(self._bound(tensors), self._block.layer)(
-                    training=self._training
+                output = self._block.runner(
+                    function=self._bound(tensors), training=self._training
                 )
             states = [ops.copy(v) for v in self._random]
-        finally:  # PyTorch leaves a second run once it has what it needs
+        finally:
             if not is_first:
                 for state, value in zip(self._random, before, strict=True):
                     state.assign(value)
@@ -159,20 +164,21 @@ class _SecondPass:
         return lambda: self._compute(*args, **kwargs)
 
 
-class _Again(keras.layers.Layer):
+class _Runner(keras.layers.Layer):
     """Runs a function as the call of a layer.
 
     The second run comes outside of any layer, on PyTorch in the backward pass and even
     in another thread. Precision and `training`, which layers within take from those
-    around them, are set by this one.
+    around them, are set by this one. It does not hold the function, whose tensors would
+    stay in memory for as long as it.
     """
 
-    def __init__(self, function, layer):
+    def __init__(self, layer):
         super().__init__(dtype=layer.dtype_policy, name=layer.name)
-        self._function, self.built = function, True
+        self.built = True
 
-    def call(self, inputs=None, training=None):
-        return self._function()
+    def call(self, inputs=None, function=None, training=None):
+        return function()
 
 
 class _Mask(keras.layers.Layer):
