@@ -172,7 +172,8 @@ def test_attention_of_the_first_block(family):
     layer = view.attention_layers()[0]
     with record_attention(layer) as calls:
         view.hidden_states(x)
-    got = ops.convert_to_numpy(attention_weights(layer, calls))[0]
+    rows = ops.arange(x["token_ids"].shape[1], dtype="int32")[None]
+    got = ops.convert_to_numpy(attention_weights(layer, calls, rows))[0]
     expected = golden(family)["text/attention_0"][0].mean(axis=0)
     kept = x["padding_mask"][0].astype(bool)
     np.testing.assert_allclose(got[kept], expected[kept], rtol=0, atol=1e-6)

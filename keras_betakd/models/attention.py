@@ -2,7 +2,9 @@
 
 keras-hub's decoders do not return their attention weights, and with flash attention
 they are never held in memory. Queries and keys, after rotation and norms, can be
-recorded in the layer, and the softmax of the few rows needed is computed again.
+recorded in the layer, and the softmax of the rows needed is computed again: some rows
+at a time, and for the gradient once more, so that memory does not grow with the square
+of the length.
 """
 
 import math
@@ -16,6 +18,9 @@ from keras_betakd.models.hooks import recorded
 # in the numbers of these: "attention:3,4".
 KINDS = ("attention", "saliency", "prompt_saliency", "image_attention")
 FIRST = (0,)
+
+# Query rows whose weights are in memory at a time, for each head.
+_TILE = 256
 
 
 def attention_name(kind, blocks=FIRST):
@@ -50,8 +55,8 @@ def record_attention(layer):
     return recorded(layer, layer.rope_layer)
 
 
-def attention_weights(layer, calls, rows=None):
-    """The attention weights of a decoder block, averaged over its heads.
+def attention_weights(layer, calls, rows):
+    """The attention weights of some rows of a decoder block, averaged over its heads.
 
     They are softmax(c tanh(s / c)) with s = q k^T / sqrt(d), with the layer's own d,
     soft cap c and mask; without a soft cap, softmax(s).
@@ -59,41 +64,110 @@ def attention_weights(layer, calls, rows=None):
     Args:
         layer: its self-attention layer.
         calls: the calls that `record_attention` yielded, after the model ran.
-        rows: (B, K), the positions whose attention to compute; all if `None`.
+        rows: int (B, K), the positions whose attention to compute.
 
     Returns:
         (B, K, T) float32; each row sums to 1.
     """
-    return _weights(layer, *_recorded(calls), rows)
+    if _fits(rows.shape[1]):
+        return _of_tile(layer, calls, rows, lambda weights: weights)
+    tiles = _in_tiles(rows)
+    found = _of_tiles(layer, calls, tiles, lambda weights: weights)
+    count, batch, size, length = ops.shape(found)
+    found = ops.reshape(ops.swapaxes(found, 0, 1), (batch, count * size, length))
+    return found[:, : rows.shape[1]]
+
+
+def attention_sum(layer, calls, queries):
+    """The sum of the attention weights of all rows, each times a number of its own.
+
+    Args:
+        layer, calls: as for `attention_weights`.
+        queries: float (B, T), the number of each row.
+
+    Returns:
+        (B, T) float32, sum_k queries_k weights_kt.
+    """
+    batch, length = ops.shape(queries)
+    rows = ops.broadcast_to(ops.arange(length, dtype="int32"), (batch, length))
+
+    def summed(weights, queries):
+        return ops.einsum("bkt,bk->bt", weights, queries)
+
+    if _fits(queries.shape[1]):
+        return _of_tile(layer, calls, rows, summed, queries)
+    tiles = _in_tiles(rows), _in_tiles(queries)
+    return ops.sum(_of_tiles(layer, calls, tiles[0], summed, tiles[1]), axis=0)
 
 
 def attention_among(layer, calls, positions):
     """The attention among the tokens of each image, averaged over the heads.
 
     Of the weights, which are shares of all that a query attends to, those of keys in
-    the same image are taken. For the gradient they are computed a second time, so that
-    of all decoder blocks that are read, one at a time holds them for each head.
+    the same image are taken, one image at a time.
 
     Args:
-        layer: the self-attention layer of a decoder block.
-        calls: the calls that `record_attention` yielded, after the model ran.
+        layer, calls: as for `attention_weights`.
         positions: int (B, P, T), of the tokens of each image.
 
     Returns:
         (B, P, T, T) float32, queries by keys.
     """
-    query, key, mask = _recorded(calls)
-    batch, images, tokens = ops.shape(positions)
-    square = batch, images, tokens, tokens
-    rows = ops.reshape(positions, (batch, images * tokens))
-    keys = ops.broadcast_to(positions[:, :, None], square)
-    keys = ops.reshape(keys, (batch, images * tokens, tokens))
 
-    def among(query, key):
-        weights = _weights(layer, query, key, mask, rows)
+    def among(weights, rows):
+        size = ops.shape(rows)[1]
+        keys = ops.repeat(rows[:, None], size, axis=1)
         return ops.take_along_axis(weights, keys, axis=2)
 
-    return ops.reshape(keras.remat(among)(query, key), square)
+    images = ops.swapaxes(positions, 0, 1)
+    return ops.swapaxes(_of_tiles(layer, calls, images, among, images), 0, 1)
+
+
+def _fits(count):
+    # A number that TensorFlow does not know while it traces is that of a short batch
+    # more often than not, and no tiles can be made of it.
+    return count is None or count <= _TILE
+
+
+def _in_tiles(x):
+    """(B, N) as (tiles, B, `_TILE`), the last one filled up with zeros."""
+    batch, count = ops.shape(x)
+    tiles = -(-count // _TILE)
+    x = ops.pad(x, ((0, 0), (0, tiles * _TILE - count)))
+    return ops.swapaxes(ops.reshape(x, (batch, tiles, _TILE)), 0, 1)
+
+
+def _of_tiles(layer, calls, rows, read, *others):
+    """`_of_tile` of each of some tiles, as (tiles, ...).
+
+    Args:
+        rows: int (tiles, B, N), the positions of query rows.
+        others: arrays of (tiles, ...).
+    """
+    if rows.shape[0] == 1:
+        found = _of_tile(layer, calls, rows[0], read, *(x[0] for x in others))
+        return found[None]
+    return ops.map(
+        lambda tile: _of_tile(layer, calls, tile[0], read, *tile[1]), (rows, others)
+    )
+
+
+def _of_tile(layer, calls, rows, read, *others):
+    """What `read` makes of the weights (B, N, T) of some rows and of `others`.
+
+    Its gradient computes the weights again, and keeps queries and keys alone.
+
+    Args:
+        rows: int (B, N), the positions of the query rows.
+    """
+    query, key, mask = _recorded(calls)
+    query = ops.take_along_axis(query, rows[:, :, None, None], axis=1)
+    mask = _mask(layer, ops.take_along_axis(mask, rows[:, :, None], axis=1), rows)
+
+    def found(query, key):
+        return read(_weights(layer, query, key, mask), *others)
+
+    return keras.remat(found)(query, key)
 
 
 def _recorded(calls):
@@ -104,12 +178,8 @@ def _recorded(calls):
     return query, key, arguments["attention_mask"]
 
 
-def _weights(layer, query, key, mask, rows):
+def _weights(layer, query, key, mask):
     query, key = (ops.cast(x, "float32") for x in (query, key))
-    if rows is not None:
-        query = ops.take_along_axis(query, rows[:, :, None, None], axis=1)
-        mask = ops.take_along_axis(mask, rows[:, :, None], axis=1)
-    mask = _mask(layer, mask, rows)
     width = query.shape[-1]
     groups = layer.num_query_heads // layer.num_key_value_heads
     key = ops.repeat(key, groups, axis=2)
@@ -132,7 +202,6 @@ def _mask(layer, mask, rows):
     if not layer.use_sliding_window_attention:
         return mask
     positions = ops.arange(ops.shape(mask)[-1], dtype="int32")
-    rows = positions if rows is None else ops.cast(rows, "int32")
-    distance = rows[..., None] - positions
+    distance = ops.cast(rows, "int32")[..., None] - positions
     window = layer.sliding_window_size
     return ops.logical_and(mask, ops.logical_and(distance < window, -distance < window))

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_betakd.models.attention import (
     attention_among,
+    attention_sum,
     attention_weights,
     kind_and_blocks,
     record_attention,
@@ -161,23 +162,21 @@ class FeatureReader:
             found = [self._attention_from(b, queries, flat, shape) for b in blocks]
         return found[0] if len(found) == 1 else ops.mean(ops.stack(found), axis=0)
 
-    def _weights_of(self, block, rows=None):
-        return attention_weights(self._blocks[block], self._attention[block], rows)
+    def _recorded(self, block):
+        return self._blocks[block], self._attention[block]
 
     def _among(self, block, positions):
-        calls = self._attention[block]
-        return attention_among(self._blocks[block], calls, positions)
+        return attention_among(*self._recorded(block), positions)
 
     def _attention_from(self, block, queries, flat, shape):
         """The mean over the rows in `queries`, bool (B, T), at the image tokens."""
         weights = ops.cast(queries, "float32")
         count = ops.maximum(ops.sum(weights, axis=1), 1.0)
-        everything = self._weights_of(block)
-        mean = ops.einsum("bkt,bk->bt", everything, weights) / count[:, None]
+        mean = attention_sum(*self._recorded(block), weights) / count[:, None]
         return ops.reshape(_pick(mean, flat), shape)
 
     def _attention_to(self, block, flat, shape, rows):
-        weights = self._weights_of(block, rows)
+        weights = attention_weights(*self._recorded(block), rows)
         count = ops.shape(rows)[1]
         where = ops.repeat(flat[:, None], count, axis=1)
         weights = ops.take_along_axis(weights, where, axis=2)
