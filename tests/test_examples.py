@@ -91,7 +91,9 @@ def test_an_ended_run_is_shown_again_and_not_changed(monkeypatch, short_run, cap
         run(monkeypatch, *arguments, "--resume", "--seed", 1)
 
 
-def test_studies_leave_their_plots(monkeypatch, tmp_path, capsys):
+def test_studies_leave_their_plots(monkeypatch, short_run, tmp_path, capsys):
+    # The data, which takes longer to write than the studies to run.
+    os.symlink(short_run[0] / "easy_vqa", tmp_path / "easy_vqa")
     monkeypatch.setattr(three_losses, "BOUNDS", {"some": (0.1, 10.0)})
     small = {
         schedules: ["--steps", "2"],
