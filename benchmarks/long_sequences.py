@@ -141,7 +141,7 @@ def distiller(path, teacher, student):
         "saliency": lambda: [
             kd.ImageTokenEnergy(kd.ForwardKLEnergy(), weights="saliency")
         ],
-        "image attention": lambda: [kd.ImageAttentionEnergy(-1, -1)],
+        "image attention": lambda: [kd.ImageAttentionEnergy([0], [0])],
     }
     energies = [kd.CosineProbsEnergy(), *beside[path]()]
     model = kd.BetaKDDistiller(teacher, student, energies, kd.TaskBeta())

@@ -33,7 +33,7 @@ from keras_betakd import (
     cache_teacher,
 )
 from keras_betakd.models import view_of
-from keras_betakd.teacher_cache import build
+from keras_betakd.teacher_cache import build, source
 
 K = 8
 IMAGE_COUNTS = (1, 0, 2, 1)  # of the records of a family that takes any number
@@ -324,6 +324,23 @@ def test_killed_and_started_again_it_is_the_same_to_the_bit(tmp_path, monkeypatc
         CachedTeacher(broken)
     build_until(broken, last=None)
     assert contents(broken) == contents(whole)
+
+
+@pytest.mark.backends
+@pytest.mark.skipif(
+    keras.backend.backend() != "jax", reason="Keras does so with JAX alone"
+)
+def test_each_batch_is_computed_once(tmp_path, monkeypatch):
+    """Keras ran the teacher once more, not compiled, before each batch of a cache,
+    since its tokenizer is never built."""
+    runs, call = [], source.TeacherReading.call
+    monkeypatch.setattr(
+        source.TeacherReading, "call", lambda *args: runs.append(0) or call(*args)
+    )
+    teacher, student = model_of("Llama3"), model_of("Llama3", 8)
+    distiller = distiller_of(teacher, student, *parts(CosineProbsEnergy()))
+    cache_teacher(distiller, rows_of("Llama3", 6), tmp_path, batch_size=2, verbose=0)
+    assert len(runs) == 2  # to build it, and to compile it
 
 
 def test_what_is_there_is_not_made_again(tmp_path, monkeypatch):

@@ -216,7 +216,7 @@ class TeacherReading(keras.Model):
 
     def __init__(self, view, features, kind, top_k, keeps_rows):
         super().__init__(dtype="float32")
-        self.network, self._view = view.model, view
+        self.network, self._view = view.computing_layers, view
         self._reader = view.reader(features)
         self._kind, self._top_k, self._keeps_rows = kind, top_k, keeps_rows
 
