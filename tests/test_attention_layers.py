@@ -71,9 +71,10 @@ def test_a_family_without_attention_and_a_block_that_is_not_there():
     with pytest.raises(ValueError, match="attention of MobileVLM.* cannot be read"):
         kd.BetaKDDistiller(tiny_mobilevlm(), tiny_mobilevlm(), grouped())
     for layers in (3, [0, -4]):
-        energy = kd.AttentionEnergy(layers)
-        with pytest.raises(ValueError, match="has 3 decoder blocks.* block (3|-4)"):
-            kd.BetaKDDistiller(*map(set_weights, models(), (1, 2)), energy)
+        energies = [kd.AttentionEnergy(), kd.AttentionEnergy(layers, name="deep")]
+        expected = "Energy 'deep', in the teacher: .* 3 decoder blocks.* block (3|-4)"
+        with pytest.raises(ValueError, match=expected):
+            kd.BetaKDDistiller(*map(set_weights, models(), (1, 2)), energies)
 
 
 @pytest.mark.parametrize("layers", [None, [], "0", 1.0, True, [0, "1"]])

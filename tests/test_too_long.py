@@ -119,6 +119,8 @@ def test_all_records_are_checked_before_training():
     lines = str(error.value).splitlines()[1:]
     for row, line in zip((1, 2, 4), lines, strict=True):
         assert f"'q{row}' (number {row} of the data)" in line, line
+        # It advised `on_too_long="skip"`, which is set, and to run itself.
+        assert "on_too_long" not in line and "check_records" not in line
     assert model.preprocessor.skipped == {}
     with pytest.raises(ValueError, match="would be used up"):
         model.check_records(iter([data]))

@@ -65,16 +65,14 @@ class FeatureComparison:
         self.projections = {}
         views = student_view, teacher_view
         for name, energy in energies.items():
-            if energy.features is None:
-                continue
-            _check_features(name, energy, betas[name], views)
+            if energy.features is not None:
+                _check_features(name, energy, betas[name], views)
             if energy.projects:
                 set_widths(energy, views)
                 if energy.projection is not None:
                     self.projections[name] = energy.projection
-        for role, view in zip(ROLES, views, strict=True):
-            # Raises where it cannot read them.
-            view.reader(self.wanted(role), self.layers(role))
+            for role, view in zip(ROLES, views, strict=True):
+                _expect_readable(name, energy, role, view)
 
     def wanted(self, role):
         """The names of the `Features` that the energies compare.
@@ -82,15 +80,7 @@ class FeatureComparison:
         Args:
             role: `"student"` or `"teacher"`.
         """
-        energies = self._energies.values()
-        wanted = set().union(*(feature_names(e, role) for e in energies)) - {"layers"}
-        if "image_logits" in wanted:
-            wanted = wanted - {"image_logits"} | {"image_hidden_states"}
-        if role == "teacher":
-            if any(energy.top_tokens for energy in energies):
-                wanted.add("saliency")
-            wanted.update(*map(features_for, energies))
-        return wanted
+        return set().union(*(_wanted(e, role) for e in self._energies.values()))
 
     def layers(self, role):
         """The names of the inner layers that the energies compare.
@@ -98,8 +88,7 @@ class FeatureComparison:
         Args:
             role: `"student"` or `"teacher"`.
         """
-        named = [e for e in self._energies.values() if e.features == "layers"]
-        return {getattr(energy, f"{role}_layer") for energy in named}
+        return set().union(*(_layers(e, role) for e in self._energies.values()))
 
     def compare(self, student, teacher, weights):
         """Compares the features of a batch.
@@ -143,6 +132,30 @@ def feature_names(energy, role):
     if kind == "image_attention":
         return [attention_name(kind, blocks) for blocks in energy.groups(role)]
     return [] if kind is None else [kind]
+
+
+def _wanted(energy, role):
+    """The names of the `Features` of a model that an energy reads."""
+    wanted = set(feature_names(energy, role)) - {"layers"}
+    if "image_logits" in wanted:
+        wanted = wanted - {"image_logits"} | {"image_hidden_states"}
+    if role == "teacher":
+        wanted |= {"saliency"} if energy.top_tokens else set()
+        wanted |= set(features_for(energy))
+    return wanted
+
+
+def _layers(energy, role):
+    """The names of the inner layers of a model that an energy reads."""
+    return {getattr(energy, f"{role}_layer")} if energy.features == "layers" else set()
+
+
+def _expect_readable(name, energy, role, view):
+    """Raises `ValueError` if a model does not have what an energy reads."""
+    try:
+        view.reader(_wanted(energy, role), _layers(energy, role))
+    except ValueError as error:
+        raise ValueError(f"Energy {name!r}, in the {role}: {error}") from error
 
 
 def _check_features(name, energy, beta, views):

@@ -3,6 +3,7 @@
 import copy
 
 from keras_betakd.preprocessing.adapters import as_dataset, is_raw_records, take_records
+from keras_betakd.preprocessing.checks import RecordsTooLong
 from keras_betakd.preprocessing.epochs import FormattedDataset
 from keras_betakd.preprocessing.iterables import begin
 from keras_betakd.preprocessing.records import PlacedRecords
@@ -76,7 +77,7 @@ def _checked(formatter, batch, places):
         return len(formatter(batch, places)[1]), []
     except ValueError as error:
         if not is_raw_records(batch):
-            return 0, [str(error)]
+            return 0, _said(error)
     problems, size = [], len(batch["prompts"])
     records = batch
     if not isinstance(batch, PlacedRecords):
@@ -85,5 +86,12 @@ def _checked(formatter, batch, places):
         try:
             formatter(take_records(records, [row]))
         except ValueError as error:
-            problems.append(str(error))
+            problems += _said(error)
     return size, problems
+
+
+def _said(error):
+    """Its sentences, without advice that would hold for all of them."""
+    return (
+        [*error.reasons.values()] if isinstance(error, RecordsTooLong) else [str(error)]
+    )
