@@ -81,11 +81,13 @@ class ForwardPass:
         with contextlib.ExitStack() as once:
             for part, own in pairs:
                 once.enter_context(part.tower.once(own))
+            # Before the student, whose activations are kept for the gradient: those
+            # of a teacher's block would be held beside all of them.
+            teachers = [self._teacher_outputs(*pair, fused) for pair in pairs]
             with around_student:
                 reader = self.student_reader()
                 head = None if fused else self._student_view.head
                 student = self._outputs(reader, head, "student", inputs, training)
-            teachers = [self._teacher_outputs(*pair, fused) for pair in pairs]
         return student, teachers
 
     def _teacher_outputs(self, part, inputs, fused):

@@ -86,7 +86,7 @@ class ImageAttentionEnergy(Energy):
         dtype: str | None = None,
     ):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
-        if not isinstance(teacher_layers, (list, tuple)):
+        if not isinstance(teacher_layers, (list, tuple, range)):
             raise ValueError(
                 "`teacher_layers` must be a list with a number or several of decoder "
                 "blocks for each of `student_layers`. Received: "

@@ -83,7 +83,7 @@ class AttentionEnergy(Energy):
 def layer_numbers(argument, value):
     """A tuple of the numbers of decoder blocks."""
     given = [value] if isinstance(value, numbers.Integral) else value
-    wrong = not isinstance(given, (list, tuple)) or not given
+    wrong = not isinstance(given, (list, tuple, range)) or not given
     if wrong or not all(_is_whole(x) for x in given):
         raise ValueError(
             f"`{argument}` must be the number of a decoder block, or a list of "
