@@ -48,7 +48,7 @@ def arguments():
     parser.add_argument("--paths", nargs="+", default=PATHS, choices=PATHS)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--least", type=float, default=20.0, help="MB")
+    parser.add_argument("--least", type=float, default=60.0, help="MB")
     parser.add_argument("--worker", choices=PATHS)
     parser.add_argument("--sizes", nargs=3, type=int, help=", ".join(DEFAULTS))
     return parser.parse_args()
@@ -104,7 +104,7 @@ def write_size(options, names, found, before):
 
 
 def slope_of(before, now, least):
-    if before is None or before[1] < least:
+    if before is None or min(before[1], now[1]) < least:
         return ""
     return f"{math.log(now[1] / before[1]) / math.log(now[0] / before[0]):.2f}"
 
