@@ -17,10 +17,10 @@ distiller with one scalar beta for each energy:
 - `image attention`: `ImageAttentionEnergy` beside it, within each picture.
 
 Each runs in fresh processes, which take turns over `--rounds`. The table gives the peak
-of memory of a step, in MB above models and batch, for `floor`, and what the others take
-above it, and the slopes of that: by how many times it grows where the size doubles,
-as a power of two. 1 is linear, 2 the square. Of less than `--least` MB there is none:
-one process differs from the next by so much.
+of memory of a step in MB above models and batch, what an energy adds to that of
+`cosine`, and the slopes of both: the power of the size by which they grow from one line
+of a path to its next. 1 is linear, 2 the square. Of less than `--least` MB there is
+none: one process differs from the next by so much.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def main():
         report(make_step(options.worker, *options.sizes), options.repeats)
         return
     measured = {}
-    write("backend", "varied", "size", "path", "ms", "MB", "slope")
+    write("backend", "varied", "size", "path", "ms", "MB", "slope", "added", "slope")
     for backend in options.backends:
         for name in options.vary:
             before = {}
@@ -90,27 +90,37 @@ def write_size(options, names, found, before):
         found: what `run` returned.
         before: what this function returned for the size before.
     """
-    least = found.get("floor", {}).get("megabytes", 0.0)
-    now = {}
+    base, now = found.get("cosine", {}).get("megabytes"), {}
     for path, numbers in found.items():
         if "failed" in numbers:
-            write(*names, path, numbers["failed"], "", "")
+            write(*names, path, numbers["failed"], *4 * [""])
             continue
-        memory = numbers["megabytes"] - (0.0 if path == "floor" else least)
-        now[path] = names[2], memory
-        slope = slope_of(before.get(path), now[path], options.least)
-        write(*names, path, f"{median(numbers):.0f}", f"{memory:.0f}", slope)
+        now[path] = names[2], numbers["megabytes"]
+        now["added", path] = names[2], added(path, numbers["megabytes"], base)
+        texts = [f"{median(numbers):.0f}"]
+        for key in (path, ("added", path)):
+            memory = now[key][1]
+            texts.append("" if memory is None else f"{memory:.0f}")
+            texts.append(slope_of(before.get(key), now[key], options.least))
+        write(*names, path, *texts)
     return now
 
 
+def added(path, memory, base):
+    """What an energy takes beside `cosine`; `None` for what is no energy beside it."""
+    return None if base is None or path in ("floor", "cosine") else memory - base
+
+
 def slope_of(before, now, least):
-    if before is None or min(before[1], now[1]) < least:
+    if before is None or None in (before[1], now[1]):
+        return ""
+    if min(before[1], now[1]) < least:
         return ""
     return f"{math.log(now[1] / before[1]) / math.log(now[0] / before[0]):.2f}"
 
 
 def write(*texts):
-    line = "{:<11} {:<10} {:>6} {:<16} {:>7} {:>7} {:>6}\n"
+    line = "{:<11} {:<10} {:>6} {:<16} {:>7} {:>7} {:>6} {:>7} {:>6}\n"
     sys.stdout.write(line.format(*texts))
     sys.stdout.flush()
 
