@@ -5,13 +5,14 @@
 
 The floor is the bare matrix products of the supervised rows, forward and backward;
 `dense` is this library with `fused=False`, `remat` the same on tiles of the supervised
-rows that the backward pass computes once more. Each path runs in fresh processes, which
-take turns over `--rounds`; the table gives the median of all runs, `--repeats` in each
-process, the range of the middle 80 %, and the peak of memory above what the inputs and
-the compiled program take (TensorFlow alone cannot compile beforehand: there what its
-compiler keeps is counted). Peers that are not
-installed are named and left out: `pip install --no-deps liger-kernel trl` (TRL also
-needs transformers).
+rows that the backward pass computes once more. `compiled`, which runs only where it is
+named, is this library under `torch.compile`, which first takes minutes. Each path runs
+in fresh processes, which take turns over `--rounds`; the table gives the median of all
+runs, `--repeats` in each process, the range of the middle 80 %, and the peak of memory
+above what the inputs and the compiled program take (TensorFlow alone cannot compile
+beforehand: there what its compiler keeps is counted). Peers that are not installed are
+named and left out: `pip install --no-deps liger-kernel trl` (TRL also needs
+transformers).
 
 One process is easily 10 % slower than the next. What differs by less shows only where
 the paths share one process and take turns in it, each on several copies of the data:
@@ -21,19 +22,30 @@ the paths share one process and take turns in it, each on several copies of the 
 
 import argparse
 import functools
+import importlib.util
 import sys
 
-from measure import Table, compare, in_rounds, in_turns, report
+from measure import (
+    NOT_INSTALLED,
+    Table,
+    compare,
+    hand_over,
+    in_rounds,
+    in_turns,
+    report,
+)
 
 PATHS = {  # path -> backends it exists on
     "floor": ("jax", "torch", "tensorflow"),
     "ours": ("jax", "torch", "tensorflow"),
+    "compiled": ("torch",),
     "remat": ("jax", "torch", "tensorflow"),
     "dense": ("jax", "torch", "tensorflow"),
     "keras": ("jax", "torch", "tensorflow"),
     "trl": ("torch",),
     "liger": ("torch",),
 }
+PACKAGES = {"trl": "trl", "liger": "liger_kernel"}
 LOSSES = ("kl", "js", "cosine")
 PEERS = {("keras", "kl"), ("trl", "kl"), ("trl", "js"), ("liger", "js")}
 PEERS |= {("liger", "cosine"), ("liger", "kl")}
@@ -41,7 +53,8 @@ PEERS |= {("liger", "cosine"), ("liger", "kl")}
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--paths", nargs="+", default=list(PATHS), choices=PATHS)
+    usual = [path for path in PATHS if path != "compiled"]
+    parser.add_argument("--paths", nargs="+", default=usual, choices=PATHS)
     parser.add_argument("--losses", nargs="+", default=LOSSES, choices=LOSSES)
     parser.add_argument("--backends", nargs="+", default=["jax", "torch", "tensorflow"])
     for name, default in {
@@ -56,6 +69,7 @@ def arguments():
     }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--supervised", type=float, default=0.25)
+    parser.add_argument("--dtype", default="float32", help="of rows and heads")
     parser.add_argument(
         "--together",
         type=int,
@@ -73,13 +87,21 @@ def main():
     if options.worker and options.together:
         take_turns(options, options.worker[0])
     elif options.worker:
-        report(make_step(options, *options.worker), options.repeats)
+        work(options)
     elif options.together:
         for backend in options.backends:
             job = [*sys.argv[1:], "--worker", backend, "all"]
             compare(backend, (__file__, job, backend))
     else:
-        compare_processes(options)
+        sys.exit(compare_processes(options))
+
+
+def work(options):
+    package = PACKAGES.get(options.worker[0])
+    if package and importlib.util.find_spec(package) is None:
+        hand_over(NOT_INSTALLED)
+    else:
+        report(make_step(options, *options.worker), options.repeats)
 
 
 def take_turns(options, backend):
@@ -102,6 +124,7 @@ def compare_processes(options):
         }
         for (path, loss), numbers in in_rounds(options.rounds, jobs).items():
             table.add((backend, path, loss), path, numbers)
+    return table.failures
 
 
 def _pairs(options):
@@ -110,21 +133,21 @@ def _pairs(options):
             yield path, "-"
             continue
         for loss in options.losses:
-            if path in ("ours", "remat", "dense") or (path, loss) in PEERS:
+            if path in ("ours", "compiled", "remat", "dense") or (path, loss) in PEERS:
                 yield path, loss
 
 
 def make_step(options, path, loss):
     import keras
     import numpy as np
-    from keras import ops
 
     rng = np.random.default_rng(0)
     rows, classes = options.batch * options.length, options.vocabulary
     narrow, wide = options.student_width, options.teacher_width
+    seed = keras.random.SeedGenerator(0)
 
     def normal(*shape, scale=1.0):
-        return ops.convert_to_tensor((scale * rng.normal(size=shape)).astype("float32"))
+        return keras.random.normal(shape, 0.0, scale, options.dtype, seed)
 
     hidden, kernel = normal(rows, narrow), normal(classes, narrow, scale=0.1)
     models = normal(rows, wide), normal(classes, wide, scale=0.07)
@@ -135,44 +158,60 @@ def make_step(options, path, loss):
     build = {
         "floor": floor,
         "ours": ours,
+        "compiled": compiled,
         "remat": remat,
         "dense": dense,
         "keras": keras_kl,
         "trl": trl,
         "liger": liger,
     }
-    function = build[path](loss, options.energies, *models, labels, weights)
+
+    def function_of(*models):
+        return build[path](loss, options.energies, *models, labels, weights)
+
     differentiate = path != "floor"
-    backend = keras.backend.backend()
-    return BACKENDS[backend](function, hidden, kernel, differentiate)
+    step = BACKENDS[keras.backend.backend()]
+    return step(function_of, models, hidden, kernel, differentiate)
 
 
-def jax_step(function, hidden, kernel, differentiate):
+def jax_step(function_of, models, hidden, kernel, differentiate):
     import jax
+
+    # The teacher is an argument: as a constant it would be part of the program.
+    def function(hidden, kernel, *models):
+        return function_of(*models)(hidden, kernel)
 
     if differentiate:
         function = jax.value_and_grad(function, (0, 1))
-    function = jax.jit(function).lower(hidden, kernel).compile()
-    return lambda: jax.block_until_ready(function(hidden, kernel))
+    function = jax.jit(function).lower(hidden, kernel, *models).compile()
+    return lambda: jax.block_until_ready(function(hidden, kernel, *models))
 
 
-def torch_step(function, hidden, kernel, differentiate):
+def torch_step(function_of, models, hidden, kernel, differentiate):
     import torch
 
-    def step():
-        if not differentiate:
-            with torch.no_grad():
-                return function(hidden, kernel)
+    function = function_of(*models)
+
+    def products():
+        with torch.no_grad():
+            return function(hidden, kernel)
+
+    def gradients():
         function(hidden.requires_grad_(), kernel.requires_grad_()).backward()
+        hidden.grad = kernel.grad = None
+
+    def step():
+        gradients() if differentiate else products()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        hidden.grad = kernel.grad = None
 
     return step
 
 
-def tensorflow_step(function, hidden, kernel, differentiate):
+def tensorflow_step(function_of, models, hidden, kernel, differentiate):
     import tensorflow as tf
+
+    function = function_of(*models)
 
     @tf.function(jit_compile=True)
     def step():
@@ -192,7 +231,7 @@ BACKENDS = {"jax": jax_step, "torch": torch_step, "tensorflow": tensorflow_step}
 def floor(loss, count, teacher, teacher_kernel, labels, weights):
     from keras import ops
 
-    chosen = weights.nonzero()[0]
+    chosen = ops.convert_to_tensor(weights.nonzero()[0].astype("int32"))
 
     def function(hidden, kernel):
         rows = ops.take(hidden, chosen, axis=0)
@@ -229,23 +268,28 @@ def ours(loss, count, teacher, teacher_kernel, labels, weights):
     from keras import ops
 
     from keras_betakd.head_loss.fused import fused_head_loss
-    from keras_betakd.models import HeadMatrix
 
-    energies = energies_of(loss, count)
+    energies, labels = energies_of(loss, count), ops.convert_to_tensor(labels)
     coefficients = ops.stack([ops.convert_to_tensor(weights)] * (1 + len(energies)))
 
     def function(hidden, kernel):
         return fused_head_loss(
             hidden,
-            HeadMatrix(kernel),
+            kernel,
             teacher,
-            HeadMatrix(teacher_kernel),
-            ops.convert_to_tensor(labels),
+            teacher_kernel,
+            labels,
             coefficients,
             energies,
         ).total
 
     return function
+
+
+def compiled(*arguments):
+    import torch
+
+    return torch.compile(ours(*arguments))
 
 
 def dense(loss, count, teacher, teacher_kernel, labels, weights):
@@ -319,12 +363,20 @@ def keras_kl(loss, count, teacher, teacher_kernel, labels, weights):
     return function
 
 
+def ignored_labels(labels, weights, device):
+    """Labels for PyTorch, -100 where the weight is 0."""
+    import torch
+
+    labels = torch.from_numpy(labels).long()
+    labels[torch.from_numpy(weights) == 0] = -100
+    return labels.to(device)
+
+
 def trl(loss, count, teacher, teacher_kernel, labels, weights):
     import torch
     from trl.experimental.gkd import GKDTrainer
 
-    ignored = torch.from_numpy(labels).long()
-    ignored[torch.from_numpy(weights) == 0] = -100
+    ignored = ignored_labels(labels, weights, teacher.device)
     beta = {"kl": 0.0, "js": 0.5}[loss]
 
     def function(hidden, kernel):
@@ -338,19 +390,18 @@ def trl(loss, count, teacher, teacher_kernel, labels, weights):
 
 
 def liger(loss, count, teacher, teacher_kernel, labels, weights):
-    import torch
     from liger_kernel.chunked_loss.cosine_similarity_loss import (
         LigerFusedLinearCosineSimilarityLoss,
     )
     from liger_kernel.chunked_loss.jsd_loss import LigerFusedLinearJSDLoss
 
-    target = torch.from_numpy(labels).long()
-    target[torch.from_numpy(weights) == 0] = -100
+    target = ignored_labels(labels, weights, teacher.device)
+    compiled = teacher.device.type != "cpu"  # Liger's default
     if loss == "cosine":
-        fused = LigerFusedLinearCosineSimilarityLoss(compiled=False)
+        fused = LigerFusedLinearCosineSimilarityLoss(compiled=compiled)
     else:
         beta = {"kl": 0.0, "js": 0.5}[loss]
-        fused = LigerFusedLinearJSDLoss(beta=beta, compiled=False)
+        fused = LigerFusedLinearJSDLoss(beta=beta, compiled=compiled)
 
     def function(hidden, kernel):
         result = fused(hidden, kernel, teacher, teacher_kernel, target)

@@ -11,15 +11,29 @@ import sys
 import time
 import types
 
+# The numbers of a peer that is not there: its line in a `Table` is no failure.
+NOT_INSTALLED = {"failed": "not installed"}
 
-def in_fresh_process(script, arguments, backend):
-    """What `report` wrote in a process of its own, or {"failed": last line}."""
-    result = subprocess.run(
-        [sys.executable, script, *(str(a) for a in arguments)],
-        env={**os.environ, "KERAS_BACKEND": backend},
-        capture_output=True,
-        text=True,
-    )
+
+def in_fresh_process(script, arguments, backend, python=sys.executable, limit=None):
+    """What `report` wrote in a process of its own, or {"failed": last line}.
+
+    Args:
+        python: the interpreter.
+        limit: the seconds after which the process is ended.
+    """
+    try:
+        result = subprocess.run(
+            [python, script, *(str(a) for a in arguments)],
+            env={**os.environ, "KERAS_BACKEND": backend},
+            capture_output=True,
+            text=True,
+            timeout=limit,
+        )
+    except subprocess.TimeoutExpired:
+        return {"failed": f"no result within {limit:.0f} s"}
+    except FileNotFoundError:
+        return {"failed": f"no Python at {python}"}
     if result.returncode:
         lines = result.stderr.strip().splitlines() or ["no message"]
         reason = f"exit status {result.returncode}: {lines[-1]}"
@@ -67,7 +81,11 @@ def report(step, repeats, parts=1, **others):
     step()
     memory = peak_memory(step) - start
     seconds = [_seconds(step) / parts for _ in range(repeats)]
-    numbers = {"seconds": seconds, "megabytes": memory, **others}
+    hand_over({"seconds": seconds, "megabytes": memory, **others})
+
+
+def hand_over(numbers):
+    """Writes what `in_fresh_process` returns."""
     sys.stdout.write("\n" + json.dumps(numbers) + "\n")
 
 
@@ -102,7 +120,7 @@ def in_turns(makers, copies, turns, parts=1):
             turn[path].append(_seconds(run) / parts)
         for path, values in turn.items():
             seconds[path].append(statistics.fmean(values))
-    sys.stdout.write("\n" + json.dumps(seconds) + "\n")
+    hand_over(seconds)
 
 
 def compare(title, job):
@@ -139,16 +157,21 @@ class Table:
 
     Args:
         columns: dict of the first columns' heads to their widths; text is set left.
+
+    Attributes:
+        failures: the number of lines that hold a failure.
     """
 
     def __init__(self, columns):
         self._names = "".join(f"{{:<{width}}} " for width in columns.values())
         self._floor = None
+        self.failures = 0
         self._write((*columns, "ms", "range", "peak MB", "of floor"))
 
     def add(self, names, path, numbers):
         """Writes one line; the lines after the `path` "floor" are compared with it."""
         failed = "failed" in numbers
+        self.failures += failed and numbers != NOT_INSTALLED
         if path == "floor":
             self._floor = None if failed else median(numbers)
         ratio = ""

@@ -19,6 +19,7 @@ the paths share one process and take turns in it, each by several models:
 
 import argparse
 import functools
+import sys
 
 import numpy as np
 from measure import Table, compare, in_rounds, in_turns, report
@@ -41,6 +42,8 @@ def arguments():
         )
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--answers", type=int, default=8, help="tokens of an answer")
+    parser.add_argument("--heads", type=int, default=4, help="of queries, in a layer")
+    parser.add_argument("--dtype", default="float32", help="policy of both models")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5)
@@ -66,7 +69,7 @@ def main():
     elif options.together:
         compare_together(options)
     else:
-        compare_processes(options)
+        sys.exit(compare_processes(options))
 
 
 def take_turns(options):
@@ -84,7 +87,7 @@ def compare_together(options):
 
 
 def worker_options(options, classes):
-    names = ["vocabulary", "batch", "steps", "repeats"]
+    names = ["vocabulary", "batch", "answers", "heads", "dtype", "steps", "repeats"]
     values = {**vars(options), "vocabulary": classes}
     shared = [text for name in names for text in (f"--{name}", values[name])]
     return [*shared, "--teacher", *options.teacher, "--student", *options.student]
@@ -102,25 +105,32 @@ def compare_processes(options):
             }
             for path, numbers in in_rounds(options.rounds, jobs).items():
                 table.add((backend, classes, path), path, numbers)
+    return table.failures
 
 
 def make_run(options, path):
     """A function that trains for `steps` steps."""
+    model, data = make_model(options, path)
+    return lambda: model.fit(data, verbose=0)
+
+
+def make_model(options, path):
+    """`(model, data)`: a compiled model, and the batches of `steps` steps."""
     import keras
 
     keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy(options.dtype)
     classes = options.vocabulary[0]
-    teacher = gemma3(classes, *options.teacher)
-    student = gemma3(classes, *options.student)
+    teacher = gemma3(classes, *options.teacher, options.heads)
+    student = gemma3(classes, *options.student, options.heads)
     # As in the paper, and as the distiller does anyway.
     student.backbone.vision_encoder.get_layer("image_encoder").trainable = False
     sizes = options.batch, classes, options.answers
     model, batch = PREPARE[path](teacher, student, sizes)
-    data = repeated(batch, options.steps)
-    return lambda: model.fit(data, verbose=0)
+    return model, repeated(batch, options.steps)
 
 
-def gemma3(classes, width, layers):
+def gemma3(classes, width, layers, heads=4):
     import keras_hub
 
     vision_encoder = keras_hub.models.Gemma3VisionEncoder(
@@ -137,7 +147,7 @@ def gemma3(classes, width, layers):
         vocabulary_size=classes,
         image_size=64,
         num_layers=layers,
-        num_query_heads=4,
+        num_query_heads=heads,
         num_key_value_heads=1,
         hidden_dim=width,
         intermediate_dim=4 * width,

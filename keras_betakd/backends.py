@@ -91,6 +91,17 @@ def _is_argmax_in_place(x, classes):
     return best
 
 
+def largest_or_nan(x):
+    """The largest entry along the last axis; NaN where there is any.
+
+    One pass over `x` finds NaN and infinity, where each operation is one.
+    """
+    largest = ops.max(x, axis=-1)
+    if keras.backend.backend() != "tensorflow":
+        return largest  # NaN is larger than any number
+    return ops.where(ops.any(ops.isnan(x), axis=-1), float("nan"), largest)
+
+
 def entries_at(x, classes):
     """The entry of `x` (n, V) at one class of each row, (n,) int32, as (n,)."""
     if runs_eagerly():

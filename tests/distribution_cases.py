@@ -132,7 +132,7 @@ def trained(case, seed=0):
         shown = distiller.evaluate(dataset, verbose=0, return_dict=True)
     state = distiller.variables + distiller.optimizer.variables
     # Each process knows its own samples.
-    state = [v for v in state if v.name not in ("places", "ids")]
+    state = [v for v in state if v.name != "samples"]
     kept = [v for v in state if "seed_generator" not in v.path]
     return {
         **history,

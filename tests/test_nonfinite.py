@@ -18,6 +18,12 @@ from keras_betakd import (
     TokenBeta,
 )
 from keras_betakd.distillation.finite_steps_optimizer import all_finite
+from keras_betakd.distillation.nonfinite import (
+    NonFiniteCounts,
+    finite_rows,
+    unweighted_nonfinite,
+)
+from keras_betakd.models.outputs import ModelOutputs
 from keras_betakd.preprocessing.records import encoded_ids
 
 pytestmark = pytest.mark.backends
@@ -178,3 +184,43 @@ def test_an_optimizer_that_is_built_twice_has_one_count_of_skipped_steps():
     names = [v.path for v in optimizer.variables]
     optimizer.build([variable])
     assert [v.path for v in optimizer.variables] == names
+
+
+def test_rows_of_logits_that_are_not_finite():
+    inf, nan = np.inf, np.nan
+    rows = [
+        *([1.0, 2.0, 3.0], [-inf, 2.0, -inf], [-inf, -inf, -inf], [0.0, inf, 1.0]),
+        *([nan, 5.0, 1.0], [5.0, nan, 1.0], [1.0, 5.0, nan], [-inf, nan, -inf]),
+        *([inf, nan, 1.0], [nan, nan, nan]),
+    ]
+    logits = ops.convert_to_tensor(np.array([rows], "float32"))
+    finite = ops.convert_to_numpy(finite_rows(ModelOutputs(logits=logits)))
+    np.testing.assert_array_equal(finite[0], [True, True] + 8 * [False])
+    # The student may exclude every class where no label counts.
+    lost = unweighted_nonfinite(logits, ops.zeros((1, len(rows))))
+    expected = 3 * [False] + 7 * [True]
+    np.testing.assert_array_equal(ops.convert_to_numpy(lost)[0], expected)
+
+
+def test_the_newest_samples_are_named():
+    counts = NonFiniteCounts(["task"])
+    weights, good = ops.ones((6, 3)), np.ones((6, 3), bool)
+    ids = ops.convert_to_tensor(encoded_ids(NAMES))
+    for number, bad in enumerate([range(6), [1, 4], []]):
+        finite, lost = good.copy(), ~good
+        finite[list(bad), 1:] = False
+        lost[list(bad)[:1], 0] = True
+        rows = [ops.convert_to_tensor(~good), ops.convert_to_tensor(lost)]
+        nothing = ops.convert_to_tensor(~good)
+        total, finite = ops.convert_to_tensor(1.0), ops.convert_to_tensor(finite)
+        named = ids if number else None
+        counted = counts.update(total, finite, rows, nothing, weights, named)
+        assert bool(counted) == (number == 2)
+    assert (counts.teacher.count, counts.student.count) == (16, 2)
+    assert counts.unweighted.count == 0
+    assert [int(v) for v in (counts.batches, counts.skipped)] == [3, 2]
+    first = [f"number {row} of batch 0" for row in range(6)]
+    assert counts.teacher.named(0) == (["'one'", "'four'", *first], 1)
+    assert counts.teacher.named(1) == (["'one'", "'four'"], 0)
+    assert counts.student.named(0) == (["'one'", "number 0 of batch 0"], 1)
+    assert counts.unweighted.named(0) == ([], -1)

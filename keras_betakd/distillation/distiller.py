@@ -353,11 +353,10 @@ class BetaKDDistiller(
         terms = self._terms(x, y, y_pred, training)
         loss, whole = batch_loss(terms.total, y_pred, betas, lambda: self.losses)
         finite = self._note_nonfinite(whole, terms, x, y_pred)
-        self._trackers.update(whole, terms, y_pred, x)
-        if self._reports_accuracy:
-            self._trackers.update_accuracy(terms.correct, y_pred.weights["task"], x)
+        weights = mean_weights(y_pred)
+        accuracy = self._reports_accuracy
+        self._trackers.update(whole, terms, y_pred, weights, x, accuracy)
         if training:
-            weights = mean_weights(y_pred)
             for name, beta in betas.items():
                 beta.update(terms.energies.get(name, terms.task), weights[name])
             self._advance_schedules(terms.energies, y_pred.weights)
@@ -384,13 +383,11 @@ class BetaKDDistiller(
         """
         values, weights = {"task": terms.task, **terms.energies}, y_pred.weights
         rows = [nonfinite_rows(value, weights[name]) for name, value in values.items()]
-        lost = [any_row(ops.cast(found, "int32")) for found in rows]
-        finite = ops.isfinite(total) & ~ops.any(ops.stack(lost))
         answers, ids = weights["answers"], x.get("ids")
         self.faults.update_weighting(weights, y_pred.log_beta)
         lost = unweighted_nonfinite(y_pred.student, answers)
         known = functools.reduce(ops.logical_and, y_pred.finite.values())
-        self.faults.update(known, rows, lost, finite, answers, ids)
+        finite = self.faults.update(total, known, rows, lost, answers, ids)
         for name, weight in weights.items():
             weights[name] = ops.where(finite, weight, 0.0)
         return finite
@@ -412,6 +409,8 @@ class BetaKDDistiller(
         return [self.loss_tracker, *others]
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        if not self._needs_logits:  # no metric of the user's is to be updated
+            return self.get_metrics_result()
         weights = y_pred.weights["task"]
         y = ops.where(weights != 0, ops.reshape(y, ops.shape(weights)), 0)
         counted = given_weights(x, weights)["task"]

@@ -3,7 +3,6 @@
 import keras
 from keras import ops
 
-from keras_betakd.distillation.outputs import mean_weights
 from keras_betakd.distribution.replicas import over_replicas, replica_count
 from keras_betakd.objective import best_term, weighted_mean
 
@@ -85,7 +84,7 @@ class Trackers:
         beta = self._betas.get(name)
         return value if beta is None else best_term(value, beta.dim, beta.bounds)
 
-    def update(self, total, terms, outputs, x):
+    def update(self, total, terms, outputs, means, x, accuracy):
         """Adds a batch.
 
         Args:
@@ -93,7 +92,9 @@ class Trackers:
             terms: its `HeadLoss`.
             outputs: its `DistillationOutputs`, whose weights are zero where the batch
                 is not finite, so that it enters no mean.
+            means: `mean_weights` of them.
             x: the batch, with its `"sample_weight"` and `"task_weight"` if it has them.
+            accuracy: whether the student's accuracy at the labels is reported.
         """
         given = given_weights(x, outputs.weights["answers"])
         compared = {*outputs.feature_values, *outputs.image_rows}
@@ -103,7 +104,8 @@ class Trackers:
         }
         count = counts["answers"]
         self.loss.update_state(ops.where(count > 0, total, 0.0), count)
-        means = mean_weights(outputs)
+        if accuracy:  # labels of a task weight of 0 count nothing
+            self._update_accuracy(terms.correct, given["task"])
         self._add(self.task_loss, terms.task, means["task"], counts["task"])
         for name, value in terms.energies.items():
             self._add(self.energies[name], value, means[name], counts[name])
@@ -112,15 +114,7 @@ class Trackers:
         for name, value in outputs.log_beta.items():
             self._add_beta(self.betas[name], ops.exp(value), means[name], counts[name])
 
-    def update_accuracy(self, correct, weights, x):
-        """Adds the student's accuracy at the labels of a batch.
-
-        Args:
-            correct: (B, K), 1 where the label is the most probable class.
-            weights: (B, K), 0 where a label is not counted.
-            x: as for `update`.
-        """
-        counted = given_weights(x, weights)["task"]
+    def _update_accuracy(self, correct, counted):
         total = over_replicas(ops.sum(counted))
         right = over_replicas(ops.sum(correct * counted))
         self.accuracy.update_state(ops.divide_no_nan(right, total), total)

@@ -10,11 +10,14 @@ import functools
 import keras
 from keras import ops
 
+from keras_betakd.backends import largest_or_nan, rows_at
 from keras_betakd.distribution.replicas import over_replicas
 from keras_betakd.preprocessing.records import ID_BYTES
 
 # How many samples a message names.
 NAMED = 8
+# Those of `NonFiniteCounts`.
+_LOGS = 3
 
 
 def finite_rows(teacher):
@@ -29,9 +32,7 @@ def finite_rows(teacher):
     if teacher.rows is not None:
         found.append(ops.all(ops.isfinite(teacher.rows), axis=-1))
     for logits in (x for x in (teacher.logits, teacher.packed) if x is not None):
-        legal = ops.logical_or(ops.isfinite(logits), logits < 0)
-        some = ops.any(ops.isfinite(logits), axis=-1)
-        found.append(ops.logical_and(ops.all(legal, axis=-1), some))
+        found.append(ops.isfinite(largest_or_nan(logits)))
     return functools.reduce(ops.logical_and, found)
 
 
@@ -44,8 +45,9 @@ def unweighted_nonfinite(student, weights):
         student: (B, K, V) logits, or (B, K, H) hidden states. -inf excludes a class.
         weights: (B, K), weights of the labels.
     """
-    finite = ops.all(ops.logical_or(ops.isfinite(student), student < 0), axis=-1)
-    return ops.logical_and(ops.logical_not(finite), weights == 0)
+    # False of NaN, too.
+    known = largest_or_nan(student) < float("inf")
+    return ops.logical_and(ops.logical_not(known), weights == 0)
 
 
 def zero_nonfinite_rows(teacher, finite):
@@ -114,6 +116,12 @@ class NonFiniteCounts(_Counts):
         student: `NonFiniteLog` of samples whose losses were not finite.
         unweighted: `NonFiniteLog` of labels of weight 0 where the student was not
             finite.
+        count: variable, (3,): how many values each of these logs has counted.
+        last: variable, (3,): number of the last batch that had one; -1 if none had.
+        samples: variable, (3, 8, 2 + 64): the samples that had one, the newest batch
+            first: batch, place in it, and the id as bytes; -1 where there are fewer.
+            Under data parallelism each process knows its own samples (of several
+            replicas in it, those of the first).
         terms: the names of the terms.
         weighting: variable, (terms,): batches in which a weight of a row of a term, or
             its log beta, was not finite, or a weight negative.
@@ -128,10 +136,25 @@ class NonFiniteCounts(_Counts):
         self.weighting = self._counter("weighting", (len(self.terms),))
         self.batches = self._counter("batches")
         self.skipped = self._counter("skipped")
-        self.teacher = NonFiniteLog(name="teacher")
-        self.student = NonFiniteLog(name="student")
-        self.unweighted = NonFiniteLog(name="unweighted")
+        # One array for all logs: where each operation runs on its own, as on PyTorch,
+        # an update of three of them costs three times as much.
+        nowhere = keras.initializers.Constant(-1)
+        self.count = self._counter("count", (_LOGS,))
+        self.last = self._counter("last", (_LOGS,), nowhere)
+        self.samples = self._counter("samples", (_LOGS, NAMED, 2 + ID_BYTES), nowhere)
         self.built = True
+
+    @property
+    def teacher(self):
+        return NonFiniteLog(self, 0)
+
+    @property
+    def student(self):
+        return NonFiniteLog(self, 1)
+
+    @property
+    def unweighted(self):
+        return NonFiniteLog(self, 2)
 
     def update_weighting(self, weights, log_beta):
         """Adds a batch.
@@ -149,79 +172,74 @@ class NonFiniteCounts(_Counts):
         found = ops.cast(over_replicas(bad) > 0, "int32")
         self.weighting.assign(ops.convert_to_tensor(self.weighting) + found)
 
-    def update(self, finite, nonfinite, unweighted, counts, weights, ids=None):
+    def update(self, total, finite, nonfinite, unweighted, weights, ids=None):
         """Adds a batch.
 
         Args:
+            total: the loss of the global batch.
             finite: (B, K), where the teacher is finite.
             nonfinite: list of (B, N), rows whose losses are not finite.
             unweighted: (B, K), from `unweighted_nonfinite`.
-            counts: whether the batch is trained on and enters the means.
             weights: (B, K), weights of the labels.
             ids: (B, 64) from `encoded_ids`; `None` if the samples have none.
+
+        Returns:
+            Whether the batch is finite: whether it is trained on and enters the means.
         """
-        batch = ops.copy(ops.convert_to_tensor(self.batches))
         bad = ops.logical_and(ops.logical_not(finite), weights != 0)
-        self.teacher.update(ops.sum(ops.cast(bad, "int32"), axis=1), batch, ids)
-        rows = [ops.any(rows, axis=1) for rows in nonfinite]
-        rows = ops.cast(functools.reduce(ops.logical_or, rows), "int32")
-        self.student.update(rows, batch, ids)
-        lost = ops.sum(ops.cast(unweighted, "int32"), axis=1)
-        self.unweighted.update(lost, batch, ids)
-        skipped = ops.cast(ops.logical_not(counts), "int32")
+        lost = [ops.any(rows, axis=1) for rows in nonfinite]
+        lost = ops.cast(functools.reduce(ops.logical_or, lost), "int32")
+        # (3, B), in the order of the logs.
+        found = ops.stack([_by_sample(bad), lost, _by_sample(unweighted)])
+        counts = over_replicas(ops.sum(found, axis=1))
+        batch = ops.copy(ops.convert_to_tensor(self.batches))
+        last = ops.convert_to_tensor(self.last)
+        self.last.assign(ops.where(counts > 0, batch, last))
+        self.count.assign(ops.convert_to_tensor(self.count) + counts)
+        self.samples.assign(self._newest_samples(found, batch, ids))
+        counted = ops.logical_and(ops.isfinite(total), counts[1] == 0)
+        skipped = ops.cast(ops.logical_not(counted), "int32")
         self.skipped.assign(ops.convert_to_tensor(self.skipped) + skipped)
         self.batches.assign(batch + 1)
+        return counted
 
-
-class NonFiniteLog(_Counts):
-    """Counts non-finite values, and remembers in which samples the last ones were.
-
-    Attributes:
-        count: variable, how many, since the distiller was made.
-        last: variable, number of the last batch that had one; -1 if none had.
-        places: variable, (8, 2): batch and place in it of the last samples that had
-            one, the newest batch first; -1 where there are fewer. Under data
-            parallelism each process knows its own samples (of several replicas in it,
-            those of the first).
-        ids: variable, (8, 64): their ids as bytes.
-    """
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.count = self._counter("count")
-        nowhere = keras.initializers.Constant(-1)
-        self.last = self._counter("last", initializer=nowhere)
-        self.places = self._counter("places", (NAMED, 2), nowhere)
-        self.ids = self._counter("ids", (NAMED, ID_BYTES))
-        self.built = True
-
-    def update(self, found, batch, ids):
-        """Adds a batch.
-
-        Args:
-            found: (B,) int32, how many non-finite values each sample has.
-            batch: its number.
-            ids: (B, 64), or `None`.
-        """
-        count = over_replicas(ops.sum(found))
-        last = ops.convert_to_tensor(self.last)
-        self.last.assign(ops.where(count > 0, batch, last))
-        self.count.assign(ops.convert_to_tensor(self.count) + count)
-        size = ops.shape(found)[0]
+    def _newest_samples(self, found, batch, ids):
+        size = ops.shape(found)[1]
         if ids is None:
             ids = ops.zeros((size, ID_BYTES), dtype="int32")
         rows = ops.arange(size, dtype="int32")
         places = ops.stack([ops.broadcast_to(batch, (size,)), rows], axis=1)
-        places = ops.where(found[:, None] > 0, places, -1)
-        places = ops.concatenate([places, ops.convert_to_tensor(self.places)])
-        ids = ops.concatenate([ops.cast(ids, "int32"), ops.convert_to_tensor(self.ids)])
+        new = ops.concatenate([places, ops.cast(ids, "int32")], axis=1)
+        new = ops.where(found[..., None] > 0, new, -1)
+        samples = ops.concatenate([new, ops.convert_to_tensor(self.samples)], axis=1)
         # The samples without any are moved to the end; the rest keep their order.
-        behind = ops.cast(places[:, 0] < 0, "int32")
+        behind = ops.cast(samples[..., 0] < 0, "int32")
         size = size + NAMED
-        order = ops.argsort(behind * size + ops.arange(size, dtype="int32"))
-        newest = order[:NAMED]
-        self.places.assign(ops.take(places, newest, axis=0))
-        self.ids.assign(ops.take(ids, newest, axis=0))
+        order = ops.argsort(behind * size + ops.arange(size, dtype="int32"), axis=1)
+        return rows_at(samples, order[:, :NAMED])
+
+
+def _by_sample(found):
+    """How many of (B, K) are true in each sample, (B,) int32."""
+    return ops.sum(ops.cast(found, "int32"), axis=1)
+
+
+class NonFiniteLog:
+    """One of the logs of `NonFiniteCounts`.
+
+    Args:
+        counts: the `NonFiniteCounts`.
+        number: which of its logs.
+    """
+
+    def __init__(self, counts, number):
+        self._counts = counts
+        self._number = number
+
+    @property
+    def count(self):
+        """How many non-finite values it has counted, since the distiller was made."""
+        return int(ops.convert_to_numpy(self._counts.count)[self._number])
 
     def named(self, since):
         """Names the last samples that had a non-finite value, and the last batch.
@@ -232,14 +250,15 @@ class NonFiniteLog(_Counts):
         Returns:
             `(names, batch)`: a list of text, and the batch counted from `since`.
         """
-        places = ops.convert_to_numpy(self.places)
-        ids = ops.convert_to_numpy(self.ids).astype("uint8")
         names = []
-        for (batch, row), name in zip(places.tolist(), ids, strict=True):
+        for sample in ops.convert_to_numpy(self._counts.samples)[self._number]:
+            batch, row = (int(place) for place in sample[:2])
             if batch < since:
                 continue
-            text = name.tobytes().rstrip(b"\0").decode(errors="replace")
+            text = sample[2:].astype("uint8").tobytes().rstrip(b"\0")
+            text = text.decode(errors="replace")
             names.append(
                 f"'{text}'" if text else f"number {row} of batch {batch - since}"
             )
-        return names, int(ops.convert_to_numpy(self.last)) - since
+        last = ops.convert_to_numpy(self._counts.last)[self._number]
+        return names, int(last) - since

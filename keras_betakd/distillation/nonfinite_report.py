@@ -214,16 +214,15 @@ def _counts(distiller):
     counts = distiller.faults
     # Not a `LossScaleOptimizer`, whose skipped steps are part of its search.
     steps = getattr(distiller.optimizer, "skipped", 0)
-    found = {
-        "batches": counts.batches,
-        "skipped": counts.skipped,
+    found = {"batches": counts.batches, "skipped": counts.skipped, "steps": steps}
+    numbers = {name: int(ops.convert_to_numpy(c)) for name, c in found.items()}
+    return {
+        **numbers,
         "teacher": counts.teacher.count,
         "student": counts.student.count,
         "unweighted": counts.unweighted.count,
-        "steps": steps,
+        "weighting": ops.convert_to_numpy(counts.weighting),
     }
-    numbers = {name: int(ops.convert_to_numpy(c)) for name, c in found.items()}
-    return {**numbers, "weighting": ops.convert_to_numpy(counts.weighting)}
 
 
 def _named(start, log):
