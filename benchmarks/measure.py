@@ -12,11 +12,11 @@ import time
 import types
 
 
-def in_fresh_process(script, arguments, backend):
+def in_fresh_process(script, arguments, backend, environment=None):
     """What `report` wrote in a process of its own, or {"failed": last line}."""
     result = subprocess.run(
         [sys.executable, script, *(str(a) for a in arguments)],
-        env={**os.environ, "KERAS_BACKEND": backend},
+        env={**os.environ, "KERAS_BACKEND": backend, **(environment or {})},
         capture_output=True,
         text=True,
     )
