@@ -24,13 +24,16 @@ import numbers
 import numpy as np
 from keras import ops, tree
 
+from keras_betakd.data.batches import EpochDataset
 from keras_betakd.preprocessing.adapters import (
+    RecordBatches,
     as_dataset,
     is_raw_records,
     raw_records,
     weighted_records,
 )
 from keras_betakd.preprocessing.epochs import FormattedDataset, sets_its_order
+from keras_betakd.preprocessing.iterables import StreamBatches
 from keras_betakd.preprocessing.labels import (
     checked_labels,
     expect_classes,
@@ -344,12 +347,13 @@ def _number_of_data(size):
 def full_size(dataset):
     """The records of each batch of a `PyDataset` but the last; `None` if unknown.
 
-    And `None` where there is one batch alone: it is always of the same size.
+    And `None` where there is one batch alone: it is always of the same size. In data
+    sets of others `batch_size` may be anything, as in those that a student answers.
     """
-    size = getattr(dataset, "batch_size", None)
-    if not isinstance(size, numbers.Integral) or dataset.num_batches == 1:
+    ours = isinstance(dataset, (RecordBatches, StreamBatches, EpochDataset))
+    if not ours or dataset.num_batches == 1:
         return None
-    return int(size)
+    return getattr(dataset, "batch_size", None)
 
 
 def padded(x, y, sample_weight, parts, batch_size=None, full_size=None):
