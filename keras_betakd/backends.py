@@ -8,10 +8,13 @@ and elementwise operations without additional memory on PyTorch.
 
 import contextlib
 import math
+import os
 
 import keras
 from keras import ops
 
+# JAX's own default, in seconds: it keeps no program that compiles faster.
+_SLOW_PROGRAM = 1.0
 # Size of the pieces in which XLA adds a matrix product to an array on a CPU.
 _PIECE_BYTES = 2**25
 # Size of the parts of a head's kernel that PyTorch multiplies by at a time on a CPU.
@@ -317,6 +320,44 @@ def _call(function):
 
 def _returning_nothing(function):
     return lambda: _call(function)
+
+
+def keep_compiled_programs():
+    """Lets JAX keep compiled programs on disk, so that the next process loads them.
+
+    JAX's settings come first, by environment variables or `jax.config`: a folder that
+    is set stays, and a cache that is turned off stays off. Where the folder of the
+    user's caches cannot be written to, nothing changes.
+    """
+    if keras.backend.backend() != "jax":
+        return
+    import jax
+
+    is_set = jax.config.jax_compilation_cache_dir is not None
+    if is_set or not jax.config.jax_enable_compilation_cache:
+        return
+    folder = _cache_folder()
+    if folder is None:
+        return
+    # The many small programs around the step take seconds together.
+    threshold = "jax_persistent_cache_min_compile_time_secs"
+    is_default = getattr(jax.config, threshold) == _SLOW_PROGRAM
+    if is_default and threshold.upper() not in os.environ:
+        jax.config.update(threshold, 0.0)
+    jax.config.update("jax_compilation_cache_dir", folder)
+
+
+def _cache_folder():
+    """The folder of compiled programs, made if need be; `None` if it cannot be."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = os.path.join(home, "keras_betakd", "jax")
+    if not os.path.isabs(folder):  # without a home
+        return None
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK | os.X_OK) else None
 
 
 def whole_second_runs():

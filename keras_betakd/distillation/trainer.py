@@ -4,6 +4,7 @@ import contextlib
 
 import keras
 
+from keras_betakd.backends import keep_compiled_programs
 from keras_betakd.distillation.arguments import (
     exclude_from_weight_decay,
     expect_no_compiler,
@@ -84,6 +85,10 @@ class DistillationTrainer:
     ):
         """Configures the distiller for training.
 
+        On JAX, what is compiled is kept in `~/.cache/keras_betakd/jax` for the next
+        process, unless JAX has been given a folder of its own
+        (`JAX_COMPILATION_CACHE_DIR`), or none (`JAX_ENABLE_COMPILATION_CACHE=false`).
+
         Args:
             optimizer: optimizer or its name; `"auto"` for `Adam(2e-5)`. The betas are
                 excluded from its weight decay, which would pull them towards their
@@ -119,6 +124,7 @@ class DistillationTrainer:
                 `jit_compile=True` on PyTorch.
         """
         expect_no_compiler(kwargs.get("jit_compile"))
+        keep_compiled_programs()
         self.freeze_parts()
         self.on_nonfinite = check_policy(on_nonfinite)
         expect_no_loss_weights(loss_weights)
@@ -196,6 +202,12 @@ class DistillationTrainer:
         the next epoch goes on where the last one ended, and the last one of a pass is
         shorter if need be. Data of unknown size is read as it comes; data that never
         ends needs `steps_per_epoch`.
+
+        Where a step is compiled for each size of a batch (JAX, and TensorFlow with
+        XLA), the last batch of raw records is filled up to the size of the others, with
+        copies of weight 0. They count in no loss of the distiller and in no metric; a
+        student's own loss over all positions, such as the balance of a mixture of
+        experts, sees them. Batches of your own keep their sizes.
 
         Args:
             x: raw records, batches of them, or what Keras takes, see the class.

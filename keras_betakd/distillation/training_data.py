@@ -28,6 +28,19 @@ def formatter_of(distiller, labelled=True):
         logits_shape=logits_shape,
         labelled=labelled,
         reads_labels=any(e.needs_labels for e in distiller.energies.values()),
+        fills=labelled and _compiles_by_size(distiller),
+    )
+
+
+def _compiles_by_size(distiller):
+    """Whether each size of a batch is compiled anew, and may be filled up to another.
+
+    XLA compiles for one size. Batch normalization would count what a batch is filled
+    with.
+    """
+    compiles = distiller.jit_compile and not distiller.run_eagerly
+    return compiles and not any(
+        variable.name == "moving_mean" for variable in distiller.student.variables
     )
 
 

@@ -24,13 +24,16 @@ import numbers
 import numpy as np
 from keras import ops, tree
 
+from keras_betakd.data.batches import EpochDataset
 from keras_betakd.preprocessing.adapters import (
+    RecordBatches,
     as_dataset,
     is_raw_records,
     raw_records,
     weighted_records,
 )
 from keras_betakd.preprocessing.epochs import FormattedDataset, sets_its_order
+from keras_betakd.preprocessing.iterables import StreamBatches
 from keras_betakd.preprocessing.labels import (
     checked_labels,
     expect_classes,
@@ -70,6 +73,12 @@ class BatchFormatter:
             the student's logits at the labels, `None` where it is unknown.
         labelled: whether a batch without labels is an error.
         reads_labels: whether labels are read where their task weight is 0, too.
+        fills: whether shorter batches of raw records are filled up to the `full_size`
+            of their data set, because a step is compiled anew for each size.
+
+    Attributes:
+        full_size: the records of all batches but the last, set by `formatted`; `None`
+            where batches stay as they are.
     """
 
     def __init__(
@@ -80,6 +89,7 @@ class BatchFormatter:
         logits_shape=None,
         labelled=True,
         reads_labels=True,
+        fills=False,
     ):
         self.preprocessor = preprocessor
         self.batch_size = batch_size
@@ -87,6 +97,8 @@ class BatchFormatter:
         self.logits_shape = logits_shape
         self.labelled = labelled
         self.reads_labels = reads_labels
+        self.fills = fills
+        self.full_size = None
 
     def __call__(self, batch, places=None):
         """A batch `(x, y, sample_weight)`, or of raw records, in the distiller's form.
@@ -101,8 +113,9 @@ class BatchFormatter:
         x, y, sample_weight = (*batch, None, None)[:3]
         if _is_rows(x):
             x = raw_records(x)
-        names = None
+        names, full_size = None, None
         if is_raw_records(x):
+            full_size = self.full_size
             if y is not None:
                 raise ValueError(_LABELS_BESIDE.format("y", type(x).__name__))
             x, _ = weighted_records(x, sample_weight)
@@ -127,7 +140,7 @@ class BatchFormatter:
             expect_weights("task_weight", task, names)
             read = self.reads_labels | (task > 0)
         y = expect_classes(y, sample_weight, shape[-1], names, read)
-        return padded_to_parts(x, y, sample_weight, self.parts, self.batch_size)
+        return padded(x, y, sample_weight, self.parts, self.batch_size, full_size)
 
     def _without_labels(self, x):
         if self.labelled:
@@ -308,6 +321,7 @@ def formatted(
     # A dataset that shuffles itself is not shuffled a second time.
     shuffle = shuffle and not sets_its_order(dataset)
     steps = int(steps) if isinstance(steps, np.integer) else steps
+    formatter.full_size = full_size(dataset) if formatter.fills else None
     ahead = _ahead(dataset, formatter.preprocessor)
     return FormattedDataset(dataset, formatter, shuffle, steps, **ahead), None, None
 
@@ -330,8 +344,20 @@ def _number_of_data(size):
     return [f"number {i} of the data" for i in range(size)]
 
 
-def padded_to_parts(x, y, sample_weight, parts, batch_size=None):
-    """Pads the last batch so that it divides into equal parts, one for each device.
+def full_size(dataset):
+    """The records of each batch of a `PyDataset` but the last; `None` if unknown.
+
+    And `None` where there is one batch alone: it is always of the same size. In data
+    sets of others `batch_size` may be anything, as in those that a student answers.
+    """
+    ours = isinstance(dataset, (RecordBatches, StreamBatches, EpochDataset))
+    if not ours or dataset.num_batches == 1:
+        return None
+    return getattr(dataset, "batch_size", None)
+
+
+def padded(x, y, sample_weight, parts, batch_size=None, full_size=None):
+    """Pads a batch to its full size, and to equal parts, one for each device.
 
     It is padded with copies of the last example that have weight 0, which change no
     loss and no gradient.
@@ -341,6 +367,7 @@ def padded_to_parts(x, y, sample_weight, parts, batch_size=None):
         y, sample_weight: (N, ...) arrays.
         parts: the number of parts.
         batch_size: the batch size that Keras splits the data into; N if `None`.
+        full_size: the size of a batch that is not the last one; N if `None`.
 
     Returns:
         `(x, y, sample_weight)`.
@@ -348,8 +375,8 @@ def padded_to_parts(x, y, sample_weight, parts, batch_size=None):
     if parts > 1:
         x = tree.map_structure(_bool_as_int, x)
     size = len(y)
-    last = size % batch_size if batch_size else size
-    missing = -last % parts
+    last = size % batch_size if batch_size else max(size, full_size or 0)
+    missing = -last % parts + (0 if batch_size else last - size)
     if not missing:
         return x, y, sample_weight
 
