@@ -46,7 +46,7 @@ class AnswerDecoder:
         max_new_tokens: the most tokens of an answer, the one that ends it included.
         blind: whether the model, a text model, answers without the images.
         role: what the model is called in errors.
-        temperature, top_k, top_p, classes: as for `AnswerSampler`.
+        temperature, top_k, top_p, classes: as for `DrawnAnswerSampler`.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class AnswerDecoder:
         classes=None,
         role="student",
     ):
-        from keras_betakd.on_policy.sampler import AnswerSampler
+        from keras_betakd.on_policy.sampler import DrawnAnswerSampler
 
         self.view = view
         self.family = format_of(view.model.preprocessor)
@@ -73,7 +73,7 @@ class AnswerDecoder:
         size = view.model.preprocessor.tokenizer.vocabulary_size()
         classes = size if classes is None else min(classes, size)
         excluded = view.placeholder_ids
-        self.sampler = AnswerSampler(temperature, top_k, top_p, classes, excluded)
+        self.sampler = DrawnAnswerSampler(temperature, top_k, top_p, classes, excluded)
         self._function = self._compiled_for = None
         self._length = 0
         self._uncached = None
