@@ -14,9 +14,7 @@ after two runs that are not timed; the milliseconds are those of one answer.
 """
 
 import argparse
-import collections
 import functools
-import os
 import sys
 import tempfile
 
@@ -27,8 +25,8 @@ from train_step import IMAGE_TOKENS, gemma3
 
 WORDS = "a small large red blue square shape color here what is the of and".split()
 # Width, blocks and classes; the classes beyond those of the tokenizer are no tokens.
-MODELS = {"tiny": (64, 2, 1000), "medium": (512, 6, 32000)}
-PROMPTS = {1: 8, 8: 32, 32: 64}
+MODELS = {"tiny": (64, 2, 1000), "medium": (384, 4, 32000)}
+PROMPTS = {1: 4, 8: 16, 32: 64}
 ENDS = (1, 8)  # the ids of the ends of texts and of turns
 
 
@@ -40,7 +38,7 @@ def arguments():
     parser.add_argument("--batches", nargs="+", type=int, default=list(PROMPTS))
     parser.add_argument("--paths", nargs="+", default=list(PATHS), choices=PATHS)
     parser.add_argument("--tokens", type=int, default=32, help="most of an answer")
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--worker", action="store_true")
     return parser.parse_args()
 
@@ -69,15 +67,8 @@ def work(options):
     size = options.batches[0]
     shown = prompts(PROMPTS[size], options.kinds[0])
     model = answering_model(options.models[0], options.kinds[0])
-    makers = {}
-    for path in options.paths:
-        make = PATHS[path](model, shown, size, options.tokens)
-        if make is None:
-            sys.stderr.write("transformers: not installed\n")
-            continue
-        makers[path] = make
-    tokens = lengths(model, makers["ours"]()()) if "ours" in makers else {}
-    sys.stderr.write(f"tokens of answers: {tokens}\n")
+    makers = {p: PATHS[p](model, shown, size, options.tokens) for p in options.paths}
+    makers = {path: make for path, make in makers.items() if make is not None}
     in_turns(makers, copies=1, turns=options.turns, parts=len(shown["prompts"]))
 
 
@@ -99,19 +90,22 @@ def answering_model(name, kind):
 
     keras.utils.set_random_seed(0)
     width, layers, classes = MODELS[name]
-    model = gemma3(classes, width, layers, vision=kind == "image")
-    model.preprocessor = preprocessor(kind)
-    for variable in model.backbone.weights:
-        if "attention_output" in variable.path or "ffw_linear" in variable.path:
+    config = gemma3(classes, width, layers).backbone.get_config()
+    config["vision_encoder"] = config["vision_encoder"] if kind == "image" else None
+    config |= {"use_post_ffw_norm": True, "use_post_attention_norm": True}
+    backbone = keras_hub.models.Gemma3Backbone.from_config(config)
+    model = keras_hub.models.Gemma3CausalLM(preprocessor(kind), backbone)
+    for variable in backbone.weights:
+        if "post_" in variable.path:
             # Or the last token would be the next one, again and again.
-            variable.assign(variable * 30.0)
+            variable.assign(np.full(variable.shape, 9.0))
     rng = np.random.default_rng(0)
     values = rng.normal(0, width**-0.5, (classes, width))
     first, last = 10, model.preprocessor.tokenizer.vocabulary_size()
     values[:first] = values[last:] = 0
     values[list(ENDS)] = rng.normal(0, END_SCALE[name] * width**-0.5, (2, width))
-    model.backbone.token_embedding.embeddings.assign(values)
-    model.compile(sampler=keras_hub.samplers.GreedySampler())
+    backbone.token_embedding.embeddings.assign(values)
+    model.compile(sampler="greedy")
     return model
 
 
@@ -134,24 +128,10 @@ def preprocessor(kind):
     )
 
 
-def lengths(model, answers):
-    """How many answers have how many tokens, by the tokens of their texts."""
-    tokenizer = model.preprocessor.tokenizer
-    found = collections.Counter(len(tokenizer(text)) for text in answers.values())
-    return dict(sorted(found.items()))
-
-
 def keras_hub_path(model, shown, size, tokens):
     import keras
 
-    prompts = [p.replace("<image>", "<start_of_image>") for p in shown["prompts"]]
-    parts = [slice(i, i + size) for i in range(0, len(prompts), size)]
-    groups = [
-        {"prompts": prompts[part], "images": shown["images"][part]}
-        if "images" in shown
-        else prompts[part]
-        for part in parts
-    ]
+    groups = groups_of(shown, size)
     lengths = [prompt_length(model, group) + tokens for group in groups]
     if keras.backend.backend() != "torch":
         lengths = [max(lengths)] * len(lengths)
@@ -164,6 +144,16 @@ def keras_hub_path(model, shown, size, tokens):
         return found
 
     return lambda: run
+
+
+def groups_of(shown, size):
+    """Batches as keras-hub takes them."""
+    prompts = [p.replace("<image>", "<start_of_image>") for p in shown["prompts"]]
+    parts = [slice(i, i + size) for i in range(0, len(prompts), size)]
+    if "images" not in shown:
+        return [prompts[part] for part in parts]
+    images = shown["images"]
+    return [{"prompts": prompts[part], "images": images[part]} for part in parts]
 
 
 def prompt_length(model, group):
@@ -187,13 +177,62 @@ def ours_path(model, shown, size, tokens):
 
 
 def transformers_path(model, shown, size, tokens):
+    """Greedy answers of the exported model, prompts padded on the left."""
     try:
+        import torch
         import transformers
     except ImportError:
         return None
-    folder = tempfile.mkdtemp()
-    model.export_to_transformers(folder)
-    raise NotImplementedError(transformers, os)
+    with tempfile.TemporaryDirectory() as folder:
+        model.export_to_transformers(folder)
+        name = "Gemma3ForCausalLM"
+        if "images" in shown:
+            name = "Gemma3ForConditionalGeneration"
+        other = getattr(transformers, name).from_pretrained(folder).eval()
+    other.config.image_token_id = model.preprocessor.tokenizer.token_to_id("<img>")
+    groups = groups_of(shown, size)
+
+    def run():
+        found = []
+        for group in groups:
+            inputs = left_padded(model.preprocessor, group)
+            inputs = {name: torch.from_numpy(x) for name, x in inputs.items()}
+            ids = other.generate(
+                **inputs,
+                max_new_tokens=tokens,
+                do_sample=False,
+                pad_token_id=0,
+                eos_token_id=list(ENDS),
+            )
+            ids = ids[:, inputs["input_ids"].shape[1] :].numpy()
+            found += model.preprocessor.tokenizer.detokenize(ids)
+        return found
+
+    return lambda: run
+
+
+def left_padded(preprocessor, group):
+    """What `generate` of transformers takes, of keras-hub's own preprocessing."""
+    packed = preprocessor.generate_preprocess(group, sequence_length=512)
+    packed = {name: np.asarray(x) for name, x in packed.items()}
+    mask = packed["padding_mask"].astype(bool)
+    length = mask.sum(axis=1).max()
+    ids, present = (np.zeros((len(mask), length), "int64") for _ in range(2))
+    for row, tokens, is_token in zip(range(len(mask)), packed["token_ids"], mask):
+        tokens = tokens[is_token]
+        ids[row, length - len(tokens) :] = tokens
+        present[row, length - len(tokens) :] = 1
+    inputs = {"input_ids": ids, "attention_mask": present}
+    if not isinstance(group, dict):
+        return inputs
+    images = packed["images"].reshape(-1, 64, 64, 3).transpose(0, 3, 1, 2)
+    image = preprocessor.tokenizer.token_to_id("<img>")
+    is_image = (ids == image).astype("int64")
+    return {
+        **inputs,
+        "pixel_values": np.ascontiguousarray(images),
+        "token_type_ids": is_image,
+    }
 
 
 PATHS = {

@@ -120,7 +120,7 @@ def make_run(options, path):
     return lambda: model.fit(data, verbose=0)
 
 
-def gemma3(classes, width, layers, vision=True):
+def gemma3(classes, width, layers):
     import keras_hub
 
     vision_encoder = keras_hub.models.Gemma3VisionEncoder(
@@ -142,7 +142,7 @@ def gemma3(classes, width, layers, vision=True):
         hidden_dim=width,
         intermediate_dim=4 * width,
         head_dim=64,
-        vision_encoder=vision_encoder if vision else None,
+        vision_encoder=vision_encoder,
     )
     return keras_hub.models.Gemma3CausalLM(None, backbone)
 

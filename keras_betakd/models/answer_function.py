@@ -36,6 +36,8 @@ class AnswerFunction:
         model = self.view.model
         theirs = model.sampler, model.generate_function
         self.sampler.set_limit(max_new_tokens)
+        numbers = runs_eagerly() and self.view.decodes_at_numbers
+        self.sampler.counts_in_numbers = numbers
         try:
             if not _same(_state(model), self._made_for):
                 self._function, self._lengths = None, set()

@@ -7,8 +7,6 @@ import keras
 import keras_hub
 from keras import ops
 
-from keras_betakd.backends import runs_eagerly
-
 _NO_LIMIT = 2**30
 
 
@@ -26,7 +24,11 @@ class AnswerSampler(keras_hub.samplers.Sampler):
 
     Attributes:
         limit: int32 variable, so that no other value has to be compiled.
+        counts_in_numbers: whether the index of the loop is an int and no tensor, at
+            which Keras on PyTorch updates a cache faster. Not every family takes one.
     """
+
+    counts_in_numbers = False
 
     def __init__(self, temperature=1.0):
         super().__init__(temperature)
@@ -78,7 +80,7 @@ class AnswerSampler(keras_hub.samplers.Sampler):
     def _looped(self, condition, body, state, length, model):
         """The state after the loop: the sequences, the cache, the index and the rest."""
         prompt, cache, index, unfinished = state
-        if not runs_eagerly():
+        if not self.counts_in_numbers:
             index = ops.cast(index, "int32")
             return self.run_loop(
                 condition,
@@ -87,7 +89,6 @@ class AnswerSampler(keras_hub.samplers.Sampler):
                 loop_vars=(prompt, cache, index, unfinished),
                 maximum_iterations=ops.cast(length, "int32") - index,
             )
-        # Keras on PyTorch updates a cache faster at an index that is a number.
         state = prompt, cache, int(index), unfinished
         while state[2] < length and condition(*state):
             state = body(*state)
