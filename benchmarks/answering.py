@@ -15,7 +15,6 @@ after two runs that are not timed; the milliseconds are those of one answer.
 
 import argparse
 import functools
-import sys
 import tempfile
 
 import numpy as np
@@ -217,11 +216,11 @@ def left_padded(preprocessor, group):
     packed = {name: np.asarray(x) for name, x in packed.items()}
     mask = packed["padding_mask"].astype(bool)
     length = mask.sum(axis=1).max()
-    ids, present = (np.zeros((len(mask), length), "int64") for _ in range(2))
-    for row, tokens, is_token in zip(range(len(mask)), packed["token_ids"], mask):
-        tokens = tokens[is_token]
-        ids[row, length - len(tokens) :] = tokens
-        present[row, length - len(tokens) :] = 1
+    ids, present = np.zeros((2, len(mask), length), "int64")
+    for row, is_token in enumerate(mask):
+        count = is_token.sum()
+        ids[row, length - count :] = packed["token_ids"][row, is_token]
+        present[row, length - count :] = 1
     inputs = {"input_ids": ids, "attention_mask": present}
     if not isinstance(group, dict):
         return inputs

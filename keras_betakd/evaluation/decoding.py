@@ -9,8 +9,8 @@ import numpy as np
 
 from keras_betakd.evaluation.answer_text import without_marks
 from keras_betakd.models.answer_function import (
+    compiles_shapes,
     decoded_length,
-    full_batches,
     greedy_function,
 )
 from keras_betakd.models.chat_generation import generated
@@ -66,7 +66,7 @@ def answered_groups(
         prompts = by_length(prompts, batch_size)
     with _decoder(model, family, max_new_tokens) as (decode, length_of):
         for group, lacking in grouped(prompts, batch_size):
-            lacking = lacking if full_batches() else 0
+            lacking = lacking if compiles_shapes() else 0
             length = max_length or _total_length(group, max_new_tokens, length_of)
             texts = decode(stacked_inputs(group, lacking), length)
             answers = map(without_marks, texts[: len(group)])
@@ -84,7 +84,7 @@ def _total_length(group, max_new_tokens, length_of):
 
 @contextlib.contextmanager
 def _decoder(model, family, max_new_tokens):
-    """Within, `(decode, length_of)` that it yields give texts, greedily, and lengths."""
+    """Yields `(decode, length_of)`: greedy texts of inputs, and the lengths for it."""
     if not family.decodes_cached:
         yield uncached_decoder(model, max_new_tokens), decoded_length
         return

@@ -70,8 +70,8 @@ def decoded_length(needed, limit):
     return min(needed, limit) if runs_eagerly() else rounded_length(needed, limit)
 
 
-def full_batches():
-    """Whether a batch that is not full is filled up: another shape is compiled anew."""
+def compiles_shapes():
+    """Whether each shape is compiled for, and batches had better be of one size."""
     return not runs_eagerly()
 
 

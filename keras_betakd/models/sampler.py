@@ -78,7 +78,7 @@ class AnswerSampler(keras_hub.samplers.Sampler):
         return self._looped(is_unfinished, decode, state, length, model)[0]
 
     def _looped(self, condition, body, state, length, model):
-        """The state after the loop: the sequences, the cache, the index and the rest."""
+        """The state after the loop, the sequences first."""
         prompt, cache, index, unfinished = state
         if not self.counts_in_numbers:
             index = ops.cast(index, "int32")
