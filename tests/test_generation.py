@@ -240,8 +240,9 @@ def test_answers_are_those_of_keras_hub_alone(name):
         assert {output.shape[1] for output in heads} == {1}
 
 
+@pytest.mark.pytorch
 def test_no_more_steps_than_the_longest_answer(monkeypatch):
-    """Answers were decoded to a multiple of 64, if none ended, and after padding."""
+    """Where none ended, answers were decoded to a length that is a multiple of 64."""
     model = random_weights(tiny_gemma_text(width=16))
     embedding = model.backbone.token_embedding.embeddings
     embedding.assign(keras.ops.slice_update(embedding, (1, 0), -embedding[1:2]))
@@ -390,10 +391,20 @@ def test_prompts_are_sorted_a_few_batches_at_a_time():
             read.append(i)
             yield grouping.Prompt(i, {}, i % 5, 9, None, 2)
 
-    found = by_length(prompts())
+    found = by_length(prompts(), 2)
     assert next(found).length == 4
     assert len(read) == 2 * grouping._SORTED_BATCHES
     rest = [prompt.id for prompt in found]
     assert rest[:3] == [3, 2, 7] and sorted(rest) == [i for i in range(20) if i != 4]
-    alone = [prompt.id for prompt in by_length(prompts(), batch_size=1)]
+    alone = [prompt.id for prompt in by_length(prompts(), 1)]
     assert alone == list(range(20))
+
+
+def test_groups_are_of_the_first_batchs_size(text_model):
+    """The longest prompt may come first, out of a last batch that is smaller."""
+    reader = PromptReader(text_model.preprocessor)
+    groups = decoding.answered_groups(
+        text_model, reader.read(batches("text", 3)), max_new_tokens=1
+    )
+    assert [len(group) for group in groups] == [2, 1]
+    assert list(decoding.answered_groups(text_model, [])) == []

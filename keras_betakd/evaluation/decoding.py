@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Iterable, Iterator
 
 import keras
@@ -62,10 +63,14 @@ def answered_groups(
     from keras_betakd.preprocessing.image_formats import format_of
 
     family = format_of(model.preprocessor)
+    prompts = iter(prompts)
+    first = list(itertools.islice(prompts, 1))
+    size = batch_size or sum(prompt.batch_size for prompt in first)
+    prompts = itertools.chain(first, prompts)
     if not family.bidirectional_prompt:
-        prompts = by_length(prompts, batch_size)
+        prompts = by_length(prompts, size)
     with _decoder(model, family, max_new_tokens) as (decode, length_of):
-        for group, lacking in grouped(prompts, batch_size):
+        for group, lacking in grouped(prompts, size):
             lacking = lacking if compiles_shapes() else 0
             length = max_length or _total_length(group, max_new_tokens, length_of)
             texts = decode(stacked_inputs(group, lacking), length)

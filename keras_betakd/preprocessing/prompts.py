@@ -96,23 +96,19 @@ def rounded_length(needed: int, limit: int) -> int:
     return min(limit, -(-needed // _LENGTH_STEP) * _LENGTH_STEP)
 
 
-def by_length(
-    prompts: Iterable[Prompt], batch_size: int | None = None
-) -> Iterator[Prompt]:
+def by_length(prompts: Iterable[Prompt], batch_size: int) -> Iterator[Prompt]:
     """Yields prompts sorted by length, the longest of every few batches first.
 
-    So the prompts of a group are about as long as each other, and the groups that are
-    read and held at once are few.
+    So the prompts of a group are about as long as each other, and few of them are read
+    and held at once.
 
     Args:
         prompts: The prompts; read as needed.
-        batch_size: As for `grouped`.
+        batch_size: Prompts of a group. One alone has none to wait for.
     """
     prompts = iter(prompts)
-    for first in prompts:
-        size = batch_size or first.batch_size
-        count = size * _SORTED_BATCHES if size > 1 else 1
-        some = [first, *itertools.islice(prompts, count - 1)]
+    count = batch_size * _SORTED_BATCHES if batch_size > 1 else 1
+    while some := list(itertools.islice(prompts, count)):
         yield from sorted(some, key=lambda prompt: -prompt.length)
 
 
