@@ -1,6 +1,7 @@
 """`AnswerFunction`: a keras-hub model's decoding by a sampler of this library."""
 
 import contextlib
+import weakref
 
 from keras_betakd.backends import runs_eagerly
 from keras_betakd.models.hooks import replaced
@@ -39,9 +40,9 @@ class AnswerFunction:
         numbers = runs_eagerly() and self.view.decodes_at_numbers
         self.sampler.counts_in_numbers = numbers
         try:
-            if not _same(_state(model), self._made_for):
+            if self._made_for is None or not self._made_for.is_still(model):
                 self._function, self._lengths = None, set()
-                self._made_for = _state(model)
+                self._made_for = _MadeFor(model)
             model.sampler, model.generate_function = self.sampler, self._function
             with self.view.patched(), _last_logits_alone(self.view):
                 self._function = model.make_generate_function()
@@ -86,22 +87,35 @@ def greedy_function(model):
     return found
 
 
-def _state(model):
-    """`(settings, variables)` that a compiled function is made for.
+def _settings(model):
+    """What a compiled function is made for, its variables but for their values.
 
     `compile` gives a model another sampler, and keras-hub then compiles anew, too. The
-    order of the variables counts: on JAX, a function is given the values of those that
-    are trainable and of the others.
+    number of trainable variables, and the order, count: on JAX, a function is given the
+    values of these and of the others, one after another.
     """
     names = "sampler", "generate_step", "run_eagerly", "jit_compile"
-    variables = [*model.trainable_variables, None, *model.non_trainable_variables]
-    return [getattr(model, name, None) for name in names], variables
+    found = [getattr(model, name, None) for name in names]
+    return [*found, len(model.trainable_variables)]
 
 
-def _same(state, other):
-    if other is None or state[0] != other[0] or len(state[1]) != len(other[1]):
-        return False
-    return all(a is b for a, b in zip(state[1], other[1], strict=True))
+def _variables(model):
+    return [*model.trainable_variables, *model.non_trainable_variables]
+
+
+class _MadeFor:
+    """What a function was compiled for; old variables are not kept in memory."""
+
+    def __init__(self, model):
+        self.settings = _settings(model)
+        self.variables = list(map(weakref.ref, _variables(model)))
+
+    def is_still(self, model):
+        variables = _variables(model)
+        if _settings(model) != self.settings or len(variables) != len(self.variables):
+            return False
+        pairs = zip(variables, self.variables, strict=True)
+        return all(variable is known() for variable, known in pairs)
 
 
 def _last_logits_alone(view):
