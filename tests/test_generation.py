@@ -5,13 +5,21 @@ import keras_hub
 import numpy as np
 import pytest
 from scienceqa_folder import write_folder
+from tiny_families import FAMILIES, tiny_text
 from tiny_models import random_image, tiny_gemma3, tiny_gemma_text, tiny_pali_gemma
 
 from keras_betakd.data import ScienceQADataset, load_scienceqa, load_vqa
 from keras_betakd.data.batches import Records
 from keras_betakd.evaluation import clean_answer, decoding, generate_answers
+from keras_betakd.evaluation.answer_text import without_marks
 from keras_betakd.evaluation.prompts import PromptReader
+from keras_betakd.models.answer_function import greedy_function
+from keras_betakd.models.chat_generation import generated
+from keras_betakd.models.hooks import recorded
+from keras_betakd.models.sampler import GreedyAnswerSampler
+from keras_betakd.preprocessing import format_of
 from keras_betakd.preprocessing import prompts as grouping
+from keras_betakd.preprocessing.prompts import by_length, stacked_inputs
 
 WORDS = "one two three four five six seven eight nine ten".split()
 
@@ -117,14 +125,146 @@ def test_greedy_whatever_the_sampler_and_the_model_unchanged(text_model):
     assert [first["q0"], first["q1"]] == [clean_answer(text) for text in expected]
 
 
-def test_greedy_model_keeps_its_compiled_function(text_model):
-    sampler = text_model.sampler
-    generate_answers(text_model, batches("text", 2), max_new_tokens=2, progress=False)
-    function = text_model.generate_function
-    assert function is not None
-    generate_answers(text_model, batches("text", 2), max_new_tokens=3, progress=False)
-    assert text_model.generate_function is function
-    assert text_model.sampler is sampler
+def test_a_model_keeps_what_was_compiled_for_its_greedy_answers():
+    """Each call compiled it anew, unless the model's own sampler was greedy."""
+    model = random_weights(tiny_gemma_text(width=16))
+    model.compile(sampler="random")
+
+    def function_after(**options):
+        generate_answers(model, batches("text", 2), progress=False, **options)
+        return greedy_function(model)._function
+
+    first = function_after(max_new_tokens=2)
+    assert first is not None
+    assert function_after(max_new_tokens=3) is first
+    assert model.generate_function is None
+    # On JAX, it is given the values of trainable variables and of the others.
+    model.backbone.token_embedding.trainable = False
+    frozen = function_after(max_new_tokens=3)
+    assert frozen is not first
+    model.compile(sampler="random")  # as keras-hub asks for
+    assert function_after(max_new_tokens=3) is not frozen
+
+
+def next_by(table, calls):
+    """A `next` for samplers: in row i, the token at `index` is table[i][index]."""
+    classes = 1 + max(map(max, table))
+
+    def next(prompt, cache, index):
+        calls.append(index)
+        found = keras.ops.take(keras.ops.convert_to_tensor(table), index, axis=1)
+        return keras.ops.one_hot(found, classes), None, cache
+
+    return next
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("limit", [3, None])
+@pytest.mark.parametrize("in_numbers", [False, True])
+def test_each_row_ends_by_its_own_end_token_or_limit(limit, in_numbers):
+    """The loop went on to the sequences' length, and took padding for an end token."""
+    # End tokens are 1 and 0, which pads. Prompts of 1, 2 and 4 tokens.
+    prompt = np.array([[5] + [0] * 9, [5, 1] + [0] * 8, [5, 5, 0, 5] + [0] * 6])
+    mask = np.arange(10) < np.array([[1], [2], [4]])
+    table = [
+        [9, 6, 7, 1, 8, 8, 8, 8, 8, 8],  # ends after 3, also without limit
+        [9, 9, 6, 0, 8, 8, 8, 8, 8, 8],
+        [9, 9, 9, 9, 6, 6, 6, 6, 1, 8],  # ends at its limit, or after 5
+    ]
+    sampler = GreedyAnswerSampler()
+    sampler.set_limit(limit)
+    sampler.counts_in_numbers = in_numbers
+    calls = []
+    found = sampler(
+        next_by(table, calls),
+        keras.ops.convert_to_tensor(prompt),
+        index=keras.ops.convert_to_tensor(1),
+        mask=keras.ops.convert_to_tensor(mask),
+        stop_token_ids=(1, 0),
+    )
+    last = 9 if limit is None else 7
+    expected = np.where(mask, prompt, table)
+    expected[:, last:] = 0
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(found), expected)
+    if keras.backend.backend() == "torch":
+        assert len(calls) == last - 1
+
+
+@pytest.mark.parametrize("pads_with_end", [False, True])
+def test_answers_are_those_of_the_model_itself(pads_with_end):
+    """A family whose padding ends answers, as this GPT-2, answered nothing at all."""
+    model = tiny_text("GPT2") if pads_with_end else tiny_gemma_text(width=16)
+    model, tokenizer = random_weights(model), model.preprocessor.tokenizer
+    assert (tokenizer.pad_token_id == tokenizer.end_token_id) == pads_with_end
+    expected = {}
+    for prompt in PromptReader(model.preprocessor).read(batches("text")):
+        packed = format_of(model.preprocessor).step_inputs(
+            stacked_inputs([prompt]), prompt.length
+        )
+        ids = packed["token_ids"].tolist()[0]
+        for _ in range(6):
+            x = {"token_ids": [ids], "padding_mask": [[1] * len(ids)]}
+            x = {name: np.array(value) for name, value in x.items()}
+            ids.append(int(keras.ops.argmax(model(x)[0, -1])))
+        expected[prompt.id] = without_marks(tokenizer.detokenize(ids[-6:]))
+    assert len(set(expected.values())) > 1
+    found = generate_answers(
+        model, batches("text"), batch_size=3, max_new_tokens=6, progress=False
+    )
+    assert found == expected
+
+
+KEPT = ("Gemma3", "PaliGemma", "SmolLM3", "Qwen2_5VL")
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_answers_are_those_of_keras_hub_alone(name):
+    """Of its own loop and sampler, one prompt at a time; and no head on the prompt."""
+    model = random_weights(FAMILIES[name]())
+    model.compile(sampler="greedy")
+    kind = "text" if name == "SmolLM3" else "pali_gemma"
+    expected = {}
+    for prompt in PromptReader(model.preprocessor).read(batches(kind)):
+        found = generated(
+            model, stacked_inputs([prompt]), prompt.length + 6, strip_prompt=True
+        )
+        expected[prompt.id] = without_marks(found[0])
+    assert len(set(expected.values())) > 1
+    with recorded(model.backbone.token_embedding) as (calls,):
+        found = generate_answers(
+            model, batches(kind), batch_size=3, max_new_tokens=6, progress=False
+        )
+    assert found == expected
+    if keras.backend.backend() == "torch":
+        heads = [output for _, kwargs, output in calls if kwargs.get("reverse")]
+        assert {output.shape[1] for output in heads} == {1}
+
+
+@pytest.mark.pytorch
+def test_no_more_steps_than_the_longest_answer(monkeypatch):
+    """Where none ended, answers were decoded to a length that is a multiple of 64."""
+    model = random_weights(tiny_gemma_text(width=16))
+    embedding = model.backbone.token_embedding.embeddings
+    embedding.assign(keras.ops.slice_update(embedding, (1, 0), -embedding[1:2]))
+    steps = []
+    compute = model.call_with_cache
+
+    def counted(token_ids, *args, **kwargs):
+        steps.append(tuple(token_ids.shape))
+        return compute(token_ids, *args, **kwargs)
+
+    monkeypatch.setattr(model, "call_with_cache", counted)
+    words = [1, 9, 1, 9, 1]
+    batch = {"prompts": [" ".join(WORDS[:n]) for n in words]}
+    generate_answers(model, batch, batch_size=3, max_new_tokens=5, progress=False)
+    lengths = [p.length for p in PromptReader(model.preprocessor).read(batch)]
+    # The two long prompts and a short one, then two short ones, not filled up to three.
+    spread = max(lengths) - min(lengths)
+    assert len([shape for shape in steps if shape[1] == 1]) <= spread + 5 + 5
+    assert [s for s in steps if s[1] > 1] == [
+        (3, max(lengths) + 5),
+        (2, min(lengths) + 5),
+    ]
 
 
 def test_model_is_given_back_after_an_error():
@@ -240,3 +380,31 @@ def test_records_of_a_loader_are_answered():
     assert found == expected and list(found) == ["0", "1"]
     with pytest.raises(TypeError, match="ScienceQADataset"):
         generate_answers(model, Records(["a"]), progress=False)
+
+
+def test_prompts_are_sorted_a_few_batches_at_a_time():
+    """Those of a whole benchmark, with their images, are not held in memory."""
+    read = []
+
+    def prompts():
+        for i in range(20):
+            read.append(i)
+            yield grouping.Prompt(i, {}, i % 5, 9, None, 2)
+
+    found = by_length(prompts(), 2)
+    assert next(found).length == 4
+    assert len(read) == 2 * grouping._SORTED_BATCHES
+    rest = [prompt.id for prompt in found]
+    assert rest[:3] == [3, 2, 7] and sorted(rest) == [i for i in range(20) if i != 4]
+    alone = [prompt.id for prompt in by_length(prompts(), 1)]
+    assert alone == list(range(20))
+
+
+def test_groups_are_of_the_first_batchs_size(text_model):
+    """The longest prompt may come first, out of a last batch that is smaller."""
+    reader = PromptReader(text_model.preprocessor)
+    groups = decoding.answered_groups(
+        text_model, reader.read(batches("text", 3)), max_new_tokens=1
+    )
+    assert [len(group) for group in groups] == [2, 1]
+    assert list(decoding.answered_groups(text_model, [])) == []

@@ -172,9 +172,9 @@ def test_the_share_is_drawn_anew_in_each_epoch_and_repeatably():
 @pytest.mark.backends
 def test_epochs_share_no_stream_of_random_numbers():
     """On PyTorch, seeds 1 and 2 are one stream, a draw apart."""
-    from keras_betakd.on_policy.sampler import AnswerSampler
+    from keras_betakd.on_policy.sampler import DrawnAnswerSampler
 
-    sampler = AnswerSampler()
+    sampler = DrawnAnswerSampler()
     uniform = keras.ops.full((1, 1000), 1e-3)
     streams = []
     for epoch in (0, 1, 2):
@@ -188,7 +188,7 @@ def test_epochs_share_no_stream_of_random_numbers():
 
 @pytest.mark.backends
 def test_the_sampler_cuts_only_if_asked_to():
-    from keras_betakd.on_policy.sampler import AnswerSampler
+    from keras_betakd.on_policy.sampler import DrawnAnswerSampler
 
     shares = np.array([[0.4, 0.3, 0.2, 0.1], [0.1, 0.1, 0.1, 0.7]], "float32")
     options = {
@@ -199,14 +199,14 @@ def test_the_sampler_cuts_only_if_asked_to():
         "both": ({"top_p": 0.6, "classes": 3}, [[1, 1, 0, 0], [1, 1, 1, 0]]),
     }
     for name, (given, expected) in options.items():
-        allowed = AnswerSampler(**given).allowed(keras.ops.array(shares))
+        allowed = DrawnAnswerSampler(**given).allowed(keras.ops.array(shares))
         found = keras.ops.convert_to_numpy(allowed).astype(int)
         found = np.broadcast_to(found, shares.shape)
         np.testing.assert_array_equal(found, expected, err_msg=name)
     even = keras.ops.array([[0.2, 0.4, 0.4], [0.5, 0.0, 0.5]], "float32")
-    first = keras.ops.convert_to_numpy(AnswerSampler(top_k=1).allowed(even))
+    first = keras.ops.convert_to_numpy(DrawnAnswerSampler(top_k=1).allowed(even))
     np.testing.assert_array_equal(first, [[0, 1, 0], [1, 0, 0]])  # the mode is one
-    sampler = AnswerSampler()
+    sampler = DrawnAnswerSampler()
     many = keras.ops.array(np.repeat(shares, 4000, axis=0))
     drawn = keras.ops.convert_to_numpy(sampler.get_next_token(many))
     for row, share in zip(drawn.reshape(2, -1), shares, strict=True):

@@ -2,19 +2,24 @@
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
 
 import keras
 import numpy as np
 
 from keras_betakd.evaluation.answer_text import without_marks
+from keras_betakd.models.answer_function import (
+    compiles_shapes,
+    decoded_length,
+    greedy_function,
+)
 from keras_betakd.models.chat_generation import generated
 from keras_betakd.models.uncached_decoding import uncached_decoder
 from keras_betakd.preprocessing.prompts import (
     Prompt,
+    by_length,
     grouped,
-    rounded_length,
     stacked_inputs,
 )
 
@@ -28,10 +33,12 @@ def answered_groups(
 ) -> Iterator[list[tuple[Prompt, str]]]:
     """Generates answers to prompts and yields each group as soon as it is answered.
 
-    Where only prompts of one length are decoded together (see `generate_answers`), they
-    are collected until there are enough of one length, and the groups come in another
-    order than the prompts. While the iterator is open the model is set to greedy
-    decoding; then it is restored.
+    The prompts of a few batches are collected and sorted by their lengths, because the
+    longer prompts of a group hold up the others: keras-hub decodes from the end of the
+    shortest. Where only prompts of one length are decoded together (see
+    `generate_answers`), they are collected until there are enough of one length. Thus
+    the groups come in another order than the prompts. While the iterator is open the
+    model is set to greedy decoding; then it is restored.
 
     Args:
         model: A keras-hub model with its preprocessor.
@@ -55,59 +62,41 @@ def answered_groups(
     """
     from keras_betakd.preprocessing.image_formats import format_of
 
-    decode = functools.partial(_decoded, model)
-    context: AbstractContextManager = _greedy(model, max_new_tokens)
-    if not format_of(model.preprocessor).decodes_cached:
-        decode = uncached_decoder(model, max_new_tokens)
-        context = contextlib.nullcontext()
-    with context:
-        for group, lacking in grouped(prompts, batch_size):
-            length = max_length or _total_length(group, max_new_tokens)
+    family = format_of(model.preprocessor)
+    prompts = iter(prompts)
+    first = list(itertools.islice(prompts, 1))
+    size = batch_size or sum(prompt.batch_size for prompt in first)
+    prompts = itertools.chain(first, prompts)
+    if not family.bidirectional_prompt:
+        prompts = by_length(prompts, size)
+    with _decoder(model, family, max_new_tokens) as (decode, length_of):
+        for group, lacking in grouped(prompts, size):
+            lacking = lacking if compiles_shapes() else 0
+            length = max_length or _total_length(group, max_new_tokens, length_of)
             texts = decode(stacked_inputs(group, lacking), length)
             answers = map(without_marks, texts[: len(group)])
             yield list(zip(group, answers, strict=True))
 
 
-def _total_length(group, max_new_tokens):
-    """The length to decode `group` in, rounded up so that few shapes are compiled."""
+def _total_length(group, max_new_tokens, length_of):
+    """The length to decode `group` in."""
     limit = group[0].length + group[0].room
     if max_new_tokens is None:
         return limit
     needed = max(prompt.length for prompt in group) + max_new_tokens
-    return rounded_length(needed, limit)
-
-
-def _decoded(model, inputs, length):
-    return generated(model, inputs, max_length=length)
+    return length_of(min(needed, limit), limit)
 
 
 @contextlib.contextmanager
-def _greedy(model, max_new_tokens):
-    """Within, `model.generate` is greedy and stops after `max_new_tokens`.
-
-    Only two public attributes of the model are replaced, and restored afterwards: its
-    sampler, and the compiled function that `make_generate_function` keeps.
-    """
-    from keras_hub.samplers import GreedySampler
-
-    from keras_betakd.models.views import view_of
-
-    sampler = getattr(model, "sampler", None)
-    compiled = getattr(model, "generate_function", None)
-    # The exact class: a subclass may do something else.
-    is_greedy = type(sampler) is GreedySampler
-    view = view_of(model)
-    try:
-        if not is_greedy or view.is_patched:
-            model.sampler, model.generate_function = GreedySampler(), None
-        function = model.make_generate_function()
-        if is_greedy and not view.is_patched:
-            compiled = function
+def _decoder(model, family, max_new_tokens):
+    """Yields `(decode, length_of)`: greedy texts of inputs, and the lengths for it."""
+    if not family.decodes_cached:
+        yield uncached_decoder(model, max_new_tokens), decoded_length
+        return
+    answers = greedy_function(model)
+    with answers.in_place(max_new_tokens) as function:
         model.generate_function = _answers_alone(function, max_new_tokens)
-        with view.patched():
-            yield
-    finally:
-        model.sampler, model.generate_function = sampler, compiled
+        yield functools.partial(generated, model), answers.length
 
 
 def _answers_alone(function, max_new_tokens):

@@ -27,18 +27,19 @@ def generate_answers(
     """Generates the greedy answer of a keras-hub model to every prompt.
 
     The decoding is greedy whatever sampler the model was compiled with (keras-hub's
-    own default samples at random), and the model is left as it was. A model compiled
-    with `sampler="greedy"` keeps its compiled function from call to call; any other
-    is compiled again at each call.
+    own default samples at random), and the model's sampler and compiled function are
+    left as they were. What is compiled for the greedy answers is kept with the model,
+    until `compile` is called again, so that the next call need not compile it.
 
     An answer does not depend on the batch that its prompt is in, for two reasons.
     `max_new_tokens` is counted from the end of each prompt, where keras-hub decodes a
     whole batch to one length. And a model with bidirectional attention in its prompt
     (PaliGemma) decodes only prompts of one length together, because keras-hub, while it
     decodes the shorter prompts of a batch, overwrites the rest of the longer ones in
-    the cache with values that attend to the past alone. A batch that is not full is
-    padded with repetitions, which are dropped, so that JAX need not compile another
-    shape.
+    the cache with values that attend to the past alone. A batch is decoded until each
+    of its answers has ended or has `max_new_tokens`. Of every four batches, prompts of
+    like length are answered together. On JAX and TensorFlow, a batch that is not full
+    is padded with repetitions, which are dropped, so that no other shape is compiled.
 
     Args:
         model: A `keras_hub.models.CausalLM` or `Seq2SeqLM` with its preprocessor.

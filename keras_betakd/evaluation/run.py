@@ -310,9 +310,9 @@ def answer_lines(
         prompt_template: The template of the prompts, as for `generate_answers`.
 
     Yields:
-        The lines of the questions that were answered together, as soon as they are. In
-        a family that can only decode prompts of one length together, the order is not
-        that of the questions.
+        The lines of the questions that were answered together, as soon as they are. The
+        order is not that of the questions: prompts of like length are answered
+        together.
 
     Raises:
         UsageError: An image cannot be read, or a question does not suit the model.

@@ -33,10 +33,13 @@ class ModelView:
             included; `None` where the head is not accessible.
         images_vary: whether images have tokens by their size, and `image_grids` says
             how many.
+        decodes_at_numbers: whether the model's `call_with_cache` takes an int for the
+            index of a token, and not a tensor alone.
     """
 
     sees_hidden_states: bool = False
     images_vary: bool = False
+    decodes_at_numbers: bool = False
     placeholder_ids: Sequence[int] = ()
     head: LMHead | None = None
     _classes = None

@@ -14,6 +14,8 @@ from keras_betakd.models.hooks import replaced
 class _GemmaView(MarkedImagesView):
     """The view of a Gemma model whose `vision_indices` hold the image positions."""
 
+    decodes_at_numbers = True
+
     @property
     def tokens_per_image(self):
         return self.backbone.num_vision_tokens_per_image
@@ -82,6 +84,8 @@ def _interleave(compute, image_embeddings, text_embeddings, vision_indices):
 
 class PaliGemmaView(PrefixView):
     """`keras_hub.models.PaliGemmaCausalLM`, PaliGemma 2 included."""
+
+    decodes_at_numbers = True
 
     @property
     def image_tokens(self):

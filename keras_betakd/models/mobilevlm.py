@@ -8,6 +8,8 @@ from keras_betakd.models.base import MarkedImagesView
 class MobileVLMView(MarkedImagesView):
     """`keras_betakd.mobilevlm.MobileVLMCausalLM`; image tokens have a negative id."""
 
+    decodes_at_numbers = True
+
     @property
     def tokens_per_image(self):
         return self.backbone.num_image_tokens

@@ -9,6 +9,7 @@ class QwenVLView(CausalLMView):
     """`keras_betakd.qwen_vl.QwenVLCausalLM`, whose images have any size."""
 
     images_vary = True
+    decodes_at_numbers = True
 
     def vision_tower(self):
         return [self.backbone.vision_encoder]

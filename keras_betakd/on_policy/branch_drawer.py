@@ -22,13 +22,13 @@ class BranchDrawer:
     Args:
         preprocessor: the `DistillationPreprocessor`.
         view: the `CausalLMView` of the student.
-        temperature, top_k, top_p, classes: as for `AnswerSampler`.
+        temperature, top_k, top_p, classes: as for `DrawnAnswerSampler`.
     """
 
     def __init__(
         self, preprocessor, view, temperature=1.0, top_k=None, top_p=None, classes=None
     ):
-        from keras_betakd.on_policy.sampler import AnswerSampler
+        from keras_betakd.on_policy.sampler import DrawnAnswerSampler
 
         self.preprocessor = preprocessor
         student = preprocessor.student_preprocessor
@@ -37,7 +37,7 @@ class BranchDrawer:
         size = student.tokenizer.vocabulary_size()
         classes = size if classes is None else min(classes, size)
         excluded = (*view.placeholder_ids, *ends)
-        self.sampler = AnswerSampler(temperature, top_k, top_p, classes, excluded)
+        self.sampler = DrawnAnswerSampler(temperature, top_k, top_p, classes, excluded)
         self._next_token = NextToken(view, as_logits=True)
         self._generator = None
 

@@ -1,12 +1,17 @@
 """`AnswerDecoder`: a student's answers to prompts, as the token ids that it sampled."""
 
 import contextlib
+import functools
 import hashlib
-import itertools
 
 import keras
 import numpy as np
 
+from keras_betakd.models.answer_function import (
+    AnswerFunction,
+    compiles_shapes,
+    decoded_length,
+)
 from keras_betakd.models.chat_generation import stop_tokens
 from keras_betakd.models.uncached_decoding import token_decoder
 from keras_betakd.preprocessing.image_formats import format_of
@@ -15,7 +20,6 @@ from keras_betakd.preprocessing.prompts import (
     as_prompts,
     grouped,
     prompt_inputs,
-    rounded_length,
     stacked_inputs,
 )
 from keras_betakd.preprocessing.record_checks import checked_records
@@ -46,7 +50,7 @@ class AnswerDecoder:
         max_new_tokens: the most tokens of an answer, the one that ends it included.
         blind: whether the model, a text model, answers without the images.
         role: what the model is called in errors.
-        temperature, top_k, top_p, classes: as for `AnswerSampler`.
+        temperature, top_k, top_p, classes: as for `DrawnAnswerSampler`.
     """
 
     def __init__(
@@ -61,7 +65,7 @@ class AnswerDecoder:
         classes=None,
         role="student",
     ):
-        from keras_betakd.on_policy.sampler import AnswerSampler
+        from keras_betakd.on_policy.sampler import DrawnAnswerSampler
 
         self.view = view
         self.family = format_of(view.model.preprocessor)
@@ -73,8 +77,8 @@ class AnswerDecoder:
         size = view.model.preprocessor.tokenizer.vocabulary_size()
         classes = size if classes is None else min(classes, size)
         excluded = view.placeholder_ids
-        self.sampler = AnswerSampler(temperature, top_k, top_p, classes, excluded)
-        self._function = self._compiled_for = None
+        self.sampler = DrawnAnswerSampler(temperature, top_k, top_p, classes, excluded)
+        self._answers = AnswerFunction(view, self.sampler)
         self._length = 0
         self._uncached = None
 
@@ -185,9 +189,15 @@ class AnswerDecoder:
                 ]
 
     def _total_length(self, group):
-        """The length to decode in; it grows until `begin`, so that few are compiled."""
+        """The length to decode in.
+
+        Where it has to be compiled for, it grows until `begin`, so that few are.
+        """
         needed = max(prompt.length for prompt in group) + self.max_new_tokens
-        self._length = max(self._length, rounded_length(needed, self._limit))
+        length = decoded_length(needed, self._limit)
+        if not compiles_shapes():
+            return length
+        self._length = max(self._length, length)
         return self._length
 
     @contextlib.contextmanager
@@ -196,36 +206,21 @@ class AnswerDecoder:
 
         Its own sampler and compiled function are given back, whatever happens.
         """
-        model = self.view.model
-        if not self.family.decodes_cached:
-            if self._uncached is None:
-                self._uncached = token_decoder(model, self._chosen)
-            yield self._decoded_uncached
+        if self.family.decodes_cached:
+            with self._answers.in_place(self.max_new_tokens) as function:
+                yield functools.partial(self._decoded, function)
             return
-        theirs = model.sampler, model.generate_function
-        try:
-            model.sampler = self.sampler
-            known = self._compiled_for == [id(v) for v in model.variables]
-            model.generate_function = self._function if known else None
-            with self.view.patched():
-                self._function = model.make_generate_function()
-                self._compiled_for = [id(v) for v in model.variables]
-                yield self._decoded
-        finally:
-            model.sampler, model.generate_function = theirs
+        if self._uncached is None:
+            self._uncached = token_decoder(self.view.model, self._chosen)
+        yield self._decoded_uncached
 
-    def _decoded(self, inputs, length, stop):
+    def _decoded(self, function, inputs, length, stop):
         """The answers to `prompt_inputs`: an array of token ids for each."""
         packed = self.family.step_inputs(inputs, length)
         mask = np.asarray(packed["padding_mask"]).astype(bool)
-        tokens = np.asarray(packed["token_ids"])
-        # keras-hub's samplers take a token that ends answers for the end of one, where
-        # it stands behind a prompt; some families pad with it.
-        plain = next(i for i in itertools.count() if i not in stop)
-        packed["token_ids"] = np.where(mask | ~np.isin(tokens, stop), tokens, plain)
         packed = {k: keras.ops.convert_to_tensor(v) for k, v in packed.items()}
         # A tuple, which JAX can compile for.
-        found = self._function(packed, stop_token_ids=tuple(stop))
+        found = function(packed, stop_token_ids=tuple(stop))
         found = {k: keras.ops.convert_to_numpy(v) for k, v in found.items()}
         is_answer = found["padding_mask"].astype(bool) & ~mask
         rows = zip(found["token_ids"], is_answer, strict=True)

@@ -1,16 +1,17 @@
-"""`AnswerSampler`: draws tokens from a student's own distribution.
+"""`DrawnAnswerSampler`: draws tokens from a student's own distribution.
 
 Imports keras-hub, so it is imported where a student answers, not before.
 """
 
 import keras
-import keras_hub
 from keras import ops
+
+from keras_betakd.models.sampler import AnswerSampler
 
 _LEAST = -1e30  # a logarithm that no token is drawn at
 
 
-class AnswerSampler(keras_hub.samplers.Sampler):
+class DrawnAnswerSampler(AnswerSampler):
     """Samples each token from the model's distribution, cut only if asked to.
 
     Args:

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -14,6 +15,9 @@ from keras_betakd.preprocessing.record_checks import CheckedRecords
 # The number of batches whose prompts, with their images, are held in memory until
 # there is a full group of one kind. Beyond it, groups are padded with repetitions.
 _MOST_WAITING = 64
+
+# The number of batches whose prompts are sorted by length; they hold their images.
+_SORTED_BATCHES = 4
 
 # Lengths are rounded up to a multiple of it, so that few shapes are compiled.
 _LENGTH_STEP = 64
@@ -90,6 +94,22 @@ def rounded_length(needed: int, limit: int) -> int:
     (128, 100)
     """
     return min(limit, -(-needed // _LENGTH_STEP) * _LENGTH_STEP)
+
+
+def by_length(prompts: Iterable[Prompt], batch_size: int) -> Iterator[Prompt]:
+    """Yields prompts sorted by length, the longest of every few batches first.
+
+    So the prompts of a group are about as long as each other, and few of them are read
+    and held at once.
+
+    Args:
+        prompts: The prompts; read as needed.
+        batch_size: Prompts of a group. One alone has none to wait for.
+    """
+    prompts = iter(prompts)
+    count = batch_size * _SORTED_BATCHES if batch_size > 1 else 1
+    while some := list(itertools.islice(prompts, count)):
+        yield from sorted(some, key=lambda prompt: -prompt.length)
 
 
 def grouped(
