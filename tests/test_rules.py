@@ -80,6 +80,7 @@ MAY_IMPORT = {
     "folders": (),
     "version": (),
     "distribution": (),
+    "memory": ("distribution",),
     "objective": ("distribution",),
     "data": ("files", "folders"),
     "energies": ("backends", "objective"),
@@ -108,7 +109,7 @@ MAY_IMPORT = {
     "distillation": (
         *("backends", "files", "folders", "version", "distribution", "objective"),
         *("energies", "betas", "preprocessing", "mobilevlm", "models", "head_loss"),
-        "on_policy",
+        *("on_policy", "memory"),
     ),
     "evaluate": ("interrupts", "fingerprints", "evaluation"),
     "teacher_cache": (
