@@ -1,5 +1,6 @@
 """The memory of a step on PyTorch: run on tensors without data, whose bytes count."""
 
+import gc
 import weakref
 
 import keras
@@ -25,6 +26,9 @@ def counted_step(distiller, batch, trained=None):
     Args:
         distiller, batch, trained: as for `step_memory`.
     """
+    # Layers leave cycles that hold tensors until Python looks for them. It does so here
+    # as in a step that runs, from the same start.
+    gc.collect()
     learned = distiller.trainable_variables if trained is None else trained
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
     # In one thread, where the scope and the modes are seen.
