@@ -6,15 +6,16 @@
 Pairs of Gemma 3's shape (keras-hub's classes), a batch of one record unless it says
 otherwise. `text` trains all of the student, `remat` does so with
 `BetaKDDistiller(remat=True)`, `cached` with a cache in the teacher's place: a teacher
-of width 128 and a student of 64, four blocks each, 2,048 positions. `images` has a
-picture of 224 x 224 in each of two records of 1,024 positions. `medium` is a teacher
-and a student of width 512 and eight blocks, 512 positions.
+of width 128 and a student of 64, four blocks each, 4,096 positions. `images` has a
+picture of 224 x 224 in each of two records of 2,048 positions. `medium` is a teacher
+and a student of width 512 and eight blocks, 1,024 positions.
 
 Plan and step run in processes of their own. Measured is the peak of a step above what
 is held before it, to which the table adds what variables and batch take; on PyTorch and
 JAX after two steps, and on TensorFlow, which keeps the memory of its first step, in
 that step, and so with what the runtime takes for the program. glibc is told to give
-back what is free (`MALLOC_MMAP_THRESHOLD_`), which it keeps otherwise.
+back what is free (`MALLOC_MMAP_THRESHOLD_`), which it keeps otherwise, and XLA to leave
+YNNPACK out on a CPU, whose memory it does not know of; `--ynnpack` lets it in.
 """
 
 import argparse
@@ -35,11 +36,14 @@ def main():
     parser.add_argument("--pairs", nargs="+", default=PAIRS, choices=PAIRS)
     parser.add_argument("--backends", nargs="+", default=["torch", "jax", "tensorflow"])
     parser.add_argument("--worker", choices=("plan", "step"))
+    parser.add_argument("--ynnpack", action="store_true")
     options = parser.parse_args()
     if options.worker:
         work(options.worker, options.pairs[0])
         return
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
+    if not options.ynnpack:
+        os.environ["XLA_FLAGS"] = "--xla_cpu_experimental_ynn_fusion_type="
     write(
         "backend",
         "pair",
@@ -106,10 +110,10 @@ def made(pair):
         models = with_images(128), with_images(64)
         return activations.distiller(*models, remat=False), image_records()
     if pair == "medium":
-        teacher, student = (activations.gemma3(512, 8, 512) for _ in range(2))
+        teacher, student = (activations.gemma3(512, 8, 1024) for _ in range(2))
         return activations.distiller(teacher, student, remat=False), activations.DATA
     path = {"text": "full", "remat": "full + remat"}.get(pair, pair)
-    shape = argparse.Namespace(worker=path, lengths=[2048], layers=4)
+    shape = argparse.Namespace(worker=path, lengths=[4096], layers=4)
     return activations.make_step(shape)[0], activations.DATA
 
 
@@ -118,11 +122,14 @@ def image_records():
 
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (2, IMAGE, IMAGE, 3)).astype("uint8")
-    texts = {k: [v[0]] * 2 for k, v in activations.DATA.items() if k != "ids"}
+    texts = {
+        "prompts": ["<image>\n" + activations.QUESTION] * 2,
+        "responses": [activations.ANSWER] * 2,
+    }
     return {**texts, "ids": ["0", "1"], "images": images}
 
 
-def with_images(width, length=1024):
+def with_images(width, length=2048):
     import keras_hub
 
     tower = keras_hub.models.Gemma3VisionEncoder(

@@ -1,9 +1,11 @@
 """`step_memory`: what a training step takes beside what is held between steps."""
 
 import dataclasses
+import warnings
 
 import keras
 
+from keras_betakd.backends import runs_on_processor
 from keras_betakd.distribution.devices import batch_parts
 from keras_betakd.distribution.replicas import process_position
 
@@ -34,6 +36,13 @@ def step_memory(distiller, batch, trained=None):
 
 
 def _jax(distiller, batch, trained):
+    if runs_on_processor():
+        warnings.warn(
+            "On a CPU, XLA hands products of matrices to a library (YNNPACK) whose "
+            "memory it does not know of, so a step there may take more than this plan "
+            "says: the plan is that of XLA's own arrays.",
+            stacklevel=2,
+        )
     from keras_betakd.memory.jax_step import compiled_step
 
     return StepMemory(*compiled_step(distiller, batch, trained))
