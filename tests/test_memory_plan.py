@@ -76,7 +76,7 @@ def test_held_parts_equal_counts_of_their_own_and_nothing_changes():
     # And the weights of the labels, which the distiller adds.
     sizes = [x.nbytes for x in keras.tree.flatten(batch)]
     assert plan.batch == sum(sizes) + 4 * BATCH * K
-    assert plan.peak > plan.held + plan.activations > plan.held
+    assert plan.peak > plan.held + plan.gradients and plan.activations > 0
     assert plan.savings == () and plan.devices == 1
     for v, value in zip(every, before, strict=True):
         np.testing.assert_array_equal(ops.convert_to_numpy(v), value)
@@ -278,7 +278,7 @@ def test_an_error_of_memory_points_to_the_plan(method):
     options = {"verbose": 0} if method == "fit" else {}
     with pytest.raises(Exception) as raised:
         getattr(distiller, method)(x, y, **options)
-    assert raised.value.__notes__ == [NOTE]
+    assert raised.value.__notes__.count(NOTE) == 1
     kind = type(errors()[keras.backend.backend()]())
     # Keras itself raises TensorFlow's anew as this, within a layer.
     rewrapped = keras.backend.backend() == "tensorflow"

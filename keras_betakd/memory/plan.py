@@ -36,8 +36,9 @@ class MemoryPlan:
         beta_optimizer: those of the optimizer of the betas.
         batch: the inputs, labels and weights of the batch.
         gradients: one of each weight that trains.
-        activations: what the forward pass of the student keeps for the gradient. (On
-            TensorFlow that of the loss, too.)
+        activations: what the forward pass of the student keeps for the gradient. On
+            TensorFlow that of the loss, too; on JAX before XLA leaves out what it can
+            compute again, so that it may exceed the peak.
         head: the logits, and arrays of their size, of the rows that the heads work on
             at a time: of a tile where the head is fused, else of all answers.
         peak: all that is held at the fullest moment of a step.

@@ -67,6 +67,7 @@ class _Walk:
     def __init__(self, graph):
         self._graph = graph
         self._operations = _needed(graph)
+        self._rows = _summed_rows(self._operations)
         every = [t for op in self._operations for t in op.inputs] + graph.outputs
         self._reads = collections.Counter(t.ref() for t in every)
         self._memory = {}
@@ -103,7 +104,7 @@ class _Walk:
                 self._kept[id(memory)] = memory.size
 
     def _make(self, operation, tensor, read):
-        size = _bytes_of(tensor)
+        size = _bytes_of(tensor, self._rows)
         if operation.type in _OVER_INPUTS:
             for memory in read:
                 if memory is not None and memory.size == size:
@@ -149,13 +150,26 @@ def _needed(graph):
     return [op for op in operations if op.name in found]
 
 
-def _bytes_of(tensor):
+def _summed_rows(operations):
+    """The rows of the largest sum by segments; 0 if there is none.
+
+    The gradient of an embedding has one row for each token, and those of equal tokens
+    are summed for the optimizer: the only rows whose number is not known before.
+    """
+    sums = [op for op in operations if op.type == "UnsortedSegmentSum"]
+    return max((op.inputs[0].shape[0] or 0 for op in sums), default=0)
+
+
+def _bytes_of(tensor, rows):
     if tensor.dtype in (tf.resource, tf.variant, tf.string):
         return 0
-    if tensor.shape.num_elements() is None:
-        # Those that TensorFlow reckons from shapes are a few integers long.
+    shape = tensor.shape
+    if rows and shape.rank and shape[0] is None:
+        shape = tf.TensorShape([rows, *shape[1:]])
+    if not shape.is_fully_defined():
+        # Those that TensorFlow computes shapes with are a few integers long.
         return 0 if tensor.dtype.is_integer else _refuse(tensor)
-    return math.prod(tensor.shape) * tensor.dtype.size
+    return math.prod(shape) * tensor.dtype.size
 
 
 def _refuse(tensor):
