@@ -214,6 +214,23 @@ def test_what_cannot_be_planned_is_refused():
     distiller.compiled = False
     with pytest.raises(ValueError, match="Call `compile` before `memory_plan`"):
         distiller.memory_plan(records())
+    distiller = pair()
+    x, y, _ = shapes(distiller)
+    for labels in (None, keras.KerasTensor((None, K), dtype="int32")):
+        with pytest.raises(ValueError, match="needs the shapes of a batch and of its"):
+            distiller.memory_plan((x, labels))
+
+
+def test_with_a_cache_none_is_named(tmp_path):
+    distiller = pair()
+    cached = kd.cache_teacher(distiller, records(), tmp_path / "cache", verbose=0)
+    found = kd.BetaKDDistiller(
+        *(cached, distiller.student, kd.ForwardKLEnergy()), max_response_length=K
+    )
+    found.compile()
+    plan = found.memory_plan(records())
+    assert plan.weights["teacher"] < float_bytes(distiller.teacher.variables)
+    assert plan.savings and "cache" not in str(plan.savings)
 
 
 @pytest.mark.backends

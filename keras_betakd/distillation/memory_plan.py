@@ -46,6 +46,14 @@ def _as_shapes(distiller, batch):
     if not any(isinstance(leaf, keras.KerasTensor) for leaf in leaves):
         batch = as_batch(distiller, *batch)
     x, y, sample_weight = (*batch, None, None)[:3]
+    leaves = [leaf for leaf in keras.tree.flatten((x, y)) if leaf is not None]
+    if y is None or any(None in leaf.shape for leaf in leaves):
+        raise ValueError(
+            "The memory plan needs the shapes of a batch and of its labels: raw "
+            "records, or `(x, y)` or `(x, y, sample_weight)` of arrays or of "
+            "`keras.KerasTensor`s without `None` in their shapes. Received: labels "
+            f"{y}, shapes {[leaf.shape for leaf in leaves]}"
+        )
     return keras.tree.map_structure(_shape_of, (by_model(x), y, sample_weight))
 
 
@@ -170,7 +178,7 @@ class _OtherPlans:
 
     def _cached(self):
         x, y, weight = self._batch
-        (part, *others), length = self._distiller.teacher_parts, None
+        part, *others = self._distiller.teacher_parts
         length = _text_length(x["teacher"])
         stored = all(e.features in _CACHED for e in part.energies.values())
         if others or length is None or not stored or not part.view.head.has_matrix:

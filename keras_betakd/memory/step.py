@@ -36,13 +36,6 @@ def step_memory(distiller, batch, trained=None):
 
 
 def _jax(distiller, batch, trained):
-    if runs_on_processor():
-        warnings.warn(
-            "On a CPU, XLA hands products of matrices to a library (YNNPACK) whose "
-            "memory it does not know of, so a step there may take more than this plan "
-            "says: the plan is that of XLA's own arrays.",
-            stacklevel=2,
-        )
     from keras_betakd.memory.jax_step import compiled_step
 
     return StepMemory(*compiled_step(distiller, batch, trained))
@@ -63,6 +56,8 @@ def _tensorflow(distiller, batch, trained):
 def expect_countable(distiller):
     """Raises where the memory of a step cannot be told from shapes.
 
+    Warns where XLA does not tell all of it.
+
     Raises:
         ValueError: models are not built, the step is divided over replicas, or
             TensorFlow decides on the memory as it runs.
@@ -74,6 +69,12 @@ def expect_countable(distiller):
             "then `compile` again. Received: models that are not built"
         )
     backend = keras.backend.backend()
+    if backend == "jax" and runs_on_processor():
+        warnings.warn(
+            "On a CPU, XLA hands some operations to a library (YNNPACK) whose memory "
+            "it does not know of, so a step may take more there than this plan says.",
+            stacklevel=4,
+        )
     replicas = batch_parts(distiller) if backend == "tensorflow" else 1
     replicas = process_position()[1] if backend == "torch" else replicas
     if replicas > 1:
