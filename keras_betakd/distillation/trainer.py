@@ -412,8 +412,10 @@ class DistillationTrainer:
         through the graph. Values, states and metrics stay as they are.
 
         The numbers are those of a step in which every answer is supervised, on each
-        device. What the process takes besides (libraries, programs, memory that is free
-        but not given back) is not in them.
+        device. A warning says so where a step may take more than its arrays: on
+        TensorFlow, and with JAX on a CPU ("What a step will take" in docs/speed.md).
+        What the process takes besides (libraries, programs, memory that is free but not
+        given back) is not in them.
 
         Args:
             batch: raw records of one batch, or a tuple `(x, y, sample_weight)` of

@@ -9,6 +9,13 @@ from keras_betakd.backends import runs_on_processor
 from keras_betakd.distribution.devices import batch_parts
 from keras_betakd.distribution.replicas import process_position
 
+_MORE = {
+    "jax": "On a CPU, XLA hands some operations to a library (YNNPACK) whose memory it "
+    "does not know of, so a step may take more there than this plan says.",
+    "tensorflow": "On TensorFlow a step takes more than the arrays of its graph, which "
+    "this plan has: up to a fifth of it was measured (docs/speed.md).",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class StepMemory:
@@ -56,7 +63,7 @@ def _tensorflow(distiller, batch, trained):
 def expect_countable(distiller):
     """Raises where the memory of a step cannot be told from shapes.
 
-    Warns where XLA does not tell all of it.
+    Warns where a step may take more than can be told.
 
     Raises:
         ValueError: models are not built, the step is divided over replicas, or
@@ -69,12 +76,6 @@ def expect_countable(distiller):
             "then `compile` again. Received: models that are not built"
         )
     backend = keras.backend.backend()
-    if backend == "jax" and runs_on_processor():
-        warnings.warn(
-            "On a CPU, XLA hands some operations to a library (YNNPACK) whose memory "
-            "it does not know of, so a step may take more there than this plan says.",
-            stacklevel=4,
-        )
     replicas = batch_parts(distiller) if backend == "tensorflow" else 1
     replicas = process_position()[1] if backend == "torch" else replicas
     if replicas > 1:
@@ -93,6 +94,8 @@ def expect_countable(distiller):
             f"asked, or with PyTorch. Received: jit_compile={distiller.jit_compile}, "
             f"remat={distiller.remat}"
         )
+    if backend == "tensorflow" or (backend == "jax" and runs_on_processor()):
+        warnings.warn(_MORE[backend], stacklevel=4)
 
 
 _BACKENDS = {"jax": _jax, "torch": _torch, "tensorflow": _tensorflow}
