@@ -45,6 +45,7 @@ from keras_betakd.energies import (
     TotalVariationEnergy,
     ULDEnergy,
 )
+from keras_betakd.memory.plan import MemoryPlan, MemorySaving
 from keras_betakd.on_policy.answer_records import answer_records
 from keras_betakd.on_policy.student_answers import StudentAnswers
 from keras_betakd.on_policy.student_branches import StudentBranches
@@ -84,6 +85,8 @@ __all__ = [
     "JensenShannonEnergy",
     "MSELogitsEnergy",
     "MSEProbsEnergy",
+    "MemoryPlan",
+    "MemorySaving",
     "NonFiniteError",
     "ProcessShare",
     "ReverseKLEnergy",

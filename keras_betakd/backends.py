@@ -1,9 +1,10 @@
 """Operations that are written differently for each backend.
 
-Besides `keras_betakd.distribution.replicas` this is the only module that names a
-backend. Most functions serve the fused head (`keras_betakd.head_loss`), which needs the
-gradient of an energy inside the forward pass, for which Keras has no public function,
-and elementwise operations without additional memory on PyTorch.
+Besides `keras_betakd.distribution.replicas` and `keras_betakd.memory`, which counts the
+memory of a step, this is the only module that names a backend. Most functions serve the
+fused head (`keras_betakd.head_loss`), which needs the gradient of an energy inside the
+forward pass, for which Keras has no public function, and elementwise operations without
+additional memory on PyTorch.
 """
 
 import contextlib

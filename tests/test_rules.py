@@ -59,6 +59,8 @@ def test_optional_packages_are_imported_where_they_are_used(path):
     of_hub = {"vision_language", "mobilevlm", "qwen_vl", "sampler.py"}
     if of_hub & set(path.split(os.sep)):
         heavy -= {"keras_hub"}  # they extend its classes, and are imported late
+    if path.endswith("_step.py"):
+        heavy -= {os.path.basename(path).removesuffix("_step.py")}  # imported late
     found = {m.split(".")[0] for m in imported_modules(path, top_level_only=True)}
     assert not found & heavy
 
@@ -80,6 +82,7 @@ MAY_IMPORT = {
     "folders": (),
     "version": (),
     "distribution": (),
+    "memory": ("backends", "distribution"),
     "objective": ("distribution",),
     "data": ("files", "folders"),
     "energies": ("backends", "objective"),
@@ -108,7 +111,7 @@ MAY_IMPORT = {
     "distillation": (
         *("backends", "files", "folders", "version", "distribution", "objective"),
         *("energies", "betas", "preprocessing", "mobilevlm", "models", "head_loss"),
-        "on_policy",
+        *("on_policy", "memory"),
     ),
     "evaluate": ("interrupts", "fingerprints", "evaluation"),
     "teacher_cache": (

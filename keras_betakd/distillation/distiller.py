@@ -252,9 +252,8 @@ class BetaKDDistiller(
             for name, layer in part.comparison.projections.items()
         }
         self.remat = remat
-        self._student_remat = remat_of(
-            self.student_view, self._forward.student_reader, remat
-        )
+        self.student_reader = self._forward.student_reader
+        self._student_remat = remat_of(self.student_view, self.student_reader, remat)
         self.freeze_parts()
         self._build_betas()
         self._make_trackers()
@@ -327,13 +326,13 @@ class BetaKDDistiller(
         if self._predicting:
             return self._forward.predicted(inputs, training)
         found = self._forward.models(
-            inputs, training, self._fuses(inputs), self._student_remat(training)
+            inputs, training, self.fuses(inputs), self._student_remat(training)
         )
         if not self._is_frozen:  # models that this batch has built
             self.freeze_parts()
         return self._forward.weighted(inputs, *found)
 
-    def _fuses(self, inputs):
+    def fuses(self, inputs):
         """Whether this batch goes through the fused head."""
         if self.fused is False or self._needs_logits or self._unfusable():
             return False
@@ -371,7 +370,7 @@ class BetaKDDistiller(
             y_pred.feature_values,
             y_pred.image_rows,
             Weighting(y_pred.weights, y_pred.log_beta),
-            self._forward.heads(x, self._fuses(x)),
+            self._forward.heads(x, self.fuses(x)),
             self.task_loss,
             training,
         )

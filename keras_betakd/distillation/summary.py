@@ -73,7 +73,12 @@ def _sizes(variables):
 
 def bytes_of(variables):
     """How many bytes the values of these variables take."""
-    return sum(math.prod(v.shape) * _bits(v.dtype) for v in variables) // 8
+    return bytes_of_arrays((v.shape, v.dtype) for v in variables)
+
+
+def bytes_of_arrays(arrays):
+    """How many bytes arrays take, of which shapes and names of dtypes are given."""
+    return sum(math.prod(shape) * _bits(dtype) for shape, dtype in arrays) // 8
 
 
 def _bits(dtype):

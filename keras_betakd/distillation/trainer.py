@@ -17,6 +17,7 @@ from keras_betakd.distillation.bounds_report import BoundsReport
 from keras_betakd.distillation.energy_gradient import warn_of_no_gradient
 from keras_betakd.distillation.freezing import expect_trainable, warn_of_quantized
 from keras_betakd.distillation.interrupted_step import unwrapped_errors, values_kept
+from keras_betakd.distillation.memory_plan import plan_of
 from keras_betakd.distillation.metric_arguments import (
     expect_no_loss_weights,
     resolved_metrics,
@@ -41,6 +42,7 @@ from keras_betakd.distillation.training_data import (
 )
 from keras_betakd.distribution.devices import expect_on_devices
 from keras_betakd.distribution.replicas import expect_process_group, reduced_gradients
+from keras_betakd.memory.out_of_memory import memory_errors_explained
 from keras_betakd.on_policy.refusals import expect_other_validation
 from keras_betakd.on_policy.report import StudentReport
 from keras_betakd.on_policy.student_data import StudentData, released
@@ -302,6 +304,7 @@ class DistillationTrainer:
             closed(x, validation),
             unwrapped_errors(x, validation),
             values_kept(self),
+            memory_errors_explained(),
         ):
             return super().fit(
                 x,
@@ -411,6 +414,53 @@ class DistillationTrainer:
         """
         return check_records(x, formatter_of(self), batch_size)
 
+    def memory_plan(self, batch, savings=True):
+        """What memory a training step on a batch takes, without running it.
+
+        Weights, gradients and the optimizers' slots are counted from the shapes of the
+        variables and their layout. What a step needs beside them comes from the shapes
+        of the batch, in each backend's own way: PyTorch runs the step on tensors
+        without data, JAX compiles it and asks XLA, TensorFlow traces it and goes
+        through the graph. Values, states and metrics stay as they are.
+
+        The numbers are those of a step in which every answer is supervised, on each
+        device. A warning says so where a step may take more than its arrays: on
+        TensorFlow, and with JAX on a CPU ("What a step will take" in docs/speed.md).
+        What the process takes besides (libraries, programs, memory that is free but not
+        given back) is not in them.
+
+        Args:
+            batch: raw records of one batch, or a tuple `(x, y, sample_weight)` of
+                arrays as `train_on_batch` takes it. With `keras.KerasTensor`s in place
+                of the arrays of `distiller.preprocessor(records)`, not even the batch
+                needs to exist.
+            savings: whether to plan other steps, too, and to name the three changes
+                that would save most of the peak: `remat=True`, half the batch with
+                gradient accumulation, half the `sequence_length`, a cached teacher, the
+                fused head, LoRA, a teacher of lower precision; of these, what applies
+                and is not on already. Each is planned like the step itself, which takes
+                the same time: on JAX that of compiling it.
+
+        Returns:
+            A `MemoryPlan`; print it for a table.
+
+        Raises:
+            ValueError: the distiller is not compiled, or models are not built; or the
+                memory is not known before the step runs: replicas of `tf.distribute`
+                and of `torchrun`, and TensorFlow with `jit_compile=True` or
+                `remat=True`.
+
+        Example:
+
+        ```python
+        plan = distiller.memory_plan(records[:8])
+        print(plan)
+        plan.peak  # bytes on each device
+        ```
+        """
+        self._check_tower()
+        return plan_of(self, batch, savings)
+
     def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
         """The student's logits at the answer rows: (N, K, V).
 
@@ -468,7 +518,7 @@ class DistillationTrainer:
         expect_compiled(self, "train_on_batch")
         self._check_tower()
         x, y, sample_weight = as_batch(self, x, y, sample_weight)
-        with self._reporting(STEP):
+        with self._reporting(STEP), memory_errors_explained():
             return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
 
     def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):

@@ -81,3 +81,9 @@ def _names(devices):
 def _shown(devices):
     first = ", ".join(devices[:4])
     return first if len(devices) <= 4 else f"{first}, ... ({len(devices)} devices)"
+
+
+def shape_on_device(variable):
+    """The shape of the part of a variable that is on each of its devices."""
+    sharding = getattr(variable.value, "sharding", None)  # arrays of JAX have one
+    return variable.shape if sharding is None else sharding.shard_shape(variable.shape)

@@ -3,8 +3,8 @@
 On JAX a program is written for the global batch, on however many devices it runs. With
 TensorFlow's `MirroredStrategy` and in PyTorch's processes (`torchrun`) each replica
 computes on its own part of the batch alone, so sums over the global batch are reduced
-over the replicas. This module and `keras_betakd.backends` are the only ones that name a
-backend.
+over the replicas. This module, `keras_betakd.backends` and `keras_betakd.memory` are
+the only ones that name a backend.
 """
 
 import os

@@ -64,6 +64,19 @@ def rows_per_tile(classes, width, count=None, memory_budget=None):
     return max(1, min(max(_ENOUGH_ROWS, _ENOUGH_LOGITS // classes), held))
 
 
+def tile_bytes(classes, width, count):
+    """The bytes of the arrays that are alive at a time while a tile is computed.
+
+    Args:
+        classes, width, count: as for `rows_per_tile`.
+    """
+    rows = min(count, rows_per_tile(classes, width, count))
+    if not runs_on_processor():
+        return 4 * classes * _COPIES_OF_BLOCK * rows
+    block = min(rows, _rows_per_block(classes))
+    return 4 * classes * (_COPIES_OF_TILE * rows + _COPIES_OF_BLOCK * block)
+
+
 def _rows_per_block(classes):
     size = _EAGER_BLOCK_BYTES if runs_eagerly() else _BLOCK_BYTES
     return max(_BLOCK_ROWS, size // (4 * classes))
