@@ -24,6 +24,10 @@ def pair(optimizer=None, student=None, **kwargs):
     return distiller
 
 
+def deep():
+    return model_of("Llama", 2, num_layers=4)
+
+
 def records(count=BATCH):
     return {
         "ids": [f"record {i}" for i in range(count)],
@@ -116,7 +120,7 @@ def test_frozen_weights_have_neither_gradient_nor_slots():
     assert 0 < plan.optimizer - 2 * trained <= 64
 
 
-def test_activations_fall_with_the_batch_the_sequence_and_remat():
+def test_activations_fall_with_the_batch_and_the_sequence():
     distiller = pair()
     whole, short, small = (
         distiller.memory_plan(shapes(distiller, *size), savings=False)
@@ -125,9 +129,16 @@ def test_activations_fall_with_the_batch_the_sequence_and_remat():
     assert whole.activations > 2 * short.activations > short.activations
     assert whole.activations == pytest.approx(2 * small.activations, rel=0.02)
     assert whole.held - whole.batch == short.held - short.batch
-    plan = pair(remat=True)
-    plan = plan.memory_plan(shapes(plan, 64, 256), savings=False)
-    assert plan.activations < 0.5 * whole.activations and plan.peak < whole.peak
+
+
+def test_activations_and_the_peak_fall_with_remat():
+    """Of several blocks: one alone is all there again as its gradient is computed."""
+    whole, plan = (
+        distiller.memory_plan(shapes(distiller, 64, 256), savings=False)
+        for distiller in (pair(student=deep()), pair(student=deep(), remat=True))
+    )
+    assert plan.activations < 0.5 * whole.activations
+    assert plan.peak < 0.7 * whole.peak
 
 
 def test_a_batch_that_would_not_fit_into_any_memory_is_planned():
@@ -150,7 +161,7 @@ def test_savings_are_those_of_the_changed_distillers():
 
 
 def test_remat_saves_what_it_is_said_to():
-    distiller, again = pair(), pair(remat=True)
+    distiller, again = pair(student=deep()), pair(student=deep(), remat=True)
     long = shapes(distiller, 1, 2048)  # a batch of one cannot be halved
     plan, found = distiller.memory_plan(long), again.memory_plan(long, savings=False)
     saved = {saving.option: saving.bytes for saving in plan.savings}

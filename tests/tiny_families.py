@@ -436,7 +436,7 @@ _TEXT = {
 }
 
 
-def tiny_text(name, width=8, sequence_length=96, **kwargs):
+def tiny_text(name, width=8, sequence_length=96, num_layers=1, **kwargs):
     """A text family of keras-hub by its name, e.g. "Llama3"."""
     special, sizes = _TEXT[name]
     models = keras_hub.models
@@ -450,7 +450,7 @@ def tiny_text(name, width=8, sequence_length=96, **kwargs):
         tokenizer = tokenizer_class(proto=tokenizer_proto(**ends))
     backbone = getattr(models, f"{name}Backbone")(
         vocabulary_size=tokenizer.vocabulary_size(),
-        num_layers=1,
+        num_layers=num_layers,
         hidden_dim=width,
         intermediate_dim=2 * width,
         **sizes,
