@@ -9,8 +9,9 @@ validation: each step and each size that is compiled anew shows.
 
 Every run is a fresh process, and they take turns over `--rounds`. `cold` starts with
 an empty folder of caches, `warm` with what `cold` has left there; `root` is the code of
-the other checkout with an empty one. The table gives medians in seconds: the first
-step; what of it Python took to trace the step, which is the time inside `train_step`;
+the other checkout with an empty one. The table gives medians: seconds of the first
+step; what a processor was at work for it, which other programs change less, and what
+of that Python took to trace the step (the time inside `train_step`); the same two of
 the whole epoch; how often the training step and the validation's step were traced.
 PyTorch runs both anew for each batch.
 """
@@ -28,7 +29,8 @@ from teacher_cache import records, with_preprocessor
 from train_step import gemma3
 
 BATCH, RECORDS, CLASSES = 4, 7, 4096
-LINE = "{:<11} {:<6} {:>11} {:>9} {:>9} {:>7} {:>9}\n"
+COLUMNS = ("first step", "processor", "tracing", "epoch", "processor of epoch")
+LINE = "{:<11} {:<5} {:>10} {:>9} {:>8} {:>7} {:>18} {:>6} {:>9}\n"
 
 
 def arguments():
@@ -47,8 +49,7 @@ def main():
         sys.stdout.write("\n" + json.dumps(first_epoch(options)) + "\n")
         return
     os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)  # the library's own is measured
-    heads = "backend", "run", "first step", "tracing", "epoch", "train", "validate"
-    sys.stdout.write(LINE.format(*heads))
+    sys.stdout.write(LINE.format("backend", "run", *COLUMNS, "train", "validate"))
     for backend in options.backends:
         found = {}
         for _ in range(options.rounds):
@@ -80,10 +81,9 @@ def one_round(backend, options):
 def cells(runs):
     failed = [run["failed"] for run in runs if "failed" in run]
     if failed:
-        return failed[0], "", "", "", ""
+        return failed[0], *[""] * 6
     seconds = [
-        f"{statistics.median(run[name] for run in runs):.1f}"
-        for name in ("first", "tracing", "epoch")
+        f"{statistics.median(run[name] for run in runs):.1f}" for name in COLUMNS
     ]
     return *seconds, runs[-1]["train"], runs[-1]["validate"]
 
@@ -104,9 +104,10 @@ def first_epoch(options):
     class FirstStep(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             float(logs["loss"])  # waits for the step
-            found.setdefault("first", time.perf_counter() - begin)
+            if not found:
+                found["first step"], found["processor"] = since(begin)
 
-    begin = time.perf_counter()
+    begin = clocks()
     model.fit(
         data,
         batch_size=BATCH,
@@ -114,20 +115,29 @@ def first_epoch(options):
         callbacks=[FirstStep()],
         verbose=0,
     )
-    found["epoch"] = time.perf_counter() - begin
+    found["epoch"], found["processor of epoch"] = since(begin)
     counts = {"train": len(calls), "validate": len(tests)}
     return {**found, **counts, "tracing": calls[0]}
 
 
+def clocks():
+    """Seconds, and those for which a processor was at work in this process."""
+    return time.perf_counter(), time.process_time()
+
+
+def since(begin):
+    return [now - then for now, then in zip(clocks(), begin, strict=True)]
+
+
 def timed(step, seconds):
-    """`step`, which adds to a list how long Python was in each call."""
+    """`step`, which adds to a list how long a processor was in each call."""
 
     def run(*args):
-        begin = time.perf_counter()
+        begin = clocks()
         try:
             return step(*args)
         finally:
-            seconds.append(time.perf_counter() - begin)
+            seconds.append(since(begin)[1])
 
     return run
 
