@@ -37,9 +37,10 @@ def main():
     parser.add_argument("--backends", nargs="+", default=["torch", "jax", "tensorflow"])
     parser.add_argument("--worker", choices=("plan", "step"))
     parser.add_argument("--ynnpack", action="store_true")
+    parser.add_argument("--length", type=int, default=4096, help="of the text pairs")
     options = parser.parse_args()
     if options.worker:
-        work(options.worker, options.pairs[0])
+        work(options.worker, options.pairs[0], options.length)
         return
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
     if not options.ynnpack:
@@ -56,7 +57,7 @@ def main():
     )
     for backend in options.backends:
         for pair in options.pairs:
-            write(backend, pair, *compared(backend, pair))
+            write(backend, pair, *compared(backend, pair, options.length))
 
 
 def write(*texts):
@@ -65,10 +66,11 @@ def write(*texts):
     sys.stdout.flush()
 
 
-def compared(backend, pair):
+def compared(backend, pair, length):
     """Plan, measured and ratio, of the peak and of what a step adds to what is held."""
+    shared = ["--pairs", pair, "--length", length]
     plan, step = (
-        in_fresh_process(__file__, ["--worker", worker, "--pairs", pair], backend)
+        in_fresh_process(__file__, ["--worker", worker, *shared], backend)
         for worker in ("plan", "step")
     )
     if "failed" in plan or "failed" in step:
@@ -81,10 +83,10 @@ def compared(backend, pair):
     return [text for triple in texts for text in triple]
 
 
-def work(worker, pair):
+def work(worker, pair, length):
     import keras
 
-    model, data = made(pair)
+    model, data = made(pair, length)
     if worker == "plan":
         plan = model.memory_plan(data, savings=False)
         sizes = {"peak": plan.peak, "held": plan.held, "gradients": plan.gradients}
@@ -101,7 +103,7 @@ def work(worker, pair):
     report(step, repeats=0)
 
 
-def made(pair):
+def made(pair, length):
     """A distiller, and the records of its batch."""
     import keras
 
@@ -113,7 +115,7 @@ def made(pair):
         teacher, student = (activations.gemma3(512, 8, 1024) for _ in range(2))
         return activations.distiller(teacher, student, remat=False), activations.DATA
     path = {"text": "full", "remat": "full + remat"}.get(pair, pair)
-    shape = argparse.Namespace(worker=path, lengths=[4096], layers=4)
+    shape = argparse.Namespace(worker=path, lengths=[length], layers=4)
     return activations.make_step(shape)[0], activations.DATA
 
 

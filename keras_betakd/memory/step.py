@@ -13,7 +13,7 @@ _MORE = {
     "jax": "On a CPU, XLA hands some operations to a library (YNNPACK) whose memory it "
     "does not know of, so a step may take more there than this plan says.",
     "tensorflow": "On TensorFlow a step takes more than the arrays of its graph, which "
-    "this plan has: up to a fifth of it was measured (docs/speed.md).",
+    "this plan has: the smaller the step, the larger the share (docs/speed.md).",
 }
 
 
