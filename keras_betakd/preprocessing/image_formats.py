@@ -51,18 +51,33 @@ class MarkedFormat(TextFormat):
         return image_inputs.all_resized(images, self.preprocessor.image_converter)
 
     def _packed_by_hub(self, inputs, sequence_length, **changes):
-        converter, images = self.preprocessor.image_converter, inputs.get("images")
-        if images is None or not image_inputs.is_scaled_alone(converter):
+        if not self._takes_small(inputs):
             return super()._packed_by_hub(inputs, sequence_length, **changes)
-        # keras-hub copies large images many times: it is given small ones for the text.
+        preprocessor, small = self._with_small_images(inputs, **changes)
+        x, y, weight = preprocessor(small, sequence_length=sequence_length)
+        images = image_inputs.scaled(
+            inputs["images"], self.preprocessor.image_converter
+        )
+        return {**x, "images": images}, y, weight
+
+    def prompt_lengths(self, inputs, limit):
+        if not self._takes_small(inputs):
+            return super().prompt_lengths(inputs, limit)
+        preprocessor, small = self._with_small_images(inputs)
+        return TextFormat.prompt_lengths(type(self)(preprocessor), small, limit)
+
+    def _takes_small(self, inputs):
+        converter = self.preprocessor.image_converter
+        return "images" in inputs and image_inputs.is_scaled_alone(converter)
+
+    def _with_small_images(self, inputs, **changes):
+        """`(preprocessor, inputs)` for the text; keras-hub copies images many times."""
+        converter = _small(type(self.preprocessor.image_converter))
         preprocessor = changed_preprocessor(
-            self.preprocessor, image_converter=_small(type(converter)), **changes
+            self.preprocessor, image_converter=converter, **changes
         )
-        small = np.zeros((*images.shape[:2], 1, 1, 3), "float32")
-        x, y, weight = preprocessor(
-            {**inputs, "images": small}, sequence_length=sequence_length
-        )
-        return {**x, "images": image_inputs.scaled(images, converter)}, y, weight
+        small = np.zeros((*inputs["images"].shape[:2], 1, 1, 3), "float32")
+        return preprocessor, {**inputs, "images": small}
 
 
 @functools.lru_cache
