@@ -55,16 +55,18 @@ class MarkedFormat(TextFormat):
             return super()._packed_by_hub(inputs, sequence_length, **changes)
         preprocessor, small = self._with_small_images(inputs, **changes)
         x, y, weight = preprocessor(small, sequence_length=sequence_length)
-        images = image_inputs.scaled(
-            inputs["images"], self.preprocessor.image_converter
-        )
-        return {**x, "images": images}, y, weight
+        return self._with_images(x, inputs), y, weight
 
-    def prompt_lengths(self, inputs, limit):
+    def hub_packed(self, inputs, length):
         if not self._takes_small(inputs):
-            return super().prompt_lengths(inputs, limit)
+            return super().hub_packed(inputs, length)
         preprocessor, small = self._with_small_images(inputs)
-        return TextFormat.prompt_lengths(type(self)(preprocessor), small, limit)
+        packed = TextFormat.hub_packed(type(self)(preprocessor), small, length)
+        return self._with_images(packed, inputs)
+
+    def _with_images(self, packed, inputs):
+        converter = self.preprocessor.image_converter
+        return {**packed, "images": image_inputs.scaled(inputs["images"], converter)}
 
     def _takes_small(self, inputs):
         converter = self.preprocessor.image_converter
