@@ -96,12 +96,13 @@ def without_answers(data):
 
 
 def total_length(model, inputs, options):
-    """The length that ours decodes in: rounded up to a multiple of 64."""
+    """The length that ours decodes in."""
+    from keras_betakd.models.answer_function import decoded_length
     from keras_betakd.preprocessing import format_of
 
     lengths = format_of(model.preprocessor).prompt_lengths(inputs, 512)
     needed = max(lengths["sequence_length"]) + options.tokens
-    return min(-(-needed // 64) * 64, model.preprocessor.sequence_length)
+    return decoded_length(needed, model.preprocessor.sequence_length)
 
 
 def make_ours(options):

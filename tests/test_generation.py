@@ -240,12 +240,10 @@ def test_answers_are_those_of_keras_hub_alone(name):
         assert {output.shape[1] for output in heads} == {1}
 
 
-@pytest.mark.pytorch
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="steps are not traced")
 def test_no_more_steps_than_the_longest_answer(monkeypatch):
     """Where none ended, answers were decoded to a length that is a multiple of 64."""
     model = random_weights(tiny_gemma_text(width=16))
-    embedding = model.backbone.token_embedding.embeddings
-    embedding.assign(keras.ops.slice_update(embedding, (1, 0), -embedding[1:2]))
     steps = []
     compute = model.call_with_cache
 
@@ -260,7 +258,7 @@ def test_no_more_steps_than_the_longest_answer(monkeypatch):
     lengths = [p.length for p in PromptReader(model.preprocessor).read(batch)]
     # The two long prompts and a short one, then two short ones, not filled up to three.
     spread = max(lengths) - min(lengths)
-    assert len([shape for shape in steps if shape[1] == 1]) <= spread + 5 + 5
+    assert 10 < len([s for s in steps if s[1] == 1]) <= spread + 5 + 5
     assert [s for s in steps if s[1] > 1] == [
         (3, max(lengths) + 5),
         (2, min(lengths) + 5),

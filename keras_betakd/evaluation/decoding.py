@@ -69,52 +69,55 @@ def answered_groups(
     prompts = itertools.chain(first, prompts)
     if not family.bidirectional_prompt:
         prompts = by_length(prompts, size)
-    with _decoder(model, family, max_new_tokens) as (decode, length_of):
+    with _decoder(model, family, max_new_tokens) as decode:
         for group, lacking in grouped(prompts, size):
             lacking = lacking if compiles_shapes() else 0
-            length = max_length or _total_length(group, max_new_tokens, length_of)
+            length = max_length or _total_length(group, max_new_tokens)
             texts = decode(stacked_inputs(group, lacking), length)
             answers = map(without_marks, texts[: len(group)])
             yield list(zip(group, answers, strict=True))
 
 
-def _total_length(group, max_new_tokens, length_of):
+def _total_length(group, max_new_tokens):
     """The length to decode `group` in."""
     limit = group[0].length + group[0].room
     if max_new_tokens is None:
         return limit
     needed = max(prompt.length for prompt in group) + max_new_tokens
-    return length_of(min(needed, limit), limit)
+    return decoded_length(needed, limit)
 
 
 @contextlib.contextmanager
 def _decoder(model, family, max_new_tokens):
-    """Yields `(decode, length_of)`: greedy texts of inputs, and the lengths for it."""
+    """Yields a function of inputs and a length, which returns greedy answers."""
     if not family.decodes_cached:
-        yield uncached_decoder(model, max_new_tokens), decoded_length
+        yield uncached_decoder(model, max_new_tokens)
         return
-    answers = greedy_function(model)
-    with answers.in_place(max_new_tokens) as function:
+    with greedy_function(model).in_place(max_new_tokens) as function:
         model.generate_function = _answers_alone(function, max_new_tokens)
-        yield functools.partial(generated, model), answers.length
+        yield functools.partial(generated, model)
 
 
 def _answers_alone(function, max_new_tokens):
     """Wraps `function` to mask out the prompt and cut answers at `max_new_tokens`.
 
     `strip_prompt` of keras-hub's `generate` masks out the prompt as well, but not every
-    family has it.
+    family has it. The images that some families return are left out, and the tokens are
+    NumPy arrays: keras-hub would take all of it to TensorFlow, to make texts of it.
     """
 
     def generate(inputs, stop_token_ids=None):
-        name = "padding_mask" if "padding_mask" in inputs else "decoder_padding_mask"
-        prompt = keras.ops.convert_to_numpy(inputs[name]).astype(bool)
-        outputs = dict(function(inputs, stop_token_ids=stop_token_ids))
-        mask = keras.ops.convert_to_numpy(outputs[name]).astype(bool) & ~prompt
+        role = "" if "padding_mask" in inputs else "decoder_"
+        tokens, mask = f"{role}token_ids", f"{role}padding_mask"
+        prompt = keras.ops.convert_to_numpy(inputs[mask]).astype(bool)
+        outputs = function(inputs, stop_token_ids=stop_token_ids)
+        found = {
+            key: keras.ops.convert_to_numpy(outputs[key]) for key in (tokens, mask)
+        }
+        found[mask] = found[mask].astype(bool) & ~prompt
         if max_new_tokens is not None:
             end = prompt.sum(axis=-1, keepdims=True) + max_new_tokens
-            mask = mask & (np.arange(mask.shape[-1]) < end)
-        outputs[name] = keras.ops.convert_to_tensor(mask)
-        return outputs
+            found[mask] &= np.arange(prompt.shape[-1]) < end
+        return found
 
     return generate

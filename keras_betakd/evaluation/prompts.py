@@ -88,8 +88,8 @@ class PromptReader:
         self._expect_new(ids)
         records = without_last_answers(records)
         inputs = model_inputs(self.preprocessor, records, self._template)
-        lengths = self._lengths(inputs, ids)
-        yield from as_prompts(self._format, inputs, lengths, self.limit, ids)
+        packed, lengths = self._packed(inputs, ids)
+        yield from as_prompts(self._format, inputs, lengths, self.limit, ids, packed)
 
     def _expect_new(self, ids):
         for name in ids:
@@ -97,10 +97,19 @@ class PromptReader:
                 raise ValueError(f"Each record must have an id of its own: {name!r}.")
             self.ids[name] = None
 
-    def _lengths(self, inputs, ids):
-        """The length of each prompt in the sequence in which its answer is decoded."""
-        found = self._format.prompt_lengths(inputs, self.limit)
-        decoded = found.pop(self._format.answer_length)
+    def _packed(self, inputs, ids):
+        """The packed prompts, and their lengths in the sequence that is decoded.
+
+        keras-hub packs prompts slowly. Where no other length than this is needed, they
+        are packed once, and otherwise `None`.
+        """
+        packed, family = None, self._format
+        if family.packs_once(inputs):
+            packed, decoded = family.packed_with_lengths(inputs, self.limit)
+            found = {}
+        else:
+            found = family.prompt_lengths(inputs, self.limit)
+            decoded = found.pop(family.answer_length)
         for attribute, lengths in found.items():
             limit = getattr(self.preprocessor, attribute)
             name, length = _longest(ids, lengths)
@@ -118,7 +127,7 @@ class PromptReader:
                 "Give a greater `max_length`, a greater `sequence_length` to the "
                 "preprocessor, or a smaller `max_new_tokens`.",
             )
-        return decoded
+        return packed, decoded
 
 
 def _longest(ids, lengths):

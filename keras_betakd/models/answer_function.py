@@ -23,7 +23,6 @@ class AnswerFunction:
         self.view = view
         self.sampler = sampler
         self._function = self._made_for = None
-        self._lengths: set[int] = set()
 
     @contextlib.contextmanager
     def in_place(self, max_new_tokens=None):
@@ -41,24 +40,13 @@ class AnswerFunction:
         self.sampler.counts_in_numbers = numbers
         try:
             if self._made_for is None or not self._made_for.is_still(model):
-                self._function, self._lengths = None, set()
-                self._made_for = _MadeFor(model)
+                self._function, self._made_for = None, _MadeFor(model)
             model.sampler, model.generate_function = self.sampler, self._function
             with self.view.patched(), _last_logits_alone(self.view):
                 self._function = model.make_generate_function()
                 yield self._function
         finally:
             model.sampler, model.generate_function = theirs
-
-    def length(self, needed, limit):
-        """`decoded_length`, or one that is compiled already if it is not far off."""
-        least = decoded_length(needed, limit)
-        if runs_eagerly():
-            return least
-        near = [known for known in self._lengths if least <= known <= 1.5 * least]
-        length = min((known for known in near if known <= limit), default=least)
-        self._lengths.add(length)
-        return length
 
 
 def decoded_length(needed, limit):

@@ -70,11 +70,11 @@ def generated(model, inputs, max_length=None, stop_token_ids="auto", strip_promp
         stop_token_ids = stop_tokens(model.preprocessor, inputs)
     length = max_length or model.preprocessor.sequence_length
     packed = family.packed_prompts(inputs, length)
+    given = {k: keras.ops.convert_to_tensor(v) for k, v in packed.items()}
     with _without_preprocessor(model) as preprocessor:
         # A tuple, which JAX can compile for; keras-hub takes none without an id.
-        found = model.generate(
-            dict(packed), stop_token_ids=tuple(stop_token_ids or ()) or None
-        )
+        stop = tuple(stop_token_ids or ()) or None
+        found = model.generate(given, stop_token_ids=stop)
     found = {key: keras.ops.convert_to_numpy(value) for key, value in found.items()}
     if strip_prompt:
         found["padding_mask"] = found["padding_mask"] & ~packed["padding_mask"]

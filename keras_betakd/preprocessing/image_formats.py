@@ -51,18 +51,35 @@ class MarkedFormat(TextFormat):
         return image_inputs.all_resized(images, self.preprocessor.image_converter)
 
     def _packed_by_hub(self, inputs, sequence_length, **changes):
-        converter, images = self.preprocessor.image_converter, inputs.get("images")
-        if images is None or not image_inputs.is_scaled_alone(converter):
+        if not self._takes_small(inputs):
             return super()._packed_by_hub(inputs, sequence_length, **changes)
-        # keras-hub copies large images many times: it is given small ones for the text.
+        preprocessor, small = self._with_small_images(inputs, **changes)
+        x, y, weight = preprocessor(small, sequence_length=sequence_length)
+        return self._with_images(x, inputs), y, weight
+
+    def hub_packed(self, inputs, length):
+        if not self._takes_small(inputs):
+            return super().hub_packed(inputs, length)
+        preprocessor, small = self._with_small_images(inputs)
+        packed = TextFormat.hub_packed(type(self)(preprocessor), small, length)
+        return self._with_images(packed, inputs)
+
+    def _with_images(self, packed, inputs):
+        converter = self.preprocessor.image_converter
+        return {**packed, "images": image_inputs.scaled(inputs["images"], converter)}
+
+    def _takes_small(self, inputs):
+        converter = self.preprocessor.image_converter
+        return "images" in inputs and image_inputs.is_scaled_alone(converter)
+
+    def _with_small_images(self, inputs, **changes):
+        """`(preprocessor, inputs)` for the text; keras-hub copies images many times."""
+        converter = _small(type(self.preprocessor.image_converter))
         preprocessor = changed_preprocessor(
-            self.preprocessor, image_converter=_small(type(converter)), **changes
+            self.preprocessor, image_converter=converter, **changes
         )
-        small = np.zeros((*images.shape[:2], 1, 1, 3), "float32")
-        x, y, weight = preprocessor(
-            {**inputs, "images": small}, sequence_length=sequence_length
-        )
-        return {**x, "images": image_inputs.scaled(images, converter)}, y, weight
+        small = np.zeros((*inputs["images"].shape[:2], 1, 1, 3), "float32")
+        return preprocessor, {**inputs, "images": small}
 
 
 @functools.lru_cache

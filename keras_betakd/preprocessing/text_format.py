@@ -191,7 +191,21 @@ class TextFormat:
 
     def gives_ids(self, inputs):
         """Whether `generate` is given token ids of these inputs, not their texts."""
-        return self.packs_prompts or ("chats" in inputs and self.chat_form == "ids")
+        if self.packs_prompts or "packed" in inputs:
+            return True
+        return "chats" in inputs and self.chat_form == "ids"
+
+    def packs_once(self, inputs):
+        """Whether `hub_packed` of these inputs is what `generate` is given."""
+        plain = type(self).prompt_lengths is TextFormat.prompt_lengths
+        return plain and not self.gives_ids(inputs)
+
+    def hub_packed(self, inputs, length):
+        """What keras-hub packs of inputs: NumPy arrays, padded to `length`."""
+        packed = self.preprocessor.generate_preprocess(
+            self.generation(inputs), sequence_length=length
+        )
+        return {k: keras.ops.convert_to_numpy(v) for k, v in packed.items()}
 
     def step_inputs(self, inputs, length):
         """The inputs of the model's `generate_step`, padded to `length`: NumPy arrays.
@@ -202,13 +216,12 @@ class TextFormat:
         """
         if self.gives_ids(inputs):
             return self.packed_prompts(inputs, length)
-        packed = self.preprocessor.generate_preprocess(
-            self.generation(inputs), sequence_length=length
-        )
-        return {k: keras.ops.convert_to_numpy(v) for k, v in packed.items()}
+        return self.hub_packed(inputs, length)
 
     def packed_prompts(self, inputs, length):
         """The inputs of the model's `generate_step`, prompts padded to `length`."""
+        if "packed" in inputs:
+            return _cut(inputs["packed"], length)
         prompts = self._prompt_ids(inputs)
         padding = self.preprocessor.tokenizer.pad_token_id
         ids = np.full((len(prompts), length), padding, "int32")
@@ -236,15 +249,16 @@ class TextFormat:
         """
         if self.gives_ids(inputs):
             return {self.answer_length: [len(p) for p in self._prompt_ids(inputs)]}
+        return {self.answer_length: self.packed_with_lengths(inputs, limit)[1]}
+
+    def packed_with_lengths(self, inputs, limit):
+        """`(packed, lengths)`: `hub_packed`, with padding, and the tokens of each prompt."""
         length = limit + 1
         while True:
-            packed = self.preprocessor.generate_preprocess(
-                self.generation(inputs), sequence_length=length
-            )
-            mask = keras.ops.convert_to_numpy(packed["padding_mask"])
-            lengths = mask.astype("int64").sum(axis=-1)
+            packed = self.hub_packed(inputs, length)
+            lengths = packed["padding_mask"].astype("int64").sum(axis=-1)
             if lengths.max() < length:
-                return {self.answer_length: lengths.tolist()}
+                return packed, lengths.tolist()
             length *= 2
 
     def lengths(self, x, weight):
@@ -259,6 +273,15 @@ class TextFormat:
         """
         end = weight.shape[1] - np.argmax(weight[:, ::-1] > 0, axis=1)
         return {"sequence_length": (end * (weight > 0).any(axis=1), weight.shape[1])}
+
+
+def _cut(packed, length):
+    """Packed prompts in sequences of another length, at least that of the prompts."""
+    width = packed["padding_mask"].shape[1]
+    return {
+        key: value[:, :length] if value.shape[1:2] == (width,) else value
+        for key, value in packed.items()
+    }
 
 
 def start_ids(preprocessor):
