@@ -37,8 +37,8 @@ def generate_answers(
     (PaliGemma) decodes only prompts of one length together, because keras-hub, while it
     decodes the shorter prompts of a batch, overwrites the rest of the longer ones in
     the cache with values that attend to the past alone. A batch is decoded until each
-    of its answers has ended or has `max_new_tokens`. Of every four batches, prompts of
-    like length are answered together. On JAX and TensorFlow, a batch that is not full
+    of its answers has ended or has `max_new_tokens`. Of a few batches, prompts of like
+    length are answered together. On JAX and TensorFlow, a batch that is not full
     is padded with repetitions, which are dropped, so that no other shape is compiled.
 
     Args:

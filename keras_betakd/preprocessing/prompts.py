@@ -16,7 +16,8 @@ from keras_betakd.preprocessing.record_checks import CheckedRecords
 # there is a full group of one kind. Beyond it, groups are padded with repetitions.
 _MOST_WAITING = 64
 
-# The number of batches whose prompts are sorted by length; they hold their images.
+# The most batches whose prompts are sorted by length. They hold their images, so there
+# are no more prompts than above unless one batch has more.
 _SORTED_BATCHES = 4
 
 # Lengths are rounded up to a multiple of it at least, so that few shapes are compiled.
@@ -116,7 +117,9 @@ def by_length(prompts: Iterable[Prompt], batch_size: int) -> Iterator[Prompt]:
         batch_size: Prompts of a group. One alone has none to wait for.
     """
     prompts = iter(prompts)
-    count = batch_size * _SORTED_BATCHES if batch_size > 1 else 1
+    count = 1
+    if batch_size > 1:
+        count = batch_size * max(1, min(_SORTED_BATCHES, _MOST_WAITING // batch_size))
     while some := list(itertools.islice(prompts, count)):
         yield from sorted(some, key=lambda prompt: -prompt.length)
 

@@ -252,7 +252,7 @@ class TextFormat:
         return {self.answer_length: self.packed_with_lengths(inputs, limit)[1]}
 
     def packed_with_lengths(self, inputs, limit):
-        """`(packed, lengths)`: `hub_packed`, with padding, and the tokens of each prompt."""
+        """`hub_packed`, padded, and the numbers of tokens of the prompts."""
         length = limit + 1
         while True:
             packed = self.hub_packed(inputs, length)
