@@ -74,9 +74,8 @@ def _by_texts(model, family, inputs, max_length, stop_token_ids, strip_prompt):
         options["strip_prompt"] = True
     if "packed" not in inputs:
         return model.generate(family.generation(inputs), **options)
-    preprocessor = model.preprocessor
-    packed = cut(inputs["packed"], max_length or preprocessor.sequence_length)
-    with _preprocessor(model, _Packed(preprocessor, packed)):
+    length = max_length or model.preprocessor.sequence_length
+    with _packed_already(model.preprocessor, cut(inputs["packed"], length)):
         return model.generate(list(inputs["prompts"]), **options)
 
 
@@ -87,7 +86,7 @@ def _by_ids(model, family, inputs, max_length, stop_token_ids, strip_prompt):
         stop_token_ids = stop_tokens(preprocessor, inputs)
     length = max_length or preprocessor.sequence_length
     packed = family.packed_prompts(inputs, length)
-    with _preprocessor(model, None):
+    with _without_preprocessor(model):
         # A tuple, which JAX can compile for; keras-hub takes none without an id.
         found = model.generate(
             dict(packed), stop_token_ids=tuple(stop_token_ids or ()) or None
@@ -99,25 +98,27 @@ def _by_ids(model, family, inputs, max_length, stop_token_ids, strip_prompt):
     return list(preprocessor.generate_postprocess(found))
 
 
-class _Packed:
-    """A preprocessor that has packed its prompts already."""
-
-    def __init__(self, preprocessor, packed):
-        self._preprocessor = preprocessor
-        self._packed = packed
-
-    def __getattr__(self, name):
-        return getattr(self._preprocessor, name)
-
-    def generate_preprocess(self, x, sequence_length=None):
-        return {k: keras.ops.convert_to_tensor(v) for k, v in self._packed.items()}
+@contextlib.contextmanager
+def _packed_already(preprocessor, packed):
+    """A context in which a preprocessor packs any prompts to these arrays."""
+    name = "generate_preprocess"
+    before = vars(preprocessor).get(name)
+    given = {k: keras.ops.convert_to_tensor(v) for k, v in packed.items()}
+    setattr(preprocessor, name, lambda x, sequence_length=None: given)
+    try:
+        yield
+    finally:
+        if before is None:
+            delattr(preprocessor, name)
+        else:
+            setattr(preprocessor, name, before)
 
 
 @contextlib.contextmanager
-def _preprocessor(model, other):
-    """A context in which the model has another preprocessor; `None` takes token ids."""
+def _without_preprocessor(model):
+    """A context in which `model.generate` takes token ids."""
     preprocessor = model.preprocessor
-    model.preprocessor = other
+    model.preprocessor = None
     try:
         yield
     finally:

@@ -153,8 +153,9 @@ def stacked_inputs(group: list[Prompt], lacking: int = 0) -> dict:
     """
     group = group + group[-1:] * lacking
     inputs = {key: [p.inputs[key] for p in group] for key in group[0].inputs}
-    stacked = {k: np.stack(v) for k, v in inputs.items() if hasattr(v[0], "shape")}
     if "packed" in inputs:
         rows = inputs["packed"]
-        stacked["packed"] = {k: np.stack([row[k] for row in rows]) for k in rows[0]}
+        inputs["packed"] = {k: np.stack([row[k] for row in rows]) for k in rows[0]}
+        return inputs
+    stacked = {k: np.stack(v) for k, v in inputs.items() if hasattr(v[0], "shape")}
     return {**inputs, **stacked}
