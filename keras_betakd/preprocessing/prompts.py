@@ -155,9 +155,12 @@ def stacked_inputs(group: list[Prompt], lacking: int = 0) -> dict:
             another shape.
     """
     group = group + group[-1:] * lacking
-    inputs = {key: [p.inputs[key] for p in group] for key in group[0].inputs}
-    stacked = {k: np.stack(v) for k, v in inputs.items() if hasattr(v[0], "shape")}
-    if "packed" in inputs:
-        rows = inputs["packed"]
-        stacked["packed"] = {k: np.stack([row[k] for row in rows]) for k in rows[0]}
-    return {**inputs, **stacked}
+    inputs = [prompt.inputs for prompt in group]
+    return {key: _stacked([row[key] for row in inputs]) for key in inputs[0]}
+
+
+def _stacked(rows):
+    """Rows of inputs together: arrays, dicts of arrays, or a list of anything else."""
+    if isinstance(rows[0], dict):
+        return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+    return np.stack(rows) if hasattr(rows[0], "shape") else rows

@@ -191,9 +191,7 @@ class TextFormat:
 
     def gives_ids(self, inputs):
         """Whether `generate` is given token ids of these inputs, not their texts."""
-        if self.packs_prompts or "packed" in inputs:
-            return True
-        return "chats" in inputs and self.chat_form == "ids"
+        return self.packs_prompts or ("chats" in inputs and self.chat_form == "ids")
 
     def packs_once(self, inputs):
         """Whether `hub_packed` of these inputs is what `generate` is given."""
@@ -220,8 +218,6 @@ class TextFormat:
 
     def packed_prompts(self, inputs, length):
         """The inputs of the model's `generate_step`, prompts padded to `length`."""
-        if "packed" in inputs:
-            return _cut(inputs["packed"], length)
         prompts = self._prompt_ids(inputs)
         padding = self.preprocessor.tokenizer.pad_token_id
         ids = np.full((len(prompts), length), padding, "int32")
@@ -252,7 +248,11 @@ class TextFormat:
         return {self.answer_length: self.packed_with_lengths(inputs, limit)[1]}
 
     def packed_with_lengths(self, inputs, limit):
-        """`hub_packed`, padded, and the numbers of tokens of the prompts."""
+        """`hub_packed`, with padding behind all prompts, and the tokens of each.
+
+        Returns:
+            `(packed, lengths)`: dict of arrays, list of B ints.
+        """
         length = limit + 1
         while True:
             packed = self.hub_packed(inputs, length)
@@ -275,8 +275,8 @@ class TextFormat:
         return {"sequence_length": (end * (weight > 0).any(axis=1), weight.shape[1])}
 
 
-def _cut(packed, length):
-    """Packed prompts in sequences of another length, at least that of the prompts."""
+def cut(packed, length):
+    """What `hub_packed` returned, in shorter sequences that hold all prompts."""
     width = packed["padding_mask"].shape[1]
     return {
         key: value[:, :length] if value.shape[1:2] == (width,) else value
