@@ -1,4 +1,4 @@
-"""One helper for gradients on whichever backend runs the suite."""
+"""Gradients on whichever backend runs the suite, and slopes to compare them with."""
 
 import keras
 import numpy as np
@@ -91,3 +91,22 @@ def compiled_value_and_grads(fn, count):
         return *map(to_numpy, result), [to_numpy(grad) for grad in grads]
 
     return call
+
+
+def slopes(value, *arrays, step=1e-5):
+    """Central differences of a function of float64 arrays, with respect to each.
+
+    Args:
+        value: function of the arrays, which returns a number.
+        step: by how much a number is moved.
+    """
+    found = [np.zeros_like(x) for x in arrays]
+    for i, x in enumerate(arrays):
+        for index in np.ndindex(*x.shape):
+            ends = []
+            for sign in (1, -1):
+                moved = [np.array(other) for other in arrays]
+                moved[i][index] += sign * step
+                ends.append(value(*moved))
+            found[i][index] = (ends[0] - ends[1]) / (2 * step)
+    return found
