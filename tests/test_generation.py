@@ -17,9 +17,10 @@ from keras_betakd.models.answer_function import greedy_function
 from keras_betakd.models.chat_generation import generated
 from keras_betakd.models.hooks import recorded
 from keras_betakd.models.sampler import GreedyAnswerSampler
-from keras_betakd.preprocessing import format_of
+from keras_betakd.preprocessing import format_of, model_inputs
 from keras_betakd.preprocessing import prompts as grouping
 from keras_betakd.preprocessing.prompts import by_length, stacked_inputs
+from keras_betakd.preprocessing.text_format import cut
 
 WORDS = "one two three four five six seven eight nine ten".split()
 
@@ -406,3 +407,23 @@ def test_groups_are_of_the_first_batchs_size(text_model):
     )
     assert [len(group) for group in groups] == [2, 1]
     assert list(decoding.answered_groups(text_model, [])) == []
+
+
+@pytest.mark.parametrize("name", ["Gemma3", "Gemma3n", "Gemma4", "PaliGemma", "Phi3"])
+def test_prompts_packed_once_are_those_of_keras_hub(name):
+    """To another length, and with images that it did not scale."""
+    preprocessor = FAMILIES[name]().preprocessor
+    batch = next(batches("text" if name == "Phi3" else "pali_gemma", 3, 3))
+    family, inputs = format_of(preprocessor), model_inputs(preprocessor, batch)
+    assert family.packs_once(inputs)
+    packed, lengths = family.packed_with_lengths(inputs, 90)
+    assert lengths == family.prompt_lengths(inputs, 90)["sequence_length"]
+    expected = preprocessor.generate_preprocess(
+        family.generation(inputs), sequence_length=70
+    )
+    found = cut(packed, 70)
+    assert sorted(found) == sorted(expected)
+    for key, value in found.items():
+        other = keras.ops.convert_to_numpy(expected[key])
+        assert value.dtype == other.dtype
+        np.testing.assert_array_equal(value, other)
