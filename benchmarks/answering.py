@@ -2,8 +2,8 @@
 
     python benchmarks/answering.py
 
-Greedy answers of a Gemma-3-shaped model with random weights to prompts of 12 to 100
-tokens, with or without an image of 256. Each ends by itself or after `--tokens`:
+Greedy answers of a Gemma-3-shaped model with random weights to prompts of 10 to 100
+words, with or without an image of 256 tokens. Each ends by itself or after `--tokens`:
 `keras_hub` by its own `generate`, compiled greedily, `ours` by `generate_answers`, and
 on PyTorch `transformers` by `generate` of the model that keras-hub exports to it, where
 it is installed (this library does not need it). All three take the prompts as they
@@ -15,6 +15,8 @@ after two runs that are not timed; the milliseconds are those of one answer.
 
 import argparse
 import functools
+import importlib.util
+import sys
 import tempfile
 
 import numpy as np
@@ -25,7 +27,7 @@ from train_step import IMAGE_TOKENS, gemma3
 WORDS = "a small large red blue square shape color here what is the of and".split()
 # Width, blocks and classes; the classes beyond those of the tokenizer are no tokens.
 MODELS = {"tiny": (64, 2, 1000), "medium": (384, 4, 32000)}
-PROMPTS = {1: 4, 8: 16, 32: 64}
+PROMPTS = {1: 4, 8: 16, 32: 64}  # how many, by the size of a batch
 ENDS = (1, 8)  # the ids of the ends of texts and of turns
 
 
@@ -57,8 +59,13 @@ def main():
 def compare_paths(options, backend, model, kind, batch):
     worker = ["--worker", "--models", model, "--kinds", kind, "--batches", batch]
     worker += ["--tokens", options.tokens, "--turns", options.turns]
-    paths = [p for p in options.paths if p != "transformers" or backend == "torch"]
     title = f"{backend}, {model}, {kind}, batch {batch}"
+    paths = list(options.paths)
+    if "transformers" in paths and backend != "torch":
+        paths.remove("transformers")
+    elif "transformers" in paths and importlib.util.find_spec("transformers") is None:
+        paths.remove("transformers")
+        sys.stdout.write(f"{title}: transformers is not installed\n")
     compare(title, (__file__, [*worker, "--paths", *paths], backend))
 
 
@@ -67,7 +74,6 @@ def work(options):
     shown = prompts(PROMPTS[size], options.kinds[0])
     model = answering_model(options.models[0], options.kinds[0])
     makers = {p: PATHS[p](model, shown, size, options.tokens) for p in options.paths}
-    makers = {path: make for path, make in makers.items() if make is not None}
     in_turns(makers, copies=1, turns=options.turns, parts=len(shown["prompts"]))
 
 
@@ -177,11 +183,9 @@ def ours_path(model, shown, size, tokens):
 
 def transformers_path(model, shown, size, tokens):
     """Greedy answers of the exported model, prompts padded on the left."""
-    try:
-        import torch
-        import transformers
-    except ImportError:
-        return None
+    import torch
+    import transformers
+
     with tempfile.TemporaryDirectory() as folder:
         model.export_to_transformers(folder)
         name = "Gemma3ForCausalLM"
